@@ -1,3 +1,54 @@
-"""Exclusive and selective attention for PyTorch Transformers."""
+"""Exclusive and selective attention for PyTorch Transformers.
+
+The operators :func:`exclude`, :func:`attention` and :func:`inverse_temperature`, the configurations
+:class:`ExclusiveConfig` and :class:`SelectiveConfig`, modules in :mod:`exsel.nn`, and a transformers model,
+:class:`ExselForCausalLM`, whose imports wait until it is asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from exsel import nn
+    from exsel.config import ExclusiveConfig, SelectiveConfig
+    from exsel.functional import attention, exclude, inverse_temperature
+    from exsel.models import ExselConfig, ExselForCausalLM, ExselModel
+
+_HOMES = {
+    "attention": "exsel.functional",
+    "exclude": "exsel.functional",
+    "inverse_temperature": "exsel.functional",
+    "ExclusiveConfig": "exsel.config",
+    "SelectiveConfig": "exsel.config",
+    "ExselConfig": "exsel.models",
+    "ExselForCausalLM": "exsel.models",
+    "ExselModel": "exsel.models",
+}
+
+__all__ = [
+    "ExclusiveConfig",
+    "ExselConfig",
+    "ExselForCausalLM",
+    "ExselModel",
+    "SelectiveConfig",
+    "attention",
+    "exclude",
+    "inverse_temperature",
+    "nn",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "nn":
+        return importlib.import_module("exsel.nn")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'exsel' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

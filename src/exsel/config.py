@@ -1,0 +1,148 @@
+"""What a model uses of the two mechanisms, as values: validated when made, plain JSON when saved."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, Self, get_args
+
+TokenTerm = Literal["shared", "mlp", "frequency", "none"]
+Layers = str | tuple[int, ...]
+
+_FIRST_OR_LAST = re.compile(r"(first|last):([1-9]\d*)")
+
+
+def resolve_layers(layers: Layers, num_layers: int) -> frozenset[int]:
+    """The indices of the layers that ``layers`` names in a model of ``num_layers`` layers.
+
+    Args:
+        layers: ``"all"``, ``"first:k"``, ``"last:k"``, or a tuple of indices; negative ones count from the end.
+        num_layers: how many layers there are.
+
+    Raises:
+        ValueError: an index or k beyond the model.
+    """
+    if layers == "all":
+        return frozenset(range(num_layers))
+    if isinstance(layers, str):
+        match = _FIRST_OR_LAST.fullmatch(layers)
+        assert match is not None, "checked by _check_layers"
+        count = int(match[2])
+        if count > num_layers:
+            raise ValueError(f"layers={layers!r} names {count} layers, but the model has {num_layers}")
+        return frozenset(range(count) if match[1] == "first" else range(num_layers - count, num_layers))
+    outside = [index for index in layers if not -num_layers <= index < num_layers]
+    if outside:
+        raise ValueError(f"layers={layers!r} names layer {outside[0]}, but the model has layers 0 to {num_layers - 1}")
+    return frozenset(index % num_layers for index in layers)
+
+
+def _check_layers(layers: Any) -> Layers:
+    if isinstance(layers, str) and (layers == "all" or _FIRST_OR_LAST.fullmatch(layers)):
+        return layers
+    if isinstance(layers, (list, tuple)) and all(type(index) is int for index in layers) and layers:
+        return tuple(layers)
+    raise ValueError(f"layers must be 'all', 'first:k', 'last:k' or a non-empty list of indices, got {layers!r}")
+
+
+class _Serialised:
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON types."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in asdict(self).items()  # type: ignore[call-overload]
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The inverse of :meth:`to_dict`.
+
+        Raises:
+            ValueError: a name that is no field (a newer version's, or a typing mistake), or a bad value.
+        """
+        known = [field.name for field in fields(cls)]  # type: ignore[arg-type]
+        unknown = [name for name in values if name not in known]
+        if unknown:
+            raise ValueError(f"{cls.__name__} has no field {unknown[0]!r}; it has {', '.join(known)}")
+        return cls(**values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExclusiveConfig(_Serialised):
+    """Exclusive self-attention (XSA): z = y − α (y·v̂) v̂ after attention.
+
+    Args:
+        layers: where: ``"all"``, ``"first:k"``, ``"last:k"``, or indices.
+        strength: α, the same for every head, or ``"learned"``: tanh(γ) a head, from γ = 0.
+
+    Raises:
+        ValueError: anything else.
+
+    Source: Zhai, "Exclusive Self Attention", arXiv:2603.09078 (2026): all layers, α = 1. The learned strength is
+    follow-up work, on which the evidence is mixed.
+    """
+
+    layers: Layers = "all"
+    strength: float | Literal["learned"] = 1.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", _check_layers(self.layers))
+        if self.strength == "learned":
+            return
+        if type(self.strength) not in (int, float) or not abs(self.strength) < float("inf"):
+            raise ValueError(f"strength must be a finite number or 'learned', got {self.strength!r}")
+        object.__setattr__(self, "strength", float(self.strength))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectiveConfig(_Serialised):
+    """Selective self-attention (SSA): an inverse temperature τ = τ_tok + τ_pos for each query, key or value.
+
+    τ_tok = tanh(f(x)) and τ_pos = 1 + σ(a) log n, n the 1-based position within the token's own sequence.
+
+    Args:
+        layers: where: ``"all"``, ``"first:k"``, ``"last:k"``, or indices.
+        query, key, value: what gets a temperature. Keys are left alone by default, as in the paper: scaling a
+            key can change which key is nearest.
+        token: f. ``"shared"``: w·GELU(W x) with W the projection the layer has anyway; ``"mlp"``: the same with a
+            W' of its own; ``"frequency"``: u φ(token), φ the standardised log frequency; ``"none"``: τ_tok = 0.
+        position: whether τ_pos has its log n term on queries and keys; without it τ_pos = 1.
+        value_position: the same for values (the paper's final model has it).
+        per_head: a w (or u) for each head, or one for all.
+        position_per_head: an a for each head, or one a layer.
+        position_init: σ(a) at the start, in (0, 1).
+
+    Raises:
+        ValueError: an impossible value, or a combination in which nothing could change.
+
+    Source: Zhang et al., "Selective Attention: Enhancing Transformer through Principled Context Control",
+    NeurIPS 2024, arXiv:2411.12892. Ours: the initialisation (w = 0; σ(a) from the authors' code), and φ, for
+    which the paper gives no formula. Where the paper has two readings each is an option, our default first.
+    """
+
+    layers: Layers = "all"
+    query: bool = True
+    key: bool = False
+    value: bool = True
+    token: TokenTerm = "shared"
+    position: bool = True
+    value_position: bool = True
+    per_head: bool = True
+    position_per_head: bool = True
+    position_init: float = 6e-4
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", _check_layers(self.layers))
+        for name in ("query", "key", "value", "position", "value_position", "per_head", "position_per_head"):
+            if type(getattr(self, name)) is not bool:
+                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        if self.token not in get_args(TokenTerm):
+            raise ValueError(f"token must be one of {', '.join(get_args(TokenTerm))}; got {self.token!r}")
+        if not (self.query or self.key or self.value):
+            raise ValueError("at least one of query, key and value must be True: nothing would be selective")
+        positional = (self.position and (self.query or self.key)) or (self.value_position and self.value)
+        if self.token == "none" and not positional:
+            raise ValueError("token='none' without a positional term leaves every temperature at 1")
+        if type(self.position_init) is not float or not 0 < self.position_init < 1:
+            raise ValueError(f"position_init is σ(a) and must lie in (0, 1), got {self.position_init!r}")

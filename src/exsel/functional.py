@@ -1,0 +1,281 @@
+"""The operators: arguments checked, a backend chosen, the backend called."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, Protocol, get_args
+
+import torch
+from torch import Tensor
+
+from exsel import reference
+from exsel.kernels import sdpa
+
+Backend = Literal["auto", "reference", "sdpa"]
+
+
+class _Implementation(Protocol):
+    """What a backend is: a module with these two functions, on checked arguments."""
+
+    def exclude(self, y: Tensor, own_value: Tensor, strength: Tensor | None, eps: float) -> Tensor: ...
+
+    def attention(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None,
+        dropout_p: float,
+        is_causal: bool,
+        scale: float,
+        query_scale: Tensor | None,
+        value_scale: Tensor | None,
+    ) -> Tensor: ...
+
+
+_IMPLEMENTATIONS: dict[str, _Implementation] = {"reference": reference, "sdpa": sdpa}
+
+
+def _choose(backend: str) -> _Implementation:
+    """The one place where a backend is chosen; an explicit one is never replaced."""
+    if backend == "auto":
+        return sdpa
+    if backend not in _IMPLEMENTATIONS:
+        raise ValueError(f"backend must be one of {', '.join(get_args(Backend))}; got {backend!r}")
+    return _IMPLEMENTATIONS[backend]
+
+
+def _check_floating(**tensors: Tensor | None) -> None:
+    for name, tensor in tensors.items():
+        if tensor is not None and not tensor.is_floating_point():
+            raise TypeError(f"{name} must be a floating-point tensor, got {tensor.dtype}")
+
+
+def _check_own_value(y: Tensor, own_value: Tensor) -> None:
+    if y.ndim < 3 or own_value.ndim != y.ndim:
+        raise ValueError(
+            "y and own_value must be [..., heads, tokens, head_dim] with equally many dimensions, "
+            f"got {tuple(y.shape)} and {tuple(own_value.shape)}"
+        )
+    if own_value.shape[:-3] != y.shape[:-3] or own_value.shape[-2:] != y.shape[-2:]:
+        raise ValueError(
+            "own_value must hold one value for each token of y, and agree with it in all but the number of heads: "
+            f"got {tuple(own_value.shape)} for y {tuple(y.shape)}. With a key/value cache pass the new tokens' values"
+        )
+    if own_value.shape[-3] == 0 or y.shape[-3] % own_value.shape[-3]:
+        raise ValueError(
+            f"the {y.shape[-3]} heads of y must be a multiple of the {own_value.shape[-3]} heads of own_value"
+        )
+    if own_value.dtype != y.dtype:
+        raise TypeError(f"own_value must have the dtype of y, {y.dtype}; got {own_value.dtype}")
+
+
+def _expand_strength(strength: float | Tensor | None, y: Tensor) -> Tensor | None:
+    """None for α = 1, else α as [..., H, T] (a view)."""
+    if strength is None:
+        return None
+    if not isinstance(strength, Tensor):
+        if not math.isfinite(strength):
+            raise ValueError(f"strength must be finite, got {strength}")
+        return None if strength == 1 else y.new_tensor(strength).expand(y.shape[:-1])
+    if strength.ndim == 1 and strength.shape[0] == y.shape[-3]:
+        strength = strength.unsqueeze(-1)
+    try:
+        return strength.expand(y.shape[:-1])
+    except RuntimeError:
+        raise ValueError(
+            f"strength must be a number, one number a head [{y.shape[-3]}], or broadcast to "
+            f"{tuple(y.shape[:-1])}; got {tuple(strength.shape)}"
+        ) from None
+
+
+def exclude(
+    y: Tensor,
+    own_value: Tensor,
+    *,
+    strength: float | Tensor | None = None,
+    eps: float = 1e-12,
+    backend: Backend = "auto",
+) -> Tensor:
+    """Exclusive self-attention's projection: remove from each head's output its component along the own value.
+
+        z_i = y_i − α (y_i · v̂_i) v̂_i,    v̂_i = v_i / max(‖v_i‖, eps)
+
+    A zero value leaves y as it is. Sums accumulate in float32 (float64 for float64). In the paper's symbols: y is
+    y, ``own_value`` is v, ``strength`` is α (absent there: 1).
+
+    Args:
+        y: attention's output before the output projection, ``[..., H, T, D]``; any strides.
+        own_value: each token's own value as attention mixed it, ``[..., Hkv, T, D]``, H a multiple of Hkv: the
+            *current* tokens' values, not the cache's. Never repeated in memory.
+        strength: α: ``None`` or 1 for the projection; another number, one a head ``[H]``, or anything that
+            broadcasts to ``[..., H, T]``. Differentiable.
+        eps: the least norm that v is divided by, as in ``torch.nn.functional.normalize``.
+        backend: ``"auto"``, ``"sdpa"`` (fast) or ``"reference"``; differentiable twice.
+
+    Returns:
+        z, with the shape and dtype of y.
+
+    Raises:
+        ValueError: shapes that do not fit, an unknown backend, or an eps that is not positive.
+        TypeError: tensors that are not floating-point, or of two dtypes.
+
+    Source: Zhai, "Exclusive Self Attention", arXiv:2603.09078 (2026), Section 3. The strength is follow-up work.
+    """
+    _check_floating(y=y, own_value=own_value)
+    _check_own_value(y, own_value)
+    if not eps > 0:
+        raise ValueError(f"eps must be positive, got {eps}")
+    alpha = _expand_strength(strength, y)
+    return _choose(backend).exclude(y, own_value, alpha, eps)
+
+
+def _check_scale(name: str, scale: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
+    if scale is None:
+        return None
+    try:
+        return scale.expand(shape)
+    except RuntimeError:
+        raise ValueError(f"{name} must broadcast to {shape}; got {tuple(scale.shape)}") from None
+
+
+def _check_attention(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> None:
+    if not query.dtype == key.dtype == value.dtype:
+        raise TypeError(f"query, key and value must have one dtype, got {query.dtype}, {key.dtype} and {value.dtype}")
+    shapes = f"got query {tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(value.shape)}"
+    if not query.ndim == key.ndim == value.ndim >= 3:
+        raise ValueError(f"query, key and value must be [..., heads, tokens, head_dim]; {shapes}")
+    if query.shape[-1] != key.shape[-1] or key.shape[:-1] != value.shape[:-1]:
+        raise ValueError(f"query and key must agree in head_dim, key and value in everything before it; {shapes}")
+    if query.shape[:-3] != key.shape[:-3]:
+        raise ValueError(f"query and key must agree in their batch dimensions; {shapes}")
+    if query.shape[-3] != key.shape[-3]:
+        if not enable_gqa:
+            raise ValueError(f"the numbers of heads differ: pass enable_gqa=True; {shapes}")
+        if query.shape[-3] % key.shape[-3]:
+            raise ValueError(f"the query heads must be a multiple of the key/value heads; {shapes}")
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    exclusive: bool | float | Tensor = False,
+    own_value: Tensor | None = None,
+    query_scale: Tensor | None = None,
+    value_scale: Tensor | None = None,
+    backend: Backend = "auto",
+) -> Tensor:
+    """Scaled dot-product attention, exclusive and selective where asked.
+
+        y = softmax((τ_q ⊙ q) kᵀ · scale + mask) (τ_v ⊙ v)        z = y − α (y·v̂) v̂
+
+    Everything that ``torch.nn.functional.scaled_dot_product_attention`` has too means here what it means there.
+
+    Args:
+        query: ``[..., H, T, D]``.
+        key: ``[..., Hkv, S, D]``.
+        value: ``[..., Hkv, S, Dv]``.
+        attn_mask: boolean (True: may attend) or additive, broadcasting to ``[..., H, T, S]``.
+        dropout_p: probability with which an attention weight is dropped, whatever the training mode.
+        is_causal: query i attends to keys 0 … i (aligned at the top left); not together with ``attn_mask``.
+        scale: factor of the scores; ``None``: 1/√D.
+        enable_gqa: allow H to be a multiple of Hkv.
+        exclusive: ``True``: remove the own value's direction from the output; a number or tensor: with that
+            strength (see :func:`exclude`).
+        own_value: the query tokens' own values ``[..., Hkv, T, Dv]``; ``None``: ``value``, which needs T = S.
+            With a key/value cache pass the new tokens' values. Never scaled by ``value_scale``.
+        query_scale: inverse temperature τ_q that multiplies each query, broadcasting to ``[..., H, T]``.
+        value_scale: τ_v that multiplies each value before it is mixed, broadcasting to ``[..., Hkv, S]``.
+        backend: ``"auto"``, ``"sdpa"`` or ``"reference"``.
+
+    Returns:
+        ``[..., H, T, Dv]`` in the query's dtype.
+
+    Raises:
+        ValueError: shapes that do not fit; ``attn_mask`` with ``is_causal``; ``exclusive`` without an own value
+            where T ≠ S (cross-attention has none); ``own_value`` without ``exclusive``; an unknown backend.
+        TypeError: tensors that are not floating-point, or of several dtypes.
+
+    Source: Zhai, arXiv:2603.09078 (2026), Section 3; Zhang et al., NeurIPS 2024, arXiv:2411.12892, Definition 1.
+    """
+    _check_floating(query=query, key=key, value=value, query_scale=query_scale, value_scale=value_scale)
+    _check_attention(query, key, value, enable_gqa)
+    if attn_mask is not None and is_causal:
+        raise ValueError("attn_mask and is_causal=True exclude each other: put causality into the mask")
+    if attn_mask is not None and attn_mask.dtype != torch.bool and not attn_mask.is_floating_point():
+        raise TypeError(f"attn_mask must be boolean or floating-point, got {attn_mask.dtype}")
+    if not 0 <= dropout_p <= 1:
+        raise ValueError(f"dropout_p must lie in [0, 1], got {dropout_p}")
+    if exclusive is False:
+        if own_value is not None:
+            raise ValueError("own_value is given but exclusive is False: it would be ignored")
+    elif own_value is None:
+        if query.shape[-2] != key.shape[-2]:
+            raise ValueError(
+                f"exclusive attention of {query.shape[-2]} queries over {key.shape[-2]} keys needs own_value: the "
+                "values of the query tokens themselves (cross-attention has none and cannot be exclusive)"
+            )
+        own_value = value
+    query_scale = _check_scale("query_scale", query_scale, tuple(query.shape[:-1]))
+    value_scale = _check_scale("value_scale", value_scale, tuple(value.shape[:-1]))
+    y = _choose(backend).attention(
+        query,
+        key,
+        value,
+        attn_mask,
+        dropout_p,
+        is_causal,
+        1 / math.sqrt(query.shape[-1]) if scale is None else scale,
+        query_scale,
+        value_scale,
+    )
+    if own_value is None:
+        return y
+    return exclude(y, own_value, strength=None if exclusive is True else exclusive, backend=backend)
+
+
+def inverse_temperature(
+    features: Tensor,
+    weight: Tensor,
+    *,
+    position: Tensor | None = None,
+    position_logit: Tensor | None = None,
+) -> Tensor:
+    """Selective self-attention's inverse temperature: it multiplies, so a higher τ makes a spikier row.
+
+        τ = tanh(w · GELU(x)) + 1 + σ(a) log n
+
+    Args:
+        features: x ``[..., H, T, D]``: each head's query, key or value before rotary embedding and norm
+            (``token="shared"``), or features of their own (``token="mlp"``).
+        weight: w ``[H, D]``, or ``[1, D]`` for one that all heads share.
+        position: n ``[..., T]``, the 1-based position of each token within its own sequence.
+        position_logit: a ``[H]`` or ``[1]``; ``None``: without the log n term.
+
+    Returns:
+        τ ``[..., H, T]`` in float32 (float64 for float64): near 1 it does not fit into fewer bits.
+
+    Raises:
+        ValueError: shapes that do not fit, or one of ``position`` and ``position_logit`` without the other.
+        TypeError: ``features`` or ``weight`` that are not floating-point.
+
+    Source: Zhang et al., NeurIPS 2024, arXiv:2411.12892, Definition 1 and Section 3.
+    """
+    _check_floating(features=features, weight=weight, position_logit=position_logit)
+    if features.ndim < 3 or weight.ndim != 2 or weight.shape[1] != features.shape[-1]:
+        raise ValueError(
+            f"features must be [..., heads, tokens, D] and weight [heads or 1, D], got {tuple(features.shape)} "
+            f"and {tuple(weight.shape)}"
+        )
+    if weight.shape[0] not in (1, features.shape[-3]):
+        raise ValueError(f"weight has {weight.shape[0]} heads, features {features.shape[-3]}")
+    if (position is None) != (position_logit is None):
+        raise ValueError("position and position_logit go together")
+    return reference.inverse_temperature(features, weight, position, position_logit)

@@ -1,0 +1,6 @@
+"""Modules: the two mechanisms and a self-attention layer made of them."""
+
+from exsel.nn.attention import Exclusive, KVCache, SelfAttention
+from exsel.nn.temperature import Temperature
+
+__all__ = ["Exclusive", "KVCache", "SelfAttention", "Temperature"]

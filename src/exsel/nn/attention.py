@@ -1,0 +1,233 @@
+"""A self-attention layer with both mechanisms, for models of one's own."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from exsel.config import SelectiveConfig
+from exsel.functional import Backend, attention, exclude
+from exsel.nn.rotary import Rotary, rotate
+from exsel.nn.temperature import build_temperatures, scale_heads
+
+
+class Exclusive(nn.Module):
+    """Exclusive self-attention's projection as a module: :func:`exsel.exclude` with a fixed or learned strength.
+
+    Args:
+        num_heads: H, of the queries.
+        strength: α for every head, or ``"learned"``: tanh(γ) a head from γ = 0, where the layer starts as plain
+            attention.
+
+    Source: Zhai, arXiv:2603.09078 (2026). The learned strength is follow-up work.
+    """
+
+    def __init__(self, num_heads: int, strength: float | Literal["learned"] = 1.0) -> None:
+        super().__init__()
+        self.strength = strength
+        self.strength_logit: nn.Parameter | None
+        if strength == "learned":
+            self.strength_logit = nn.Parameter(torch.zeros(num_heads))
+        else:
+            self.register_parameter("strength_logit", None)
+
+    def reset_parameters(self) -> None:
+        """γ = 0."""
+        if self.strength_logit is not None:
+            nn.init.zeros_(self.strength_logit)
+
+    def forward(self, y: Tensor, own_value: Tensor) -> Tensor:
+        """y ``[B, H, T, D]``, own_value ``[B, Hkv, T, D]`` → z ``[B, H, T, D]``."""
+        if self.strength_logit is None:
+            assert self.strength != "learned"
+            return exclude(y, own_value, strength=self.strength)
+        return exclude(y, own_value, strength=torch.tanh(self.strength_logit))
+
+    def extra_repr(self) -> str:
+        """The strength."""
+        return f"strength={self.strength}"
+
+
+class KVCache:
+    """Keys and values of the tokens that a :class:`SelfAttention` layer has seen; one a layer.
+
+    With a sliding window it keeps no more than the window needs.
+    """
+
+    def __init__(self) -> None:
+        self.seen = 0
+        self.key: Tensor | None = None
+        self.value: Tensor | None = None
+
+    def update(self, key: Tensor, value: Tensor, window: int | None) -> tuple[Tensor, Tensor]:
+        """Append ``[B, Hkv, T, D]``; return all that the new tokens may attend to."""
+        if self.key is not None and self.value is not None:
+            key, value = torch.cat((self.key, key), dim=-2), torch.cat((self.value, value), dim=-2)
+        self.seen += key.shape[-2] - (0 if self.key is None else self.key.shape[-2])
+        first = 0 if window is None else max(0, key.shape[-2] - (window - 1))
+        self.key, self.value = key[..., first:, :], value[..., first:, :]
+        return key, value
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention, exclusive and selective where asked.
+
+        q, k, v = x W_q, x W_k, x W_v      z = exclude(softmax(τ_q q kᵀ / √D) τ_v v, v)      output = z W_o
+
+    Args:
+        dim: E, width of the input and output.
+        num_heads: H.
+        num_kv_heads: Hkv, a divisor of H; ``None``: H.
+        head_dim: D; ``None``: E / H.
+        bias: biases of the four projections.
+        rope_theta: base of the rotary embedding's wavelengths; ``None``: no rotary embedding.
+        qk_norm: RMSNorm over each head's query and key, before the rotary embedding.
+        sliding_window: how many tokens each token sees, itself among them; ``None``: all.
+        is_causal: tokens see no later ones.
+        dropout: of the attention weights, in training.
+        exclusive: α, ``"learned"``, or ``None`` for plain outputs.
+        selective: which temperatures; ``None``: none. Its ``layers`` are for whoever builds a stack of layers.
+        backend: see :func:`exsel.attention`.
+
+    Raises:
+        ValueError: heads that do not divide, or a window of less than one token.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        num_kv_heads: int | None = None,
+        head_dim: int | None = None,
+        *,
+        bias: bool = False,
+        rope_theta: float | None = 10000.0,
+        qk_norm: bool = False,
+        sliding_window: int | None = None,
+        is_causal: bool = True,
+        dropout: float = 0.0,
+        exclusive: float | Literal["learned"] | None = 1.0,
+        selective: SelectiveConfig | None = None,
+        backend: Backend = "auto",
+    ) -> None:
+        super().__init__()
+        num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+        if num_kv_heads < 1 or num_heads % num_kv_heads:
+            raise ValueError(f"num_heads={num_heads} must be a multiple of num_kv_heads={num_kv_heads}")
+        if head_dim is None:
+            if dim % num_heads:
+                raise ValueError(f"dim={dim} must be a multiple of num_heads={num_heads}, or pass head_dim")
+            head_dim = dim // num_heads
+        if sliding_window is not None and sliding_window < 1:
+            raise ValueError(f"sliding_window must be at least 1 (the token itself), got {sliding_window}")
+        self.head_dim = head_dim
+        self.sliding_window = sliding_window
+        self.is_causal = is_causal
+        self.dropout = dropout
+        self.backend: Backend = backend
+        self.q_proj = nn.Linear(dim, num_heads * head_dim, bias=bias)
+        self.k_proj = nn.Linear(dim, num_kv_heads * head_dim, bias=bias)
+        self.v_proj = nn.Linear(dim, num_kv_heads * head_dim, bias=bias)
+        self.o_proj = nn.Linear(num_heads * head_dim, dim, bias=bias)
+        self.q_norm = nn.RMSNorm(head_dim) if qk_norm else nn.Identity()
+        self.k_norm = nn.RMSNorm(head_dim) if qk_norm else nn.Identity()
+        self.rotary = None if rope_theta is None else Rotary(head_dim, rope_theta)
+        self.exclusive = None if exclusive is None else Exclusive(num_heads, exclusive)
+        self.temperatures = nn.ModuleDict()
+        if selective is not None:
+            self.temperatures.update(
+                build_temperatures(
+                    selective,
+                    num_heads=num_heads,
+                    num_kv_heads=num_kv_heads,
+                    head_dim=head_dim,
+                    hidden_size=dim,
+                )
+            )
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        attn_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        cache: KVCache | None = None,
+        token_frequency: Tensor | None = None,
+    ) -> Tensor:
+        """Attend.
+
+        Args:
+            x: ``[B, T, E]``.
+            attn_mask: boolean, True where a token may attend, broadcasting to ``[B, H, T, S]`` with S all tokens
+                seen so far; on top of causality and the window.
+            position_ids: ``[B, T]``, 0-based within each token's own sequence; ``None``: counted on from the
+                cache. Pass them for packed documents and left padding.
+            cache: read and extended in place.
+            token_frequency: φ ``[B, T]`` for ``token="frequency"``.
+
+        Returns:
+            ``[B, T, E]``.
+
+        Raises:
+            TypeError: an ``attn_mask`` that is not boolean.
+        """
+        past = 0 if cache is None else cache.seen
+        if position_ids is None:
+            position_ids = torch.arange(past, past + x.shape[1], device=x.device).expand(x.shape[0], -1)
+        query = self.q_proj(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        key = self.k_proj(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        own_value = self.v_proj(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        tau = {
+            name: temperature(
+                {"query": query, "key": key, "value": own_value}[name],
+                position_ids + 1,
+                hidden_states=x,
+                token_frequency=token_frequency,
+            )
+            for name, temperature in self.temperatures.items()
+        }
+        query, key = self.q_norm(query), self.k_norm(key)
+        if self.rotary is not None:
+            cos, sin = self.rotary(position_ids, x.dtype)
+            query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+        if "key" in tau:
+            key = scale_heads(key, tau["key"])
+        # Scaled before the cache: what is cached is what later tokens mix.
+        value = scale_heads(own_value, tau["value"]) if "value" in tau else own_value
+        if cache is not None:
+            key, value = cache.update(key, value, self.sliding_window)
+        mask = self._mask(past, query.shape[-2], key.shape[-2], attn_mask, x.device)
+        y = attention(
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=self.is_causal and mask is None,
+            enable_gqa=True,
+            query_scale=tau.get("query"),
+            backend=self.backend,
+        )
+        z = y if self.exclusive is None else self.exclusive(y, own_value)
+        output: Tensor = self.o_proj(z.transpose(1, 2).flatten(2))
+        return output
+
+    def _mask(
+        self, past: int, num_queries: int, num_keys: int, attn_mask: Tensor | None, device: torch.device
+    ) -> Tensor | None:
+        """True where a token may attend, ``[T, S]`` or wider; None where plain causality says it all."""
+        if attn_mask is not None:
+            if attn_mask.dtype != torch.bool:
+                raise TypeError(f"attn_mask must be boolean (True: may attend), got {attn_mask.dtype}")
+            attn_mask = attn_mask[..., -num_keys:]
+        if self.sliding_window is None and attn_mask is None and (past == 0 or not self.is_causal):
+            return None
+        query_index = past + torch.arange(num_queries, device=device).unsqueeze(-1)
+        key_index = past + num_queries - num_keys + torch.arange(num_keys, device=device)
+        distance = query_index - key_index
+        allowed = distance >= 0 if self.is_causal else torch.ones_like(distance, dtype=torch.bool)
+        if self.sliding_window is not None:
+            allowed = allowed & (distance.abs() < self.sliding_window)
+        return allowed if attn_mask is None else allowed & attn_mask

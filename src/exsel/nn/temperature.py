@@ -1,0 +1,163 @@
+"""The inverse temperatures of selective self-attention as modules: their parameters and how these start."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from exsel import reference
+from exsel.config import SelectiveConfig, TokenTerm
+from exsel.functional import inverse_temperature
+
+
+class Temperature(nn.Module):
+    """Selective self-attention's inverse temperature for the queries, keys or values of one layer.
+
+        τ = τ_tok + τ_pos,    τ_tok = tanh(f(x)),    τ_pos = 1 + σ(a) log n
+
+    Starts at τ_tok = 0 and σ(a) = ``position_init``: a pretrained model starts as itself, exactly without the
+    positional term and within ``position_init`` · log n of each score with it.
+
+    Args:
+        num_heads: H, of what is scaled (queries: query heads; keys and values: key/value heads).
+        head_dim: D.
+        token: f. ``"shared"``: w · GELU(head's projection), w ∈ R^D; ``"mlp"``: w · GELU(W' x), W' of
+            ``head_dim // 2`` rows a head; ``"frequency"``: u φ(token); ``"none"``: without τ_tok.
+        position: with or without the log n term.
+        per_head: a w (or u) for each head, or one for all.
+        position_per_head: an a for each head, or one for all.
+        position_init: σ(a) at the start.
+        hidden_size: width of x, needed by ``token="mlp"``.
+
+    Raises:
+        ValueError: ``token="mlp"`` without ``hidden_size``, or an unknown ``token``.
+
+    Source: Zhang et al., NeurIPS 2024, arXiv:2411.12892, Definition 1. Ours: see :class:`exsel.SelectiveConfig`.
+    """
+
+    def __init__(
+        self,
+        num_heads: int,
+        head_dim: int,
+        *,
+        token: TokenTerm = "shared",
+        position: bool = True,
+        per_head: bool = True,
+        position_per_head: bool = True,
+        position_init: float = 6e-4,
+        hidden_size: int | None = None,
+    ) -> None:
+        super().__init__()
+        if token not in ("shared", "mlp", "frequency", "none"):
+            raise ValueError(f"token must be 'shared', 'mlp', 'frequency' or 'none', got {token!r}")
+        self.num_heads = num_heads
+        self.token = token
+        self.position_init = position_init
+        feature_dim = {"shared": head_dim, "mlp": max(1, head_dim // 2), "frequency": 1, "none": 0}[token]
+        self.register_parameter("weight", None)
+        self.register_parameter("position_logit", None)
+        if token != "none":
+            self.weight = nn.Parameter(torch.empty(num_heads if per_head else 1, feature_dim))
+        if position:
+            self.position_logit = nn.Parameter(torch.empty(num_heads if position_per_head else 1))
+        self.feature_proj: nn.Linear | None = None
+        if token == "mlp":
+            if hidden_size is None:
+                raise ValueError("token='mlp' reads the layer's input: pass its width as hidden_size")
+            self.feature_proj = nn.Linear(hidden_size, num_heads * feature_dim, bias=False)
+        self.reset_parameters()
+
+    weight: nn.Parameter | None
+    position_logit: nn.Parameter | None
+
+    def reset_parameters(self) -> None:
+        """w = 0 (or u = 0) and σ(a) = ``position_init``; W' is left as its linear layer starts it."""
+        if self.weight is not None:
+            nn.init.zeros_(self.weight)
+        if self.position_logit is not None:
+            nn.init.constant_(self.position_logit, math.log(self.position_init / (1 - self.position_init)))
+
+    def forward(
+        self,
+        projection: Tensor,
+        position: Tensor | None = None,
+        *,
+        hidden_states: Tensor | None = None,
+        token_frequency: Tensor | None = None,
+    ) -> Tensor:
+        """The inverse temperatures.
+
+        Args:
+            projection: the head's query, key or value before rotary embedding and norm, ``[B, H, T, D]``.
+            position: n ``[B, T]`` or ``[T]``, 1-based within each token's own sequence; needed with a log n term.
+            hidden_states: x ``[B, T, E]``, the layer's input; needed by ``token="mlp"``.
+            token_frequency: φ ``[B, T]``, standardised log frequency; needed by ``token="frequency"``.
+
+        Returns:
+            τ ``[B, H, T]``, float32 (float64 for float64).
+
+        Raises:
+            ValueError: an input that this form needs and did not get.
+        """
+        if self.position_logit is not None and position is None:
+            raise ValueError("the positional term needs position: each token's 1-based place in its sequence")
+        if self.token in ("shared", "mlp"):
+            assert self.weight is not None
+            features = projection
+            if self.feature_proj is not None:
+                if hidden_states is None:
+                    raise ValueError("token='mlp' needs hidden_states, the layer's input")
+                features = self.feature_proj(hidden_states).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            return inverse_temperature(
+                features,
+                self.weight,
+                position=position if self.position_logit is not None else None,
+                position_logit=self.position_logit,
+            )
+        tau = projection.new_ones((), dtype=reference.accumulation_dtype(projection.dtype))
+        if self.position_logit is not None:
+            assert position is not None
+            tau = reference.position_term(position, self.position_logit)
+        if self.weight is not None:
+            if token_frequency is None:
+                raise ValueError("token='frequency' needs token_frequency, the standardised log frequencies")
+            tau = tau + torch.tanh(self.weight * token_frequency.unsqueeze(-2).to(tau.dtype))
+        return tau.expand(projection.shape[:-1])
+
+    def extra_repr(self) -> str:
+        """The form, and which parameters there are."""
+        return f"num_heads={self.num_heads}, token={self.token!r}, position={self.position_logit is not None}"
+
+
+def build_temperatures(
+    selective: SelectiveConfig, *, num_heads: int, num_kv_heads: int, head_dim: int, hidden_size: int
+) -> dict[str, Temperature]:
+    """The temperatures that ``selective`` asks for, by what they scale: ``query``, ``key``, ``value``."""
+
+    def build(heads: int, position: bool) -> Temperature:
+        return Temperature(
+            heads,
+            head_dim,
+            token=selective.token,
+            position=position,
+            per_head=selective.per_head,
+            position_per_head=selective.position_per_head,
+            position_init=selective.position_init,
+            hidden_size=hidden_size,
+        )
+
+    built = {}
+    if selective.query:
+        built["query"] = build(num_heads, selective.position)
+    if selective.key:
+        built["key"] = build(num_kv_heads, selective.position)
+    if selective.value:
+        built["value"] = build(num_kv_heads, selective.value_position)
+    return built
+
+
+def scale_heads(x: Tensor, tau: Tensor) -> Tensor:
+    """τ ⊙ x, in x's dtype: x ``[B, H, T, D]``, τ ``[B, H, T]``."""
+    return (x * tau.unsqueeze(-1)).to(x.dtype)
