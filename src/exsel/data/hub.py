@@ -1,0 +1,99 @@
+"""Data sets of the Hugging Face hub, read as a stream."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import datasets
+from datasets import IterableDataset, IterableDatasetDict
+
+from exsel.data.files import check_text, missing_field
+from exsel.data.progress import no_progress_bars
+from exsel.data.splitting import is_validation, key_of
+from exsel.errors import UserError
+
+_SPEC = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(:(?P<config>[\w.-]+))?")
+_VALIDATION_SPLITS = ("validation", "valid", "val", "dev", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamedDocuments:
+    """The documents of a stream; each iteration reads it from its beginning."""
+
+    stream: IterableDataset
+    name: str
+    text_field: str
+    keep: Literal["all", "train", "validation"] = "all"
+    """Every document, or those which the hash of their content puts on one side."""
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the documents that are kept and not empty.
+
+        Raises:
+            UserError: a row has no text field, or something other than text in it.
+        """
+        for row in self.stream:
+            if self.text_field not in row:
+                raise missing_field(self.name, self.text_field, list(row))
+            text = check_text(row[self.text_field], self.name, self.text_field)
+            if text and (self.keep == "all" or is_validation(key_of(text)) == (self.keep == "validation")):
+                yield text
+
+
+def open_hub(spec: str, text_field: str) -> tuple[StreamedDocuments, StreamedDocuments]:
+    """Open a data set for streaming.
+
+    Args:
+        spec: ``name`` or ``name:configuration``, for example ``HuggingFaceFW/fineweb-edu:sample-10BT``.
+        text_field: the column with the text.
+
+    Returns:
+        Train and validation documents: of the data set's own splits, or where it has a single split, told apart
+        by the hash of each document's content (5% validate).
+
+    Raises:
+        UserError: the data set cannot be loaded, or does not have the field.
+    """
+    match = _SPEC.fullmatch(spec)
+    if match is None:
+        raise UserError(
+            f"{spec!r} is neither a file, folder or glob nor a data set: use a path, name or name:configuration"
+        )
+    return open_stream(match["name"], match["config"], text_field=text_field, label=spec)
+
+
+def open_stream(
+    path: str, config: str | None = None, *, text_field: str, label: str
+) -> tuple[StreamedDocuments, StreamedDocuments]:
+    """Open what `datasets.load_dataset` loads by ``path`` and ``config``; otherwise as `open_hub`."""
+    splits = _load(path, config, label)
+    own = next((split for split in _VALIDATION_SPLITS if split in splits), None)
+    first = "train" if "train" in splits else next(iter(splits))
+    separate = own is not None and own != first
+    train = StreamedDocuments(
+        stream=splits[first], name=label, text_field=text_field, keep="all" if separate else "train"
+    )
+    validation = StreamedDocuments(
+        stream=splits[own if separate else first],
+        name=label,
+        text_field=text_field,
+        keep="all" if separate else "validation",
+    )
+    if next(iter(train), None) is None:
+        raise UserError(f"{label}: split {first!r} holds no text in field {text_field!r}")
+    return train, validation
+
+
+def _load(path: str, config: str | None, label: str) -> IterableDatasetDict:
+    try:
+        with no_progress_bars():
+            return datasets.load_dataset(path, config, streaming=True)
+    # A name that is not there, no network, a refused licence, an unknown configuration, a data set made by a script.
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"no file or folder {label}, and it cannot be loaded as a Hugging Face data set: {reason}"
+        ) from error

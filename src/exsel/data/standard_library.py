@@ -1,0 +1,55 @@
+"""The default corpus, which every machine that runs this has: the Python standard library's own source."""
+
+from __future__ import annotations
+
+import platform
+import sysconfig
+import tokenize
+from pathlib import Path
+
+from exsel.errors import UserError
+
+_EXCLUDED_FOLDERS = frozenset(
+    {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
+    # One generated file with the language reference in English: no source, and as large as 60 files that are.
+    | {"pydoc_data"}
+)
+# Written when the interpreter is built: it describes that machine.
+_GENERATED_PREFIX = "_sysconfigdata"
+
+
+def corpus_name() -> str:
+    """The corpus with the version of the interpreter that it came with."""
+    return f"Python {platform.python_version()} standard library"
+
+
+def read_standard_library(root: Path | None = None) -> dict[str, str]:
+    """Read the library's source, each file by its declared encoding.
+
+    Args:
+        root: the folder of the library; by default that of the running interpreter.
+
+    Returns:
+        The text of every ``*.py`` by its path relative to ``root`` (POSIX spelling), sorted by path. Tests,
+        installed packages, generated and empty files are left out.
+
+    Raises:
+        UserError: the interpreter has no source files (a zipped or a stripped installation), or one cannot be read.
+    """
+    root = Path(sysconfig.get_paths()["stdlib"]) if root is None else root
+    documents: dict[str, str] = {}
+    paths = {path.relative_to(root).as_posix(): path for path in root.rglob("*.py")}
+    for name, path in sorted(paths.items()):
+        excluded = not _EXCLUDED_FOLDERS.isdisjoint(Path(name).parts[:-1])
+        if excluded or path.name.startswith(_GENERATED_PREFIX):
+            continue
+        try:
+            with tokenize.open(path) as file:
+                text = file.read()
+        except (OSError, SyntaxError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}, of the Python standard library, cannot be read: {error}") from error
+        if text:
+            documents[name] = text
+    if not documents:
+        raise UserError(f"this Python has no standard library source under {root}: name a text with --data instead")
+    return documents
