@@ -1,0 +1,186 @@
+"""The report as HTML: gathers what the template shows. Needs matplotlib and Jinja2."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jinja2
+from markupsafe import Markup
+
+from exsel.report import figures, formatting, summary
+from exsel.report.formatting import number
+from exsel.report.headline import Row, verdict
+
+
+class Tile(NamedTuple):
+    """One of the large numbers under the headline."""
+
+    value: str
+    label: str
+
+
+class Facts(NamedTuple):
+    """A titled list of names and values in the set-up."""
+
+    title: str
+    items: list[tuple[str, str]]
+
+
+_LABELS = {
+    "sha256": "SHA-256",
+    "lr": "learning rate",
+    "seq_len": "sequence length",
+    "pack": "packing",
+    "dtype": "number format",
+    "memory_bytes": "memory",
+    "head_dim": "head size",
+    "num_hidden_layers": "layers",
+    "num_attention_heads": "heads",
+    "num_key_value_heads": "key/value heads",
+    "hidden_size": "width",
+    "torch": "PyTorch",
+    "python": "Python",
+}
+_RUN_HEADINGS = (
+    "Variant",
+    "Seed",
+    "Learning rate",
+    "Loss",
+    "Bits per byte",
+    "Steps",
+    "Tokens",
+    "Training",
+    "Compiling",
+    "ms/step",
+    "Peak memory",
+    "Folder",
+)
+
+
+def render(results: Mapping[str, Any]) -> str:
+    """Return the report as one HTML document; see ``exsel.report.render_report``."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("exsel.report", ""),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.j2").render(_context(results))
+
+
+def _context(results: Mapping[str, Any]) -> dict[str, Any]:
+    outcome = verdict(results)
+    rows = summary.summary_cells(results)
+    keys = list(rows[0]) if rows else []
+    losses = [summary.mean(row, "loss") for row in summary.entries(results, "variants")]
+    lowest = min((loss for loss in losses if loss is not None), default=None)
+    seeds = summary.seed_count(results)
+    similarity, sweep = figures.similarity_picture(results), figures.sweep_picture(results)
+    return {
+        "headline": outcome.sentence,
+        "tiles": _tiles(outcome.per_token, outcome.per_second, seeds),
+        "subject": _subject(results),
+        "looks": {look.variant: look for look in figures.series(results)},
+        "headings": [(key, summary.HEADINGS[key]) for key in keys],
+        "rows": rows,
+        "lowest": [loss is not None and loss == lowest for loss in losses],
+        "spread": summary.spread_sentence(results),
+        "sweep_note": summary.is_sweep(results),
+        "loss_pictures": [_marked(picture) for picture in figures.loss_pictures(results)],
+        "similarity": None if similarity is None else _marked(similarity),
+        "sweep": None if sweep is None else _marked(sweep),
+        "facts": _facts(results),
+        "run_headings": _RUN_HEADINGS,
+        "runs": [_run(run) for run in summary.entries(results, "runs")],
+        "command": formatting.plain(results.get("command")),
+        "revision": formatting.plain(results.get("git_revision")),
+        "version": formatting.plain(results.get("exsel_version")),
+        "started": formatting.moment(results.get("started")),
+    }
+
+
+def _marked(picture: figures.Picture) -> dict[str, str]:
+    # The SVG was built by an XML serialiser, which has escaped what it holds.
+    return {"name": picture.name, "svg": Markup(picture.svg), "caption": picture.caption}
+
+
+def _tiles(per_token: Row | None, per_second: Row | None, seeds: int) -> list[Tile]:
+    if per_token is None or per_second is None:
+        return []
+    tiles = []
+    for row, key, what in ((per_token, "tokens", "tokens"), (per_second, "seconds", "training time")):
+        share = number(summary.section(row, "reach").get(f"{key}_ratio"))
+        if share is not None:
+            name = summary.variant_name(row)
+            tiles.append(Tile(formatting.ratio(share), f"the baseline's {what} to reach its loss: {name}"))
+    difference = summary.mean(per_token, "difference")
+    if difference is not None:
+        deviation = summary.spread(per_token, "difference")
+        spread = "one seed: no spread" if seeds == 1 else ""
+        if deviation is not None:
+            spread = f"± {formatting.fixed(deviation, 3)} over {seeds} seeds"
+        label = f"in final validation loss: {summary.variant_name(per_token)}"
+        tiles.append(Tile(formatting.signed(difference, 3), f"{label}; {spread}" if spread else label))
+    return tiles
+
+
+def _subject(results: Mapping[str, Any]) -> list[str]:
+    """What was compared on what, for the line over the headline; only what the results hold."""
+    model, data, config = (summary.section(results, key) for key in ("model", "data", "config"))
+    tokens = number(config.get("tokens"))
+    parts = []
+    if model.get("name"):
+        size = number(model.get("parameters"))
+        name = formatting.plain(model["name"])
+        parts.append(f"{name} model" + (f", {formatting.compact(size)} parameters" if size is not None else ""))
+    if data.get("name"):
+        parts.append(formatting.plain(data["name"]))
+    if tokens is not None:
+        parts.append(f"{formatting.compact(tokens)} tokens a run")
+    seeds = summary.seed_count(results)
+    if seeds:
+        parts.append("1 seed" if seeds == 1 else f"{seeds} seeds")
+    return parts
+
+
+def _facts(results: Mapping[str, Any]) -> list[Facts]:
+    lists = []
+    for key, title in (
+        ("data", "Data"),
+        ("model", "Model"),
+        ("machine", "Machine and versions"),
+        ("config", "Configuration"),
+    ):
+        content = summary.section(results, key)
+        items = [(_label(name), _shown(name, value)) for name, value in content.items()]
+        if items:
+            lists.append(Facts(title, items))
+    return lists
+
+
+def _shown(name: str, value: object) -> str:
+    return formatting.memory(value) if name == "memory_bytes" else formatting.plain(value)
+
+
+def _label(name: str) -> str:
+    return _LABELS.get(name, name.replace("_", " "))
+
+
+def _run(run: Mapping[str, Any]) -> list[str]:
+    step = run.get("ms_per_step")
+    return [
+        summary.variant_name(run),
+        formatting.plain(run.get("seed")),
+        formatting.learning_rate(run.get("learning_rate")),
+        formatting.fixed(run.get("loss")),
+        formatting.fixed(run.get("bits_per_byte")),
+        formatting.count(run.get("steps")),
+        formatting.compact(run.get("tokens")),
+        formatting.duration(run.get("train_seconds")),
+        formatting.duration(run.get("compile_seconds")),
+        formatting.milliseconds(step.get("median") if isinstance(step, Mapping) else step),
+        formatting.memory(run.get("peak_memory_bytes")),
+        formatting.plain(run.get("directory")),
+    ]
