@@ -54,7 +54,7 @@ class Temperature(nn.Module):
             raise ValueError(f"token must be 'shared', 'mlp', 'frequency' or 'none', got {token!r}")
         self.num_heads = num_heads
         self.token = token
-        self.position_init = position_init
+        self.initial_position_logit = math.log(position_init / (1 - position_init))
         feature_dim = {"shared": head_dim, "mlp": max(1, head_dim // 2), "frequency": 1, "none": 0}[token]
         self.register_parameter("weight", None)
         self.register_parameter("position_logit", None)
@@ -77,7 +77,7 @@ class Temperature(nn.Module):
         if self.weight is not None:
             nn.init.zeros_(self.weight)
         if self.position_logit is not None:
-            nn.init.constant_(self.position_logit, math.log(self.position_init / (1 - self.position_init)))
+            nn.init.constant_(self.position_logit, self.initial_position_logit)
 
     def forward(
         self,

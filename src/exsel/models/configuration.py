@@ -1,0 +1,164 @@
+"""The configuration of :class:`exsel.ExselForCausalLM`, and its named sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, TypeVar
+
+from transformers import PreTrainedConfig
+
+from exsel.config import ExclusiveConfig, SelectiveConfig, resolve_layers
+
+_Mechanism = TypeVar("_Mechanism", ExclusiveConfig, SelectiveConfig)
+
+#: Width, depth and heads by name. Beyond the two small ones, Zhai (arXiv:2603.09078), Table 1.
+SIZES: Mapping[str, Mapping[str, int]] = {
+    "tiny": {
+        "num_hidden_layers": 4,
+        "hidden_size": 192,
+        "num_attention_heads": 6,
+        "head_dim": 32,
+        "max_position_embeddings": 512,
+    },
+    "124m": {
+        "num_hidden_layers": 12,
+        "hidden_size": 768,
+        "num_attention_heads": 12,
+        "head_dim": 64,
+        "max_position_embeddings": 1024,
+    },
+    "0.7b": {"num_hidden_layers": 24, "hidden_size": 1536, "num_attention_heads": 6, "head_dim": 256},
+    "1.4b": {"num_hidden_layers": 24, "hidden_size": 2048, "num_attention_heads": 24, "head_dim": 128},
+    "2.7b": {"num_hidden_layers": 32, "hidden_size": 2560, "num_attention_heads": 24, "head_dim": 128},
+}
+
+
+class ExselConfig(PreTrainedConfig):
+    """Configuration of the decoder of the exclusive self-attention paper, with both mechanisms.
+
+    Args:
+        vocab_size: number of tokens.
+        hidden_size: width E.
+        intermediate_size: width of the MLP's hidden layer; ``None``: 4 E for GELU, 8/3 E (to a multiple of 64) for
+            SwiGLU.
+        num_hidden_layers: depth.
+        num_attention_heads: H.
+        num_key_value_heads: Hkv, a divisor of H; ``None``: H.
+        head_dim: D; ``None``: E / H. H · D need not be E.
+        max_position_embeddings: the context length that the model is meant for.
+        norm: ``"layernorm"`` (without bias) or ``"rmsnorm"``.
+        norm_eps: added to the variance.
+        mlp: ``"gelu"`` or ``"swiglu"``.
+        embedding_norm: a norm right after the token embedding.
+        qk_norm: RMSNorm over each head's query and key, before the rotary embedding.
+        sliding_window: how many tokens a ``sliding_attention`` layer sees, the token itself among them.
+        layer_types: ``"full_attention"`` or ``"sliding_attention"`` for each layer; ``None``: all sliding where
+            there is a ``sliding_window``, else all full.
+        rope_parameters: as in transformers; ``None``: the default rotary embedding of base 10000.
+        attention_dropout: of the attention weights, in training.
+        initializer_range: standard deviation of the initial weights (of those that write to the residual stream:
+            divided by √(2 · layers)).
+        tie_word_embeddings: the output layer is the token embedding.
+        exclusive: :class:`exsel.ExclusiveConfig`, or its dictionary; ``None``: plain outputs.
+        selective: :class:`exsel.SelectiveConfig`, or its dictionary; ``None``: no temperatures.
+
+    Raises:
+        ValueError: values that do not fit together.
+    """
+
+    model_type = "exsel"
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+
+    vocab_size: int = 259
+    hidden_size: int = 768
+    intermediate_size: int | None = None
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    max_position_embeddings: int = 2048
+    norm: str = "layernorm"
+    norm_eps: float = 1e-5
+    mlp: str = "gelu"
+    embedding_norm: bool = True
+    qk_norm: bool = False
+    sliding_window: int | None = None
+    layer_types: list[str] | None = None
+    rope_parameters: dict[str, Any] | None = None
+    attention_dropout: float = 0.0
+    initializer_range: float = 0.02
+    tie_word_embeddings: bool = True
+    use_cache: bool = True
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    exclusive: ExclusiveConfig | dict[str, Any] | None = None
+    selective: SelectiveConfig | dict[str, Any] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if isinstance(self.exclusive, dict):
+            self.exclusive = ExclusiveConfig.from_dict(self.exclusive)
+        if isinstance(self.selective, dict):
+            self.selective = SelectiveConfig.from_dict(self.selective)
+        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = self.num_attention_heads
+        if self.num_key_value_heads < 1 or self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_attention_heads={self.num_attention_heads} must be a multiple of "
+                f"num_key_value_heads={self.num_key_value_heads}"
+            )
+        if self.head_dim is None:
+            if self.hidden_size % self.num_attention_heads:
+                raise ValueError(
+                    f"hidden_size={self.hidden_size} must be a multiple of "
+                    f"num_attention_heads={self.num_attention_heads}, or give head_dim"
+                )
+            self.head_dim = self.hidden_size // self.num_attention_heads
+        if self.head_dim < 2 or self.head_dim % 2:
+            raise ValueError(f"head_dim must be even for the rotary embedding, got {self.head_dim}")
+        if self.norm not in ("layernorm", "rmsnorm"):
+            raise ValueError(f"norm must be 'layernorm' or 'rmsnorm', got {self.norm!r}")
+        if self.mlp not in ("gelu", "swiglu"):
+            raise ValueError(f"mlp must be 'gelu' or 'swiglu', got {self.mlp!r}")
+        if self.intermediate_size is None:
+            eight_thirds = -(-8 * self.hidden_size // 3)
+            self.intermediate_size = 4 * self.hidden_size if self.mlp == "gelu" else -(-eight_thirds // 64) * 64
+        if self.sliding_window is not None and self.sliding_window < 1:
+            raise ValueError(f"sliding_window must be at least 1 (the token itself), got {self.sliding_window}")
+        if self.layer_types is None:
+            kind = "full_attention" if self.sliding_window is None else "sliding_attention"
+            self.layer_types = [kind] * self.num_hidden_layers
+        if "sliding_attention" in self.layer_types and self.sliding_window is None:
+            raise ValueError("layer_types has sliding_attention layers: give sliding_window")
+        if self.rope_parameters is None:
+            self.rope_parameters = {"rope_type": "default", "rope_theta": 10000.0}
+        for mechanism in (self.exclusive, self.selective):
+            if mechanism is not None:
+                resolve_layers(mechanism.layers, self.num_hidden_layers)
+        super().__post_init__(**kwargs)
+
+    def exclusive_in(self, layer: int) -> ExclusiveConfig | None:
+        """The exclusive mechanism of layer ``layer``, if it has one."""
+        assert not isinstance(self.exclusive, dict)
+        return self._in_layer(self.exclusive, layer)
+
+    def selective_in(self, layer: int) -> SelectiveConfig | None:
+        """The selective mechanism of layer ``layer``, if it has one."""
+        assert not isinstance(self.selective, dict)
+        return self._in_layer(self.selective, layer)
+
+    def _in_layer(self, mechanism: _Mechanism | None, layer: int) -> _Mechanism | None:
+        if mechanism is None or layer not in resolve_layers(mechanism.layers, self.num_hidden_layers):
+            return None
+        return mechanism
+
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration as JSON types, as it is saved in ``config.json``."""
+        values: dict[str, Any] = super().to_dict()
+        for name in ("exclusive", "selective"):
+            if isinstance(values.get(name), (ExclusiveConfig, SelectiveConfig)):
+                values[name] = values[name].to_dict()
+        return values
