@@ -11,6 +11,7 @@ import datasets
 from datasets import IterableDataset, IterableDatasetDict
 
 from exsel.data.files import check_text, missing_field
+from exsel.data.hub_access import first_line, reason_unavailable
 from exsel.data.progress import no_progress_bars
 from exsel.data.splitting import is_validation, key_of
 from exsel.errors import UserError
@@ -62,6 +63,9 @@ def open_hub(spec: str, text_field: str) -> tuple[StreamedDocuments, StreamedDoc
         raise UserError(
             f"{spec!r} is neither a file, folder or glob nor a data set: use a path, name or name:configuration"
         )
+    reason = reason_unavailable(match["name"], "dataset")
+    if reason is not None:
+        raise _not_loaded(spec, reason)
     return open_stream(match["name"], match["config"], text_field=text_field, label=spec)
 
 
@@ -93,7 +97,8 @@ def _load(path: str, config: str | None, label: str) -> IterableDatasetDict:
             return datasets.load_dataset(path, config, streaming=True)
     # A name that is not there, no network, a refused licence, an unknown configuration, a data set made by a script.
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"no file or folder {label}, and it cannot be loaded as a Hugging Face data set: {reason}"
-        ) from error
+        raise _not_loaded(label, first_line(error)) from error
+
+
+def _not_loaded(label: str, reason: str) -> UserError:
+    return UserError(f"no file or folder {label}, and no Hugging Face data set could be loaded by that name: {reason}")

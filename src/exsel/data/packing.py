@@ -107,7 +107,7 @@ def pack_stream(documents: Iterable[str], encoder: Encoder, *, seq_len: int, pac
         _stream_blocks,
         features=_features(pack),
         gen_kwargs={"documents": documents, "encoder": encoder, "seq_len": seq_len, "pack": pack},
-    ).with_format("numpy", dtype=np.int32)
+    ).with_format("numpy")
 
 
 def batches_of(documents: Iterable[str]) -> Iterator[list[str]]:

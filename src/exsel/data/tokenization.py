@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from exsel.data.hub_access import first_line, reason_unavailable
 from exsel.errors import UserError
 
 # In this order: what the tokenizers of known models call the token that ends a text.
@@ -30,16 +31,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     if name == "bytes":
         return ByT5Tokenizer(extra_ids=0)
     path = Path(name).expanduser()
-    if path.suffix == ".json":
-        tokenizer = _load_file(path)
-    else:
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(str(path) if path.exists() else name, trust_remote_code=False)
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(
-                f"cannot load the tokenizer {name!r} (a name on the hub, folder or file): {reason}"
-            ) from error
+    tokenizer = _load_file(path) if path.suffix == ".json" else _load_by_name(name, path)
     if tokenizer.eos_token_id is None:
         raise UserError(
             f"the tokenizer {name!r} has no end-of-text token, which must end each document: "
@@ -51,7 +43,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
     """The number of rows that an embedding needs: one more than the highest token id."""
     # Ids may have holes, and then this is more than the number of tokens.
-    return max(tokenizer.get_vocab().values()) + 1
+    return int(max(tokenizer.get_vocab().values())) + 1
 
 
 @dataclass(frozen=True)
@@ -101,6 +93,23 @@ class Encoder:
         return ids, lengths
 
 
+def _load_by_name(name: str, path: Path) -> PreTrainedTokenizerBase:
+    reason = None if path.exists() else reason_unavailable(name, "model")
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            str(path) if path.exists() else name,
+            trust_remote_code=False,
+            # One that was loaded before works without the hub.
+            local_files_only=reason is not None,
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"cannot load the tokenizer {name!r} (bytes, a file, a folder or a name on the Hugging Face hub): "
+            f"{reason or first_line(error)}"
+        ) from error
+    return tokenizer
+
+
 def _load_file(path: Path) -> PreTrainedTokenizerBase:
     if not path.is_file():
         raise UserError(f"no such tokenizer file: {path}")
@@ -108,7 +117,7 @@ def _load_file(path: Path) -> PreTrainedTokenizerBase:
         # The folder knows the special tokens, the file alone does not.
         return load_tokenizer(str(path.parent))
     try:
-        tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path))  # type: ignore[no-untyped-call]
+        tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path))
     except Exception as error:  # `tokenizers` raises plain Exception for a file that it cannot read
         raise UserError(f"{path} is not a tokenizer file of the `tokenizers` library: {error}") from error
     names = tokenizer.get_vocab()
