@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from exsel.report import formatting, summary, svg
 from exsel.report.formatting import number
 
-WIDTH, HEIGHT = 420, 290
+WIDTH, HEIGHT = 360, 255
 
 _KNOWN = (summary.BASELINE, "exclusive", "selective", "exclusive+selective")
 # Marker in matplotlib's words and the same shape as an SVG path around (0, 0), for the page's legend.
@@ -88,21 +88,22 @@ def similarity_picture(results: Mapping[str, Any]) -> Picture | None:
     }
     if not any(output or before for output, before in lines.values()):
         return None
-    count = len({layer for pair in lines.values() for line in pair for layer, _ in line})
+    layers = sorted({layer for pair in lines.values() for line in pair for layer, _ in line})
     label = "Mean cosine of attention output and own value in each layer, a line for each variant."
     with svg.drawing(WIDTH, HEIGHT) as figure:
         axes = figure.add_subplot()
         axes.axhline(0, color=svg.MUTED, linewidth=0.8)
         for look in series(results):
             output, before = lines.get(look.variant, ([], []))
-            every = max(1, count // 12)
+            every = max(1, len(layers) // 12)
             _line(axes, before, look, dashes=(3, 2), markerfacecolor=svg.SURFACE, markevery=every)
             _line(axes, output, look, markevery=every)
         axes.set_xlabel("layer")
         axes.set_ylabel("mean cos(yᵢ, vᵢ)")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
-        if count == 1:
-            axes.set_xlim(-0.5, 0.5)
+        if len(layers) <= 12:
+            axes.set_xticks(layers)
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
         return Picture("similarity", svg.inline(figure, name="similarity", label=label), _similarity_gist(lines))
 
 
@@ -146,7 +147,7 @@ def _loss_picture(results: Mapping[str, Any], curves: Mapping[str, Sequence[Poin
             _line(axes, middle, look, markevery=(look.slot % 3, max(1, len(middle) // 7)))
         _mark_reach(axes, results, key)
         longest = max(x for group in curves.values() for curve in group for x, _ in curve)
-        cut = _cut_start(axes, curves, longest)
+        cut = _cut_start(axes, curves)
         if key == "tokens":
             axes.xaxis.set_major_formatter(FuncFormatter(_short_count))
             axes.set_xlabel("training tokens")
@@ -185,7 +186,7 @@ def _mark_reach(axes: Axes, results: Mapping[str, Any], key: str) -> None:
                 xytext=(0, 3),
                 textcoords="offset points",
                 color=svg.MUTED,
-                fontsize=9.5,
+                fontsize=9,
             )
     looks = {look.variant: look for look in series(results)}
     for row in summary.best_rows(results):
@@ -193,19 +194,18 @@ def _mark_reach(axes: Axes, results: Mapping[str, Any], key: str) -> None:
         place, loss = number(reach.get(key)), number(reach.get("loss"))
         if place is not None and loss is not None:
             colour = looks[summary.variant_name(row)].colour
-            axes.vlines(place, 0, loss, color=colour, linewidth=1, linestyle=(0, (1, 1.5)))
+            axes.vlines(place, 0, loss, color=colour, linewidth=1.3, linestyle=(0, (1, 1.5)))
 
 
-def _cut_start(axes: Axes, curves: Mapping[str, Sequence[Points]], longest: float) -> bool:
-    """Fit the loss axis to the curves after their first tenth: the differences are in the rest."""
-    everything = [point for group in curves.values() for curve in group for point in curve]
-    lowest, highest = min(y for _, y in everything), max(y for _, y in everything)
-    late = max((y for x, y in everything if x >= longest / 10), default=highest)
-    top = late + 0.02 * (late - lowest)
-    room = 0.08 * (top - lowest) or 0.1 * abs(lowest) or 0.1
-    cut = top < highest
-    axes.set_ylim(lowest - room, (top if cut else highest) + room)
-    return cut
+def _cut_start(axes: Axes, curves: Mapping[str, Sequence[Points]]) -> bool:
+    """Fit the loss axis to the curves without their steep start: the differences are in the rest."""
+    everything = [loss for group in curves.values() for curve in group for _, loss in curve]
+    # By place in the curve, not by tokens or seconds, so that both figures get the same axis.
+    late = [loss for group in curves.values() for curve in group for _, loss in curve[len(curve) * 3 // 20 :]]
+    lowest, top = min(everything), max(late)
+    room = 0.06 * (top - lowest) or 0.1 * abs(lowest) or 0.1
+    axes.set_ylim(lowest - room, top + room)
+    return top + room < max(everything)
 
 
 def _best_runs(results: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:

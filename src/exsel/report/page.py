@@ -18,6 +18,7 @@ class Tile(NamedTuple):
 
     value: str
     label: str
+    variant: str
 
 
 class Facts(NamedTuple):
@@ -110,19 +111,20 @@ def _tiles(per_token: Row | None, per_second: Row | None, seeds: int) -> list[Ti
     if per_token is None or per_second is None:
         return []
     tiles = []
-    for row, key, what in ((per_token, "tokens", "tokens"), (per_second, "seconds", "training time")):
+    for row, key, what in ((per_token, "tokens", "tokens"), (per_second, "seconds", "time")):
         share = number(summary.section(row, "reach").get(f"{key}_ratio"))
         if share is not None:
-            name = summary.variant_name(row)
-            tiles.append(Tile(formatting.ratio(share), f"the baseline's {what} to reach its loss: {name}"))
+            label = f"of the baseline's {what} to get to the same loss"
+            tiles.append(Tile(formatting.ratio(share), label, summary.variant_name(row)))
     difference = summary.mean(per_token, "difference")
     if difference is not None:
         deviation = summary.spread(per_token, "difference")
-        spread = "one seed: no spread" if seeds == 1 else ""
+        label = "in final validation loss"
         if deviation is not None:
-            spread = f"± {formatting.fixed(deviation, 3)} over {seeds} seeds"
-        label = f"in final validation loss: {summary.variant_name(per_token)}"
-        tiles.append(Tile(formatting.signed(difference, 3), f"{label}; {spread}" if spread else label))
+            label += f", ±\u00a0{formatting.fixed(deviation, 3)} over {seeds} seeds"
+        elif seeds == 1:
+            label += "; one seed: no spread"
+        tiles.append(Tile(formatting.signed(difference, 3), label, summary.variant_name(per_token)))
     return tiles
 
 

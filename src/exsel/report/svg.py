@@ -28,6 +28,7 @@ _STYLE = {
     "font.size": 10.5,
     "axes.edgecolor": MUTED,
     "axes.labelcolor": MUTED,
+    "axes.labelpad": 6,
     "axes.linewidth": 0.8,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -42,8 +43,8 @@ _STYLE = {
     "ytick.color": MUTED,
     "xtick.major.size": 3,
     "ytick.major.size": 0,
-    "lines.linewidth": 1.8,
-    "lines.markersize": 5.5,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 5,
     "lines.solid_capstyle": "round",
 }
 

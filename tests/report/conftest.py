@@ -1,0 +1,205 @@
+from __future__ import annotations
+
+import math
+import shutil
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from headless import Browser
+
+FINAL = {"baseline": 1.95, "exclusive": 1.66, "selective": 1.83, "exclusive+selective": 1.64}
+STEP_MS = {"baseline": 252.0, "exclusive": 257.0, "selective": 268.0, "exclusive+selective": 271.0}
+STEPS, EVALUATIONS, TOKENS_PER_STEP = 200, 20, 4096
+
+
+@pytest.fixture
+def make_results() -> Callable[..., dict[str, Any]]:
+    return build_results
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    program = shutil.which("chromium")
+    if program is None:
+        pytest.skip("chromium is not installed: apt-get install chromium")
+    with Browser(program, tmp_path_factory.mktemp("profile")) as running:
+        yield running
+
+
+@pytest.fixture
+def report(tmp_path: Path) -> Callable[[dict[str, Any]], Path]:
+    from exsel.report import write_report
+
+    def write(results: dict[str, Any]) -> Path:
+        path = tmp_path / "report.html"
+        write_report(results, path)
+        return path
+
+    return write
+
+
+def build_results(
+    *,
+    variants: Sequence[str] = tuple(FINAL),
+    seeds: Sequence[int] = (0,),
+    rates: Sequence[float] = (3e-3,),
+    layers: int = 4,
+    final: dict[str, float] | None = None,
+    noise: float = 0.02,
+) -> dict[str, Any]:
+    """A made-up comparison with the schema of results.json; `noise` is how much seeds differ."""
+    ends = FINAL | (final or {})
+    runs = [_run(name, seed, rate, layers, ends[name], noise) for rate in rates for name in variants for seed in seeds]
+    rows = [_row(name, rate, runs) for rate in rates for name in variants]
+    for name in variants:
+        own = [row for row in rows if row["variant"] == name]
+        best = min(own, key=lambda row: row["loss"]["mean"])
+        for row in own:
+            row["best"] = row is best
+    rows.sort(key=lambda row: list(variants).index(row["variant"]))
+    return {
+        "schema": 1,
+        "exsel_version": "0.1.0",
+        "command": "exsel compare --variants baseline,exclusive,selective,exclusive+selective --out runs/demo",
+        "started": "2026-11-22T08:00:00+00:00",
+        "git_revision": "0f3c9a17be0d44c2a6f1f0a52c5f7d0a9b8e7c61",
+        "config": {
+            "model": "tiny",
+            "tokens": STEPS * TOKENS_PER_STEP,
+            "seq_len": 512,
+            "batch_size": 8,
+            "lr": list(rates),
+            "seeds": list(seeds),
+            "dtype": "float32",
+            "compile": True,
+            "device": "cpu",
+        },
+        "data": {
+            "name": "python-stdlib 3.11.2",
+            "sha256": "9b1c0ff1a1f54a2f6f6a0e4e6a53c0b5f4b4d1f5a0a9f1f73c5e1d2c3b4a5968",
+            "tokenizer": "bytes",
+            "vocab_size": 259,
+            "pack": "concat",
+            "seq_len": 512,
+            "train_documents": 540,
+            "validation_documents": 61,
+            "train_bytes": 11_234_567,
+            "validation_bytes": 1_234_567,
+            "train_tokens": 11_235_107,
+            "validation_tokens": None,
+            "bytes_per_token": 1.0,
+        },
+        "machine": {
+            "platform": "Linux-6.1-x86_64",
+            "processor": "x86_64",
+            "cores": 2,
+            "memory_bytes": 16 * 2**30,
+            "device": "cpu",
+            "python": "3.11.2",
+            "torch": "2.13.0",
+            "transformers": "5.23.0",
+            "exsel": "0.1.0",
+        },
+        "model": {
+            "name": "tiny",
+            "parameters": 1_823_424,
+            "num_hidden_layers": layers,
+            "hidden_size": 192,
+            "num_attention_heads": 6,
+            "head_dim": 32,
+        },
+        "variants": rows,
+        "runs": runs,
+    }
+
+
+def _run(name: str, seed: int, rate: float, layers: int, end: float, noise: float) -> dict[str, Any]:
+    end += noise * math.sin(7.0 * seed + len(name)) + 0.25 * abs(math.log10(rate / 3e-3))
+    speed = 1 + 0.01 * math.cos(3.0 * seed)
+    curve = []
+    for index in range(EVALUATIONS + 1):
+        share = index / EVALUATIONS
+        loss = end + (5.56 - end) * (math.exp(-7 * share) - math.exp(-7) * share) - 0.25 * share * (1 - share)
+        step = round(share * STEPS)
+        curve.append(
+            {
+                "step": step,
+                "tokens": step * TOKENS_PER_STEP,
+                "seconds": step * STEP_MS[name] * speed / 1000,
+                "loss": loss,
+            }
+        )
+    exclusive = name.startswith("exclusive")
+    similarity = []
+    for layer in range(layers):
+        bias = 0.18 + 0.5 * (layer + 1) / layers + 0.05 * math.sin(1.3 * layer + len(name))
+        similarity.append(
+            {
+                "layer": layer,
+                "output": 1e-9 if exclusive else bias,
+                "before_exclusion": bias - 0.1 if exclusive else None,
+            }
+        )
+    return {
+        "variant": name,
+        "seed": seed,
+        "learning_rate": rate,
+        "directory": f"{name}/seed-{seed}",
+        "loss": curve[-1]["loss"],
+        "bits_per_byte": curve[-1]["loss"] / math.log(2),
+        "steps": STEPS,
+        "tokens": STEPS * TOKENS_PER_STEP,
+        "train_seconds": curve[-1]["seconds"],
+        "compile_seconds": 13.2,
+        "ms_per_step": STEP_MS[name],
+        "peak_memory_bytes": 812 * 2**20,
+        "train_curve": curve,
+        "validation_curve": curve,
+        "similarity": similarity,
+    }
+
+
+def _row(name: str, rate: float, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    own = [run for run in runs if run["variant"] == name and run["learning_rate"] == rate]
+    base = [run for run in runs if run["variant"] == "baseline" and run["learning_rate"] == rate]
+    difference = reach = None
+    if base and name != "baseline":
+        difference = _statistics([a["loss"] - b["loss"] for a, b in zip(own, base, strict=True)])
+        goal = statistics.fmean(run["loss"] for run in base)
+        reached = next((point for point in own[0]["validation_curve"] if point["loss"] <= goal), None)
+        if reached is not None:
+            total = base[0]["validation_curve"][-1]
+            reach = {
+                "loss": goal,
+                "tokens": reached["tokens"],
+                "seconds": reached["seconds"],
+                "tokens_ratio": reached["tokens"] / total["tokens"],
+                "seconds_ratio": reached["seconds"] / total["seconds"],
+            }
+    new = {"selective": 4608, "exclusive+selective": 4608}.get(name, 0)
+    return {
+        "variant": name,
+        "learning_rate": rate,
+        "best": True,
+        "parameters": 1_823_424 + new,
+        "new_parameters": new,
+        "new_parameters_percent": 100 * new / 1_823_424,
+        "loss": _statistics([run["loss"] for run in own]),
+        "bits_per_byte": _statistics([run["bits_per_byte"] for run in own]),
+        "difference": difference,
+        "ms_per_step": {"median": STEP_MS[name], "spread": 4.1},
+        "tokens_per_second": TOKENS_PER_STEP / STEP_MS[name] * 1000,
+        "peak_memory_bytes": 812 * 2**20,
+        "reach": reach,
+    }
+
+
+def _statistics(values: list[float]) -> dict[str, Any]:
+    return {
+        "mean": statistics.fmean(values),
+        "spread": statistics.stdev(values) if len(values) > 1 else None,
+        "values": values,
+    }

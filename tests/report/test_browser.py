@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from headless import Browser
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("jinja2")
+
+Make = Callable[..., dict[str, Any]]
+Report = Callable[[dict[str, Any]], Path]
+
+CASES: dict[str, dict[str, Any]] = {
+    "one seed": {},
+    "one layer": {"layers": 1, "variants": ("baseline", "exclusive")},
+    "48 layers, three seeds": {"layers": 48, "seeds": (0, 1, 2)},
+    "sweep": {"rates": (1e-3, 3e-3, 1e-2), "seeds": (0, 1)},
+    "no baseline": {"variants": ("exclusive", "selective")},
+}
+
+OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+FIGURES = """[...document.querySelectorAll('figure svg')].map(svg => {
+  const box = svg.getBoundingClientRect(), paths = svg.querySelectorAll('path').length;
+  return [box.width, box.height, box.left, box.right, paths];
+})"""
+# WCAG contrast of every text node's colour with the first opaque background behind it.
+CONTRAST = """(() => {
+  const parse = text => (text.match(/[\\d.]+/g) || []).map(Number);
+  const light = ([r, g, b]) => [r, g, b].map(v => v / 255)
+    .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const behind = element => {
+    for (let at = element; at; at = at.parentElement) {
+      const colour = parse(getComputedStyle(at).backgroundColor);
+      if (colour.length === 3 || colour[3] === 1) return colour;
+    }
+    return [255, 255, 255];
+  };
+  const found = [];
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const element = walker.currentNode.parentElement;
+    if (!walker.currentNode.data.trim() || element.closest('style')) continue;
+    const style = getComputedStyle(element);
+    const front = light(parse(element.closest('svg') ? style.fill : style.color)), back = light(behind(element));
+    found.push([(Math.max(front, back) + 0.05) / (Math.min(front, back) + 0.05), walker.currentNode.data.trim()]);
+  }
+  return found;
+})()"""
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("width", [1280, 360])
+def test_the_page_fits_and_its_figures_show(
+    browser: Browser, report: Report, make_results: Make, case: str, width: int
+) -> None:
+    path = report(make_results(**CASES[case]))
+    browser.open(path, width=width)
+    assert browser.requests() == [path.as_uri()]
+    assert browser.messages() == []
+    browser.evaluate("document.querySelectorAll('details').forEach(item => { item.open = true })")
+    assert browser.evaluate(OVERFLOW) == 0
+    figures = browser.evaluate(FIGURES)
+    assert len(figures) == (4 if case == "sweep" else 3)
+    for figure_width, height, left, right, paths in figures:
+        assert figure_width > 250
+        assert height > 150
+        assert left >= 0
+        assert right <= width
+        assert paths > 10
+
+
+def test_figures_stand_side_by_side_only_where_there_is_room(
+    browser: Browser, report: Report, make_results: Make
+) -> None:
+    path = report(make_results())
+    tops = "[...document.querySelectorAll('#figure-loss-tokens, #figure-loss-seconds')].map(f => f.offsetTop)"
+    browser.open(path, width=1280)
+    first, second = browser.evaluate(tops)
+    assert first == second
+    browser.open(path, width=360)
+    first, second = browser.evaluate(tops)
+    assert first < second
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_colours_follow_the_scheme_and_can_be_read(
+    browser: Browser, report: Report, make_results: Make, scheme: str
+) -> None:
+    browser.open(report(make_results(rates=(1e-3, 3e-3))), scheme=scheme)
+    background = browser.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")
+    assert max(background) < 40 if scheme == "dark" else min(background) > 240
+    browser.evaluate("document.querySelectorAll('details').forEach(item => { item.open = true })")
+    contrasts = browser.evaluate(CONTRAST)
+    assert len(contrasts) > 100
+    assert [text for contrast, text in contrasts if contrast < 4.5] == []
+    line = "getComputedStyle(document.querySelector('.swatch line')).stroke"
+    drawn = "[...document.querySelectorAll('figure svg path')].map(path => getComputedStyle(path).stroke)"
+    assert browser.evaluate(line) in browser.evaluate(drawn)
+
+
+def test_print_is_light_complete_and_fits(browser: Browser, report: Report, make_results: Make) -> None:
+    browser.open(report(make_results(seeds=(0, 1))), width=720, scheme="dark", media="print")
+    assert browser.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert browser.evaluate("document.querySelector('details dl').getBoundingClientRect().height") > 50
+    assert browser.evaluate(OVERFLOW) == 0
+
+
+def test_the_wide_table_scrolls_by_keyboard(browser: Browser, report: Report, make_results: Make) -> None:
+    browser.open(report(make_results()), width=360)
+    table = "document.querySelector('.scroll')"
+    assert browser.evaluate(f"{table}.scrollWidth > {table}.clientWidth")
+    browser.evaluate(f"{table}.focus()")
+    assert browser.evaluate(f"document.activeElement === {table}")
+    for kind in ("keyDown", "keyUp"):
+        browser.send("Input.dispatchKeyEvent", type=kind, key="ArrowRight", code="ArrowRight", windowsVirtualKeyCode=39)
+    scrolled = f"""new Promise(done => {{
+      const look = () => {table}.scrollLeft > 0 ? done(true) : requestAnimationFrame(look);
+      look();
+    }})"""
+    assert browser.evaluate(scrolled)
+
+
+def test_hostile_names_run_nothing(browser: Browser, report: Report, make_results: Make) -> None:
+    results = make_results()
+    results["data"]["name"] = "<script>window.hit = 1</script><img src=x onerror='window.hit = 2'>" + "wide" * 60
+    results["command"] = results["data"]["name"]
+    path = report(results)
+    browser.open(path, width=360)
+    assert browser.evaluate("window.hit === undefined")
+    assert browser.requests() == [path.as_uri()]
+    assert browser.evaluate(OVERFLOW) == 0

@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("jinja2")
+
+from exsel.report import headline, render_report, write_report
+
+Make = Callable[..., dict[str, Any]]
+
+
+class Reader(HTMLParser):
+    """Collects ids, references to other resources, and the text of a page."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.ids: list[str] = []
+        self.targets: list[tuple[str, str]] = []
+        self.words: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(value or "")
+            if name in {"href", "xlink:href", "src", "srcset", "data", "action", "poster"}:
+                self.targets.append((tag, value or ""))
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join("".join(self.words).split())
+
+
+def test_nothing_is_loaded_from_elsewhere(make_results: Make) -> None:
+    page = render_report(make_results(rates=(1e-3, 3e-3)))
+    reader = Reader(page)
+    loaded = {target for tag, target in reader.targets if tag != "a"}
+    assert loaded
+    assert all(target.startswith("#") or target == "data:," for target in loaded)
+    assert re.findall(r"url\(\s*['\"]?(?!#)", page) == []
+    assert "@import" not in page
+    assert not {"script", "iframe", "object", "embed", "img"} & set(reader.tags)
+    links = {target for tag, target in reader.targets if tag == "a" and not target.startswith("#")}
+    assert links == {"https://arxiv.org/abs/2603.09078", "https://arxiv.org/abs/2411.12892"}
+
+
+def test_ids_are_unique_and_every_reference_is_met(make_results: Make) -> None:
+    page = render_report(make_results(seeds=(0, 1), rates=(1e-3, 3e-3)))
+    reader = Reader(page)
+    assert len(reader.ids) == len(set(reader.ids))
+    local = [target[1:] for _, target in reader.targets if target.startswith("#")]
+    local += re.findall(r"url\(#([^)]+)\)", page)
+    local += [
+        word for value in re.findall(r'aria-(?:labelledby|describedby)="([^"]+)"', page) for word in value.split()
+    ]
+    assert set(local) <= set(reader.ids)
+
+
+def test_colours_come_from_the_page(make_results: Make) -> None:
+    page = render_report(make_results())
+    figures = re.findall(r'<svg viewBox="0 0 [^>]*role="img".*?</svg>', page, re.DOTALL)
+    assert len(figures) == 3
+    for figure in figures:
+        assert "var(--series-1)" in figure
+        assert re.findall(r"#[0-9a-f]{6}\b(?!\))", re.sub(r'"#[^"]*"', "", figure)) == []
+        assert "<style" not in figure
+        assert "<metadata" not in figure
+
+
+def test_the_page_is_the_same_every_time(make_results: Make) -> None:
+    assert render_report(make_results()) == render_report(make_results())
+
+
+def test_one_seed_is_said_plainly(make_results: Make) -> None:
+    one = Reader(render_report(make_results())).text
+    assert "One seed: no spread" in one
+    assert headline(make_results()) in one
+    three = Reader(render_report(make_results(seeds=(0, 1, 2)))).text
+    assert "no spread" not in three
+    assert "± is the sample standard deviation over 3 seeds" in three
+
+
+def test_a_sweep_has_its_own_figure(make_results: Make) -> None:
+    assert 'id="figure-sweep"' in render_report(make_results(rates=(1e-3, 3e-3)))
+    assert 'id="figure-sweep"' not in render_report(make_results())
+
+
+def test_without_a_baseline_no_gain_is_claimed(make_results: Make) -> None:
+    text = Reader(render_report(make_results(variants=("exclusive", "selective")))).text
+    assert "No baseline to compare with" in text
+    assert "Better" not in text
+    assert "of the baseline's" not in text
+
+
+def test_missing_similarity_is_said(make_results: Make) -> None:
+    results = make_results()
+    for run in results["runs"]:
+        run["similarity"] = []
+    page = render_report(results)
+    assert "The results hold no similarity measurements." in page
+    assert 'id="figure-similarity"' not in page
+
+
+def test_an_almost_empty_file_still_makes_a_page() -> None:
+    for results in ({}, {"variants": None, "runs": 3, "data": []}, {"variants": [{"variant": "exclusive"}]}):
+        assert "Set-up" in render_report(results)
+    text = Reader(render_report({"runs": [{"variant": "exclusive", "loss": float("nan")}]})).text
+    assert "nan" not in text
+    assert "None" not in text
+
+
+def test_hostile_text_stays_text(make_results: Make) -> None:
+    attack = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{ 7*7 }}"
+    results = make_results()
+    for part in ("data", "model", "machine", "config"):
+        results[part]["name"] = attack
+        results[part][attack] = attack
+    for key in ("command", "git_revision", "exsel_version", "started"):
+        results[key] = attack
+    for row in (*results["variants"][1:2], *results["runs"][1:2]):
+        row["variant"] = attack
+    results["runs"][0]["directory"] = attack
+    page = render_report(results)
+    reader = Reader(page)
+    assert not {"script", "img"} & set(reader.tags)
+    assert attack in reader.text
+    assert "{{ 7*7 }}" in reader.text
+
+
+def test_writing_replaces_the_file_in_one_step(
+    make_results: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "report.html"
+    write_report(make_results(), path)
+    before = path.read_bytes()
+    assert before.endswith(b"</html>\n") or before.endswith(b"</html>")
+
+    def full_disk(self: Path, *_: object, **__: object) -> int:
+        self.touch()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        write_report({}, path)
+    assert path.read_bytes() == before
+    assert [item.name for item in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_a_missing_extra_names_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib
+
+    def missing(name: str) -> None:
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    monkeypatch.setattr(importlib, "import_module", missing)
+    with pytest.raises(ImportError, match=r"pip install 'exsel\[report\]'"):
+        render_report({})

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from exsel.report import HEADINGS, spread_sentence, summary_rows
+
+Make = Callable[..., dict[str, Any]]
+
+
+def test_one_seed_has_a_difference_without_spread(make_results: Make) -> None:
+    results = make_results()
+    rows = summary_rows(results)
+    assert [row["variant"] for row in rows] == ["baseline", "exclusive", "selective", "exclusive+selective"]
+    assert rows[0]["difference"] == "–"
+    assert rows[1]["difference"] == "−0.3015 (one seed)"
+    assert rows[1]["reach_tokens"] == "287k (0.35×)"
+    assert rows[1]["new_parameters"] == "0"
+    assert rows[2]["new_parameters"] == "4,608 (0.25%)"
+    assert rows[0]["ms_per_step"] == "252 (IQR 4.10)"
+    assert spread_sentence(results) == "one seed: no spread"
+
+
+def test_three_seeds_show_their_spread(make_results: Make) -> None:
+    results = make_results(seeds=(0, 1, 2))
+    spread = results["variants"][1]["difference"]["spread"]
+    assert summary_rows(results)[1]["difference"].endswith(f" ± {spread:.4f}")
+    assert spread_sentence(results) == "± is the sample standard deviation over 3 seeds"
+
+
+def test_every_cell_has_a_heading_and_the_rate_shows_only_in_a_sweep(make_results: Make) -> None:
+    assert [*HEADINGS] == [*summary_rows(make_results(rates=(1e-3, 3e-3)))[0]]
+    assert [*summary_rows(make_results())[0]] == [key for key in HEADINGS if key != "learning_rate"]
+    rates = [row["learning_rate"] for row in summary_rows(make_results(rates=(1e-3, 3e-3), variants=("baseline",)))]
+    assert rates == ["1e-3", "3e-3 (best)"]
+
+
+def test_never_reached_differs_from_nothing_to_reach(make_results: Make) -> None:
+    worse = summary_rows(make_results(variants=("baseline", "selective"), final={"selective": 2.5}))
+    assert [row["reach_seconds"] for row in worse] == ["–", "not reached"]
+    alone = summary_rows(make_results(variants=("exclusive", "selective")))
+    assert [row["reach_seconds"] for row in alone] == ["–", "–"]
+
+
+def test_missing_keys_are_dashes() -> None:
+    row = summary_rows({"variants": [{"variant": "exclusive"}]})[0]
+    assert row.pop("variant") == "exclusive"
+    assert set(row.values()) == {"–"}
+    assert summary_rows({}) == []
+    assert spread_sentence({}) == ""
+
+
+def test_the_words_need_no_plotting_library() -> None:
+    code = "import sys, exsel.report; sys.exit(bool({'matplotlib', 'jinja2', 'torch'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
