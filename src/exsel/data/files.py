@@ -68,14 +68,13 @@ def load_files(files: Sequence[Path], text_field: str) -> Dataset:
     Raises:
         UserError: see `read_documents`; also when no document holds any text.
     """
+    # Before all else, since `datasets` cannot write a data set without rows.
+    if next(read_documents(files, text_field), None) is None:
+        raise UserError(f"no text in {', '.join(str(file) for file in files[:3])}: every document is empty")
     stats = [file.stat() for file in files]
     if sum(stat.st_size for stat in stats) <= IN_MEMORY_BYTES:
-        documents = to_dataset(list(read_documents(files, text_field)))
-    else:
-        documents = _load_memory_mapped(files, text_field, max(stat.st_size for stat in stats))
-    if not len(documents):
-        raise UserError(f"no text in {', '.join(str(file) for file in files[:3])}: every document is empty")
-    return documents
+        return to_dataset(list(read_documents(files, text_field)))
+    return _load_memory_mapped(files, text_field, max(stat.st_size for stat in stats))
 
 
 def read_documents(files: Sequence[Path], text_field: str) -> Iterator[str]:

@@ -106,7 +106,8 @@ def pack_stream(documents: Iterable[str], encoder: Encoder, *, seq_len: int, pac
     return IterableDataset.from_generator(
         _stream_blocks,
         features=_features(pack),
-        gen_kwargs={"documents": documents, "encoder": encoder, "seq_len": seq_len, "pack": pack},
+        # In a tuple, since `datasets` takes a list here for shards that may be read apart.
+        gen_kwargs={"source": (documents, encoder, seq_len, pack)},
     ).with_format("numpy")
 
 
@@ -179,9 +180,8 @@ def _rows(tokens: NDArray[np.int32], seq_len: int) -> pa.ListArray:
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(tokens))
 
 
-def _stream_blocks(
-    documents: Iterable[str], encoder: Encoder, seq_len: int, pack: Pack
-) -> Iterator[dict[str, NDArray[np.int32]]]:
+def _stream_blocks(source: tuple[Iterable[str], Encoder, int, Pack]) -> Iterator[dict[str, NDArray[np.int32]]]:
+    documents, encoder, seq_len, pack = source
     packer = Packer(encoder, seq_len, pack)
     for batch in batches_of(documents):
         columns = packer(batch, last=False)

@@ -119,7 +119,7 @@ def _load_file(path: Path) -> PreTrainedTokenizerBase:
     try:
         tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path))
     except Exception as error:  # `tokenizers` raises plain Exception for a file that it cannot read
-        raise UserError(f"{path} is not a tokenizer file of the `tokenizers` library: {error}") from error
+        raise UserError(f"{path} is not a tokenizer file of the `tokenizers` library: {first_line(error)}") from error
     names = tokenizer.get_vocab()
     tokenizer.eos_token = next((name for name in _END_NAMES if name in names), None)
     return tokenizer

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, models
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
+
+from exsel.data import tokenization
+from exsel.data.tokenization import Encoder, load_tokenizer, vocabulary_size
+from exsel.errors import UserError
+
+TEXTS = ["def f():\n    return 'é🙂'\n", "x", " spaces \t and\r\n\x00 control ", "ÿ" * 9]
+
+
+def test_bytes_are_256_and_three_specials() -> None:
+    tokenizer = load_tokenizer("bytes")
+    assert isinstance(tokenizer, ByT5Tokenizer)
+    assert vocabulary_size(tokenizer) == len(tokenizer) == 259
+    assert (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id) == (0, 1, 2)
+
+
+def test_bytes_are_encoded_as_the_tokenizer_does() -> None:
+    tokenizer = load_tokenizer("bytes")
+    ids, lengths = Encoder(tokenizer)(TEXTS)
+    expected = [[*tokenizer(text, add_special_tokens=False)["input_ids"], 1] for text in TEXTS]
+    assert ids.dtype == np.int32
+    assert ids.tolist() == [token for document in expected for token in document]
+    assert lengths.tolist() == [len(document) for document in expected]
+
+
+def test_text_cannot_spell_the_end_of_a_document() -> None:
+    ids, lengths = Encoder(load_tokenizer("bytes"))(["a</s>b"])
+    assert lengths.tolist() == [7]
+    assert ids.tolist() == [byte + 3 for byte in b"a</s>b"] + [1]
+
+
+def test_a_tokenizer_file_ends_documents_with_its_conventional_token(bpe_file: Path) -> None:
+    tokenizer = load_tokenizer(str(bpe_file))
+    end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    assert tokenizer.eos_token_id == end
+    assert vocabulary_size(tokenizer) == len(tokenizer) == end + 1
+    ids, lengths = Encoder(tokenizer)(TEXTS)
+    assert ids.dtype == np.int32
+    documents = np.split(ids, np.cumsum(lengths)[:-1])
+    assert [document[-1] for document in documents] == [end] * len(TEXTS)
+    assert [tokenizer.decode(document[:-1]) for document in documents] == TEXTS
+
+
+def test_a_folder_knows_its_own_end_token(tmp_path: Path, bpe: Tokenizer) -> None:
+    PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="Ġ").save_pretrained(tmp_path)
+    expected = bpe.token_to_id("Ġ")
+    assert load_tokenizer(str(tmp_path)).eos_token_id == expected
+    assert load_tokenizer(str(tmp_path / "tokenizer.json")).eos_token_id == expected
+
+
+def test_long_documents_go_in_pieces_and_come_out_whole(monkeypatch: pytest.MonkeyPatch, bpe_file: Path) -> None:
+    encoder = Encoder(load_tokenizer(str(bpe_file)))
+    texts = ["def f(self, x):\n" * 30, "", "short", "y" * 95]
+    whole = encoder(texts)
+    monkeypatch.setattr(tokenization, "_PIECE_CHARACTERS", 40)
+    in_pieces = encoder(texts)
+    end = encoder.tokenizer.eos_token_id
+    assert (in_pieces[0] == end).sum() == 4
+    # No token of this text spans a line, so cuts between lines change nothing.
+    assert in_pieces[1][0] == whole[1][0]
+    np.testing.assert_array_equal(in_pieces[0][: in_pieces[1][0]], whole[0][: whole[1][0]])
+    documents = np.split(in_pieces[0], np.cumsum(in_pieces[1])[:-1])
+    assert [encoder.tokenizer.decode(document[:-1]) for document in documents] == texts
+
+
+def test_holes_in_the_ids_count(tmp_path: Path) -> None:
+    Tokenizer(models.WordLevel({"a": 0, "</s>": 7}, unk_token="a")).save(str(tmp_path / "holes.json"))
+    tokenizer = load_tokenizer(str(tmp_path / "holes.json"))
+    assert vocabulary_size(tokenizer) == 8
+
+
+class TestMistakes:
+    def test_no_such_file(self, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match=r"no such tokenizer file: .*missing\.json"):
+            load_tokenizer(str(tmp_path / "missing.json"))
+
+    def test_a_file_of_another_kind(self, tmp_path: Path) -> None:
+        (tmp_path / "a.json").write_text("{}")
+        with pytest.raises(UserError, match=r"a\.json is not a tokenizer file of the `tokenizers` library: "):
+            load_tokenizer(str(tmp_path / "a.json"))
+
+    def test_a_folder_without_a_tokenizer(self, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match="cannot load the tokenizer") as caught:
+            load_tokenizer(str(tmp_path))
+        assert str(caught.value).count("\n") == 0
+
+    def test_a_name_that_the_hub_does_not_give(self) -> None:
+        with pytest.raises(UserError, match=r"cannot load the tokenizer 'nobody/nothing' .* offline mode is enabled"):
+            load_tokenizer("nobody/nothing")
+
+    def test_no_end_token(self, tmp_path: Path) -> None:
+        Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]")).save(str(tmp_path / "a.json"))
+        with pytest.raises(UserError, match=r"a\.json' has no end-of-text token.*set eos_token in"):
+            load_tokenizer(str(tmp_path / "a.json"))
