@@ -8,15 +8,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from exsel.data import files
-from exsel.data.files import find_files, is_local, load_files, read_documents
+from exsel.data import documents, files
+from exsel.data.files import find_files, is_local, load_files, read_rows
 from exsel.errors import UserError
 
 from .conftest import WriteRows
 
 
 def read(*paths: Path, text_field: str = "text") -> list[str]:
-    return list(read_documents(paths, text_field))
+    """The documents, joined from their rows."""
+    joined = [""]
+    for text, ends in read_rows(paths, text_field):
+        joined[-1] += text
+        if ends:
+            joined.append("")
+    assert joined.pop() == "", "the last document does not end"
+    return joined
 
 
 def test_each_type_holds_documents_in_its_way(tmp_path: Path, write_rows: WriteRows) -> None:
@@ -46,6 +53,46 @@ def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfhello")
     (tmp_path / "b.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "x"}\n\n{"text": "y"}')
     assert read(tmp_path / "a.txt", tmp_path / "b.jsonl") == ["hello", "x", "y"]
+
+
+@pytest.mark.parametrize("size", [8, 9, 11, 64])
+@pytest.mark.parametrize("text", ["one\ntwo\r\n\nthree\n", "no line ends: é🙂é🙂ÿÿ", "aé\n", "\n" * 9, "🙂" * 7])
+def test_a_text_is_read_in_rows_that_join_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, size: int
+) -> None:
+    monkeypatch.setattr(files, "_READ_BYTES", size)
+    for mark in (b"", b"\xef\xbb\xbf"):
+        (tmp_path / "a.txt").write_bytes(mark + text.encode())
+        rows = list(read_rows([tmp_path / "a.txt"], "text"))
+        assert "".join(row for row, _ in rows) == text
+        assert [ends for _, ends in rows] == [False] * (len(rows) - 1) + [True]
+        assert all(row for row, _ in rows)
+        assert (len(rows) > 1) is (len(mark) + len(text.encode()) > size)
+
+
+@pytest.mark.parametrize("size", [8, 9, 11, 64])
+@pytest.mark.parametrize("content", [b"abc\ndef\xffgh\nij", b"\xef\xbb\xbf\nabcd\x80\x80\x80\x80\x80", b"abc\nde\xc3"])
+def test_the_byte_that_is_no_text_is_found_in_any_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, size: int
+) -> None:
+    monkeypatch.setattr(files, "_READ_BYTES", size)
+    (tmp_path / "a.txt").write_bytes(content)
+    with pytest.raises(UnicodeDecodeError) as expected:
+        content.decode()
+    with pytest.raises(UserError, match=f"byte {expected.value.start} is 0x{content[expected.value.start]:02x}"):
+        read(tmp_path / "a.txt")
+
+
+def test_long_rows_of_json_are_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_rows: WriteRows) -> None:
+    monkeypatch.setattr(documents, "ROW_CHARACTERS", 6)
+    path = write_rows(tmp_path / "a.jsonl", [{"text": "one\ntwo\nseventeen"}, {"text": "x"}])
+    assert list(read_rows([path], "text")) == [
+        ("one\n", False),
+        ("two\n", False),
+        ("sevent", False),
+        ("een", True),
+        ("x", True),
+    ]
 
 
 def test_folders_and_globs_expand_in_order_and_files_count_once(tmp_path: Path, write_rows: WriteRows) -> None:
@@ -174,9 +221,9 @@ class TestMemoryMapped:
         self, tmp_path: Path, cache: Path, write_rows: WriteRows, capfd: pytest.CaptureFixture[str]
     ) -> None:
         path = write_rows(tmp_path / "a.jsonl", [{"text": f"document {n}"} for n in range(2500)])
-        documents = load_files([path], "text")
-        assert list(documents["text"]) == read(path)
-        assert [Path(file["filename"]).is_relative_to(cache) for file in documents.cache_files] == [True]
+        rows = load_files([path], "text")
+        assert list(rows["text"]) == read(path)
+        assert [Path(file["filename"]).is_relative_to(cache) for file in rows.cache_files] == [True]
         assert list(tmp_path.iterdir()) == [path]
         assert capfd.readouterr() == ("", "")
         assert not datasets.are_progress_bars_disabled()

@@ -191,7 +191,7 @@ class TestStream:
 
     def test_without_a_limit_it_validates_on_the_begin(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(loading, "_STREAM_VALIDATION_TOKENS", 640)
-        monkeypatch.setattr("exsel.data.packing._STREAM_DOCUMENTS", 4)
+        monkeypatch.setattr("exsel.data.packing._STREAM_ROWS", 4)
         data = load_data(["owner/name"], seq_len=32)
         assert 640 <= (data.description.validation_tokens or 0) < 640 + 4 * 70
 

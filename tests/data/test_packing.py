@@ -10,13 +10,14 @@ import torch
 from datasets import Dataset, IterableDataset
 from torch.utils.data import DataLoader
 
-from exsel.data import files
+from exsel.data import documents, files, packing
+from exsel.data.documents import rows_of, to_dataset
 from exsel.data.packing import Pack, Packer, collate, pack_side, pack_stream, spread, token_counts
-from exsel.data.splitting import Side, to_dataset, whole
+from exsel.data.splitting import Side, whole
 from exsel.data.tokenization import Encoder, load_tokenizer
 
 END = 1
-DOCUMENTS = ["abcdefg", "hi", "", "jklmnopqrstuvwxyz0123456789", "!"]
+DOCUMENTS = ["abcdefg", "hi", "jklmnopqrstuvwxyz0123456789", "!!"]
 
 
 @pytest.fixture(scope="module")
@@ -68,16 +69,21 @@ def test_blocks_are_the_stream_cut_up(encoder: Encoder, seq_len: int, pack: Pack
 
 @pytest.mark.parametrize("pack", ["concat", "isolate"])
 @pytest.mark.parametrize("size", [1, 2, 5])
-def test_batches_leave_no_seam(encoder: Encoder, pack: Pack, size: int) -> None:
+def test_batches_leave_no_seam(encoder: Encoder, pack: Pack, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     packer = Packer(encoder, 5, pack)
-    batches = [DOCUMENTS[start : start + size] for start in range(0, len(DOCUMENTS), size)]
+    monkeypatch.setattr(documents, "ROW_CHARACTERS", 4)
+    rows = [row for document in DOCUMENTS for row in rows_of(document)]
+    assert len(rows) == 11
+    batches = [rows[start : start + size] for start in range(0, len(rows), size)]
     parts = [packer(batch, last=batch is batches[-1]) for batch in batches]
     joined = {name: np.concatenate([part[name] for part in parts]).tolist() for name in parts[0]}
     assert joined.pop("input_ids") == stream()
     assert joined == ({"position_ids": positions(DOCUMENTS, 5)} if pack == "isolate" else {})
 
 
-def test_many_map_batches_leave_no_seam(encoder: Encoder) -> None:
+@pytest.mark.parametrize("rows_a_batch", [1, 1000])
+def test_many_map_batches_leave_no_seam(encoder: Encoder, rows_a_batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "_MOST_ROWS", rows_a_batch)
     texts = [f"document {n}" for n in range(2500)]
     blocks, num_tokens = pack_side(side(texts), encoder, seq_len=100, pack="isolate")
     assert num_tokens == len(stream(texts))
@@ -102,16 +108,16 @@ def test_memory_mapped_documents_give_memory_mapped_blocks_which_are_found_again
 ) -> None:
     monkeypatch.setattr(files, "IN_MEMORY_BYTES", 0)
     (tmp_path / "a.txt").write_text("some text\n" * 100)
-    documents = whole(files.load_files([tmp_path / "a.txt"], "text"))
-    blocks, num_tokens = pack_side(documents, encoder, seq_len=8, pack="concat")
+    text = whole(files.load_files([tmp_path / "a.txt"], "text"))
+    blocks, num_tokens = pack_side(text, encoder, seq_len=8, pack="concat")
     (file,) = [Path(entry["filename"]) for entry in blocks.cache_files]
     assert file.is_relative_to(cache)
     assert column(blocks) == cut(stream(["some text\n" * 100]), 8)
     written = file.stat().st_mtime_ns
-    again, again_tokens = pack_side(documents, encoder, seq_len=8, pack="concat")
+    again, again_tokens = pack_side(text, encoder, seq_len=8, pack="concat")
     assert (column(again), again_tokens) == (column(blocks), num_tokens)
     assert file.stat().st_mtime_ns == written
-    other, _ = pack_side(documents, encoder, seq_len=9, pack="isolate")
+    other, _ = pack_side(text, encoder, seq_len=9, pack="isolate")
     assert column(other) == cut(stream(["some text\n" * 100]), 9)
 
 

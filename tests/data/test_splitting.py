@@ -4,6 +4,8 @@ import hashlib
 
 import pytest
 
+from exsel.data import documents as documents_module
+from exsel.data.documents import to_dataset
 from exsel.data.splitting import (
     Side,
     cut_tail,
@@ -11,13 +13,21 @@ from exsel.data.splitting import (
     key_of,
     split_by_content,
     split_by_name,
-    to_dataset,
     whole,
 )
 
 
 def texts(side: Side) -> list[str]:
-    return list(side.documents["text"])
+    """The documents of a side, joined from their rows."""
+    joined = [""]
+    for row in side.rows:
+        joined[-1] += row["text"]
+        if row["ends"]:
+            joined.append("")
+    assert joined.pop() == "", "the last document does not end"
+    assert side.num_documents == len(joined)
+    assert side.num_bytes == sum(len(text.encode()) for text in joined)
+    return joined
 
 
 def test_the_rule_is_fixed() -> None:
@@ -89,6 +99,31 @@ def test_copies_of_a_single_document_do_not_leak_its_end_into_training() -> None
     assert texts(train)[0] + texts(validation)[0] == document
 
 
+@pytest.mark.parametrize("in_rows", [False, True])
+def test_documents_in_several_rows_are_split_as_wholes(in_rows: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if in_rows:
+        monkeypatch.setattr(documents_module, "ROW_CHARACTERS", 7)
+    documents = [f"document {n}\n" * (n % 4 + 1) for n in range(300)]
+    rows = to_dataset(documents)
+    assert (len(rows) > 300) is in_rows
+    train, validation = split_by_content(rows)
+    assert texts(validation) == [text for text in documents if is_validation(key_of(text))]
+    assert texts(train) == [text for text in documents if not is_validation(key_of(text))]
+
+
+@pytest.mark.parametrize("row_characters", [100, 800, 5000, 10**6])
+def test_the_end_of_a_document_in_several_rows_validates(row_characters: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents_module, "ROW_CHARACTERS", row_characters)
+    document = "".join(f"line {n}\n" for n in range(1000))
+    train, validation = split_by_content(to_dataset(["tiny", document, document]))
+    tiny, head = texts(train)
+    (tail,) = texts(validation)
+    assert tiny == "tiny"
+    assert head + tail == document
+    assert head.endswith("\n")
+    assert 0.03 < len(tail) / len(document) < 0.16
+
+
 @pytest.mark.parametrize(
     ("text", "share", "expected"),
     [
@@ -96,6 +131,7 @@ def test_copies_of_a_single_document_do_not_leak_its_end_into_training() -> None
         ("aaaaaaaaaa", 0.2, ("aaaaaaaa", "aa")),
         ("a\naaaaaaaaaaaaaaaaaaaaaaa", 0.04, ("a\naaaaaaaaaaaaaaaaaaaaaa", "a")),
         ("ab", 0.01, ("a", "b")),
+        ("x" * 58 + "\n" + "y" * 41, 0.44, ("x" * 58 + "\n", "y" * 41)),
     ],
 )
 def test_a_tail_is_cut_at_a_line_if_one_is_near(text: str, share: float, expected: tuple[str, str]) -> None:

@@ -7,7 +7,6 @@ import pytest
 from tokenizers import Tokenizer, models
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
-from exsel.data import tokenization
 from exsel.data.tokenization import Encoder, load_tokenizer, vocabulary_size
 from exsel.errors import UserError
 
@@ -23,7 +22,7 @@ def test_bytes_are_256_and_three_specials() -> None:
 
 def test_bytes_are_encoded_as_the_tokenizer_does() -> None:
     tokenizer = load_tokenizer("bytes")
-    ids, lengths = Encoder(tokenizer)(TEXTS)
+    ids, lengths = Encoder(tokenizer)([(text, True) for text in TEXTS])
     expected = [[*tokenizer(text, add_special_tokens=False)["input_ids"], 1] for text in TEXTS]
     assert ids.dtype == np.int32
     assert ids.tolist() == [token for document in expected for token in document]
@@ -31,7 +30,7 @@ def test_bytes_are_encoded_as_the_tokenizer_does() -> None:
 
 
 def test_text_cannot_spell_the_end_of_a_document() -> None:
-    ids, lengths = Encoder(load_tokenizer("bytes"))(["a</s>b"])
+    ids, lengths = Encoder(load_tokenizer("bytes"))([("a</s>b", True)])
     assert lengths.tolist() == [7]
     assert ids.tolist() == [byte + 3 for byte in b"a</s>b"] + [1]
 
@@ -41,7 +40,7 @@ def test_a_tokenizer_file_ends_documents_with_its_conventional_token(bpe_file: P
     end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
     assert tokenizer.eos_token_id == end
     assert vocabulary_size(tokenizer) == len(tokenizer) == end + 1
-    ids, lengths = Encoder(tokenizer)(TEXTS)
+    ids, lengths = Encoder(tokenizer)([(text, True) for text in TEXTS])
     assert ids.dtype == np.int32
     documents = np.split(ids, np.cumsum(lengths)[:-1])
     assert [document[-1] for document in documents] == [end] * len(TEXTS)
@@ -55,19 +54,17 @@ def test_a_folder_knows_its_own_end_token(tmp_path: Path, bpe: Tokenizer) -> Non
     assert load_tokenizer(str(tmp_path / "tokenizer.json")).eos_token_id == expected
 
 
-def test_long_documents_go_in_pieces_and_come_out_whole(monkeypatch: pytest.MonkeyPatch, bpe_file: Path) -> None:
-    encoder = Encoder(load_tokenizer(str(bpe_file)))
-    texts = ["def f(self, x):\n" * 30, "", "short", "y" * 95]
-    whole = encoder(texts)
-    monkeypatch.setattr(tokenization, "_PIECE_CHARACTERS", 40)
-    in_pieces = encoder(texts)
-    end = encoder.tokenizer.eos_token_id
-    assert (in_pieces[0] == end).sum() == 4
-    # No token of this text spans a line, so cuts between lines change nothing.
-    assert in_pieces[1][0] == whole[1][0]
-    np.testing.assert_array_equal(in_pieces[0][: in_pieces[1][0]], whole[0][: whole[1][0]])
-    documents = np.split(in_pieces[0], np.cumsum(in_pieces[1])[:-1])
-    assert [encoder.tokenizer.decode(document[:-1]) for document in documents] == texts
+def test_a_document_in_several_rows_ends_once(bpe_file: Path) -> None:
+    text = "def f(self, x):\n" * 30
+    for encoder in (Encoder(load_tokenizer(str(bpe_file))), Encoder(load_tokenizer("bytes"))):
+        whole, (length,) = encoder([(text, True)])
+        # No token of this text spans a line, so cuts between lines change nothing.
+        in_rows, lengths = encoder([(text[:160], False), (text[160:176], False), (text[176:], True)])
+        np.testing.assert_array_equal(in_rows, whole)
+        assert lengths.sum() == length
+        assert (in_rows == encoder.tokenizer.eos_token_id).sum() == 1
+        open_end, _ = encoder([(text, False)])
+        np.testing.assert_array_equal(open_end, whole[:-1])
 
 
 def test_holes_in_the_ids_count(tmp_path: Path) -> None:

@@ -10,11 +10,11 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Dataset, Features, Value
+from datasets import Dataset
 from datasets.exceptions import DatasetGenerationError
 
+from exsel.data.documents import FEATURES, Row, rows_of, rows_to_dataset
 from exsel.data.progress import no_progress_bars
-from exsel.data.splitting import to_dataset
 from exsel.errors import UserError
 
 TEXT_SUFFIXES = frozenset(
@@ -28,7 +28,8 @@ _FAMILIAR_SUFFIXES = frozenset(
 )
 # Files of more than this together go through a memory-mapped Arrow file in the cache folder of `datasets`.
 IN_MEMORY_BYTES = 256 * 2**20
-_WRITE_BYTES = 64 * 2**20
+_READ_BYTES = 2**20
+_WRITE_ROWS = 100
 _PARQUET_ROWS = 1024
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -63,21 +64,20 @@ def find_files(specs: Sequence[str]) -> list[Path]:
 
 
 def load_files(files: Sequence[Path], text_field: str) -> Dataset:
-    """Read the documents of files into a data set with the column ``text``, memory-mapped if they are large.
+    """Read the documents of files (rows as in `exsel.data.documents`), memory-mapped if the files are large.
 
     Raises:
-        UserError: see `read_documents`; also when no document holds any text.
+        UserError: see `read_rows`; also when no document holds any text.
     """
     # Before all else, since `datasets` cannot write a data set without rows.
-    if next(read_documents(files, text_field), None) is None:
+    if next(read_rows(files, text_field), None) is None:
         raise UserError(f"no text in {', '.join(str(file) for file in files[:3])}: every document is empty")
-    stats = [file.stat() for file in files]
-    if sum(stat.st_size for stat in stats) <= IN_MEMORY_BYTES:
-        return to_dataset(list(read_documents(files, text_field)))
-    return _load_memory_mapped(files, text_field, max(stat.st_size for stat in stats))
+    if sum(file.stat().st_size for file in files) <= IN_MEMORY_BYTES:
+        return rows_to_dataset(read_rows(files, text_field))
+    return _load_memory_mapped(files, text_field)
 
 
-def read_documents(files: Sequence[Path], text_field: str) -> Iterator[str]:
+def read_rows(files: Sequence[Path], text_field: str) -> Iterator[Row]:
     """Read the documents of files in order: a text file is one, ``.jsonl`` and ``.parquet`` hold one a row.
 
     Empty documents and rows with a null are left out.
@@ -86,11 +86,14 @@ def read_documents(files: Sequence[Path], text_field: str) -> Iterator[str]:
         UserError: a file cannot be read or decoded (names the byte), lacks the field (names those it has), or
             holds something other than text in it.
     """
-    readers = {"text": _read_text, "jsonl": _read_json_lines, "parquet": _read_parquet}
     for file in files:
-        kind = _kind(file) or "text"
         try:
-            yield from filter(None, readers[kind](file, text_field))
+            if _kind(file) == "jsonl":
+                yield from _rows_of_documents(_read_json_lines(file, text_field))
+            elif _kind(file) == "parquet":
+                yield from _rows_of_documents(_read_parquet(file, text_field))
+            else:
+                yield from _read_text(file)
         except OSError as error:
             raise UserError(f"{file} cannot be read: {error.strerror or error}") from error
 
@@ -156,10 +159,35 @@ def _decode(data: bytes, file: Path, offset: int) -> str:
         ) from error
 
 
-def _read_text(file: Path, text_field: str) -> Iterator[str]:
-    data = file.read_bytes()
-    skipped = len(_BYTE_ORDER_MARK) if data.startswith(_BYTE_ORDER_MARK) else 0
-    yield _decode(data[skipped:], file, skipped)
+def _rows_of_documents(documents: Iterator[str | None]) -> Iterator[Row]:
+    for document in documents:
+        if document:
+            yield from rows_of(document)
+
+
+def _read_text(file: Path) -> Iterator[Row]:
+    with file.open("rb") as source:
+        data = source.read(_READ_BYTES)
+        offset = len(_BYTE_ORDER_MARK) if data.startswith(_BYTE_ORDER_MARK) else 0
+        data = data[offset:]
+        while following := source.read(_READ_BYTES):
+            cut = _last_start(data)
+            yield _decode(data[:cut], file, offset), False
+            data = data[cut:] + following
+            offset += cut
+    if data:
+        yield _decode(data, file, offset), True
+
+
+def _last_start(data: bytes) -> int:
+    """Where the last line begins that was begun, or in a single line the last character: never at 0."""
+    newline = data.rfind(b"\n")
+    if newline >= 0:
+        return newline + 1
+    start = len(data) - 1
+    while start > 0 and data[start] & 0xC0 == 0x80:
+        start -= 1
+    return start or len(data)
 
 
 def _read_json_lines(file: Path, text_field: str) -> Iterator[str | None]:
@@ -240,17 +268,17 @@ def _type_name(value: object) -> str:
     return names.get(type(value), "null" if value is None else f"a value of type {type(value).__name__}")
 
 
-def _load_memory_mapped(files: Sequence[Path], text_field: str, largest: int) -> Dataset:
+def _load_memory_mapped(files: Sequence[Path], text_field: str) -> Dataset:
     # `datasets` finds an earlier result by these arguments alone: the state of each file must be among them.
     states = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     try:
         with no_progress_bars():
             return Dataset.from_generator(
-                _rows,
-                features=Features({"text": Value("large_string")}),
+                _examples,
+                features=FEATURES,
+                # A tuple, since `datasets` takes a list here for shards.
                 gen_kwargs={"files": tuple(states), "text_field": text_field},
-                # The writer counts rows, and a row may be as long as the largest file.
-                writer_batch_size=max(1, min(1000, _WRITE_BYTES // largest)),
+                writer_batch_size=_WRITE_ROWS,
             )
     except DatasetGenerationError as error:
         if isinstance(error.__cause__, UserError):
@@ -258,6 +286,6 @@ def _load_memory_mapped(files: Sequence[Path], text_field: str, largest: int) ->
         raise
 
 
-def _rows(files: Sequence[tuple[str, int, int]], text_field: str) -> Iterator[dict[str, str]]:
-    for text in read_documents([Path(path) for path, _, _ in files], text_field):
-        yield {"text": text}
+def _examples(files: Sequence[tuple[str, int, int]], text_field: str) -> Iterator[dict[str, Any]]:
+    for text, ends in read_rows([Path(path) for path, _, _ in files], text_field):
+        yield {"text": text, "ends": ends}

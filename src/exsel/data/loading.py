@@ -10,10 +10,11 @@ from typing import cast, get_args
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
+from exsel.data.documents import Row, rows_to_dataset
 from exsel.data.files import find_files, is_local, load_files
 from exsel.data.hub import StreamedDocuments, open_hub
 from exsel.data.packing import Pack, batches_of, pack_side, pack_stream, spread
-from exsel.data.splitting import Side, split_by_content, split_by_name, to_dataset, whole
+from exsel.data.splitting import Side, split_by_content, split_by_name, whole
 from exsel.data.standard_library import corpus_name, read_standard_library
 from exsel.data.tokenization import Encoder, load_tokenizer, vocabulary_size
 from exsel.errors import UserError
@@ -111,8 +112,8 @@ def load_data(
             vocab_size=vocabulary_size(encoder.tokenizer),
             pack=pack,
             seq_len=seq_len,
-            train_documents=None if train_side is None else len(train_side.documents),
-            validation_documents=len(side.documents),
+            train_documents=None if train_side is None else train_side.num_documents,
+            validation_documents=side.num_documents,
             train_bytes=None if train_side is None else train_side.num_bytes,
             validation_bytes=side.num_bytes,
             train_tokens=train_tokens,
@@ -168,7 +169,7 @@ def load_evaluation_data(
         pack=pack,
         seq_len=seq_len,
         train_documents=None,
-        validation_documents=len(side.documents),
+        validation_documents=side.num_documents,
         train_bytes=None,
         validation_bytes=side.num_bytes,
         train_tokens=None,
@@ -214,16 +215,18 @@ def _load_sides(specs: tuple[str, ...], text_field: str) -> tuple[Side, Side]:
 def _begin_of_stream(documents: StreamedDocuments, encoder: Encoder, seq_len: int, blocks: int | None) -> Side:
     """The first documents of a stream: as many as give this many blocks, or a million tokens."""
     wanted = max(seq_len, _STREAM_VALIDATION_TOKENS) if blocks is None else blocks * seq_len
-    texts: list[str] = []
+    rows: list[Row] = []
     tokens = 0
     for batch in batches_of(documents):
-        texts += batch
+        rows += batch
         tokens += int(encoder(batch)[1].sum())
         if tokens >= wanted:
             break
-    if not texts:
+    if not rows:
         raise UserError(f"{documents.name} holds no text to validate on: give more data")
-    return whole(to_dataset(texts))
+    # The last batch may have ended inside a document.
+    rows[-1] = (rows[-1][0], True)
+    return whole(rows_to_dataset(rows))
 
 
 def _check_length(side: str, seq_len: int, tokens: int) -> None:

@@ -15,6 +15,7 @@ from datasets.fingerprint import Hasher
 from numpy.typing import NDArray
 from torch import Tensor
 
+from exsel.data.documents import Row, rows_of
 from exsel.data.progress import no_progress_bars
 from exsel.data.splitting import Side
 from exsel.data.tokenization import Encoder
@@ -22,8 +23,8 @@ from exsel.data.tokenization import Encoder
 Pack = Literal["concat", "isolate"]
 IGNORED_LABEL = -100
 _BATCH_BYTES = 16 * 2**20
-_MOST_DOCUMENTS = 1000
-_STREAM_DOCUMENTS = 64
+_MOST_ROWS = 1000
+_STREAM_ROWS = 64
 # Part of the name under which `datasets` caches large results: raise it when the blocks of the same text change.
 _FORMAT = 1
 
@@ -40,20 +41,24 @@ class Packer:
         self.pack = pack
         self._tokens = np.zeros(0, np.int32)
         self._starts = np.zeros(0, np.bool_)
+        self._next_starts = np.True_
 
-    def __call__(self, texts: Sequence[str], *, last: bool) -> dict[str, NDArray[np.int32]]:
-        """Add documents.
+    def __call__(self, rows: Sequence[Row], *, last: bool) -> dict[str, NDArray[np.int32]]:
+        """Add rows of documents.
 
         Returns:
             The tokens that fill blocks by now, in a row (with ``last`` all of them, so that the last block may be
             shorter): ``input_ids``, and for ``isolate`` also ``position_ids``, which count from 0 at the start of each
             document and of each block.
         """
-        tokens, lengths = self.encoder(texts)
-        starts = np.zeros(len(tokens), np.bool_)
-        starts[np.cumsum(lengths) - lengths] = True
+        tokens, lengths = self.encoder(rows)
+        # A document starts where one has ended, which may be with the token to come.
+        starts = np.zeros(len(tokens) + 1, np.bool_)
+        starts[np.cumsum(lengths)[[ends for _, ends in rows]]] = True
+        starts[0] |= self._next_starts
+        self._next_starts = starts[-1]
         tokens = np.concatenate([self._tokens, tokens])
-        starts = np.concatenate([self._starts, starts])
+        starts = np.concatenate([self._starts, starts[:-1]])
         ready = len(tokens) if last else len(tokens) // self.seq_len * self.seq_len
         self._tokens, self._starts = tokens[ready:], starts[ready:]
         columns = {"input_ids": tokens[:ready]}
@@ -74,22 +79,23 @@ def pack_side(side: Side, encoder: Encoder, *, seq_len: int, pack: Pack) -> tupl
         shorter than one) and the number of tokens of the side, with those that fill no block. Blocks of memory-mapped
         documents are memory-mapped and cached beside them.
     """
-    documents = side.documents
+    rows = side.rows
     packer = Packer(encoder, seq_len, pack)
 
     def pack_batch(batch: pa.Table, indices: list[int]) -> pa.Table:
-        columns = packer(batch["text"].to_pylist(), last=indices[-1] == len(documents) - 1)
-        return pa.table({name: _rows(tokens, seq_len) for name, tokens in columns.items()})
+        read = list(zip(batch["text"].to_pylist(), batch["ends"].to_pylist(), strict=True))
+        columns = packer(read, last=indices[-1] == len(rows) - 1)
+        return pa.table({name: _cut(tokens, seq_len) for name, tokens in columns.items()})
 
     # The functions that make the blocks carry state, so their result is named by what goes into it.
     name = f"exsel {_FORMAT} {side.digest.hex()} {Hasher.hash(encoder.tokenizer)} {seq_len} {pack}"
     with no_progress_bars():
-        blocks = documents.with_format("arrow").map(
+        blocks = rows.with_format("arrow").map(
             pack_batch,
             with_indices=True,
             batched=True,
-            batch_size=max(1, min(_MOST_DOCUMENTS, _BATCH_BYTES * len(documents) // max(1, side.num_bytes))),
-            remove_columns=documents.column_names,
+            batch_size=max(1, min(_MOST_ROWS, _BATCH_BYTES * len(rows) // max(1, side.num_bytes))),
+            remove_columns=rows.column_names,
             features=_features(pack),
             new_fingerprint=hashlib.sha256(name.encode()).hexdigest()[:32],
         )
@@ -111,10 +117,10 @@ def pack_stream(documents: Iterable[str], encoder: Encoder, *, seq_len: int, pac
     ).with_format("numpy")
 
 
-def batches_of(documents: Iterable[str]) -> Iterator[list[str]]:
-    """Group a stream of documents for the tokenizer."""
-    remaining = iter(documents)
-    while batch := list(islice(remaining, _STREAM_DOCUMENTS)):
+def batches_of(documents: Iterable[str]) -> Iterator[list[Row]]:
+    """Group the rows of a stream of documents for the tokenizer."""
+    rows = (row for document in documents for row in rows_of(document))
+    while batch := list(islice(rows, _STREAM_ROWS)):
         yield batch
 
 
@@ -143,7 +149,7 @@ def token_counts(blocks: Dataset | IterableDataset, vocab_size: int, max_blocks:
             counts += np.bincount(np.asarray(block["input_ids"]), minlength=vocab_size)
     else:
         chosen = spread(blocks, max_blocks).select_columns("input_ids").with_format("arrow")
-        for batch in chosen.iter(_MOST_DOCUMENTS):
+        for batch in chosen.iter(_MOST_ROWS):
             for chunk in batch["input_ids"].chunks:
                 counts += np.bincount(chunk.flatten().to_numpy(), minlength=vocab_size)
     return torch.from_numpy(counts)
@@ -174,8 +180,8 @@ def _features(pack: Pack) -> Features:
     return Features({name: List(Value("int32")) for name in names})
 
 
-def _rows(tokens: NDArray[np.int32], seq_len: int) -> pa.ListArray:
-    """Cut tokens into rows; the last may be shorter."""
+def _cut(tokens: NDArray[np.int32], seq_len: int) -> pa.ListArray:
+    """Cut tokens into blocks; the last may be shorter."""
     offsets = np.append(np.arange(0, len(tokens), seq_len), len(tokens)).astype(np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(tokens))
 

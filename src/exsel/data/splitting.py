@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
 from datasets import Dataset, concatenate_datasets
 from numpy.typing import NDArray
+
+from exsel.data.documents import rows_to_dataset, to_dataset
 
 VALIDATION_SHARE = 0.05
 # Outside these the hash was unlucky (few documents, or one that outweighs the others) and is corrected for.
@@ -22,17 +22,13 @@ _BATCH = 100
 class Side:
     """One side of a split: documents, and what identifies and measures them."""
 
-    documents: Dataset
-    """Column ``text``."""
+    rows: Dataset
+    """See `exsel.data.documents`."""
     digest: bytes
     """SHA-256 over the SHA-256 of every document, in order."""
+    num_documents: int
     num_bytes: int
     """Of all documents, as UTF-8."""
-
-
-def to_dataset(texts: Sequence[str]) -> Dataset:
-    """Hold documents in memory as a data set with the column ``text``."""
-    return Dataset(pa.table({"text": pa.array(texts, pa.large_string())}))
 
 
 def key_of(text: str) -> int:
@@ -45,10 +41,9 @@ def is_validation(key: int) -> bool:
     return key < _THRESHOLD
 
 
-def whole(documents: Dataset) -> Side:
-    """Take every document of a data set (column ``text``) as one side."""
-    digests, sizes = _survey(documents)
-    return _side(documents, digests, sizes)
+def whole(rows: Dataset) -> Side:
+    """Take every document as one side."""
+    return _Survey.of(rows).side(rows)
 
 
 def split_by_name(texts: dict[str, str]) -> tuple[Side, Side]:
@@ -59,7 +54,7 @@ def split_by_name(texts: dict[str, str]) -> tuple[Side, Side]:
     return whole(to_dataset(sides[0])), whole(to_dataset(sides[1]))
 
 
-def split_by_content(documents: Dataset) -> tuple[Side, Side]:
+def split_by_content(rows: Dataset) -> tuple[Side, Side]:
     """Split documents by the hash of their content into (train, validation), neither of them empty.
 
     Identical documents fall on the same side. About 5% of the documents validate. Where that is less than 1% or
@@ -69,50 +64,80 @@ def split_by_content(documents: Dataset) -> tuple[Side, Side]:
     most half of it, cut where a line begins. Repetitions of that document are dropped.
 
     Args:
-        documents: column ``text``; at least one document, none of them empty.
+        rows: of at least one document; see `exsel.data.documents`.
     """
-    digests, sizes = _survey(documents)
-    keys = digests[:, :8].copy().view(">u8").ravel().astype(np.uint64)
+    survey = _Survey.of(rows)
+    keys = survey.digests[:, :8].copy().view(">u8").ravel().astype(np.uint64)
     distinct, document_of = np.unique(keys, return_inverse=True)
     # Exact in float64 up to 2^53 bytes.
-    shares = np.bincount(document_of, weights=sizes) / sizes.sum()
+    shares = np.bincount(document_of, weights=survey.sizes) / survey.sizes.sum()
     chosen = distinct < np.uint64(_THRESHOLD)
     if not _LEAST_SHARE <= shares[chosen].sum() <= _MOST_SHARE:
         chosen = _fill_in_order(shares)
     if shares[chosen].sum() < _LEAST_SHARE:
-        return _split_longest(documents, digests, sizes)
+        return _split_longest(rows, survey)
     validates = chosen[document_of]
-    train, validation = (np.flatnonzero(~validates), np.flatnonzero(validates))
-    return (
-        _side(documents.select(train), digests[train], sizes[train]),
-        _side(documents.select(validation), digests[validation], sizes[validation]),
-    )
+    return survey.side(rows, ~validates), survey.side(rows, validates)
 
 
 def cut_tail(text: str, share: float) -> tuple[str, str]:
-    """Cut a text before about its last ``share``, where a line begins if one does within another ``share``."""
+    """Cut a text before about its last ``share``, where a line begins if one does within 5% of the text."""
     cut = min(max(1, round(len(text) * (1 - share))), len(text) - 1)
-    newline = text.rfind("\n", max(0, cut - max(1, round(len(text) * share))), cut)
+    reach = len(text) // 20 + 1
+    newline = text.rfind("\n", max(0, cut - reach), cut)
+    if newline < 0:
+        newline = text.find("\n", cut, min(cut + reach, len(text) - 1))
     if newline >= 0:
         cut = newline + 1
     return text[:cut], text[cut:]
 
 
-def _survey(documents: Dataset) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """The SHA-256 ``[documents, 32]`` and the size in bytes ``[documents]`` of each document."""
-    digests = bytearray()
-    sizes: list[int] = []
-    for batch in documents.with_format("arrow").iter(_BATCH):
-        for text in batch["text"].to_pylist():
-            encoded = text.encode()
-            digests += hashlib.sha256(encoded).digest()
-            sizes.append(len(encoded))
-    return np.frombuffer(bytes(digests), np.uint8).reshape(-1, 32), np.array(sizes, np.int64)
+@dataclass(frozen=True)
+class _Survey:
+    """Every document of a data set, measured."""
 
+    digests: NDArray[np.uint8]
+    """The SHA-256 of each: ``[documents, 32]``."""
+    sizes: NDArray[np.int64]
+    """In bytes: ``[documents]``."""
+    row_counts: NDArray[np.int64]
+    """``[documents]``."""
 
-def _side(documents: Dataset, digests: NDArray[np.uint8], sizes: NDArray[np.int64]) -> Side:
-    digest = hashlib.sha256(digests.tobytes()).digest()
-    return Side(documents=documents, digest=digest, num_bytes=int(sizes.sum()))
+    @classmethod
+    def of(cls, rows: Dataset) -> _Survey:
+        digests = bytearray()
+        sizes: list[int] = []
+        row_counts: list[int] = []
+        digest, size, count = hashlib.sha256(), 0, 0
+        for batch in rows.with_format("arrow").iter(_BATCH):
+            for text, ends in zip(batch["text"].to_pylist(), batch["ends"].to_pylist(), strict=True):
+                encoded = text.encode()
+                digest.update(encoded)
+                size += len(encoded)
+                count += 1
+                if ends:
+                    digests += digest.digest()
+                    sizes.append(size)
+                    row_counts.append(count)
+                    digest, size, count = hashlib.sha256(), 0, 0
+        return cls(
+            np.frombuffer(bytes(digests), np.uint8).reshape(-1, 32),
+            np.array(sizes, np.int64),
+            np.array(row_counts, np.int64),
+        )
+
+    def side(self, rows: Dataset, chosen: NDArray[np.bool_] | None = None) -> Side:
+        """A side of all documents or of those chosen by ``[documents]``."""
+        if chosen is None:
+            chosen = np.ones(len(self.sizes), np.bool_)
+        else:
+            rows = rows.select(np.flatnonzero(np.repeat(chosen, self.row_counts)))
+        return Side(
+            rows=rows,
+            digest=hashlib.sha256(self.digests[chosen].tobytes()).digest(),
+            num_documents=int(chosen.sum()),
+            num_bytes=int(self.sizes[chosen].sum()),
+        )
 
 
 def _fill_in_order(shares: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -128,12 +153,20 @@ def _fill_in_order(shares: NDArray[np.float64]) -> NDArray[np.bool_]:
     return chosen
 
 
-def _split_longest(documents: Dataset, digests: NDArray[np.uint8], sizes: NDArray[np.int64]) -> tuple[Side, Side]:
-    longest = int(sizes.argmax())
-    others = np.flatnonzero((digests != digests[longest]).any(axis=1))
-    share = min(0.5, VALIDATION_SHARE * float(sizes.sum()) / float(sizes[longest]))
-    head, tail = cut_tail(documents[longest]["text"], share)
-    train = to_dataset([head])
-    if len(others):
-        train = concatenate_datasets([documents.select(others), train])
-    return whole(train), whole(to_dataset([tail]))
+def _split_longest(rows: Dataset, survey: _Survey) -> tuple[Side, Side]:
+    longest = int(survey.sizes.argmax())
+    others = (survey.digests != survey.digests[longest]).any(axis=1)
+    tail_bytes = min(survey.sizes[longest] / 2, VALIDATION_SHARE * survey.sizes.sum())
+    first = int(survey.row_counts[:longest].sum())
+    # From the last row of the document back to the one in which the tail begins.
+    row = last = first + int(survey.row_counts[longest]) - 1
+    while tail_bytes > (row_bytes := len(rows[row]["text"].encode())) and row > first:
+        tail_bytes -= row_bytes
+        row -= 1
+    head, tail = cut_tail(rows[row]["text"], tail_bytes / row_bytes)
+    kept = [*np.flatnonzero(np.repeat(others, survey.row_counts)), *range(first, row)]
+    train = concatenate_datasets([rows.select(kept), rows_to_dataset([(head, True)])])
+    validation = concatenate_datasets(
+        [rows_to_dataset([(tail, row == last)]), rows.select([*range(row + 1, last + 1)])]
+    )
+    return whole(train), whole(validation)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from exsel.data.documents import Row
 from exsel.data.hub_access import first_line, reason_unavailable
 from exsel.errors import UserError
 
 # In this order: what the tokenizers of known models call the token that ends a text.
 _END_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]")
-_PIECE_CHARACTERS = 2**20
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -48,48 +48,41 @@ def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
 
 @dataclass(frozen=True)
 class Encoder:
-    """Turns documents into token ids, each document ended by the tokenizer's end-of-text token.
+    """Turns rows of documents (see `exsel.data.documents`) into token ids.
 
-    Bytes are encoded by NumPy: the ids of `ByT5Tokenizer`, some hundred times as fast, except that text which
-    spells a special token (``</s>``) stays text. Other tokenizers get long documents in pieces of a million
-    characters, cut where a line begins, which bounds memory and lets them work in parallel; a token that would
-    span such a cut becomes two.
+    Each document is ended by the tokenizer's end-of-text token. Bytes are encoded by NumPy: the ids of
+    `ByT5Tokenizer`, some hundred times as fast, except that text which spells a special token (``</s>``) stays text.
+    With other tokenizers, a token that would span two rows of a long document becomes two.
     """
 
     tokenizer: PreTrainedTokenizerBase
 
-    def __call__(self, texts: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        """Encode documents.
+    def __call__(self, rows: Sequence[Row]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """Encode rows.
 
         Returns:
-            The ids of all documents in a row, int32, and the number of tokens of each (with its end), int64.
+            The ids of all rows, one after the other, int32, and the number of tokens of each row (with the one
+            that ends the document), int64.
         """
         if isinstance(self.tokenizer, ByT5Tokenizer):
-            return self._encode_bytes(texts)
-        pieces = [list(_pieces(text)) for text in texts]
+            return self._encode_bytes(rows)
         encoded: list[list[int]] = self.tokenizer(
-            [piece for document in pieces for piece in document],
+            [text for text, _ in rows],
             add_special_tokens=False,
             return_attention_mask=False,
             return_token_type_ids=False,
             verbose=False,
         )["input_ids"]
-        end = np.array([self.tokenizer.eos_token_id], np.int32)
-        parts: list[NDArray[np.int32]] = []
-        lengths: list[int] = []
-        remaining = iter(encoded)
-        for document in pieces:
-            ids = [np.array(next(remaining), np.int32) for _ in document]
-            parts += [*ids, end]
-            lengths.append(sum(len(piece) for piece in ids) + 1)
-        return np.concatenate(parts), np.array(lengths, np.int64)
+        end: int = self.tokenizer.eos_token_id
+        parts = [np.array([*ids, end] if ends else ids, np.int32) for ids, (_, ends) in zip(encoded, rows, strict=True)]
+        return np.concatenate(parts), np.array([len(part) for part in parts], np.int64)
 
-    def _encode_bytes(self, texts: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        encoded = [text.encode() for text in texts]
-        lengths = np.array([len(document) + 1 for document in encoded], np.int64)
-        ids = np.frombuffer(b"\0".join([*encoded, b""]), np.uint8).astype(np.int32)
+    def _encode_bytes(self, rows: Sequence[Row]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        encoded = [text.encode() + b"\0" if ends else text.encode() for text, ends in rows]
+        lengths = np.array([len(row) for row in encoded], np.int64)
+        ids = np.frombuffer(b"".join(encoded), np.uint8).astype(np.int32)
         ids += self.tokenizer.offset
-        ids[np.cumsum(lengths) - 1] = self.tokenizer.eos_token_id
+        ids[np.cumsum(lengths)[[ends for _, ends in rows]] - 1] = self.tokenizer.eos_token_id
         return ids, lengths
 
 
@@ -123,13 +116,3 @@ def _load_file(path: Path) -> PreTrainedTokenizerBase:
     names = tokenizer.get_vocab()
     tokenizer.eos_token = next((name for name in _END_NAMES if name in names), None)
     return tokenizer
-
-
-def _pieces(text: str) -> Iterator[str]:
-    start = 0
-    while len(text) - start > _PIECE_CHARACTERS:
-        newline = text.rfind("\n", start, start + _PIECE_CHARACTERS)
-        end = newline + 1 if newline >= 0 else start + _PIECE_CHARACTERS
-        yield text[start:end]
-        start = end
-    yield text[start:]
