@@ -78,6 +78,10 @@ class TestMistakes:
         with pytest.raises(UserError, match=r"no such tokenizer file: .*missing\.json"):
             load_tokenizer(str(tmp_path / "missing.json"))
 
+    def test_no_such_folder(self, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match=r"no such tokenizer file or folder: .*missing"):
+            load_tokenizer(str(tmp_path / "missing"))
+
     def test_a_file_of_another_kind(self, tmp_path: Path) -> None:
         (tmp_path / "a.json").write_text("{}")
         with pytest.raises(UserError, match=r"a\.json is not a tokenizer file of the `tokenizers` library: "):

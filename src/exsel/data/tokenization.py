@@ -87,6 +87,8 @@ class Encoder:
 
 
 def _load_by_name(name: str, path: Path) -> PreTrainedTokenizerBase:
+    if name.startswith((".", "/", "~")) and not path.exists():
+        raise UserError(f"no such tokenizer file or folder: {name}")
     reason = None if path.exists() else reason_unavailable(name, "model")
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
