@@ -1,0 +1,345 @@
+"""The operators: each backend against the float64 reference, forward and backward, within the error budget."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import WithinBudget
+from torch import Tensor
+
+import exsel
+from exsel import reference
+from exsel.functional import Backend
+
+LOW = [torch.float32, torch.bfloat16, torch.float16]
+HEADS = [(1, 1), (3, 3), (6, 2), (4, 1)]
+
+
+def leaf(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(*shape, dtype=dtype).requires_grad_()
+
+
+def make_strength(kind: Any, heads: int, tokens: int, dtype: torch.dtype) -> float | Tensor | None:
+    if kind == "head":
+        return leaf(heads, dtype=dtype)
+    if kind == "token":
+        return leaf(2, heads, tokens, dtype=dtype)
+    assert kind is None or isinstance(kind, float)
+    return kind
+
+
+def as_reference(strength: float | Tensor | None, y: Tensor) -> Tensor | None:
+    """α as the reference takes it: [B, H, T]."""
+    if strength is None:
+        return None
+    if not isinstance(strength, Tensor):
+        return torch.full(y.shape[:-1], strength, dtype=y.dtype)
+    return strength[:, None].expand(y.shape[:-1]) if strength.ndim == 1 else strength
+
+
+class TestExclude:
+    @pytest.mark.parametrize("dtype", LOW)
+    @pytest.mark.parametrize(("heads", "kv_heads"), HEADS)
+    @pytest.mark.parametrize("tokens", [1, 2, 7, 33, 130])
+    @pytest.mark.parametrize("head_dim", [8, 33, 64])
+    @pytest.mark.parametrize("kind", [None, 0.5, "head", "token"])
+    def test_against_the_reference(
+        self,
+        dtype: torch.dtype,
+        heads: int,
+        kv_heads: int,
+        tokens: int,
+        head_dim: int,
+        kind: Any,
+        within_budget: WithinBudget,
+    ) -> None:
+        y, v = leaf(2, heads, tokens, head_dim, dtype=dtype), leaf(2, kv_heads, tokens, head_dim, dtype=dtype)
+        strength = make_strength(kind, heads, tokens, dtype)
+        dz = torch.randn_like(y)
+
+        inputs = [y, v, *([strength] if isinstance(strength, Tensor) else [])]
+        z = exsel.exclude(y, v, strength=strength, backend="sdpa")
+        gradients = torch.autograd.grad(z, inputs, dz)
+
+        eager_z = reference.exclude(y, v, as_reference(strength, y), 1e-12)
+        eager_gradients = torch.autograd.grad(eager_z, inputs, dz)
+
+        inputs64 = [x.detach().double().requires_grad_() for x in inputs]
+        strength64 = inputs64[2] if len(inputs64) == 3 else strength
+        z64 = reference.exclude(*inputs64[:2], as_reference(strength64, inputs64[0]), 1e-12)
+        gradients64 = torch.autograd.grad(z64, inputs64, dz.double())
+
+        within_budget([z], [z64], [eager_z])
+        within_budget(gradients, gradients64, eager_gradients)
+
+    @pytest.mark.parametrize("kind", [None, 1.0, 0.0, 0.5, -2.0, "head", "token"])
+    @pytest.mark.parametrize("eps", [1e-12, 3.0])
+    def test_float64_equals_the_reference(self, kind: Any, eps: float) -> None:
+        y, v = leaf(2, 6, 7, 8), leaf(2, 2, 7, 8)
+        strength = make_strength(kind, 6, 7, torch.float64)
+        inputs = [y, v, *([strength] if isinstance(strength, Tensor) else [])]
+        dz = torch.randn_like(y)
+        z = exsel.exclude(y, v, strength=strength, eps=eps)
+        expected = reference.exclude(y, v, as_reference(strength, y), eps)
+        torch.testing.assert_close(z, expected, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(
+            torch.autograd.grad(z, inputs, dz), torch.autograd.grad(expected, inputs, dz), rtol=1e-12, atol=1e-12
+        )
+
+    @pytest.mark.parametrize("lead", [(), (3,), (2, 3)])
+    @pytest.mark.parametrize("backend", ["auto", "reference", "sdpa"])
+    def test_batch_dimensions(self, lead: tuple[int, ...], backend: Backend) -> None:
+        y, v = torch.randn(*lead, 4, 5, 8), torch.randn(*lead, 2, 5, 8)
+        flat = exsel.exclude(y.reshape(-1, 4, 5, 8), v.reshape(-1, 2, 5, 8), backend="reference")
+        torch.testing.assert_close(exsel.exclude(y, v, backend=backend), flat.view_as(y))
+
+    @pytest.mark.parametrize("backend", ["reference", "sdpa"])
+    @pytest.mark.parametrize("eps", [1e-12, 1.5], ids=["above eps", "some below eps"])
+    @pytest.mark.parametrize("kind", [None, "head", "token"])
+    def test_gradcheck(self, backend: Backend, eps: float, kind: str | None) -> None:
+        y, v = leaf(2, 4, 3, 4), leaf(2, 2, 3, 4)
+        strength = make_strength(kind, 4, 3, torch.float64)
+
+        def run(y: Tensor, v: Tensor, strength: Tensor | None) -> Tensor:
+            return exsel.exclude(y, v, strength=strength, eps=eps, backend=backend)
+
+        assert torch.autograd.gradcheck(run, (y, v, strength))
+        assert torch.autograd.gradgradcheck(run, (y, v, strength))
+
+    def test_strength_by_token_for_all_heads(self) -> None:
+        y, v, by_token = torch.randn(2, 4, 5, 8), torch.randn(2, 2, 5, 8), torch.rand(2, 1, 5)
+        expected = reference.exclude(y, v, by_token.expand(2, 4, 5), 1e-12)
+        torch.testing.assert_close(exsel.exclude(y, v, strength=by_token), expected)
+
+    def test_one_strength_a_head_even_where_tokens_are_as_many(self) -> None:
+        y, v, by_head = torch.randn(1, 4, 4, 8), torch.randn(1, 4, 4, 8), torch.rand(4)
+        expected = reference.exclude(y, v, by_head[:, None].expand(1, 4, 4), 1e-12)
+        torch.testing.assert_close(exsel.exclude(y, v, strength=by_head), expected)
+
+    def test_strided_views(self) -> None:
+        """The [B, T, H, D] that a projection gives, and a head taken out of a fused one."""
+        fused = torch.randn(2, 5, 8, 6, requires_grad=True)
+        y, v = fused[..., :4, :].transpose(1, 2), fused[..., 4:6, :].transpose(1, 2)
+        assert not y.is_contiguous()
+        dz = torch.randn(2, 5, 4, 6).transpose(1, 2)
+        (got,) = torch.autograd.grad(exsel.exclude(y, v), fused, dz, retain_graph=True)
+        (expected,) = torch.autograd.grad(exsel.exclude(y, v, backend="reference"), fused, dz)
+        torch.testing.assert_close(exsel.exclude(y, v), exsel.exclude(y.contiguous(), v.contiguous()))
+        torch.testing.assert_close(got, expected)
+
+
+def plain_attention(
+    q: Tensor, k: Tensor, v: Tensor, tau_q: Tensor | None, tau_v: Tensor | None, own: Tensor | None
+) -> Tensor:
+    """What one would write around the stock kernel, whose own error is no business of these tests."""
+    scaled_q = q if tau_q is None else (q * tau_q.unsqueeze(-1)).to(q.dtype)
+    scaled_v = v if tau_v is None else (v * tau_v.unsqueeze(-1)).to(v.dtype)
+    y = F.scaled_dot_product_attention(scaled_q, k, scaled_v, is_causal=True, enable_gqa=True)
+    return y if own is None else reference.exclude(y, own, None, 1e-12)
+
+
+class TestAttention:
+    @pytest.mark.parametrize("dtype", LOW)
+    @pytest.mark.parametrize(("heads", "kv_heads"), HEADS)
+    @pytest.mark.parametrize("tokens", [2, 7, 33, 130])
+    @pytest.mark.parametrize(("head_dim", "exclusive"), [(8, True), (33, False), (64, True)])
+    @pytest.mark.parametrize("selective", [False, True])
+    def test_against_the_reference(
+        self,
+        dtype: torch.dtype,
+        heads: int,
+        kv_heads: int,
+        tokens: int,
+        head_dim: int,
+        exclusive: bool,
+        selective: bool,
+        within_budget: WithinBudget,
+    ) -> None:
+        q = leaf(2, heads, tokens, head_dim, dtype=dtype)
+        k, v = leaf(2, kv_heads, tokens, head_dim, dtype=dtype), leaf(2, kv_heads, tokens, head_dim, dtype=dtype)
+        inputs = [q, k, v]
+        if selective:
+            inputs += [(1 + torch.rand(2, heads, tokens)).requires_grad_(),
+                       (1 + torch.rand(2, kv_heads, tokens)).requires_grad_()]  # fmt: skip
+        inputs64 = [x.detach().double().requires_grad_() for x in inputs]
+        dz = torch.randn_like(q)
+
+        def ours(q: Tensor, k: Tensor, v: Tensor, tau_q: Tensor | None = None, tau_v: Tensor | None = None,
+                 backend: Backend = "sdpa") -> Tensor:  # fmt: skip
+            return exsel.attention(q, k, v, is_causal=True, enable_gqa=True, exclusive=exclusive, query_scale=tau_q,
+                                   value_scale=tau_v, backend=backend)  # fmt: skip
+
+        def eager(q: Tensor, k: Tensor, v: Tensor, tau_q: Tensor | None = None, tau_v: Tensor | None = None) -> Tensor:
+            return plain_attention(q, k, v, tau_q, tau_v, v if exclusive else None)
+
+        got, plain, expected = ours(*inputs), eager(*inputs), ours(*inputs64, backend="reference")
+        within_budget([got], [expected], [plain])
+        within_budget(
+            torch.autograd.grad(got, inputs, dz),
+            torch.autograd.grad(expected, inputs64, dz.double()),
+            torch.autograd.grad(plain, inputs, dz),
+        )
+
+    @pytest.mark.parametrize("dtype", [*LOW, torch.float64])
+    @pytest.mark.parametrize("backend", ["reference", "sdpa"])
+    def test_one_token(self, dtype: torch.dtype, backend: Backend) -> None:
+        """Alone, a token attends to itself: y = τ_v v, and nothing of it is left."""
+        q, k, v = leaf(2, 4, 1, 8, dtype=dtype), leaf(2, 1, 1, 8, dtype=dtype), leaf(2, 1, 1, 8, dtype=dtype)
+        tau_v = torch.full((2, 1, 1), 1.5)
+        y = exsel.attention(q, k, v, enable_gqa=True, value_scale=tau_v, backend=backend)
+        z = exsel.attention(q, k, v, enable_gqa=True, value_scale=tau_v, exclusive=True, backend=backend)
+        gradients = torch.autograd.grad(z, (q, k, v), torch.randn_like(z))
+        eps = torch.finfo(dtype).eps
+        torch.testing.assert_close(y, (1.5 * v).to(dtype).expand_as(y), rtol=eps, atol=0)
+        for nothing in (z, *gradients):
+            assert nothing.double().norm() < 10 * eps * v.double().norm()
+
+    @pytest.mark.parametrize("mask", ["none", "causal", "boolean", "additive"])
+    @pytest.mark.parametrize(("num_queries", "num_keys"), [(7, 7), (1, 7), (7, 2)])
+    @pytest.mark.parametrize("lead", [(), (2,), (2, 3)])
+    def test_float64_equals_the_reference(
+        self, mask: str, num_queries: int, num_keys: int, lead: tuple[int, ...]
+    ) -> None:
+        q, k, v = leaf(*lead, 6, num_queries, 8), leaf(*lead, 2, num_keys, 8), leaf(*lead, 2, num_keys, 8)
+        own, tau_q, tau_v = leaf(*lead, 2, num_queries, 8), leaf(6, num_queries), leaf(num_keys)
+        attn_mask = None
+        if mask == "boolean":
+            attn_mask = torch.rand(num_queries, num_keys) < 0.7
+        elif mask == "additive":
+            attn_mask = torch.randn(6, num_queries, num_keys, dtype=torch.float64)
+        inputs = (q, k, v, own, tau_q, tau_v)
+
+        def run(backend: Backend) -> tuple[Tensor, ...]:
+            z = exsel.attention(
+                q,
+                k,
+                v,
+                attn_mask=attn_mask,
+                is_causal=mask == "causal",
+                scale=0.3,
+                enable_gqa=True,
+                exclusive=0.7,
+                own_value=own,
+                query_scale=tau_q,
+                value_scale=tau_v,
+                backend=backend,
+            )
+            return z, *torch.autograd.grad(z.square().sum(), inputs)
+
+        torch.testing.assert_close(run("sdpa"), run("reference"), rtol=1e-9, atol=1e-11)
+
+    @pytest.mark.parametrize("backend", ["auto", "reference", "sdpa"])
+    def test_plain_is_stock(self, backend: Backend) -> None:
+        q, k, v = torch.randn(2, 4, 7, 8), torch.randn(2, 4, 9, 8), torch.randn(2, 4, 9, 8)
+        torch.testing.assert_close(exsel.attention(q, k, v, backend=backend), F.scaled_dot_product_attention(q, k, v))
+        torch.testing.assert_close(
+            exsel.attention(q, k, v, is_causal=True, backend=backend),
+            F.scaled_dot_product_attention(q, k, v, is_causal=True),
+        )
+
+    @pytest.mark.parametrize("backend", ["reference", "sdpa"])
+    def test_gradcheck(self, backend: Backend) -> None:
+        def run(q: Tensor, k: Tensor, v: Tensor, tau_q: Tensor, tau_v: Tensor, strength: Tensor) -> Tensor:
+            return exsel.attention(q, k, v, is_causal=True, enable_gqa=True, exclusive=strength, query_scale=tau_q,
+                                   value_scale=tau_v, backend=backend)  # fmt: skip
+
+        inputs = (leaf(1, 2, 3, 4), leaf(1, 1, 3, 4), leaf(1, 1, 3, 4), leaf(1, 2, 3), leaf(1, 1, 3), leaf(2))
+        assert torch.autograd.gradcheck(run, inputs)
+        if backend == "reference":
+            assert torch.autograd.gradgradcheck(run, inputs)
+
+    def test_second_derivative_is_right_or_refused(self) -> None:
+        """A stock kernel may lack one; it must say so and never be silently wrong."""
+        inputs = leaf(1, 2, 3, 4), leaf(1, 2, 3, 4), leaf(1, 2, 3, 4)
+
+        def second(backend: Backend) -> tuple[Tensor, ...]:
+            z = exsel.attention(*inputs, is_causal=True, exclusive=True, backend=backend)
+            first = torch.autograd.grad(z.square().sum(), inputs, create_graph=True)
+            return torch.autograd.grad(sum(gradient.square().sum() for gradient in first), inputs)
+
+        expected = second("reference")
+        try:
+            got = second("sdpa")
+        except RuntimeError as error:
+            assert "derivative" in str(error)  # noqa: PT017 (either outcome is right)
+        else:
+            torch.testing.assert_close(got, expected)
+
+    @pytest.mark.parametrize("backend", ["reference", "sdpa"])
+    def test_own_value_is_not_scaled(self, backend: Backend) -> None:
+        """τ_v = 0 takes a token's value out of the mixture and leaves its direction to be excluded."""
+        q, k, v = torch.randn(1, 2, 5, 8), torch.randn(1, 2, 5, 8), torch.randn(1, 2, 5, 8)
+        tau_v = torch.tensor([1.0, 0.5, 0.0, -2.0, 3.0]).expand(1, 2, 5)
+        z = exsel.attention(q, k, v, exclusive=True, value_scale=tau_v, backend=backend)
+        y = exsel.attention(q, k, v * tau_v.unsqueeze(-1), backend="reference")
+        torch.testing.assert_close(z, exsel.exclude(y, v, backend="reference"))
+        assert ((z * v).sum(-1).abs() < 1e-5).all()
+
+    @pytest.mark.parametrize("backend", ["reference", "sdpa"])
+    def test_cached_step_equals_the_last_row(self, backend: Backend) -> None:
+        q, k, v = torch.randn(2, 4, 9, 8), torch.randn(2, 2, 9, 8), torch.randn(2, 2, 9, 8)
+        whole = exsel.attention(q, k, v, is_causal=True, enable_gqa=True, exclusive=True, backend=backend)
+        step = exsel.attention(q[..., -1:, :], k, v, enable_gqa=True, exclusive=True, own_value=v[..., -1:, :],
+                               backend=backend)  # fmt: skip
+        torch.testing.assert_close(step, whole[..., -1:, :])
+
+    @pytest.mark.parametrize("backend", ["reference", "sdpa"])
+    def test_scale_and_query_scale_reach_the_scores(self, backend: Backend) -> None:
+        q, k, v = torch.randn(1, 2, 5, 8), torch.randn(1, 2, 5, 8), torch.randn(1, 2, 5, 8)
+        tau = torch.rand(1, 2, 5) + 0.5
+        expected = torch.softmax(0.9 * tau.unsqueeze(-1) * (q @ k.mT), dim=-1) @ v
+        torch.testing.assert_close(exsel.attention(q, k, v, scale=0.9, query_scale=tau, backend=backend), expected)
+
+    @pytest.mark.parametrize("backend", ["reference", "sdpa"])
+    def test_strided_views(self, backend: Backend) -> None:
+        fused = torch.randn(2, 7, 12, 8)
+        q, k, v = fused.transpose(1, 2).split(4, dim=1)
+        packed = [x.contiguous() for x in (q, k, v)]
+        torch.testing.assert_close(
+            exsel.attention(q, k, v, is_causal=True, exclusive=True, backend=backend),
+            exsel.attention(*packed, is_causal=True, exclusive=True, backend=backend),
+        )
+
+    @pytest.mark.parametrize("backend", ["reference", "sdpa"])
+    def test_the_future_changes_nothing(self, backend: Backend) -> None:
+        q, k, v = torch.randn(1, 4, 9, 8), torch.randn(1, 2, 9, 8), torch.randn(1, 2, 9, 8)
+        tau_q, tau_v = torch.rand(1, 4, 9), torch.rand(1, 2, 9)
+
+        def run() -> Tensor:
+            return exsel.attention(q, k, v, is_causal=True, enable_gqa=True, exclusive=True, query_scale=tau_q,
+                                   value_scale=tau_v, backend=backend)  # fmt: skip
+
+        before = run()
+        for tensor in (q, k, v):
+            tensor[..., 5:, :] = torch.randn_like(tensor[..., 5:, :])
+        tau_q[..., 5:], tau_v[..., 5:] = 3.0, 4.0
+        after = run()
+        assert torch.equal(before[..., :5, :], after[..., :5, :])
+        assert not torch.isclose(before[..., 5:, :], after[..., 5:, :]).all(-1).any()
+
+    @pytest.mark.parametrize("backend", ["reference", "sdpa"])
+    def test_dropout_of_everything(self, backend: Backend) -> None:
+        q = torch.randn(1, 2, 5, 8)
+        assert not exsel.attention(q, q, q, dropout_p=1.0, exclusive=True, backend=backend).any()
+
+
+class TestInverseTemperature:
+    def test_closed_form(self) -> None:
+        features, weight, logit = leaf(2, 3, 4, 5), leaf(3, 5), leaf(3)
+        position = torch.tensor([[1, 2, 3, 4], [1, 1, 2, 9]])
+        token = torch.tanh(torch.einsum("bhtd,hd->bht", F.gelu(features), weight))
+        expected = token + 1 + torch.sigmoid(logit)[:, None] * position.double().log()[:, None]
+        tau = exsel.inverse_temperature(features, weight, position=position, position_logit=logit)
+        torch.testing.assert_close(tau, expected)
+        torch.testing.assert_close(exsel.inverse_temperature(features, weight), 1 + token)
+
+    def test_gradcheck(self) -> None:
+        def run(features: Tensor, weight: Tensor, logit: Tensor) -> Tensor:
+            return exsel.inverse_temperature(features, weight, position=torch.arange(1, 4), position_logit=logit)
+
+        inputs = (leaf(1, 2, 3, 4), leaf(2, 4), leaf(2))
+        assert torch.autograd.gradcheck(run, inputs)
+        assert torch.autograd.gradgradcheck(run, inputs)
