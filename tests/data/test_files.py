@@ -214,7 +214,7 @@ def test_a_file_that_vanishes_is_an_error(tmp_path: Path) -> None:
 
 class TestMemoryMapped:
     @pytest.fixture(autouse=True)
-    def _everything_is_large(self, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    def _everything_is_large(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(files, "IN_MEMORY_BYTES", 0)
 
     def test_the_documents_are_the_same_and_lie_in_the_cache(

@@ -12,8 +12,6 @@ from exsel.errors import UserError
 
 from .conftest import WriteRows
 
-pytestmark = pytest.mark.usefixtures("cache")
-
 
 def open_folder(folder: Path, text_field: str = "text") -> tuple[list[str], list[str]]:
     train, validation = open_stream(str(folder), text_field=text_field, label=folder.name)

@@ -160,7 +160,6 @@ class TestLocal:
         assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.usefixtures("cache")
 class TestStream:
     @pytest.fixture
     def folder(self, tmp_path: Path, write_rows: WriteRows, monkeypatch: pytest.MonkeyPatch) -> Path:
