@@ -122,7 +122,7 @@ def exclude(
 
     Source: Zhai, "Exclusive Self Attention", arXiv:2603.09078 (2026), Section 3. The strength is follow-up work.
     """
-    _check_floating(y=y, own_value=own_value)
+    _check_floating(y=y, own_value=own_value, strength=strength if isinstance(strength, Tensor) else None)
     _check_own_value(y, own_value)
     if not eps > 0:
         raise ValueError(f"eps must be positive, got {eps}")
