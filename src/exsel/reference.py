@@ -21,7 +21,8 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def _per_group(x: Tensor, num_kv_heads: int) -> Tensor:
     """[..., H, T, D] as [..., Hkv, H / Hkv, T, D]: a view."""
-    return x.unflatten(-3, (num_kv_heads, -1))
+    grouped: Tensor = x.unflatten(-3, (num_kv_heads, -1))
+    return grouped
 
 
 def _group_heads(x: Tensor, num_heads: int) -> Tensor:
@@ -55,7 +56,8 @@ def exclude(y: Tensor, own_value: Tensor, strength: Tensor | None, eps: float) -
     else:
         alpha = strength.to(dtype).unflatten(-2, (own_value.shape[-3], -1)).unsqueeze(-1)
         z = rest + ((1 - alpha) * along - alpha * left) * large
-    return z.flatten(-4, -3).to(y.dtype)
+    ungrouped: Tensor = z.flatten(-4, -3).to(y.dtype)
+    return ungrouped
 
 
 def attention(
@@ -85,10 +87,8 @@ def attention(
         allowed = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
         scores = scores.masked_fill(~allowed, -math.inf)
     if attn_mask is not None:
-        if attn_mask.dtype == torch.bool:
-            scores = scores.masked_fill(~attn_mask, -math.inf)
-        else:
-            scores = scores + attn_mask
+        is_boolean = attn_mask.dtype == torch.bool
+        scores = scores.masked_fill(~attn_mask, -math.inf) if is_boolean else scores + attn_mask
     nothing = (scores == -math.inf).all(dim=-1, keepdim=True)
     weights = torch.softmax(scores.masked_fill(nothing, 0.0), dim=-1).masked_fill(nothing, 0.0)
     weights = F.dropout(weights, dropout_p)

@@ -354,9 +354,16 @@ class ExselForCausalLM(ExselPreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits ``[B, T, vocabulary]``, and with ``labels`` (not shifted; -100 is left out) the mean loss in nats."""
+        """Logits ``[B, T, vocabulary]``, and with ``labels`` (not shifted; -100 is left out) the loss in nats.
+
+        The loss is the mean over the predictions, or their sum over ``num_items_in_batch`` (Trainer's way to
+        average over accumulated batches).
+        """
+        if labels is not None and use_cache is None:
+            use_cache = False  # a loss is of whole sequences
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -370,7 +377,12 @@ class ExselForCausalLM(ExselPreTrainedModel, GenerationMixin):
         logits = self.lm_head(outputs.last_hidden_state[:, kept, :])
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+            loss = self.loss_function(
+                logits=logits,
+                labels=labels,
+                vocab_size=self.config.vocab_size,
+                num_items_in_batch=num_items_in_batch,
+            )
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,

@@ -1,0 +1,312 @@
+"""One training run, from its settings to a saved model and a result."""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from datasets import IterableDataset
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import TrainingArguments, set_seed
+from transformers.trainer_callback import PrinterCallback
+
+from exsel.data import PackedData, collate, token_counts
+from exsel.diagnostics import similarity_bias
+from exsel.errors import UserError
+from exsel.models import ExselForCausalLM
+from exsel.nn import Exclusive, Temperature
+from exsel.training.files import read_json, write_json
+from exsel.training.monitor import Interruption, Monitor, Progress, Record
+from exsel.training.settings import Settings
+from exsel.training.trainer import ExselTrainer, checkpoints
+
+MODEL = "model"
+RESULT = "result.json"
+SETTINGS = "settings.json"
+METRICS = "metrics.jsonl"
+# Checkpoints kept while a run goes on: the second is there should the first turn out to be unreadable.
+_KEPT_CHECKPOINTS = 2
+# Blocks over which the similarity bias and the token counts are taken.
+_SIMILARITY_BLOCKS = 8
+_COUNTED_BLOCKS = 10_000
+
+
+class Interrupted(Exception):  # noqa: N818 (it is no error)
+    """A run was asked to stop, and saved a checkpoint to go on from."""
+
+    def __init__(self, signal: int, step: int) -> None:
+        super().__init__(f"stopped after step {step}")
+        self.signal = signal
+        self.step = step
+
+
+def build_model(settings: Settings, data: PackedData) -> ExselForCausalLM:
+    """The run's model with its initial weights: those that variants share are the same for the same seed."""
+    config = settings.model_config(data.description.vocab_size, data.tokenizer.eos_token_id)
+    config.pad_token_id = data.tokenizer.pad_token_id
+    config.bos_token_id = data.tokenizer.bos_token_id
+    set_seed(settings.seed)
+    model = ExselForCausalLM(config)
+    if config.exclusive is not None or config.selective is not None:
+        # An MLP temperature draws weights of its own, which must not shift those of the layers after it.
+        plain = type(config).from_dict({**config.to_dict(), "exclusive": None, "selective": None})
+        set_seed(settings.seed)
+        model.load_state_dict(ExselForCausalLM(plain).state_dict(), strict=False)
+    if model.model.token_log_frequency is not None:
+        model.model.set_token_counts(token_counts(data.train, config.vocab_size, max_blocks=_COUNTED_BLOCKS))
+    return model
+
+
+def train_run(
+    settings: Settings,
+    data: PackedData,
+    folder: Path,
+    *,
+    name: str,
+    progress: Progress,
+    resume: bool = False,
+) -> dict[str, Any]:
+    """Train, and save the model, its record and its result in ``folder``.
+
+    Args:
+        settings: checked.
+        data: loaded as the settings say.
+        folder: the run's own; made where it does not exist.
+        name: how the run is shown.
+        progress: where.
+        resume: go on from the last checkpoint in ``folder``; a finished run returns its result.
+
+    Returns:
+        The run's entry in ``results.json``.
+
+    Raises:
+        UserError: a damaged checkpoint, other settings than those of the run to resume, too little disk, or a loss
+            that stopped being a number.
+        Interrupted: by Ctrl-C or SIGTERM, after saving.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if resume and (folder / SETTINGS).exists():
+        previous = Settings.from_dict(read_json(folder / SETTINGS))
+        if changed := previous.differences(settings):
+            raise UserError(
+                f"{folder} was begun with other settings ({', '.join(changed)}): repeat the command that began it "
+                "with --resume added, or use another --out"
+            )
+        if (folder / RESULT).exists():
+            result: dict[str, Any] = read_json(folder / RESULT)
+            return result
+    write_json(folder / SETTINGS, settings.to_dict())
+
+    model = build_model(settings, data)
+    _check_disk(model, folder)
+    saved = checkpoints(folder) if resume else []
+    checkpoint = saved[-1] if saved else None
+    step = 0 if checkpoint is None else int(checkpoint.name.removeprefix("checkpoint-"))
+    record = Record.resume(folder / METRICS, step)
+    losses: list[Tensor] = []
+    interruption = Interruption()
+    monitor = Monitor(
+        settings=settings,
+        folder=folder,
+        validation=data.validation,
+        losses=losses,
+        record=record,
+        progress=progress,
+        interruption=interruption,
+    )
+    train = data.train
+    if isinstance(train, IterableDataset):
+        train = train.shuffle(seed=settings.seed, buffer_size=1000)
+    with _quiet_transformers():
+        trainer = ExselTrainer(
+            model=model,
+            args=_arguments(settings, folder),
+            train_dataset=train,
+            data_collator=collate,
+            processing_class=data.tokenizer,
+            callbacks=[monitor],
+            selective_learning_rate=settings.selective_learning_rate,
+            losses=losses,
+        )
+        trainer.remove_callback(PrinterCallback)
+        progress.start(name, settings.steps, step)
+        try:
+            with interruption.listen(progress):
+                compile_seconds = _compile(model, settings, data)
+                try:
+                    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+                except (SafetensorError, ValueError, KeyError, FileNotFoundError, RuntimeError) as error:
+                    if checkpoint is None or monitor.window_seconds:
+                        raise
+                    raise UserError(
+                        f"checkpoint {checkpoint} cannot be read ({_first_line(error)}): delete that folder to go on "
+                        "from the one before it"
+                    ) from error
+        finally:
+            progress.finish()
+        done = trainer.state.global_step
+        if interruption.signal is not None and done < settings.steps:
+            raise Interrupted(interruption.signal, done)
+        result = _result(settings, data, model, monitor, compile_seconds)
+        _save_model(model, data, folder)
+    write_json(folder / RESULT, result)
+    for leftover in checkpoints(folder):
+        shutil.rmtree(leftover)
+    return result
+
+
+def _arguments(settings: Settings, folder: Path) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(folder),
+        max_steps=settings.steps,
+        per_device_train_batch_size=settings.batch_size // settings.accumulation,
+        gradient_accumulation_steps=settings.accumulation,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine_with_min_lr",
+        lr_scheduler_kwargs={"min_lr_rate": 0.1},
+        warmup_steps=settings.warmup_steps,
+        weight_decay=settings.weight_decay,
+        adam_beta1=0.9,
+        adam_beta2=0.95,
+        max_grad_norm=1.0,
+        bf16=settings.dtype == "bfloat16",
+        use_cpu=settings.device == "cpu",
+        seed=settings.seed,
+        data_seed=settings.seed,
+        eval_strategy="no",
+        save_strategy="steps",
+        save_steps=settings.save_every or settings.steps,
+        save_total_limit=_KEPT_CHECKPOINTS,
+        logging_steps=max(1, settings.steps // 100),
+        logging_nan_inf_filter=False,
+        report_to=list(settings.report_to) or "none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=settings.device != "cpu",
+    )
+
+
+def _compile(model: ExselForCausalLM, settings: Settings, data: PackedData) -> float:
+    """Compile the layers where asked, and run one step without consequence; the seconds that took."""
+    device, dtype = torch.device(settings.device), getattr(torch, settings.dtype)
+    torch.compiler.reset()
+    if settings.compile:
+        # Layer by layer: the layers of a model share one compilation.
+        for layer in model.model.layers:
+            layer.compile()
+    part = settings.batch_size // settings.accumulation
+    rows = [row for _, row in zip(range(part), data.train, strict=False)]
+    rows = (rows * part)[:part]
+    batch = {name: tensor.to(device) for name, tensor in collate(rows).items()}
+    start = time.perf_counter()
+    model.to(device).train()
+    with torch.random.fork_rng(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        loss = model(**batch).loss
+    loss.backward()
+    model.zero_grad()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def _result(
+    settings: Settings, data: PackedData, model: ExselForCausalLM, monitor: Monitor, compile_seconds: float
+) -> dict[str, Any]:
+    lines = monitor.record.lines
+    curve = [line for line in lines if "validation_loss" in line]
+    loss = curve[-1]["validation_loss"]
+    quartiles = statistics.quantiles(monitor.window_seconds, n=4) if len(monitor.window_seconds) > 1 else [0.0] * 3
+    similarity_blocks = data.validation.select(range(min(_SIMILARITY_BLOCKS, len(data.validation))))
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return {
+        "variant": settings.variant,
+        "seed": settings.seed,
+        "learning_rate": settings.learning_rate,
+        "parameters": parameters,
+        "new_parameters": new_parameters(model),
+        "loss": loss,
+        "bits_per_byte": loss / math.log(2) / data.description.bytes_per_token,
+        "steps": settings.steps,
+        "tokens": settings.steps * settings.tokens_per_step,
+        "train_seconds": monitor.record.seconds,
+        "compile_seconds": compile_seconds,
+        "ms_per_step": statistics.median(monitor.window_seconds) * 1e3,
+        "ms_per_step_spread": (quartiles[2] - quartiles[0]) * 1e3,
+        "peak_memory_bytes": monitor.peak_memory,
+        "train_curve": [{key: line[key] for key in ("step", "tokens", "seconds", "loss")} for line in _thinned(lines)],
+        "validation_curve": [
+            {**{key: line[key] for key in ("step", "tokens", "seconds")}, "loss": line["validation_loss"]}
+            for line in curve
+        ],
+        "similarity": similarity_bias(
+            model,
+            similarity_blocks,
+            batch_size=settings.batch_size // settings.accumulation,
+            device=torch.device(settings.device),
+        ),
+    }
+
+
+def new_parameters(model: ExselForCausalLM) -> int:
+    """How many parameters the mechanisms added."""
+    added = [module for module in model.modules() if isinstance(module, (Exclusive, Temperature))]
+    return sum(parameter.numel() for module in added for parameter in module.parameters())
+
+
+def _thinned(lines: list[dict[str, Any]], most: int = 1000) -> list[dict[str, Any]]:
+    """Every n-th line, so that a long run's result stays small; metrics.jsonl has them all."""
+    return lines[:: -(-len(lines) // most)] if lines else []
+
+
+def _save_model(model: ExselForCausalLM, data: PackedData, folder: Path) -> None:
+    staging = folder / f".{MODEL}"
+    shutil.rmtree(staging, ignore_errors=True)
+    try:
+        model.save_pretrained(staging)
+        data.tokenizer.save_pretrained(staging)
+        shutil.rmtree(folder / MODEL, ignore_errors=True)
+        staging.rename(folder / MODEL)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _check_disk(model: ExselForCausalLM, folder: Path) -> None:
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    # A checkpoint is the weights and the optimizer's two averages; one more than is kept exists while it is written.
+    needed = weights * 3 * (_KEPT_CHECKPOINTS + 1) + weights
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"{folder} has {free / 2**30:.2f} GiB free, and checkpoints of this model need {needed / 2**30:.2f} GiB: "
+            "free some disk or choose another --out"
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """transformers' own bars and notices would run through the progress display; warnings and errors still pass."""
+    from transformers.utils import logging as transformers_logging
+
+    bars, level = transformers_logging.is_progress_bar_enabled(), transformers.logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
+    transformers.logging.set_verbosity(max(level, logging.ERROR))
+    try:
+        yield
+    finally:
+        if bars:
+            transformers_logging.enable_progress_bar()
+        transformers.logging.set_verbosity(level)

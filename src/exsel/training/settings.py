@@ -1,0 +1,208 @@
+"""What a training run is told: one frozen record, checked before any work starts, saved beside its results."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from exsel.config import ExclusiveConfig, SelectiveConfig
+from exsel.errors import UserError
+from exsel.models import SIZES, ExselConfig
+
+BASELINE = "baseline"
+#: The mechanisms of each variant, in the order in which they are compared.
+VARIANTS: Mapping[str, frozenset[str]] = {
+    BASELINE: frozenset(),
+    "exclusive": frozenset({"exclusive"}),
+    "selective": frozenset({"selective"}),
+    "exclusive+selective": frozenset({"exclusive", "selective"}),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizeDefaults:
+    """What a run of a named size does where nothing else is said."""
+
+    tokens: int
+    seq_len: int
+    batch_size: int
+    learning_rate: float
+
+
+#: For the three large sizes the paper's: 200,000 steps of 256 sequences of 2048 tokens, at its learning rates.
+DEFAULTS: Mapping[str, SizeDefaults] = {
+    "tiny": SizeDefaults(tokens=150 * 4096, seq_len=512, batch_size=8, learning_rate=3e-3),
+    "124m": SizeDefaults(tokens=2_500_000_000, seq_len=1024, batch_size=64, learning_rate=6e-4),
+    "0.7b": SizeDefaults(tokens=200_000 * 256 * 2048, seq_len=2048, batch_size=256, learning_rate=5e-4),
+    "1.4b": SizeDefaults(tokens=200_000 * 256 * 2048, seq_len=2048, batch_size=256, learning_rate=4e-4),
+    "2.7b": SizeDefaults(tokens=200_000 * 256 * 2048, seq_len=2048, batch_size=256, learning_rate=3e-4),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """One training run.
+
+    Args:
+        variant: a name of :data:`VARIANTS`.
+        seed: of the initial weights and of the order of the blocks.
+        learning_rate: at its peak, after the warm-up; it falls along a cosine to a tenth.
+        model: a name of :data:`exsel.models.SIZES`, or a path to a transformers configuration.
+        data, text_field, tokenizer, seq_len, pack: see :func:`exsel.data.load_data`.
+        tokens: to train on; whole steps of ``batch_size`` · ``seq_len`` are taken.
+        batch_size: sequences a step.
+        accumulation: parts in which a step's sequences are computed.
+        exclusive, selective: what the mechanisms are where the variant has them.
+        warmup_steps: of the learning rate.
+        weight_decay: of matrices.
+        selective_learning_rate: of the temperatures' scalars (w, u, a), at its peak.
+        evaluations: how many points the validation curve has; the last is the final loss.
+        evaluation_blocks: how many blocks validate.
+        save_every: steps between checkpoints; 0: only at the end and when interrupted.
+        device: ``"cpu"``, ``"cuda"`` or ``"mps"``.
+        dtype: of the computation, ``"float32"`` or ``"bfloat16"`` (autocast; the weights stay float32).
+        compile: whether the layers are compiled.
+        report_to: loggers of transformers' Trainer.
+
+    Raises:
+        UserError: values that cannot work.
+    """
+
+    variant: str
+    seed: int
+    learning_rate: float
+    model: str
+    data: tuple[str, ...] = ()
+    text_field: str = "text"
+    tokenizer: str = "bytes"
+    pack: Literal["concat", "isolate"] = "concat"
+    tokens: int
+    seq_len: int
+    batch_size: int
+    accumulation: int = 1
+    exclusive: ExclusiveConfig = field(default_factory=ExclusiveConfig)
+    selective: SelectiveConfig = field(default_factory=SelectiveConfig)
+    warmup_steps: int
+    weight_decay: float = 0.1
+    selective_learning_rate: float = 1e-2
+    evaluations: int = 15
+    evaluation_blocks: int = 48
+    save_every: int = 0
+    device: str = "cpu"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    compile: bool = True
+    report_to: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.variant not in VARIANTS:
+            raise UserError(f"no variant is called {self.variant!r}: choose from {', '.join(VARIANTS)}")
+        for name in ("tokens", "seq_len", "batch_size", "accumulation", "evaluations", "evaluation_blocks"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+        if self.batch_size % self.accumulation:
+            raise UserError(f"--accumulation {self.accumulation} must divide --batch-size {self.batch_size}")
+        for name in ("learning_rate", "selective_learning_rate"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise UserError(f"a learning rate must be positive, got {value}")
+        if self.steps < 1:
+            raise UserError(
+                f"--tokens {self.tokens} is less than one step of {self.batch_size} × {self.seq_len} = "
+                f"{self.tokens_per_step} tokens: give more tokens, or a smaller --batch-size or --seq-len"
+            )
+        if self.seed < 0:
+            raise UserError(f"a seed must not be negative, got {self.seed}")
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens that a step trains on."""
+        return self.batch_size * self.seq_len
+
+    @property
+    def steps(self) -> int:
+        """Steps of the run."""
+        return self.tokens // self.tokens_per_step
+
+    def evaluation_steps(self) -> list[int]:
+        """The steps after which the validation loss is taken, evenly spread; the last is the last step."""
+        count = min(self.evaluations, self.steps)
+        return [round(self.steps * (index + 1) / count) for index in range(count)]
+
+    def model_config(self, vocab_size: int, eos_token_id: int | None) -> ExselConfig:
+        """The configuration of the run's model.
+
+        Raises:
+            UserError: no such size or file, a configuration of another architecture, or one that cannot be.
+        """
+        mechanisms = VARIANTS[self.variant]
+        changes: dict[str, Any] = {
+            "vocab_size": vocab_size,
+            "eos_token_id": eos_token_id,
+            "exclusive": self.exclusive if "exclusive" in mechanisms else None,
+            "selective": self.selective if "selective" in mechanisms else None,
+        }
+        try:
+            if self.model in SIZES:
+                return ExselConfig(**{**SIZES[self.model], **changes})
+            config: ExselConfig = ExselConfig.from_dict({**_read_config(self.model), **changes})
+            return config
+        except (ValueError, TypeError) as error:
+            raise UserError(f"--model {self.model}: {error}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types."""
+        values = asdict(self)
+        values["exclusive"], values["selective"] = self.exclusive.to_dict(), self.selective.to_dict()
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The inverse of :meth:`to_dict`.
+
+        Raises:
+            UserError: settings of another version of exsel.
+        """
+        try:
+            return cls(
+                **{
+                    **values,
+                    "data": tuple(values["data"]),
+                    "report_to": tuple(values["report_to"]),
+                    "exclusive": ExclusiveConfig.from_dict(values["exclusive"]),
+                    "selective": SelectiveConfig.from_dict(values["selective"]),
+                }
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"these settings are not of this version of exsel: {error}") from error
+
+    def differences(self, other: Settings) -> list[str]:
+        """The names of the fields in which two runs differ."""
+        return [item.name for item in fields(self) if getattr(self, item.name) != getattr(other, item.name)]
+
+
+def _read_config(model: str) -> dict[str, Any]:
+    """The dictionary of a transformers configuration file, or of the one in a folder."""
+    path = Path(model)
+    if path.is_dir():
+        path = path / "config.json"
+    if not path.is_file():
+        raise UserError(f"--model {model}: neither a size ({', '.join(SIZES)}) nor a transformers configuration file")
+    values, _ = ExselConfig.get_config_dict(str(path))
+    return exsel_values(values)
+
+
+def exsel_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A transformers configuration's dictionary as one of :class:`ExselConfig`.
+
+    Taken are exsel's own, and the architectures that the decoder is an exact superset of.
+
+    Raises:
+        UserError: another architecture, or an option of it that the decoder does not have.
+    """
+    kind = values.get("model_type")
+    if kind == "exsel":
+        return dict(values)
+    raise UserError(f"a configuration of type {kind!r} cannot be trained here: it must be of type 'exsel'")

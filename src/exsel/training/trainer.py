@@ -1,0 +1,160 @@
+"""transformers' Trainer with what this project promises beyond it.
+
+Checkpoints that appear whole or not at all and hold nothing pickled; a parameter group for the temperatures'
+scalars; the loss of every single step on record; a stop at the first loss that is not a number.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_utils import rotate_checkpoints
+
+from exsel.errors import UserError
+from exsel.nn import Exclusive, Temperature
+from exsel.training import state
+
+_STAGING = ".saving"
+
+
+def scalar_names(model: nn.Module) -> set[str]:
+    """The names of the mechanisms' per-head parameters: w or u, a, γ (of an MLP temperature not its matrix W')."""
+    return {
+        f"{module_name}.{name}"
+        for module_name, module in model.named_modules()
+        if isinstance(module, (Temperature, Exclusive))
+        for name, _ in module.named_parameters(recurse=False)
+    }
+
+
+class ExselTrainer(Trainer):
+    """See the module's description.
+
+    Args:
+        selective_learning_rate: peak of the scalars' learning rate; it follows the same schedule.
+        losses: where each step's loss goes, one tensor a micro-batch: whoever reads it empties it.
+    """
+
+    optimizer: Any
+
+    def __init__(
+        self, *, args: TrainingArguments, selective_learning_rate: float, losses: list[Tensor], **kwargs: Any
+    ) -> None:
+        self.selective_learning_rate = selective_learning_rate
+        self.losses = losses
+        super().__init__(args=args, **kwargs)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Trainer's groups, with the mechanisms' scalars in one of their own: no decay, their own learning rate."""
+        if self.optimizer is None:
+            model = self.model if model is None else model
+            scalars = scalar_names(model)
+            decayed = set(self.get_decay_parameter_names(model)) - scalars
+            groups: dict[str, list[nn.Parameter]] = {"decayed": [], "plain": [], "scalar": []}
+            for name, parameter in model.named_parameters():
+                if parameter.requires_grad:
+                    kind = "scalar" if name in scalars else "decayed" if name in decayed else "plain"
+                    groups[kind].append(parameter)
+            optimizer_cls, optimizer_kwargs = self.get_optimizer_cls_and_kwargs(self.args, model)
+            extra: dict[str, dict[str, float]] = {
+                "decayed": {"weight_decay": self.args.weight_decay},
+                "plain": {"weight_decay": 0.0},
+                "scalar": {"weight_decay": 0.0, "lr": self.selective_learning_rate},
+            }
+            self.optimizer = optimizer_cls(
+                [{"params": parameters, **extra[kind]} for kind, parameters in groups.items() if parameters],
+                **optimizer_kwargs,
+            )
+        optimizer: torch.optim.Optimizer = self.optimizer
+        return optimizer
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """Trainer's step; the loss goes on record as it is, without waiting for the device."""
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        self.losses.append(loss.detach())
+        return loss
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(Path(self.args.output_dir) / _STAGING)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Save into a folder of another name and rename it when all is there."""
+        for name, parameter in self.model.named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise UserError(
+                    f"{name} holds values that are not finite after step {self.state.global_step}; "
+                    f"{last_good(Path(self.args.output_dir))}. Try a lower --lr"
+                )
+        folder = Path(self.args.output_dir)
+        staging = folder / _STAGING
+        shutil.rmtree(staging, ignore_errors=True)
+        try:
+            super()._save_checkpoint(model, trial)
+            name = f"checkpoint-{self.state.global_step}"
+            (staging / name / "training_args.bin").unlink(missing_ok=True)  # a pickle, and settings.json says it all
+            shutil.rmtree(folder / name, ignore_errors=True)
+            (staging / name).rename(folder / name)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+        rotate_checkpoints(output_dir=str(folder), save_total_limit=self.args.save_total_limit)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+        elif self.args.should_save:
+            state.save_optimizer(Path(output_dir), self.optimizer.state_dict(), self.lr_scheduler.state_dict())
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        optimizer, scheduler = state.load_optimizer(Path(checkpoint))
+        self.optimizer.load_state_dict(optimizer)
+        self.lr_scheduler.load_state_dict(scheduler)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        state.save_random(Path(output_dir))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            state.load_random(Path(checkpoint))
+
+
+def step_losses(losses: list[Tensor], parts: int) -> list[float]:
+    """The losses of whole steps on record, oldest first, taken off it; waits for the device."""
+    whole = len(losses) // parts * parts
+    taken = torch.stack(losses[:whole]).view(-1, parts).sum(1).tolist() if whole else []
+    del losses[:whole]
+    return [float(loss) for loss in taken]
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a run's folder, oldest first."""
+    found = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+
+
+def last_good(folder: Path) -> str:
+    """The last checkpoint, in words."""
+    found = checkpoints(folder)
+    return f"the last good checkpoint is {found[-1]}" if found else "no checkpoint had been saved"
+
+
+def stop_if_not_finite(losses: list[float], first_step: int, folder: Path) -> None:
+    """Stop at the first loss that is not a number.
+
+    Raises:
+        UserError: naming the step and the last good checkpoint.
+    """
+    for offset, loss in enumerate(losses):
+        if not math.isfinite(loss):
+            raise UserError(
+                f"the loss became {loss} at step {first_step + offset}; {last_good(folder)}. "
+                "Try a lower --lr, more warm-up or --dtype float32"
+            )
