@@ -89,7 +89,9 @@ class _Exclude(torch.autograd.Function):
             alpha = strength.to(dtype).unflatten(-2, (num_kv_heads, -1)).unsqueeze(-1)
             along = alpha * along + (1 - alpha) * c
         z = torch.addcmul(rest, unit, along, value=_LARGE_OVER_SMALL)
-        return z.flatten(-4, -3).to(y.dtype)
+        # In this order: compiled by torch 2.11 a function that returns an intermediate, which .to() may do, gets
+        # gradients of 0 (pytorch#180642).
+        return z.to(y.dtype).flatten(-4, -3)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
