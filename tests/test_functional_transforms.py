@@ -10,6 +10,11 @@ import exsel
 from exsel.functional import Backend
 
 
+@pytest.fixture(autouse=True)
+def _compile_afresh() -> None:
+    torch.compiler.reset()
+
+
 def leaves(*shapes: tuple[int, ...]) -> list[Tensor]:
     return [torch.randn(*shape, requires_grad=True) for shape in shapes]
 
