@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import WithinBudget
+from budget import assert_within_budget
 from torch import Tensor
 
 import exsel
@@ -54,7 +54,6 @@ class TestExclude:
         tokens: int,
         head_dim: int,
         kind: Any,
-        within_budget: WithinBudget,
     ) -> None:
         y, v = leaf(2, heads, tokens, head_dim, dtype=dtype), leaf(2, kv_heads, tokens, head_dim, dtype=dtype)
         strength = make_strength(kind, heads, tokens, dtype)
@@ -72,8 +71,8 @@ class TestExclude:
         z64 = reference.exclude(*inputs64[:2], as_reference(strength64, inputs64[0]), 1e-12)
         gradients64 = torch.autograd.grad(z64, inputs64, dz.double())
 
-        within_budget([z], [z64], [eager_z])
-        within_budget(gradients, gradients64, eager_gradients)
+        assert_within_budget([z], [z64], [eager_z])
+        assert_within_budget(gradients, gradients64, eager_gradients)
 
     @pytest.mark.parametrize("kind", [None, 1.0, 0.0, 0.5, -2.0, "head", "token"])
     @pytest.mark.parametrize("eps", [1e-12, 3.0])
@@ -156,7 +155,6 @@ class TestAttention:
         head_dim: int,
         exclusive: bool,
         selective: bool,
-        within_budget: WithinBudget,
     ) -> None:
         q = leaf(2, heads, tokens, head_dim, dtype=dtype)
         k, v = leaf(2, kv_heads, tokens, head_dim, dtype=dtype), leaf(2, kv_heads, tokens, head_dim, dtype=dtype)
@@ -176,8 +174,8 @@ class TestAttention:
             return plain_attention(q, k, v, tau_q, tau_v, v if exclusive else None)
 
         got, plain, expected = ours(*inputs), eager(*inputs), ours(*inputs64, backend="reference")
-        within_budget([got], [expected], [plain])
-        within_budget(
+        assert_within_budget([got], [expected], [plain])
+        assert_within_budget(
             torch.autograd.grad(got, inputs, dz),
             torch.autograd.grad(expected, inputs64, dz.double()),
             torch.autograd.grad(plain, inputs, dz),
