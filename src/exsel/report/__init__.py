@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from exsel.errors import require
+from exsel.files import write_text
 from exsel.report.headline import headline
 from exsel.report.summary import HEADINGS, spread_sentence, summary_rows
 
@@ -40,11 +41,4 @@ def write_report(results: Mapping[str, Any], path: Path) -> None:
         ImportError: without the extra ``exsel[report]``.
         OSError: when the folder cannot be written or the disk is full; an older report stays as it was.
     """
-    text = render_report(results)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_text(path, render_report(results))

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from exsel.evaluation import evaluate_loss
-from exsel.training.files import write_text
+from exsel.files import write_text
 from exsel.training.settings import Settings
 from exsel.training.trainer import step_losses, stop_if_not_finite
 

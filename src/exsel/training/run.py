@@ -23,9 +23,9 @@ from transformers.trainer_callback import PrinterCallback
 from exsel.data import PackedData, collate, token_counts
 from exsel.diagnostics import similarity_bias
 from exsel.errors import UserError
+from exsel.files import read_json, write_json
 from exsel.models import ExselForCausalLM
 from exsel.nn import Exclusive, Temperature
-from exsel.training.files import read_json, write_json
 from exsel.training.monitor import Interruption, Monitor, Progress, Record
 from exsel.training.settings import Settings
 from exsel.training.trainer import ExselTrainer, checkpoints

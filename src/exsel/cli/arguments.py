@@ -1,0 +1,249 @@
+"""The flags that commands share, and what they mean."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from exsel.errors import UserError
+
+if TYPE_CHECKING:
+    from exsel.training.settings import Settings
+
+
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    """--data and --text-field."""
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        default=[],
+        metavar="PATH",
+        help="text, .jsonl or .parquet files, folders or globs of them, or a Hugging Face data set "
+        "(name or name:config; streamed); default: the Python standard library's own source",
+    )
+    parser.add_argument(
+        "--text-field", default="text", metavar="NAME", help="the field that holds the text (%(default)s)"
+    )
+
+
+def add_device_argument(parser: argparse.ArgumentParser) -> None:
+    """--device."""
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (%(default)s)")
+
+
+def add_training_arguments(parser: argparse.ArgumentParser) -> None:
+    """What a run is told, whether it is the only one or one of several."""
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "--model",
+        default="tiny",
+        help="tiny, 124m, 0.7b, 1.4b, 2.7b, or a path to a transformers configuration (%(default)s)",
+    )
+    model.add_argument(
+        "--exclusive",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="fields of ExclusiveConfig, such as strength=learned layers=last:2",
+    )
+    model.add_argument(
+        "--selective",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="fields of SelectiveConfig, such as token=mlp value_position=false",
+    )
+    data = parser.add_argument_group("data")
+    add_data_arguments(data)  # type: ignore[arg-type]
+    data.add_argument(
+        "--tokenizer", default="bytes", help="bytes, or a Hugging Face tokenizer's name, folder or file (%(default)s)"
+    )
+    data.add_argument("--seq-len", type=int, metavar="N", help="tokens a sequence (by model)")
+    data.add_argument(
+        "--pack",
+        choices=["concat", "isolate"],
+        default="concat",
+        help="attend and count positions across the documents of a sequence, or restart with each (%(default)s)",
+    )
+    training = parser.add_argument_group("training")
+    training.add_argument("--tokens", type=_count, metavar="N", help="tokens to train on, as 500k, 2.5b … (by model)")
+    training.add_argument("--batch-size", type=int, metavar="N", help="sequences a step (by model)")
+    training.add_argument(
+        "--accumulation", type=int, default=1, metavar="N", help="parts in which a step is computed (%(default)s)"
+    )
+    training.add_argument(
+        "--warmup-steps", type=int, metavar="N", help="of the learning rate (a twentieth, 2000 at most)"
+    )
+    training.add_argument("--weight-decay", type=float, default=0.1, metavar="X", help="of matrices (%(default)s)")
+    training.add_argument(
+        "--selective-lr",
+        type=float,
+        default=1e-2,
+        metavar="X",
+        help="peak learning rate of the mechanisms' per-head parameters (%(default)s)",
+    )
+    training.add_argument(
+        "--evaluations", type=int, default=15, metavar="N", help="points of the validation curve (%(default)s)"
+    )
+    training.add_argument(
+        "--evaluation-blocks", type=int, default=48, metavar="N", help="sequences that validate (%(default)s)"
+    )
+    training.add_argument(
+        "--save-every", type=int, metavar="N", help="steps between checkpoints (a fifth of the run, 500 at most)"
+    )
+    machine = parser.add_argument_group("machine")
+    add_device_argument(machine)  # type: ignore[arg-type]
+    machine.add_argument(
+        "--dtype", choices=["auto", "float32", "bfloat16"], default="auto", help="auto: bfloat16 on cuda"
+    )
+    machine.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, default=None, help="torch.compile (default: where it can)"
+    )
+    machine.add_argument(
+        "--report-to", nargs="+", default=[], metavar="LOGGER", help="tensorboard, wandb, trackio … as in transformers"
+    )
+    output = parser.add_argument_group("output")
+    command = parser.prog.split()[-1]
+    output.add_argument(
+        "--out", type=Path, metavar="DIR", default=Path("runs", command), help="where everything goes (%(default)s)"
+    )
+    output.add_argument("--resume", action="store_true", help="go on with what is in --out")
+    output.add_argument("--overwrite", action="store_true", help="replace what exsel wrote into --out")
+
+
+def _count(text: str) -> int:
+    scales = {"k": 10**3, "m": 10**6, "b": 10**9}
+    number, scale = (text[:-1], scales[text[-1].lower()]) if text[-1:].lower() in scales else (text, 1)
+    try:
+        return int(float(number.replace("_", "")) * scale)
+    except (ValueError, OverflowError):
+        raise argparse.ArgumentTypeError(f"not a number: {text!r} (examples: 819200, 500k, 2.5b)") from None
+
+
+def build_settings(arguments: argparse.Namespace, *, variant: str, learning_rate: float | None, seed: int) -> Settings:
+    """The settings that the flags say, completed by the model's defaults.
+
+    Raises:
+        UserError: a value that cannot work, an absent device, or a path without what has no default there.
+    """
+    from exsel.config import ExclusiveConfig, SelectiveConfig
+    from exsel.training.environment import can_compile, resolve_device
+    from exsel.training.settings import DEFAULTS, Settings
+
+    defaults = DEFAULTS.get(arguments.model, DEFAULTS["tiny"])
+    device = resolve_device(arguments.device)
+    dtype = arguments.dtype
+    if dtype == "auto":
+        dtype = "bfloat16" if device.startswith("cuda") else "float32"
+    if arguments.compile and not can_compile():
+        raise UserError(
+            "--compile needs a C++ compiler (g++ or clang++), and there is none: install one or leave it out"
+        )
+    batch_size = arguments.batch_size if arguments.batch_size is not None else defaults.batch_size
+    seq_len = arguments.seq_len if arguments.seq_len is not None else defaults.seq_len
+    tokens = arguments.tokens if arguments.tokens is not None else defaults.tokens
+    steps = tokens // max(1, batch_size * seq_len)
+    return Settings(
+        variant=variant,
+        seed=seed,
+        learning_rate=defaults.learning_rate if learning_rate is None else learning_rate,
+        model=arguments.model,
+        data=tuple(arguments.data),
+        text_field=arguments.text_field,
+        tokenizer=arguments.tokenizer,
+        pack=arguments.pack,
+        tokens=tokens,
+        seq_len=seq_len,
+        batch_size=batch_size,
+        accumulation=arguments.accumulation,
+        exclusive=_mechanism(ExclusiveConfig, "exclusive", arguments.exclusive),
+        selective=_mechanism(SelectiveConfig, "selective", arguments.selective),
+        warmup_steps=min(2000, steps // 20) if arguments.warmup_steps is None else arguments.warmup_steps,
+        weight_decay=arguments.weight_decay,
+        selective_learning_rate=arguments.selective_lr,
+        evaluations=arguments.evaluations,
+        evaluation_blocks=arguments.evaluation_blocks,
+        save_every=max(1, min(500, steps // 5)) if arguments.save_every is None else arguments.save_every,
+        device=device,
+        dtype=dtype,
+        compile=can_compile() if arguments.compile is None else arguments.compile,
+        report_to=tuple(arguments.report_to),
+    )
+
+
+def default_learning_rate(model: str) -> float:
+    """The learning rate of a named size, or of the smallest for anything else."""
+    from exsel.training.settings import DEFAULTS
+
+    return DEFAULTS.get(model, DEFAULTS["tiny"]).learning_rate
+
+
+def _mechanism(kind: Any, flag: str, pairs: Sequence[str]) -> Any:
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        name, separator, text = pair.partition("=")
+        if not separator:
+            raise UserError(f"--{flag} takes NAME=VALUE, got {pair!r}")
+        values[name] = _value(text)
+    try:
+        return kind.from_dict(values)
+    except ValueError as error:
+        raise UserError(f"--{flag}: {error}") from error
+
+
+def _value(text: str) -> Any:
+    """true, false, a number, a list of layer indices (0,2,5), or the text itself."""
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if text and all(part.strip().lstrip("-").isdigit() for part in text.split(",")) and "," in text:
+        return [int(part) for part in text.split(",")]
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def check_output(arguments: argparse.Namespace) -> None:
+    """Check the output folder, and change nothing.
+
+    Raises:
+        UserError: it holds something and neither flag was given, it holds something that is not exsel's, or it
+            cannot be written.
+    """
+    from exsel.training.compare import is_output_folder
+
+    folder: Path = arguments.out
+    if arguments.resume and arguments.overwrite:
+        raise UserError("--resume keeps what is there and --overwrite replaces it: give one of them")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--out {folder} is a file: name a folder")
+    is_empty = not folder.exists() or not any(folder.iterdir())
+    if arguments.resume and is_empty:
+        raise UserError(f"--out {folder} holds nothing to resume: leave out --resume")
+    if not is_empty and not is_output_folder(folder):
+        raise UserError(f"--out {folder} holds files that exsel did not write: choose another folder")
+    if not is_empty and not (arguments.resume or arguments.overwrite):
+        raise UserError(f"--out {folder} is not empty: add --resume to go on with it or --overwrite to replace it")
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"--out {folder} cannot be written: no permission to write into {existing}")
+
+
+def open_output(arguments: argparse.Namespace) -> Path:
+    """The output folder, made or emptied as the flags say; :func:`check_output` has passed."""
+    folder: Path = arguments.out
+    if arguments.overwrite and folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def resume_command(given: Sequence[str]) -> str:
+    """The command that goes on after an interruption."""
+    kept = [argument for argument in given if argument not in ("--overwrite", "--resume")]
+    return shlex.join(["exsel", *kept, "--resume"])

@@ -1,0 +1,49 @@
+"""A saved model, found and loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from exsel.errors import UserError
+
+
+def find_checkpoint(text: str) -> str:
+    """The folder of a saved model: itself, the model of a run's folder, or its last checkpoint.
+
+    Raises:
+        UserError: there is none.
+    """
+    folder = Path(text)
+    if not folder.exists():
+        raise UserError(f"no such folder: {text}")
+    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: (len(path.name), path.name))
+    for candidate in (folder, folder / "model", *reversed(checkpoints)):
+        if (candidate / "config.json").is_file():
+            return str(candidate)
+    inner = sorted(str(path) for path in (folder / "runs").glob("*") if path.is_dir())
+    hint = f"; it holds several, such as {inner[0]}" if inner else ""
+    raise UserError(f"{text} holds no saved model (a folder with config.json){hint}")
+
+
+def load_checkpoint(text: str, device: str) -> tuple[Any, Any]:
+    """A saved model on ``device``, in evaluation mode, and its tokenizer; safetensors only.
+
+    Raises:
+        UserError: none there, or a damaged one.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging as transformers_logging
+
+    import exsel.models  # noqa: F401 (registers the model's type)
+
+    folder = find_checkpoint(text)
+    transformers_logging.disable_progress_bar()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{folder} cannot be loaded: {reason}") from error
+    return model.to(device).eval(), tokenizer

@@ -1,0 +1,120 @@
+"""Several runs side by side: the same data, the same weights where shapes agree, the same batches in the same order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import exsel
+from exsel.data import PackedData
+from exsel.errors import UserError
+from exsel.files import write_json
+from exsel.report import write_report
+from exsel.training.environment import describe_machine, git_revision
+from exsel.training.monitor import Progress
+from exsel.training.run import SETTINGS, train_run
+from exsel.training.settings import VARIANTS, Settings
+from exsel.training.summary import summarise
+
+RESULTS = "results.json"
+REPORT = "report.html"
+_SCHEMA = 1
+# What of the settings differs from run to run and so belongs to the runs, not to the comparison.
+_PER_RUN = ("variant", "seed", "learning_rate")
+
+
+def plan(
+    settings: Settings, *, variants: Sequence[str], learning_rates: Sequence[float], seeds: Sequence[int]
+) -> dict[str, Settings]:
+    """The runs of a comparison by name, in order: those of a seed together, the baseline first.
+
+    Raises:
+        UserError: an unknown variant, or something named twice.
+    """
+    for what, values in (("variants", variants), ("lr", learning_rates), ("seeds", seeds)):
+        if not values:
+            raise UserError(f"--{what} names nothing to run")
+        if len(set(values)) < len(values):
+            raise UserError(f"--{what} names the same one twice: {', '.join(map(str, values))}")
+    runs = {}
+    for learning_rate in learning_rates:
+        for seed in seeds:
+            for variant in sorted(variants, key=lambda name: list(VARIANTS).index(name) if name in VARIANTS else 0):
+                run = replace(settings, variant=variant, learning_rate=learning_rate, seed=seed)
+                runs[f"{variant}-lr{learning_rate:g}-seed{seed}"] = run
+    return runs
+
+
+def compare(
+    runs: dict[str, Settings],
+    data: PackedData,
+    folder: Path,
+    *,
+    command: str,
+    progress: Progress,
+    resume: bool = False,
+) -> dict[str, Any]:
+    """Train all runs and write ``results.json`` and ``report.html``.
+
+    Args:
+        runs: from :func:`plan`.
+        data: loaded as they say.
+        folder: where everything goes, a folder for each run below ``runs``.
+        command: that was given, for the record.
+        progress: where the runs show what they do.
+        resume: keep the runs that are finished and go on with the one that is not.
+
+    Returns:
+        The content of ``results.json``.
+
+    Raises:
+        As :func:`exsel.training.run.train_run`.
+    """
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    first = next(iter(runs.values()))
+    entries = []
+    for index, (name, settings) in enumerate(runs.items(), start=1):
+        own = folder / "runs" / name
+        title = f"{settings.variant} ({index} of {len(runs)})"
+        entry = train_run(settings, data, own, name=title, progress=progress, resume=resume)
+        entries.append({**entry, "directory": str(own.relative_to(folder))})
+    config = first.to_dict()
+    for name in _PER_RUN:
+        del config[name]
+    model_config = first.model_config(data.description.vocab_size, None).to_dict()
+    results = {
+        "schema": _SCHEMA,
+        "exsel_version": exsel.__version__,
+        "command": command,
+        "started": started,
+        "git_revision": git_revision(),
+        "config": {
+            **config,
+            "variants": list(dict.fromkeys(run.variant for run in runs.values())),
+            "lr": list(dict.fromkeys(run.learning_rate for run in runs.values())),
+            "seeds": list(dict.fromkeys(run.seed for run in runs.values())),
+            "steps": first.steps,
+        },
+        "data": asdict(data.description),
+        "machine": describe_machine(first.device),
+        "model": {
+            "name": first.model,
+            "parameters": min(entry["parameters"] - entry["new_parameters"] for entry in entries),
+            **{key: value for key, value in model_config.items() if key not in ("exclusive", "selective")},
+        },
+        "variants": summarise(entries, first.tokens_per_step),
+        "runs": entries,
+    }
+    write_json(folder / RESULTS, results)
+    write_report(results, folder / REPORT)
+    return results
+
+
+def is_output_folder(folder: Path) -> bool:
+    """Whether a folder holds a run or a comparison of exsel's, whole or begun."""
+    if (folder / SETTINGS).is_file() or (folder / RESULTS).is_file():
+        return True
+    return (folder / "runs").is_dir() and any((folder / "runs").glob(f"*/{SETTINGS}"))
