@@ -160,7 +160,8 @@ class TestCollate:
         blocks, _ = pack_side(side(), encoder, seq_len=7, pack="concat")
         batch = collate([blocks[0], blocks[1]])
         assert batch.keys() == {"input_ids", "labels"}
-        assert batch["input_ids"].tolist() == batch["labels"].tolist() == cut(stream(), 7)[:2]
+        assert batch["input_ids"].tolist() == cut(stream(), 7)[:2]
+        assert batch["labels"].tolist() == [[-100, *block[1:]] for block in cut(stream(), 7)[:2]]
         assert batch["input_ids"].dtype == batch["labels"].dtype == torch.int64
         assert batch["input_ids"].data_ptr() != batch["labels"].data_ptr()
 
@@ -186,4 +187,4 @@ class TestCollate:
 
     def test_it_takes_lists_and_tensors(self) -> None:
         batch = collate([{"input_ids": [4, 5]}, {"input_ids": torch.tensor([6, 7], dtype=torch.int32)}])
-        assert batch["labels"].tolist() == [[4, 5], [6, 7]]
+        assert batch["labels"].tolist() == [[-100, 5], [-100, 7]]

@@ -160,11 +160,13 @@ def collate(features: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
 
     Returns:
         int64 tensors of ``[batch, seq_len]``: ``input_ids``, ``labels`` (the same ids: transformers' models shift
-        them) and, where the blocks have them, ``position_ids``. With positions, the label of a document's first
-        token is −100, so that no token is predicted from another document.
+        them) and, where the blocks have them, ``position_ids``. The label of a block's first token is −100, since
+        nothing predicts it and a count of labels is then one of predictions; with positions also that of each
+        document's first token, so that no token is predicted from another document.
     """
     batch = {"input_ids": _stack(features, "input_ids")}
     batch["labels"] = batch["input_ids"].clone()
+    batch["labels"][:, 0] = IGNORED_LABEL
     if "position_ids" in features[0]:
         batch["position_ids"] = _stack(features, "position_ids")
         batch["labels"][batch["position_ids"] == 0] = IGNORED_LABEL
