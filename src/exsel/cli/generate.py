@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     device = resolve_device(arguments.device)
     model, tokenizer = load_checkpoint(arguments.checkpoint, device)
     inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).to(device)
-    sampling = {"do_sample": False}
+    sampling: dict[str, bool | float] = {"do_sample": False}
     if not arguments.greedy:
         sampling = {"do_sample": True, "temperature": arguments.temperature, "top_p": arguments.top_p, "top_k": 0}
     set_seed(arguments.seed)
