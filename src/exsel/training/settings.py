@@ -11,6 +11,7 @@ from typing import Any, Literal, Self
 from exsel.config import ExclusiveConfig, SelectiveConfig
 from exsel.errors import UserError
 from exsel.models import SIZES, ExselConfig
+from exsel.models.conversion import exsel_values
 
 BASELINE = "baseline"
 #: The mechanisms of each variant, in the order in which they are compared.
@@ -104,17 +105,22 @@ class Settings:
                 raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
         if self.batch_size % self.accumulation:
             raise UserError(f"--accumulation {self.accumulation} must divide --batch-size {self.batch_size}")
-        for name in ("learning_rate", "selective_learning_rate"):
-            value = getattr(self, name)
+        for name, value in (("lr", self.learning_rate), ("selective-lr", self.selective_learning_rate)):
             if not (math.isfinite(value) and value > 0):
-                raise UserError(f"a learning rate must be positive, got {value}")
+                raise UserError(f"--{name} must be a positive number, got {value}")
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise UserError(f"--weight-decay must be 0 or a positive number, got {self.weight_decay}")
+        if self.save_every < 0:
+            raise UserError(f"--save-every must be 0 (only at the end) or more, got {self.save_every}")
         if self.steps < 1:
             raise UserError(
                 f"--tokens {self.tokens} is less than one step of {self.batch_size} × {self.seq_len} = "
                 f"{self.tokens_per_step} tokens: give more tokens, or a smaller --batch-size or --seq-len"
             )
-        if self.seed < 0:
-            raise UserError(f"a seed must not be negative, got {self.seed}")
+        if not 0 <= self.warmup_steps <= self.steps:
+            raise UserError(f"--warmup-steps must lie between 0 and the {self.steps} steps, got {self.warmup_steps}")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"a seed must lie between 0 and 2**32 - 1, got {self.seed}")
 
     @property
     def tokens_per_step(self) -> int:
@@ -141,6 +147,9 @@ class Settings:
         changes: dict[str, Any] = {
             "vocab_size": vocab_size,
             "eos_token_id": eos_token_id,
+            "bos_token_id": None,
+            "pad_token_id": None,
+            "max_position_embeddings": self.seq_len,
             "exclusive": self.exclusive if "exclusive" in mechanisms else None,
             "selective": self.selective if "selective" in mechanisms else None,
         }
@@ -192,17 +201,3 @@ def _read_config(model: str) -> dict[str, Any]:
         raise UserError(f"--model {model}: neither a size ({', '.join(SIZES)}) nor a transformers configuration file")
     values, _ = ExselConfig.get_config_dict(str(path))
     return exsel_values(values)
-
-
-def exsel_values(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A transformers configuration's dictionary as one of :class:`ExselConfig`.
-
-    Taken are exsel's own, and the architectures that the decoder is an exact superset of.
-
-    Raises:
-        UserError: another architecture, or an option of it that the decoder does not have.
-    """
-    kind = values.get("model_type")
-    if kind == "exsel":
-        return dict(values)
-    raise UserError(f"a configuration of type {kind!r} cannot be trained here: it must be of type 'exsel'")

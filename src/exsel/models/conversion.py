@@ -1,0 +1,93 @@
+"""Configurations of architectures that the decoder is an exact superset of, as its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import fields
+from typing import Any
+
+from transformers import CONFIG_MAPPING, PreTrainedConfig
+
+from exsel.errors import UserError, first_line
+from exsel.models.configuration import ExselConfig
+
+#: The architectures, and whether they have a norm on queries and keys.
+CONVERTIBLE: Mapping[str, bool] = {"llama": False, "mistral": False, "qwen3": True}
+# Of the same name and meaning here and there.
+_SHARED = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+    "rope_parameters",
+    "attention_dropout",
+    "initializer_range",
+    "tie_word_embeddings",
+    "use_cache",
+    "pad_token_id",
+    "bos_token_id",
+    "eos_token_id",
+)
+
+
+def exsel_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A transformers configuration's dictionary as one of :class:`ExselConfig` that computes the same.
+
+    Weights carry over by name: a converted model's have those of the original. (How weights are initialised is
+    exsel's own, and no part of this.)
+
+    Args:
+        values: the content of a ``config.json``.
+
+    Raises:
+        UserError: another architecture, an option that the decoder does not have, or a field that it does not know.
+    """
+    kind = str(values.get("model_type"))
+    if kind == ExselConfig.model_type:
+        # transformers would keep a misspelt field and not use it.
+        known = {field.name for field in fields(ExselConfig)} | ExselConfig().to_dict().keys()
+        if unknown := sorted(values.keys() - known):
+            raise UserError(f"ExselConfig has no field {unknown[0]!r}; it has {', '.join(sorted(known))}")
+        return dict(values)
+    if kind not in CONVERTIBLE:
+        raise UserError(
+            f"a configuration of type {kind!r} cannot be trained here: it must be of type exsel, "
+            f"{', '.join(CONVERTIBLE)}"
+        )
+    try:
+        # By its own class, which fills in its defaults and reads the fields of older versions.
+        config = CONFIG_MAPPING[kind].from_dict(deepcopy(dict(values)))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"this is not a configuration of type {kind!r}: {first_line(error)}") from error
+    _refuse_what_differs(kind, config, values)
+    converted = {name: getattr(config, name) for name in _SHARED}
+    return {
+        **converted,
+        "norm": "rmsnorm",
+        "norm_eps": config.rms_norm_eps,
+        "mlp": "swiglu",
+        "embedding_norm": False,
+        "qk_norm": CONVERTIBLE[kind],
+        "sliding_window": getattr(config, "sliding_window", None),
+        "layer_types": getattr(config, "layer_types", None),
+    }
+
+
+def _refuse_what_differs(kind: str, config: PreTrainedConfig, values: Mapping[str, Any]) -> None:
+    for name in ("attention_bias", "mlp_bias"):
+        if getattr(config, name, False):
+            raise UserError(f"a {kind} configuration with {name} cannot be trained here: the decoder has no biases")
+    if config.hidden_act not in ("silu", "swish"):
+        raise UserError(
+            f"a {kind} configuration with hidden_act={config.hidden_act!r} cannot be trained here: "
+            "the decoder's gated MLP has silu alone"
+        )
+    if kind != "qwen3" and values.get("layer_types") is not None:
+        raise UserError(f"a {kind} configuration with layer_types cannot be trained here: {kind} itself ignores them")
+    if values.get("quantization_config") is not None:
+        raise UserError(f"a quantised {kind} configuration cannot be trained here: leave out quantization_config")
