@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
+from collections.abc import Mapping
 from types import ModuleType
 
 
 class UserError(Exception):
     """A mistake that the user can mend; the command line shows its text (one or two lines) and exits with 2."""
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says, in one line."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+#: What each extra installs beside torch, by the name of its import.
+EXTRAS: Mapping[str, tuple[str, ...]] = {
+    "models": ("transformers",),
+    "data": ("transformers", "datasets"),
+    "report": ("jinja2", "matplotlib"),
+    "train": ("transformers", "datasets", "jinja2", "matplotlib", "accelerate", "psutil", "rich"),
+}
 
 
 def require(module: str, extra: str) -> ModuleType:
@@ -22,3 +38,14 @@ def require(module: str, extra: str) -> ModuleType:
         if error.name != module.split(".")[0]:
             raise
         raise ImportError(f"{module} is not installed: pip install 'exsel[{extra}]'") from error
+
+
+def require_all(extra: str) -> None:
+    """Check that everything of ``exsel[extra]`` is installed, and import nothing.
+
+    Raises:
+        ImportError: with the command that installs it.
+    """
+    for module in EXTRAS[extra]:
+        if importlib.util.find_spec(module) is None:
+            raise ImportError(f"{module} is not installed: pip install 'exsel[{extra}]'")

@@ -11,7 +11,11 @@ from exsel.errors import UserError
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file under a temporary name and rename it: a reader sees the old text or the new."""
+    """Write a file under a temporary name and rename it: a reader sees the old text or the new.
+
+    Raises:
+        OSError: naming the file, which is then as it was.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as file:
@@ -19,6 +23,9 @@ def write_text(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        # A write that fails, unlike an open, does not say where.
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 
