@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 import exsel
-from exsel.errors import UserError
+from exsel.errors import UserError, first_line
 
 #: Each command's module is ``exsel.cli.NAME`` with ``add_arguments(parser)`` and ``run(arguments) -> int``.
 COMMANDS = {
@@ -28,10 +28,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"exsel {exsel.__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, text in COMMANDS.items():
-        subparser = subparsers.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        # Abbreviated flags would escape those who look at what was given.
+        subparser = subparsers.add_parser(
+            name, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False
+        )
         if given[:1] == [name]:
             importlib.import_module(f"exsel.cli.{name}").add_arguments(subparser)
-    parsed = parser.parse_args(given)
+    parsed = parser.parse_args(given, argparse.Namespace(given=given))
     try:
         code: int = importlib.import_module(f"exsel.cli.{parsed.command}").run(parsed)
     except (UserError, ImportError) as error:
@@ -39,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except OSError as error:
         # A full disk, a folder without permission, a vanished file: the system's words name it.
-        print(f"exsel: {error}", file=sys.stderr)
+        print(f"exsel: {first_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("exsel: interrupted", file=sys.stderr)

@@ -6,6 +6,7 @@ import argparse
 import os
 import shlex
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -129,17 +130,18 @@ def build_settings(arguments: argparse.Namespace, *, variant: str, learning_rate
     """The settings that the flags say, completed by the model's defaults.
 
     Raises:
-        UserError: a value that cannot work, an absent device, or a path without what has no default there.
+        UserError: a value that cannot work, an absent device, or a logger that is not installed.
     """
     from exsel.config import ExclusiveConfig, SelectiveConfig
-    from exsel.training.environment import can_compile, resolve_device
+    from exsel.training.environment import can_compile, check_loggers, resolve_device
     from exsel.training.settings import DEFAULTS, Settings
 
     defaults = DEFAULTS.get(arguments.model, DEFAULTS["tiny"])
     device = resolve_device(arguments.device)
+    check_loggers(arguments.report_to)
     dtype = arguments.dtype
     if dtype == "auto":
-        dtype = "bfloat16" if device.startswith("cuda") else "float32"
+        dtype = "bfloat16" if device == "cuda" else "float32"
     if arguments.compile and not can_compile():
         raise UserError(
             "--compile needs a C++ compiler (g++ or clang++), and there is none: install one or leave it out"
@@ -212,38 +214,58 @@ def check_output(arguments: argparse.Namespace) -> None:
     """Check the output folder, and change nothing.
 
     Raises:
-        UserError: it holds something and neither flag was given, it holds something that is not exsel's, or it
-            cannot be written.
+        UserError: it holds something and neither flag was given, it holds something that is not exsel's or not of
+            this command, or it cannot be written.
     """
-    from exsel.training.compare import is_output_folder
+    from exsel.training.layout import is_comparison, is_run
 
     folder: Path = arguments.out
     if arguments.resume and arguments.overwrite:
         raise UserError("--resume keeps what is there and --overwrite replaces it: give one of them")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out {folder} is a file: name a folder")
-    is_empty = not folder.exists() or not any(folder.iterdir())
-    if arguments.resume and is_empty:
-        raise UserError(f"--out {folder} holds nothing to resume: leave out --resume")
-    if not is_empty and not is_output_folder(folder):
-        raise UserError(f"--out {folder} holds files that exsel did not write: choose another folder")
-    if not is_empty and not (arguments.resume or arguments.overwrite):
-        raise UserError(f"--out {folder} is not empty: add --resume to go on with it or --overwrite to replace it")
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise UserError(f"--out {folder} cannot be made: {existing} is a file")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"--out {folder} cannot be written: no permission to write into {existing}")
+    if not folder.exists() or not any(folder.iterdir()):
+        if arguments.resume:
+            raise UserError(f"--out {folder} holds nothing to resume: leave out --resume")
+        return
+    kinds = {"train": is_run(folder), "compare": is_comparison(folder)}
+    if not any(kinds.values()):
+        raise UserError(f"--out {folder} holds files that exsel did not write: choose another folder")
+    if not (arguments.resume or arguments.overwrite):
+        raise UserError(f"--out {folder} is not empty: add --resume to go on with it or --overwrite to replace it")
+    if arguments.resume and not kinds[arguments.command]:
+        other = next(command for command, is_kind in kinds.items() if is_kind)
+        raise UserError(f"--out {folder} was written by `exsel {other}`: resume it with that command")
 
 
 def open_output(arguments: argparse.Namespace) -> Path:
-    """The output folder, made or emptied as the flags say; :func:`check_output` has passed."""
+    """The output folder, made or rid of what exsel wrote as the flags say; :func:`check_output` has passed."""
+    from exsel.training.layout import clear_output
+
     folder: Path = arguments.out
     if arguments.overwrite and folder.exists():
-        shutil.rmtree(folder)
+        clear_output(folder)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
+def command_line(given: Sequence[str]) -> str:
+    """The command that was given, as a shell would take it again."""
+    program = Path(sys.argv[0])
+    if program.name == "__main__.py":
+        words = [sys.executable, "-m", "exsel"]
+    elif program.name == "exsel" and shutil.which("exsel") != str(program.absolute()):
+        words = [str(program)]
+    else:
+        words = ["exsel"]
+    return shlex.join([*words, *given])
+
+
 def resume_command(given: Sequence[str]) -> str:
     """The command that goes on after an interruption."""
-    kept = [argument for argument in given if argument not in ("--overwrite", "--resume")]
-    return shlex.join(["exsel", *kept, "--resume"])
+    return command_line([*(argument for argument in given if argument not in ("--overwrite", "--resume")), "--resume"])

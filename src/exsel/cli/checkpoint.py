@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from exsel.errors import UserError
+from exsel.errors import UserError, first_line
 
 
 def find_checkpoint(text: str) -> str:
@@ -41,9 +41,24 @@ def load_checkpoint(text: str, device: str) -> tuple[Any, Any]:
     folder = find_checkpoint(text)
     transformers_logging.disable_progress_bar()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{folder} cannot be loaded: {reason}") from error
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            folder, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+        )
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{folder} cannot be loaded: {first_line(error)}") from error
+    if missing := sorted(loading["missing_keys"]):
+        # transformers would fill them with random numbers.
+        raise UserError(f"{folder} cannot be loaded: its file lacks {len(missing)} weights, such as {missing[0]}")
     return model.to(device).eval(), tokenizer
+
+
+def check_length(model: Any, tokens: int) -> None:
+    """Check that a model with learned positions has as many; rotary ones go on for ever.
+
+    Raises:
+        UserError: it has fewer.
+    """
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if limit is not None and getattr(model.config, "rope_parameters", None) is None and tokens > limit:
+        raise UserError(f"this model has positions for {limit} tokens, not for {tokens}: ask for fewer")

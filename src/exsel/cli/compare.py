@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exsel.cli.arguments import add_training_arguments
+from exsel.errors import require_all
 
 if TYPE_CHECKING:
     from exsel.data import PackedData
@@ -28,26 +27,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _numbers(text: str) -> list[float]:
-    return [float(part) for part in text.split(",")]
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"not numbers with commas between: {text!r} (example: 1e-3,3e-3)") from None
 
 
 def _seeds(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"not whole numbers with commas between: {text!r} (example: 0,1)") from None
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Check, load, train all, print the table."""
-    from exsel.cli.arguments import build_settings, default_learning_rate
+    require_all("train")
+    from exsel.cli.arguments import build_settings, command_line, default_learning_rate
     from exsel.cli.display import print_table
     from exsel.cli.session import run_session
     from exsel.report import HEADINGS, headline, spread_sentence, summary_rows
-    from exsel.training.compare import REPORT, RESULTS, compare, plan
+    from exsel.training.compare import compare, plan
+    from exsel.training.layout import REPORT, RESULTS
 
     variants = [name.strip() for name in arguments.variants.split(",") if name.strip()]
     learning_rates = arguments.lr or [default_learning_rate(arguments.model)]
     settings = build_settings(arguments, variant="baseline", learning_rate=learning_rates[0], seed=arguments.seeds[0])
     runs = plan(settings, variants=variants, learning_rates=learning_rates, seeds=arguments.seeds)
-    command = shlex.join(["exsel", *sys.argv[1:]])
+    command = command_line(arguments.given)
 
     def work(data: PackedData, folder: Path, progress: Progress) -> None:
         results = compare(runs, data, folder, command=command, progress=progress, resume=arguments.resume)
@@ -56,4 +63,4 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"\n{spread_sentence(results)}\n{headline(results)}")
         print(f"\nreport: {folder / REPORT}\nnumbers: {folder / RESULTS}", flush=True)
 
-    return run_session(arguments, next(iter(runs.values())), work)
+    return run_session(arguments, list(runs.values()), work)

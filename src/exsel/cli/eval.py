@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import math
+import os
 from pathlib import Path
 
 from exsel.cli.arguments import add_data_arguments, add_device_argument
@@ -24,15 +26,21 @@ def run(arguments: argparse.Namespace) -> int:
     """Load, evaluate, print."""
     from dataclasses import asdict
 
-    from exsel.errors import UserError, require
+    from exsel.errors import UserError, require_all
 
-    require("datasets", "data")
-    if arguments.batch_size < 1 or (arguments.max_blocks is not None and arguments.max_blocks < 1):
-        raise UserError("--batch-size and --max-blocks must be at least 1")
+    require_all("train")
+    for name in ("seq_len", "batch_size", "max_blocks"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    if arguments.json is not None and (
+        arguments.json.is_dir() or not os.access(arguments.json.absolute().parent, os.W_OK)
+    ):
+        raise UserError(f"--json {arguments.json} cannot be written: name a file in a folder that exists")
 
     import torch
 
-    from exsel.cli.checkpoint import load_checkpoint
+    from exsel.cli.checkpoint import check_length, load_checkpoint
     from exsel.cli.display import evaluation_progress, print_table
     from exsel.data import load_evaluation_data
     from exsel.evaluation import evaluate_loss
@@ -42,6 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     device = resolve_device(arguments.device)
     model, tokenizer = load_checkpoint(arguments.checkpoint, device)
     seq_len = arguments.seq_len or getattr(model.config, "max_position_embeddings", 1024)
+    check_length(model, seq_len)
     blocks, description = load_evaluation_data(
         arguments.data,
         tokenizer=tokenizer,
@@ -54,6 +63,8 @@ def run(arguments: argparse.Namespace) -> int:
         evaluation = evaluate_loss(
             model, blocks, batch_size=arguments.batch_size, device=torch.device(device), on_batch=on_batch
         )
+    if not math.isfinite(evaluation.loss):
+        raise UserError(f"the loss of {arguments.checkpoint} is {evaluation.loss}: its weights are of no use")
     numbers = {
         "loss": evaluation.loss,
         "perplexity": evaluation.perplexity,

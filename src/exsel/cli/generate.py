@@ -23,26 +23,29 @@ def run(arguments: argparse.Namespace) -> int:
     """Load, and print the prompt with its continuation as it comes."""
     import sys
 
-    from exsel.errors import UserError, require
+    from exsel.errors import UserError, require_all
 
-    require("transformers", "models")
+    require_all("models")
     if arguments.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens must be at least 1, got {arguments.max_new_tokens}")
     if not arguments.greedy and not (arguments.temperature > 0 and 0 < arguments.top_p <= 1):
         raise UserError("--temperature must be positive and --top-p lie in (0, 1]; --greedy takes the likeliest token")
     prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
+    if not 0 <= arguments.seed < 2**32:
+        raise UserError(f"--seed must lie between 0 and 2**32 - 1, got {arguments.seed}")
     if not prompt:
         raise UserError("--prompt is empty: give some text to continue")
 
     import torch
     from transformers import TextStreamer, set_seed
 
-    from exsel.cli.checkpoint import load_checkpoint
+    from exsel.cli.checkpoint import check_length, load_checkpoint
     from exsel.training.environment import resolve_device
 
     device = resolve_device(arguments.device)
     model, tokenizer = load_checkpoint(arguments.checkpoint, device)
     inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).to(device)
+    check_length(model, inputs["input_ids"].shape[1] + arguments.max_new_tokens)
     sampling: dict[str, bool | float] = {"do_sample": False}
     if not arguments.greedy:
         sampling = {"do_sample": True, "temperature": arguments.temperature, "top_p": arguments.top_p, "top_k": 0}

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from exsel.cli.arguments import check_output, open_output, resume_command
 from exsel.cli.display import make_progress, warn
 from exsel.data import PackedData, load_data
+from exsel.training.disk import check_disk
 from exsel.training.monitor import Progress
 from exsel.training.run import Interrupted
 from exsel.training.settings import Settings
@@ -17,12 +17,14 @@ from exsel.training.settings import Settings
 
 def run_session(
     arguments: argparse.Namespace,
-    settings: Settings,
+    runs: Sequence[Settings],
     work: Callable[[PackedData, Path, Progress], None],
 ) -> int:
     """Check everything, load the data, and only then touch the output folder and work; returns the exit code."""
     check_output(arguments)
-    settings.model_config(vocab_size=1, eos_token_id=None)  # heads, layers and strengths fit together
+    settings = runs[0]
+    for run in runs:
+        run.model_config(vocab_size=1, eos_token_id=None)  # heads, layers and strengths fit together
     if arguments.compile is None and not settings.compile:
         warn("no C++ compiler (g++ or clang++) found: training runs eager, without torch.compile")
     data = load_data(
@@ -34,6 +36,7 @@ def run_session(
         validation_blocks=settings.evaluation_blocks,
     )
     described = data.description
+    check_disk(runs, described.vocab_size, arguments.out)
     size = "streamed" if described.train_tokens is None else f"{described.train_tokens:,} tokens"
     print(f"data: {described.name}, {size}, to train on", flush=True)
     print(
@@ -45,6 +48,6 @@ def run_session(
     try:
         work(data, folder, make_progress())
     except Interrupted as stop:
-        print(f"\n{stop}; go on with:\n  {resume_command(sys.argv[1:])}", flush=True)
+        print(f"\n{stop}; go on with:\n  {resume_command(arguments.given)}", flush=True)
         return 128 + stop.signal
     return 0

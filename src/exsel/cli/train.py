@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exsel.cli.arguments import add_training_arguments
+from exsel.errors import require_all
 
 if TYPE_CHECKING:
     from exsel.data import PackedData
@@ -23,10 +24,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Check, load, train, print the result."""
+    require_all("train")
     from exsel.cli.arguments import build_settings
     from exsel.cli.session import run_session
     from exsel.report import formatting
-    from exsel.training.run import MODEL, train_run
+    from exsel.training.layout import MODEL
+    from exsel.training.run import train_run
 
     settings = build_settings(arguments, variant=arguments.variant, learning_rate=arguments.lr, seed=arguments.seed)
 
@@ -41,4 +44,4 @@ def run(arguments: argparse.Namespace) -> int:
             flush=True,
         )
 
-    return run_session(arguments, settings, work)
+    return run_session(arguments, [settings], work)

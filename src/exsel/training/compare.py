@@ -14,13 +14,12 @@ from exsel.errors import UserError
 from exsel.files import write_json
 from exsel.report import write_report
 from exsel.training.environment import describe_machine, git_revision
+from exsel.training.layout import REPORT, RESULTS, RUNS
 from exsel.training.monitor import Progress
-from exsel.training.run import SETTINGS, train_run
+from exsel.training.run import check_begun, train_run
 from exsel.training.settings import VARIANTS, Settings
 from exsel.training.summary import summarise
 
-RESULTS = "results.json"
-REPORT = "report.html"
 _SCHEMA = 1
 # What of the settings differs from run to run and so belongs to the runs, not to the comparison.
 _PER_RUN = ("variant", "seed", "learning_rate")
@@ -44,7 +43,7 @@ def plan(
         for seed in seeds:
             for variant in sorted(variants, key=lambda name: list(VARIANTS).index(name) if name in VARIANTS else 0):
                 run = replace(settings, variant=variant, learning_rate=learning_rate, seed=seed)
-                runs[f"{variant}-lr{learning_rate:g}-seed{seed}"] = run
+                runs[f"{variant}-lr{learning_rate}-seed{seed}"] = run
     return runs
 
 
@@ -75,9 +74,11 @@ def compare(
     """
     started = datetime.now(UTC).isoformat(timespec="seconds")
     first = next(iter(runs.values()))
+    for name, settings in runs.items():
+        check_begun(folder / RUNS / name, settings, resume=resume)
     entries = []
     for index, (name, settings) in enumerate(runs.items(), start=1):
-        own = folder / "runs" / name
+        own = folder / RUNS / name
         title = f"{settings.variant} ({index} of {len(runs)})"
         entry = train_run(settings, data, own, name=title, progress=progress, resume=resume)
         entries.append({**entry, "directory": str(own.relative_to(folder))})
@@ -111,10 +112,3 @@ def compare(
     write_json(folder / RESULTS, results)
     write_report(results, folder / REPORT)
     return results
-
-
-def is_output_folder(folder: Path) -> bool:
-    """Whether a folder holds a run or a comparison of exsel's, whole or begun."""
-    if (folder / SETTINGS).is_file() or (folder / RESULTS).is_file():
-        return True
-    return (folder / "runs").is_dir() and any((folder / "runs").glob(f"*/{SETTINGS}"))

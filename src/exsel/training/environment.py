@@ -6,11 +6,11 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 import exsel
@@ -25,15 +25,31 @@ def resolve_device(device: str) -> str:
     Raises:
         UserError: a device that this machine or this build of PyTorch does not have.
     """
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    kind = device.split(":")[0]
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if kind not in available:
-        raise UserError(f"--device {device}: choose auto, cpu, cuda or mps")
-    if not available[kind]:
+    if device == "auto":
+        return next(kind for kind in ("cuda", "mps", "cpu") if available[kind])
+    if device not in available:
+        hint = "; CUDA_VISIBLE_DEVICES=1 makes the second GPU the only one" if device.startswith("cuda:") else ""
+        raise UserError(f"--device {device}: choose auto, cpu, cuda or mps{hint}")
+    if not available[device]:
         raise UserError(f"--device {device}: PyTorch {torch.__version__} finds no such device here; use --device cpu")
     return device
+
+
+def check_loggers(names: Sequence[str]) -> None:
+    """Check that transformers knows the loggers and that they are installed.
+
+    Raises:
+        UserError: one is not.
+    """
+    from transformers.integrations import get_available_reporting_integrations
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+    for name in names:
+        if name not in INTEGRATION_TO_CALLBACK:
+            raise UserError(f"--report-to {name}: no such logger; choose from {', '.join(INTEGRATION_TO_CALLBACK)}")
+        if name not in get_available_reporting_integrations():
+            raise UserError(f"--report-to {name}: it is not installed: pip install {name.replace('_', '-')}")
 
 
 def can_compile() -> bool:
@@ -43,13 +59,15 @@ def can_compile() -> bool:
 
 def describe_machine(device: str) -> dict[str, Any]:
     """The machine and the versions, for the record."""
+    import psutil
+
     versions = {}
     for package in _PACKAGES:
         try:
             versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    is_cuda = device.startswith("cuda")
+    is_cuda = device == "cuda"
     return {
         "platform": platform.platform(),
         "processor": _processor(),

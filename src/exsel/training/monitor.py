@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,10 +18,15 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from exsel.errors import UserError, first_line
 from exsel.evaluation import evaluate_loss
 from exsel.files import write_text
+from exsel.training.layout import last_good
 from exsel.training.settings import Settings
 from exsel.training.trainer import step_losses, stop_if_not_finite
+
+# The speed on display is the median over so many steps.
+_SPEED_STEPS = 50
 
 
 class Progress(Protocol):
@@ -69,16 +75,32 @@ class Record:
         self._unwritten += 1
 
     def flush(self) -> None:
-        """Write what was added."""
-        if self._unwritten:
+        """Write what was added.
+
+        Raises:
+            UserError: a full disk, for example.
+        """
+        if not self._unwritten:
+            return
+        try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write("".join(json.dumps(line) + "\n" for line in self.lines[-self._unwritten :]))
-            self._unwritten = 0
+        except OSError as error:
+            raise UserError(
+                f"{self.path} could not be written ({first_line(error)}); {last_good(self.path.parent)}. "
+                "Mend that, then go on with --resume"
+            ) from error
+        self._unwritten = 0
 
     @property
     def seconds(self) -> float:
         """Training time so far."""
         return float(self.lines[-1]["seconds"]) if self.lines else 0.0
+
+    def step_seconds(self) -> list[float]:
+        """What each step took."""
+        times = [0.0, *(line["seconds"] for line in self.lines)]
+        return [later - earlier for earlier, later in pairwise(times)]
 
 
 class Interruption:
@@ -131,7 +153,8 @@ class Monitor(TrainerCallback):
         self.window = 1 if self.device.type == "cpu" else 10
         self.evaluation_steps = set(settings.evaluation_steps())
         self.peak_memory = 0
-        self.window_seconds: list[float] = []
+        self.has_begun = False
+        self._learning_rates: list[float] = []
         self._mark = 0.0
         self._validation_loss: float | None = None
 
@@ -141,7 +164,15 @@ class Monitor(TrainerCallback):
         """Start the clock."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
+        self._measure_memory()
         self._mark = time.perf_counter()
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Keep the learning rate that the step is taken with."""
+        self.has_begun = True
+        self._learning_rates.append(kwargs["lr_scheduler"].get_last_lr()[0])
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -152,12 +183,12 @@ class Monitor(TrainerCallback):
         if self.interruption.signal is not None:
             control.should_save = control.should_training_stop = True
         if is_due or control.should_save or step % self.window == 0 or step == self.settings.steps:
-            self._read(step, kwargs["lr_scheduler"].get_last_lr()[0])
+            self._read(step)
             if is_due:
                 self._evaluate(kwargs["model"])
             self.record.flush()
             line = self.record.lines[-1]
-            speed = self.settings.tokens_per_step / statistics.median(self.window_seconds)
+            speed = self.settings.tokens_per_step / statistics.median(self.record.step_seconds()[-_SPEED_STEPS:])
             self.progress.advance(step, line["loss"], self._validation_loss, speed)
             self._mark = time.perf_counter()
         return control
@@ -166,16 +197,15 @@ class Monitor(TrainerCallback):
         """Take saving out of the clock."""
         self._mark = time.perf_counter()
 
-    def _read(self, step: int, learning_rate: float) -> None:
+    def _read(self, step: int) -> None:
         losses = step_losses(self.losses, self.settings.accumulation)
         if not losses:
             return
         elapsed = time.perf_counter() - self._mark
         first_step = step - len(losses) + 1
         stop_if_not_finite(losses, first_step, self.folder)
-        self.window_seconds.append(elapsed / len(losses))
         start = self.record.seconds
-        for offset, loss in enumerate(losses):
+        for offset, (loss, learning_rate) in enumerate(zip(losses, self._learning_rates, strict=True)):
             self.record.add(
                 {
                     "step": first_step + offset,
@@ -185,6 +215,10 @@ class Monitor(TrainerCallback):
                     "learning_rate": learning_rate,
                 }
             )
+        self._learning_rates.clear()
+        self._measure_memory()
+
+    def _measure_memory(self) -> None:
         if self.device.type == "cuda":
             self.peak_memory = torch.cuda.max_memory_allocated(self.device)
         else:

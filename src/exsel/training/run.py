@@ -22,20 +22,16 @@ from transformers.trainer_callback import PrinterCallback
 
 from exsel.data import PackedData, collate, token_counts
 from exsel.diagnostics import similarity_bias
-from exsel.errors import UserError
+from exsel.errors import UserError, first_line
 from exsel.files import read_json, write_json
 from exsel.models import ExselForCausalLM
 from exsel.nn import Exclusive, Temperature
+from exsel.training.disk import KEPT_CHECKPOINTS
+from exsel.training.layout import CHECKPOINT, METRICS, MODEL, MODEL_STAGING, RESULT, SETTINGS, checkpoints, last_good
 from exsel.training.monitor import Interruption, Monitor, Progress, Record
 from exsel.training.settings import Settings
-from exsel.training.trainer import ExselTrainer, checkpoints
+from exsel.training.trainer import ExselTrainer
 
-MODEL = "model"
-RESULT = "result.json"
-SETTINGS = "settings.json"
-METRICS = "metrics.jsonl"
-# Checkpoints kept while a run goes on: the second is there should the first turn out to be unreadable.
-_KEPT_CHECKPOINTS = 2
 # Blocks over which the similarity bias and the token counts are taken.
 _SIMILARITY_BLOCKS = 8
 _COUNTED_BLOCKS = 10_000
@@ -81,7 +77,7 @@ def train_run(
     Args:
         settings: checked.
         data: loaded as the settings say.
-        folder: the run's own; made where it does not exist.
+        folder: the run's own; made where it does not exist, empty unless ``resume``.
         name: how the run is shown.
         progress: where.
         resume: go on from the last checkpoint in ``folder``; a finished run returns its result.
@@ -90,28 +86,21 @@ def train_run(
         The run's entry in ``results.json``.
 
     Raises:
-        UserError: a damaged checkpoint, other settings than those of the run to resume, too little disk, or a loss
-            that stopped being a number.
+        UserError: a folder that holds something else, a damaged checkpoint, other settings than those of the run to
+            resume, a full disk, or a loss that stopped being a number.
         Interrupted: by Ctrl-C or SIGTERM, after saving.
     """
+    has_begun = check_begun(folder, settings, resume=resume)
+    if has_begun and (folder / RESULT).exists():
+        result: dict[str, Any] = read_json(folder / RESULT)
+        return result
     folder.mkdir(parents=True, exist_ok=True)
-    if resume and (folder / SETTINGS).exists():
-        previous = Settings.from_dict(read_json(folder / SETTINGS))
-        if changed := previous.differences(settings):
-            raise UserError(
-                f"{folder} was begun with other settings ({', '.join(changed)}): repeat the command that began it "
-                "with --resume added, or use another --out"
-            )
-        if (folder / RESULT).exists():
-            result: dict[str, Any] = read_json(folder / RESULT)
-            return result
     write_json(folder / SETTINGS, settings.to_dict())
 
     model = build_model(settings, data)
-    _check_disk(model, folder)
-    saved = checkpoints(folder) if resume else []
+    saved = checkpoints(folder)
     checkpoint = saved[-1] if saved else None
-    step = 0 if checkpoint is None else int(checkpoint.name.removeprefix("checkpoint-"))
+    step = 0 if checkpoint is None else int(checkpoint.name.removeprefix(CHECKPOINT))
     record = Record.resume(folder / METRICS, step)
     losses: list[Tensor] = []
     interruption = Interruption()
@@ -126,7 +115,8 @@ def train_run(
     )
     train = data.train
     if isinstance(train, IterableDataset):
-        train = train.shuffle(seed=settings.seed, buffer_size=1000)
+        # Over and over, so that every step is whole; blocks at hand are repeated by the trainer's own order.
+        train = train.shuffle(seed=settings.seed, buffer_size=1000).repeat(None)
     with _quiet_transformers():
         trainer = ExselTrainer(
             model=model,
@@ -145,12 +135,12 @@ def train_run(
                 compile_seconds = _compile(model, settings, data)
                 try:
                     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-                except (SafetensorError, ValueError, KeyError, FileNotFoundError, RuntimeError) as error:
-                    if checkpoint is None or monitor.window_seconds:
+                except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+                    if checkpoint is None or monitor.has_begun:
                         raise
+                    before = f"go on from {saved[-2]}" if len(saved) > 1 else "begin anew"
                     raise UserError(
-                        f"checkpoint {checkpoint} cannot be read ({_first_line(error)}): delete that folder to go on "
-                        "from the one before it"
+                        f"checkpoint {checkpoint} cannot be read ({first_line(error)}): delete that folder to {before}"
                     ) from error
         finally:
             progress.finish()
@@ -162,11 +152,35 @@ def train_run(
     write_json(folder / RESULT, result)
     for leftover in checkpoints(folder):
         shutil.rmtree(leftover)
+    if interruption.signal is not None:
+        # Asked to stop when there was nothing left to stop: whatever was to come after this run is not begun.
+        raise Interrupted(interruption.signal, done)
     return result
 
 
+def check_begun(folder: Path, settings: Settings, *, resume: bool) -> bool:
+    """Whether a folder holds this run, to go on with; a new run needs an empty folder.
+
+    Raises:
+        UserError: it holds something else, or was begun with other settings.
+    """
+    if not folder.exists() or all(path.name.startswith(".") for path in folder.iterdir()):
+        return False
+    if not (folder / SETTINGS).exists():
+        raise UserError(f"{folder} holds files but no {SETTINGS}, so no run to go on with: choose another folder")
+    if not resume:
+        raise UserError(f"{folder} holds a run: resume it, or choose another folder")
+    previous = Settings.from_dict(read_json(folder / SETTINGS))
+    if changed := previous.differences(settings):
+        raise UserError(
+            f"{folder} was begun with other settings ({', '.join(changed)}): repeat the command that began it "
+            "with --resume added, or use another --out"
+        )
+    return True
+
+
 def _arguments(settings: Settings, folder: Path) -> TrainingArguments:
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=settings.steps,
         per_device_train_batch_size=settings.batch_size // settings.accumulation,
@@ -186,7 +200,7 @@ def _arguments(settings: Settings, folder: Path) -> TrainingArguments:
         eval_strategy="no",
         save_strategy="steps",
         save_steps=settings.save_every or settings.steps,
-        save_total_limit=_KEPT_CHECKPOINTS,
+        save_total_limit=KEPT_CHECKPOINTS,
         logging_steps=max(1, settings.steps // 100),
         logging_nan_inf_filter=False,
         report_to=list(settings.report_to) or "none",
@@ -194,6 +208,9 @@ def _arguments(settings: Settings, folder: Path) -> TrainingArguments:
         remove_unused_columns=False,
         dataloader_pin_memory=settings.device != "cpu",
     )
+    # One GPU, also where there are several: over all of them Trainer would multiply the batch.
+    arguments._n_gpu = min(1, arguments.n_gpu)
+    return arguments
 
 
 def _compile(model: ExselForCausalLM, settings: Settings, data: PackedData) -> float:
@@ -225,7 +242,8 @@ def _result(
     lines = monitor.record.lines
     curve = [line for line in lines if "validation_loss" in line]
     loss = curve[-1]["validation_loss"]
-    quartiles = statistics.quantiles(monitor.window_seconds, n=4) if len(monitor.window_seconds) > 1 else [0.0] * 3
+    step_seconds = monitor.record.step_seconds()
+    quartiles = statistics.quantiles(step_seconds, n=4) if len(step_seconds) > 1 else [0.0] * 3
     similarity_blocks = data.validation.select(range(min(_SIMILARITY_BLOCKS, len(data.validation))))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return {
@@ -240,7 +258,7 @@ def _result(
         "tokens": settings.steps * settings.tokens_per_step,
         "train_seconds": monitor.record.seconds,
         "compile_seconds": compile_seconds,
-        "ms_per_step": statistics.median(monitor.window_seconds) * 1e3,
+        "ms_per_step": statistics.median(step_seconds) * 1e3,
         "ms_per_step_spread": (quartiles[2] - quartiles[0]) * 1e3,
         "peak_memory_bytes": monitor.peak_memory,
         "train_curve": [{key: line[key] for key in ("step", "tokens", "seconds", "loss")} for line in _thinned(lines)],
@@ -269,31 +287,20 @@ def _thinned(lines: list[dict[str, Any]], most: int = 1000) -> list[dict[str, An
 
 
 def _save_model(model: ExselForCausalLM, data: PackedData, folder: Path) -> None:
-    staging = folder / f".{MODEL}"
+    staging = folder / MODEL_STAGING
     shutil.rmtree(staging, ignore_errors=True)
     try:
         model.save_pretrained(staging)
         data.tokenizer.save_pretrained(staging)
         shutil.rmtree(folder / MODEL, ignore_errors=True)
         staging.rename(folder / MODEL)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"the model could not be saved in {folder} ({first_line(error)}); {last_good(folder)}. "
+            "Mend that, then go on with --resume"
+        ) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-
-
-def _check_disk(model: ExselForCausalLM, folder: Path) -> None:
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    # A checkpoint is the weights and the optimizer's two averages; one more than is kept exists while it is written.
-    needed = weights * 3 * (_KEPT_CHECKPOINTS + 1) + weights
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise UserError(
-            f"{folder} has {free / 2**30:.2f} GiB free, and checkpoints of this model need {needed / 2**30:.2f} GiB: "
-            "free some disk or choose another --out"
-        )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 @contextmanager

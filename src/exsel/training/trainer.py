@@ -12,15 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.utils.data import Sampler
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints
 
-from exsel.errors import UserError
+from exsel.errors import UserError, first_line
 from exsel.nn import Exclusive, Temperature
 from exsel.training import state
-
-_STAGING = ".saving"
+from exsel.training.layout import CHECKPOINT, CHECKPOINT_STAGING, last_good
+from exsel.training.order import BlockOrder
 
 
 def scalar_names(model: nn.Module) -> set[str]:
@@ -74,6 +76,12 @@ class ExselTrainer(Trainer):
         optimizer: torch.optim.Optimizer = self.optimizer
         return optimizer
 
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
+        if not hasattr(self.train_dataset, "__len__"):
+            return None
+        length = self.args.max_steps * self.args.gradient_accumulation_steps * self.args.train_batch_size
+        return BlockOrder(len(self.train_dataset), length=length, seed=self.args.seed)
+
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Trainer's step; the loss goes on record as it is, without waiting for the device."""
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
@@ -81,7 +89,7 @@ class ExselTrainer(Trainer):
         return loss
 
     def _get_output_dir(self, trial: Any) -> str:
-        return str(Path(self.args.output_dir) / _STAGING)
+        return str(Path(self.args.output_dir) / CHECKPOINT_STAGING)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save into a folder of another name and rename it when all is there."""
@@ -92,14 +100,19 @@ class ExselTrainer(Trainer):
                     f"{last_good(Path(self.args.output_dir))}. Try a lower --lr"
                 )
         folder = Path(self.args.output_dir)
-        staging = folder / _STAGING
+        staging = folder / CHECKPOINT_STAGING
         shutil.rmtree(staging, ignore_errors=True)
         try:
             super()._save_checkpoint(model, trial)
-            name = f"checkpoint-{self.state.global_step}"
+            name = f"{CHECKPOINT}{self.state.global_step}"
             (staging / name / "training_args.bin").unlink(missing_ok=True)  # a pickle, and settings.json says it all
             shutil.rmtree(folder / name, ignore_errors=True)
             (staging / name).rename(folder / name)
+        except (OSError, SafetensorError) as error:
+            raise UserError(
+                f"the checkpoint after step {self.state.global_step} could not be saved in {folder} "
+                f"({first_line(error)}); {last_good(folder)}. Mend that, then go on with --resume"
+            ) from error
         finally:
             shutil.rmtree(staging, ignore_errors=True)
         rotate_checkpoints(output_dir=str(folder), save_total_limit=self.args.save_total_limit)
@@ -132,18 +145,6 @@ def step_losses(losses: list[Tensor], parts: int) -> list[float]:
     taken = torch.stack(losses[:whole]).view(-1, parts).sum(1).tolist() if whole else []
     del losses[:whole]
     return [float(loss) for loss in taken]
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in a run's folder, oldest first."""
-    found = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
-
-
-def last_good(folder: Path) -> str:
-    """The last checkpoint, in words."""
-    found = checkpoints(folder)
-    return f"the last good checkpoint is {found[-1]}" if found else "no checkpoint had been saved"
 
 
 def stop_if_not_finite(losses: list[float], first_step: int, folder: Path) -> None:
