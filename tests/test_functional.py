@@ -55,6 +55,18 @@ class TestExclude:
         head_dim: int,
         kind: Any,
     ) -> None:
+        # Several draws, judged together: the gradient of one head's strength is one number, and eager's error on one
+        # number is a matter of luck.
+        draws = [self.draw(dtype, heads, kv_heads, tokens, head_dim, kind) for _ in range(8)]
+        ours, exact, eager = ([torch.stack(tensors) for tensors in zip(*side, strict=True)]
+                              for side in zip(*draws, strict=True))  # fmt: skip
+        assert_within_budget(ours[:1], exact[:1], eager[:1])
+        assert_within_budget(ours[1:], exact[1:], eager[1:])
+
+    def draw(
+        self, dtype: torch.dtype, heads: int, kv_heads: int, tokens: int, head_dim: int, kind: Any
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """z and its gradients: ours, in float64, and eager in the same dtype."""
         y, v = leaf(2, heads, tokens, head_dim, dtype=dtype), leaf(2, kv_heads, tokens, head_dim, dtype=dtype)
         strength = make_strength(kind, heads, tokens, dtype)
         dz = torch.randn_like(y)
@@ -71,8 +83,7 @@ class TestExclude:
         z64 = reference.exclude(*inputs64[:2], as_reference(strength64, inputs64[0]), 1e-12)
         gradients64 = torch.autograd.grad(z64, inputs64, dz.double())
 
-        assert_within_budget([z], [z64], [eager_z])
-        assert_within_budget(gradients, gradients64, eager_gradients)
+        return [z, *gradients], [z64, *gradients64], [eager_z, *eager_gradients]
 
     @pytest.mark.parametrize("kind", [None, 1.0, 0.0, 0.5, -2.0, "head", "token"])
     @pytest.mark.parametrize("eps", [1e-12, 3.0])

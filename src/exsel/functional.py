@@ -130,13 +130,12 @@ def exclude(
     return _choose(backend).exclude(y, own_value, alpha, eps)
 
 
-def _check_scale(name: str, scale: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
-    if scale is None:
-        return None
+def _check_broadcast(name: str, x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """x broadcast to the shape, a view."""
     try:
-        return scale.expand(shape)
+        return x.expand(shape)
     except RuntimeError:
-        raise ValueError(f"{name} must broadcast to {shape}; got {tuple(scale.shape)}") from None
+        raise ValueError(f"{name} must broadcast to {tuple(shape)}; got {tuple(x.shape)}") from None
 
 
 def _check_attention(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> None:
@@ -206,11 +205,18 @@ def attention(
     Source: Zhai, arXiv:2603.09078 (2026), Section 3; Zhang et al., NeurIPS 2024, arXiv:2411.12892, Definition 1.
     """
     _check_floating(query=query, key=key, value=value, query_scale=query_scale, value_scale=value_scale)
+    if torch.is_autocast_enabled(query.device.type):
+        # As autocast does for scaled_dot_product_attention itself.
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+        own_value = None if own_value is None else own_value.to(dtype)
     _check_attention(query, key, value, enable_gqa)
     if attn_mask is not None and is_causal:
         raise ValueError("attn_mask and is_causal=True exclude each other: put causality into the mask")
     if attn_mask is not None and attn_mask.dtype != torch.bool and not attn_mask.is_floating_point():
         raise TypeError(f"attn_mask must be boolean or floating-point, got {attn_mask.dtype}")
+    if attn_mask is not None:
+        _check_broadcast("attn_mask", attn_mask, (*query.shape[:-1], key.shape[-2]))
     if not 0 <= dropout_p <= 1:
         raise ValueError(f"dropout_p must lie in [0, 1], got {dropout_p}")
     if exclusive is False:
@@ -223,8 +229,10 @@ def attention(
                 "values of the query tokens themselves (cross-attention has none and cannot be exclusive)"
             )
         own_value = value
-    query_scale = _check_scale("query_scale", query_scale, tuple(query.shape[:-1]))
-    value_scale = _check_scale("value_scale", value_scale, tuple(value.shape[:-1]))
+    if query_scale is not None:
+        query_scale = _check_broadcast("query_scale", query_scale, query.shape[:-1])
+    if value_scale is not None:
+        value_scale = _check_broadcast("value_scale", value_scale, value.shape[:-1])
     y = _choose(backend).attention(
         query,
         key,
@@ -278,4 +286,11 @@ def inverse_temperature(
         raise ValueError(f"weight has {weight.shape[0]} heads, features {features.shape[-3]}")
     if (position is None) != (position_logit is None):
         raise ValueError("position and position_logit go together")
+    if position is not None and position_logit is not None:
+        _check_broadcast("position", position, (*features.shape[:-3], features.shape[-2]))
+        if position_logit.ndim != 1 or position_logit.shape[0] not in (1, features.shape[-3]):
+            raise ValueError(
+                f"position_logit must be [{features.shape[-3]}] or [1], one number a head or one for all; got "
+                f"{tuple(position_logit.shape)}"
+            )
     return reference.inverse_temperature(features, weight, position, position_logit)

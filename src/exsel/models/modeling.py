@@ -39,6 +39,13 @@ def _norm(config: ExselConfig, size: int) -> nn.Module:
     return nn.LayerNorm(size, eps=config.norm_eps, bias=False)
 
 
+def _residual_linear(in_features: int, out_features: int) -> nn.Linear:
+    """A projection that writes to the residual stream: marked, since its weights start smaller."""
+    linear = nn.Linear(in_features, out_features, bias=False)
+    linear.writes_to_residual = True  # type: ignore[assignment]
+    return linear
+
+
 class ExselMLP(nn.Module):
     """GELU or SwiGLU."""
 
@@ -49,7 +56,7 @@ class ExselMLP(nn.Module):
         self.gate_proj = None
         if config.mlp == "swiglu":
             self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.down_proj = _residual_linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """``[B, T, E]`` → ``[B, T, E]``."""
@@ -82,7 +89,7 @@ class ExselAttention(nn.Module):
         self.q_proj = nn.Linear(config.hidden_size, config.num_attention_heads * self.head_dim, bias=False)
         self.k_proj = nn.Linear(config.hidden_size, config.num_key_value_heads * self.head_dim, bias=False)
         self.v_proj = nn.Linear(config.hidden_size, config.num_key_value_heads * self.head_dim, bias=False)
-        self.o_proj = nn.Linear(config.num_attention_heads * self.head_dim, config.hidden_size, bias=False)
+        self.o_proj = _residual_linear(config.num_attention_heads * self.head_dim, config.hidden_size)
         self.q_norm = nn.RMSNorm(self.head_dim, eps=config.norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = nn.RMSNorm(self.head_dim, eps=config.norm_eps) if config.qk_norm else nn.Identity()
 
@@ -130,8 +137,6 @@ class ExselAttention(nn.Module):
             for name, temperature in self.temperatures.items()
         }
         query_states, key_states = self.q_norm(query_states), self.k_norm(key_states)
-        cos, sin = position_embeddings
-        query_states, key_states = apply_rotary_pos_emb(query_states, key_states, cos, sin)
         value_states = own_value
         if "query" in tau:
             query_states = scale_heads(query_states, tau["query"])
@@ -139,6 +144,8 @@ class ExselAttention(nn.Module):
             key_states = scale_heads(key_states, tau["key"])
         if "value" in tau:
             value_states = scale_heads(own_value, tau["value"])
+        cos, sin = position_embeddings
+        query_states, key_states = apply_rotary_pos_emb(query_states, key_states, cos, sin)
 
         if past_key_values is not None:
             key_states, value_states = past_key_values.update(key_states, value_states, self.layer_idx)
@@ -199,11 +206,10 @@ class ExselPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, (ExselAttention, ExselMLP)):
-            # The weights that write to the residual stream, as in GPT-2: its variance stays that of one layer.
-            output = module.o_proj if isinstance(module, ExselAttention) else module.down_proj
+        if isinstance(module, nn.Linear) and getattr(module, "writes_to_residual", False):
+            # As in GPT-2: the variance of the residual stream does not grow with depth.
             std = self.config.initializer_range / math.sqrt(2 * self.config.num_hidden_layers)
-            initialization.normal_(output.weight, mean=0.0, std=std)
+            initialization.normal_(module.weight, mean=0.0, std=std)
         elif isinstance(module, Temperature):
             if module.weight is not None:
                 initialization.zeros_(module.weight)
