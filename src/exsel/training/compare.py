@@ -23,6 +23,28 @@ from exsel.training.summary import summarise
 _SCHEMA = 1
 # What of the settings differs from run to run and so belongs to the runs, not to the comparison.
 _PER_RUN = ("variant", "seed", "learning_rate")
+# What says how the model computes; transformers' configurations say a good deal more.
+_MODEL_FIELDS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+    "norm",
+    "norm_eps",
+    "mlp",
+    "embedding_norm",
+    "qk_norm",
+    "sliding_window",
+    "layer_types",
+    "rope_parameters",
+    "attention_dropout",
+    "initializer_range",
+    "tie_word_embeddings",
+)
 
 
 def plan(
@@ -104,7 +126,7 @@ def compare(
         "model": {
             "name": first.model,
             "parameters": min(entry["parameters"] - entry["new_parameters"] for entry in entries),
-            **{key: value for key, value in model_config.items() if key not in ("exclusive", "selective")},
+            **{name: model_config[name] for name in _MODEL_FIELDS},
         },
         "variants": summarise(entries, first.tokens_per_step),
         "runs": entries,
