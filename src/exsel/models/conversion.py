@@ -7,9 +7,10 @@ from copy import deepcopy
 from dataclasses import fields
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
-from exsel.errors import UserError, first_line
+from exsel.errors import UserError
 from exsel.models.configuration import ExselConfig
 
 #: The architectures, and whether they have a norm on queries and keys.
@@ -62,8 +63,8 @@ def exsel_values(values: Mapping[str, Any]) -> dict[str, Any]:
     try:
         # By its own class, which fills in its defaults and reads the fields of older versions.
         config = CONFIG_MAPPING[kind].from_dict(deepcopy(dict(values)))
-    except (ValueError, TypeError) as error:
-        raise UserError(f"this is not a configuration of type {kind!r}: {first_line(error)}") from error
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        raise UserError(f"this is not a configuration of type {kind!r}: {' '.join(str(error).split())}") from error
     _refuse_what_differs(kind, config, values)
     converted = {name: getattr(config, name) for name in _SHARED}
     return {
