@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from exsel.config import SelectiveConfig
+from exsel.data import PackedData
+from exsel.errors import UserError
+from exsel.training.compare import compare, plan
+from exsel.training.run import Interrupted
+from exsel.training.settings import VARIANTS
+from training.small_runs import Watcher, metrics, small_settings
+
+
+@pytest.fixture(scope="module")
+def compared(
+    model_file: Path, data: PackedData, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, Any], Path]:
+    # A temperature that begins at exactly 1: the positional terms left out.
+    selective = SelectiveConfig(position=False, value_position=False)
+    runs = plan(
+        small_settings(model_file, selective=selective),
+        variants=["selective", "baseline"],
+        learning_rates=[1e-2],
+        seeds=[0, 1],
+    )
+    folder = tmp_path_factory.mktemp("compared")
+    return compare(runs, data, folder, command="exsel compare", progress=Watcher()), folder
+
+
+def test_plan_orders_and_names_the_runs(model_file: Path) -> None:
+    runs = plan(
+        small_settings(model_file), variants=["exclusive", "baseline"], learning_rates=[1e-3, 1e-4], seeds=[1, 0]
+    )
+    assert list(runs) == [
+        "baseline-lr0.001-seed1",
+        "exclusive-lr0.001-seed1",
+        "baseline-lr0.001-seed0",
+        "exclusive-lr0.001-seed0",
+        "baseline-lr0.0001-seed1",
+        "exclusive-lr0.0001-seed1",
+        "baseline-lr0.0001-seed0",
+        "exclusive-lr0.0001-seed0",
+    ]
+    last = runs["exclusive-lr0.0001-seed0"]
+    assert (last.variant, last.learning_rate, last.seed) == ("exclusive", 1e-4, 0)
+
+
+def test_learning_rates_that_hardly_differ_are_runs_of_their_own(model_file: Path) -> None:
+    rates = [1e-3, 1.0000001e-3]
+    assert len(plan(small_settings(model_file), variants=["baseline"], learning_rates=rates, seeds=[0])) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"variants": []}, "--variants names nothing"),
+        ({"variants": ["baseline", "baseline"]}, "--variants names the same one twice"),
+        ({"variants": ["baseline", "sparse"]}, "no variant is called 'sparse'"),
+        ({"seeds": [1, 1]}, "--seeds names the same one twice: 1, 1"),
+        ({"learning_rates": [1e-3, 1e-3]}, "--lr names the same one twice"),
+    ],
+)
+def test_plans_that_cannot_be(model_file: Path, changes: dict[str, Any], message: str) -> None:
+    values: dict[str, Any] = {"variants": ["baseline"], "learning_rates": [1e-3], "seeds": [0], **changes}
+    with pytest.raises(UserError, match=message):
+        plan(small_settings(model_file), **values)
+
+
+def test_results_are_json_and_say_it_all(compared: tuple[dict[str, Any], Path]) -> None:
+    results, folder = compared
+
+    def no_constant(name: str) -> None:
+        raise AssertionError(f"{name} is no JSON")
+
+    assert json.loads((folder / "results.json").read_text(), parse_constant=no_constant) == results
+    assert results["schema"] == 1
+    assert results["command"] == "exsel compare"
+    assert results["config"]["seeds"] == [0, 1]
+    assert results["config"]["variants"] == ["baseline", "selective"]
+    assert results["config"]["lr"] == [1e-2]
+    assert results["config"]["steps"] == 12
+    assert not results["config"].keys() & {"variant", "seed", "learning_rate"}
+    assert results["data"]["vocab_size"] == 259
+    assert len(results["data"]["sha256"]) == 64
+    assert {"platform", "cores", "memory_bytes", "device", "python", "torch", "transformers"} <= results[
+        "machine"
+    ].keys()
+    assert results["model"]["hidden_size"] == 32
+    assert results["model"]["parameters"] == results["variants"][0]["parameters"]
+    assert [(run["variant"], run["seed"]) for run in results["runs"]] == [
+        ("baseline", 0),
+        ("selective", 0),
+        ("baseline", 1),
+        ("selective", 1),
+    ]
+    for run in results["runs"]:
+        assert (folder / run["directory"] / "model" / "model.safetensors").is_file()
+        assert len(metrics(folder / run["directory"])) == 12
+        assert [layer["layer"] for layer in run["similarity"]] == [0, 1]
+        assert run["bits_per_byte"] == pytest.approx(
+            run["loss"] / math.log(2) / results["data"]["bytes_per_token"], rel=1e-12
+        )
+
+
+def test_rows_are_the_runs_in_sum(compared: tuple[dict[str, Any], Path]) -> None:
+    results, _ = compared
+    baseline, selective = results["variants"]
+    losses = {(run["variant"], run["seed"]): run["loss"] for run in results["runs"]}
+    assert baseline["loss"]["values"] == [losses["baseline", 0], losses["baseline", 1]]
+    assert selective["difference"]["values"] == pytest.approx(
+        [losses["selective", seed] - losses["baseline", seed] for seed in (0, 1)]
+    )
+    assert selective["difference"]["spread"] is not None
+    assert baseline["difference"] is None
+    assert selective["new_parameters"] > 0
+    assert baseline["new_parameters"] == 0
+
+
+def test_variants_of_a_seed_see_the_same_batches(compared: tuple[dict[str, Any], Path]) -> None:
+    """A temperature of exactly 1 is no temperature: the first step is the baseline's, the later ones are not."""
+    results, folder = compared
+    losses = {
+        (run["variant"], run["seed"]): [line["loss"] for line in metrics(folder / run["directory"])]
+        for run in results["runs"]
+    }
+    for seed in (0, 1):
+        assert losses["baseline", seed][0] == losses["selective", seed][0]
+        assert losses["baseline", seed] != losses["selective", seed]
+    assert losses["baseline", 0][0] != losses["baseline", 1][0]
+
+
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "baseline"])
+def test_every_variant_reads_the_same_blocks(
+    model_file: Path, data: PackedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variant: str
+) -> None:
+    from exsel.training.trainer import ExselTrainer
+    from training.small_runs import train
+
+    seen: dict[str, list[Any]] = {"baseline": [], variant: []}
+    original = ExselTrainer.training_step
+
+    def training_step(trainer: ExselTrainer, model: Any, inputs: dict[str, Any], *rest: Any) -> Any:
+        is_plain = trainer.model.config.exclusive is None and trainer.model.config.selective is None
+        seen["baseline" if is_plain else variant].append(inputs["input_ids"].tolist())
+        return original(trainer, model, inputs, *rest)
+
+    monkeypatch.setattr(ExselTrainer, "training_step", training_step)
+    for name in seen:
+        train(small_settings(model_file, variant=name), data, tmp_path / name)
+    assert len(seen["baseline"]) == 12
+    assert seen["baseline"] == seen[variant]
+
+
+def test_the_report_is_written(compared: tuple[dict[str, Any], Path]) -> None:
+    _, folder = compared
+    page = (folder / "report.html").read_text()
+    assert page.lstrip().lower().startswith("<!doctype html>")
+    assert "selective" in page
+
+
+def test_an_interrupted_comparison_goes_on(model_file: Path, data: PackedData, tmp_path: Path) -> None:
+    import os
+    import signal
+
+    settings = small_settings(model_file)
+
+    def run(folder: Path, progress: Watcher, *, resume: bool = False, **changes: Any) -> dict[str, Any]:
+        runs = plan(
+            settings, **{"variants": ["baseline", "exclusive"], "learning_rates": [1e-2], "seeds": [0], **changes}
+        )
+        return compare(runs, data, folder, command="", progress=progress, resume=resume)
+
+    whole = run(tmp_path / "whole", Watcher())
+    watcher = Watcher()
+
+    def stop() -> None:
+        if len(watcher.starts) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    watcher.after, watcher.action = 5, stop
+    with pytest.raises(Interrupted):
+        run(tmp_path / "run", watcher)
+    assert not (tmp_path / "run" / "results.json").exists()
+    watcher = Watcher()
+    resumed = run(tmp_path / "run", watcher, resume=True)
+    assert [start[2] for start in watcher.starts] == [6]  # the finished run is not begun again
+    assert [one["loss"] for one in resumed["runs"]] == [one["loss"] for one in whole["runs"]]
+
+    # More runs of the same kind can be added; runs of another kind cannot, and nothing is trained to find out.
+    more = run(tmp_path / "run", Watcher(), resume=True, seeds=[0, 1])
+    assert [one["loss"] for one in more["runs"]][:2] == [one["loss"] for one in whole["runs"]]
+    other = plan(
+        small_settings(model_file, weight_decay=0.0), variants=["baseline"], learning_rates=[1e-2], seeds=[7, 0]
+    )
+    watcher = Watcher()
+    with pytest.raises(UserError, match=r"other settings \(weight_decay\)"):
+        compare(other, data, tmp_path / "run", command="", progress=watcher, resume=True)
+    assert watcher.starts == []

@@ -1,0 +1,325 @@
+"""A run that was stopped and resumed is the run that was never stopped, to the bit."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from exsel.data import PackedData
+from exsel.errors import UserError
+from exsel.training import state
+from exsel.training.layout import checkpoints
+from exsel.training.run import Interrupted
+from exsel.training.settings import Settings
+from exsel.training.trainer import ExselTrainer
+from training.small_runs import (
+    Watcher,
+    interrupted,
+    metrics,
+    small_data,
+    small_settings,
+    train,
+    without_times,
+    write_corpus,
+    write_model,
+)
+
+
+def send(number: int) -> Callable[[], None]:
+    return lambda: os.kill(os.getpid(), number)
+
+
+class Killed(BaseException):
+    """What no code of ours catches: the run ends here, as with kill -9."""
+
+
+def kill() -> None:
+    raise Killed
+
+
+def same_weights(first: Path, second: Path) -> bool:
+    one, other = (load_file(folder / "model" / "model.safetensors") for folder in (first, second))
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def assert_same_run(first: Path, second: Path, results: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    assert without_times(first) == without_times(second)
+    assert same_weights(first, second)
+    one, other = results
+    for name in ("loss", "bits_per_byte", "tokens", "similarity"):
+        assert one[name] == other[name]
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "baseline": {},
+    "both": {"variant": "exclusive+selective"},
+    "accumulation": {"accumulation": 2},
+    "warm-up": {"warmup_steps": 8},
+    "bfloat16": {"dtype": "bfloat16"},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "number"), [*((name, signal.SIGTERM) for name in SETTINGS), ("baseline", signal.SIGINT)]
+)
+def test_interrupted(model_file: Path, data: PackedData, tmp_path: Path, name: str, number: int) -> None:
+    settings = small_settings(model_file, **SETTINGS[name])
+    whole = train(settings, data, tmp_path / "whole")
+    watcher = Watcher(after=6, action=send(number))
+    stop = interrupted(settings, data, tmp_path / "stopped", watcher)
+    assert stop.signal == number
+    assert stop.step == 6 + 1  # the handler is heard at the end of the step that follows
+    assert any("saving" in note for note in watcher.notes)
+    assert checkpoints(tmp_path / "stopped")[-1].name == "checkpoint-7"
+    resumed = train(settings, data, tmp_path / "stopped", resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped", (whole, resumed))
+
+
+def test_more_than_once_and_over_several_passes(model_file: Path, tmp_path: Path) -> None:
+    # 4 documents are fewer blocks than 3 steps read: the stops lie in different passes over the data.
+    data = small_data(write_corpus(tmp_path / "corpus", documents=4, words=50))
+    settings = small_settings(model_file, tokens=16 * 4 * 32)
+    assert len(data.train) < 6 * 4
+    whole = train(settings, data, tmp_path / "whole")
+    for step in (3, 9, 12):
+        with pytest.raises(Interrupted):
+            train(
+                settings,
+                data,
+                tmp_path / "often",
+                progress=Watcher(after=step, action=send(signal.SIGTERM)),
+                resume=True,
+            )
+    resumed = train(settings, data, tmp_path / "often", resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "often", (whole, resumed))
+    assert [line["step"] for line in metrics(tmp_path / "often")] == list(range(1, 17))
+
+
+def test_dropout_goes_on_where_it_stopped(data: PackedData, tmp_path: Path) -> None:
+    settings = small_settings(write_model(tmp_path / "config.json", attention_dropout=0.3))
+    train(settings, data, tmp_path / "whole")
+    interrupted(settings, data, tmp_path / "stopped", Watcher(after=5, action=send(signal.SIGTERM)))
+    train(settings, data, tmp_path / "stopped", resume=True)
+    assert without_times(tmp_path / "whole") == without_times(tmp_path / "stopped")
+
+
+@pytest.mark.parametrize("after", [1, 6, 12])
+def test_killed(model_file: Path, data: PackedData, tmp_path: Path, after: int) -> None:
+    """Killed before the first checkpoint, between two, and after the last step but before its checkpoint."""
+    settings = small_settings(model_file)
+    whole = train(settings, data, tmp_path / "whole")
+    with pytest.raises(Killed):
+        train(settings, data, tmp_path / "killed", progress=Watcher(after=after, action=kill))
+    found = [path.name for path in checkpoints(tmp_path / "killed")]
+    assert found == {1: [], 6: ["checkpoint-4"], 12: ["checkpoint-4", "checkpoint-8"]}[after]
+    watcher = Watcher()
+    resumed = train(settings, data, tmp_path / "killed", progress=watcher, resume=True)
+    assert watcher.starts == [("run", 12, {1: 0, 6: 4, 12: 8}[after])]
+    assert_same_run(tmp_path / "whole", tmp_path / "killed", (whole, resumed))
+
+
+@pytest.mark.parametrize(
+    "method", ["_save_optimizer_and_scheduler", "_save_rng_state", "save_model", "_save_scaler", "store_flos"]
+)
+def test_killed_while_saving(
+    model_file: Path, data: PackedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """Half a checkpoint stays under its other name, and a resume does not look at it."""
+    settings = small_settings(model_file)
+    whole = train(settings, data, tmp_path / "whole")
+    original = getattr(ExselTrainer, method)
+
+    def save(trainer: ExselTrainer, *arguments: Any, **options: Any) -> Any:
+        result = original(trainer, *arguments, **options)
+        if trainer.state.global_step == 8:
+            raise Killed
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ExselTrainer, method, save)
+        # What a kill would not run either.
+        patch.setattr(shutil, "rmtree", lambda *arguments, **options: None)
+        with pytest.raises(Killed):
+            train(settings, data, tmp_path / "killed")
+    assert [path.name for path in checkpoints(tmp_path / "killed")] == ["checkpoint-4"]
+    half = tmp_path / "killed" / ".saving" / "checkpoint-8"
+    assert (half / "model.safetensors").exists() == (method != "store_flos")
+    resumed = train(settings, data, tmp_path / "killed", resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "killed", (whole, resumed))
+    assert not (tmp_path / "killed" / ".saving").exists()
+
+
+@pytest.mark.parametrize("function", ["_save_model", "_result"])
+def test_killed_after_the_last_checkpoint(
+    model_file: Path, data: PackedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str
+) -> None:
+    settings = small_settings(model_file)
+    whole = train(settings, data, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(f"exsel.training.run.{function}", lambda *arguments: kill())
+        with pytest.raises(Killed):
+            train(settings, data, tmp_path / "killed")
+    watcher = Watcher()
+    resumed = train(settings, data, tmp_path / "killed", progress=watcher, resume=True)
+    assert watcher.steps == []
+    assert resumed["ms_per_step"] > 0
+    assert resumed["peak_memory_bytes"] > 0
+    assert_same_run(tmp_path / "whole", tmp_path / "killed", (whole, resumed))
+
+
+def test_a_line_cut_off_in_the_record_is_dropped(model_file: Path, data: PackedData, tmp_path: Path) -> None:
+    settings = small_settings(model_file)
+    train(settings, data, tmp_path / "whole")
+    with pytest.raises(Killed):
+        train(settings, data, tmp_path / "killed", progress=Watcher(after=6, action=kill))
+    with (tmp_path / "killed" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 7, "tok')
+    train(settings, data, tmp_path / "killed", resume=True)
+    assert without_times(tmp_path / "whole") == without_times(tmp_path / "killed")
+
+
+def test_time_goes_on_from_where_it_stopped(model_file: Path, data: PackedData, tmp_path: Path) -> None:
+    settings = small_settings(model_file)
+    interrupted(settings, data, tmp_path / "run", Watcher(after=6, action=send(signal.SIGTERM)))
+    before = metrics(tmp_path / "run")
+    result = train(settings, data, tmp_path / "run", resume=True)
+    lines = metrics(tmp_path / "run")
+    assert lines[: len(before)] == before
+    times = [line["seconds"] for line in lines]
+    assert times == sorted(times)
+    assert result["train_seconds"] == times[-1]
+
+
+def test_a_finished_run_gives_its_result_again(model_file: Path, data: PackedData, tmp_path: Path) -> None:
+    settings = small_settings(model_file)
+    result = train(settings, data, tmp_path / "run")
+    watcher = Watcher()
+    assert train(settings, data, tmp_path / "run", progress=watcher, resume=True) == result
+    assert watcher.starts == []
+
+
+def test_a_signal_at_the_last_step_stops_what_comes_after(model_file: Path, data: PackedData, tmp_path: Path) -> None:
+    settings = small_settings(model_file)
+    stop = interrupted(settings, data, tmp_path / "run", Watcher(after=12, action=send(signal.SIGTERM)))
+    assert stop.step == 12
+    assert (tmp_path / "run" / "result.json").exists()
+    assert checkpoints(tmp_path / "run") == []
+
+
+def test_a_second_interrupt_stops_at_once(model_file: Path, data: PackedData, tmp_path: Path) -> None:
+    def twice() -> None:
+        send(signal.SIGINT)()
+        send(signal.SIGINT)()
+
+    with pytest.raises(KeyboardInterrupt):
+        train(small_settings(model_file), data, tmp_path / "run", progress=Watcher(after=6, action=twice))
+    assert [path.name for path in checkpoints(tmp_path / "run")] == ["checkpoint-4"]
+
+
+def test_handlers_are_put_back(model_file: Path, data: PackedData, tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    interrupted(small_settings(model_file), data, tmp_path / "run", Watcher(after=2, action=send(signal.SIGTERM)))
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [({"learning_rate": 2e-2}, "learning_rate"), ({"tokens": 13 * 128, "seed": 1}, "seed, tokens")],
+)
+def test_other_settings_are_refused(
+    model_file: Path, data: PackedData, tmp_path: Path, changes: dict[str, Any], named: str
+) -> None:
+    settings = small_settings(model_file)
+    interrupted(settings, data, tmp_path / "run", Watcher(after=2, action=send(signal.SIGTERM)))
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    with pytest.raises(UserError, match=f"begun with other settings \\({named}\\)"):
+        train(small_settings(model_file, **changes), data, tmp_path / "run", resume=True)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == files
+
+
+def test_a_new_run_needs_an_empty_folder(model_file: Path, data: PackedData, tmp_path: Path) -> None:
+    settings = small_settings(model_file)
+    interrupted(settings, data, tmp_path / "run", Watcher(after=2, action=send(signal.SIGTERM)))
+    with pytest.raises(UserError, match="holds a run: resume it"):
+        train(settings, data, tmp_path / "run")
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "notes").touch()
+    with pytest.raises(UserError, match=r"no settings\.json"):
+        train(settings, data, tmp_path / "foreign", resume=True)
+
+
+@pytest.fixture(scope="module")
+def stopped(model_file: Path, data: PackedData, tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, Path]:
+    """A run stopped after step 7, with checkpoints of steps 4 and 7."""
+    settings = small_settings(model_file)
+    folder = tmp_path_factory.mktemp("stopped") / "run"
+    interrupted(settings, data, folder, Watcher(after=6, action=send(signal.SIGTERM)))
+    return settings, folder
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.safetensors",
+        "config.json",
+        "trainer_state.json",
+        state.OPTIMIZER_TENSORS,
+        state.OPTIMIZER_VALUES,
+        state.RANDOM_TENSORS,
+        state.RANDOM_VALUES,
+    ],
+)
+@pytest.mark.parametrize("damage", ["cut", "missing", "garbage"])
+def test_a_damaged_checkpoint_is_named(
+    stopped: tuple[Settings, Path], data: PackedData, tmp_path: Path, name: str, damage: str
+) -> None:
+    settings, original = stopped
+    folder = tmp_path / "run"
+    shutil.copytree(original, folder)
+    path = folder / "checkpoint-7" / name
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    elif damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(b"[1, 2]")
+    if (name, damage) == ("config.json", "missing"):
+        # The settings say what the model is.
+        train(settings, data, folder, resume=True)
+        return
+    with pytest.raises(UserError) as caught:
+        train(settings, data, folder, resume=True)
+    message = str(caught.value)
+    assert f"checkpoint {folder}/checkpoint-7 cannot be read" in message
+    assert f"go on from {folder}/checkpoint-4" in message
+    assert len(message.splitlines()) == 1
+    # And that advice is good.
+    shutil.rmtree(folder / "checkpoint-7")
+    train(settings, data, folder, resume=True)
+    assert [line["step"] for line in metrics(folder)] == list(range(1, 13))
+
+
+def test_the_only_checkpoint_damaged(stopped: tuple[Settings, Path], data: PackedData, tmp_path: Path) -> None:
+    settings, original = stopped
+    shutil.copytree(original, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoint-4")
+    (tmp_path / "run" / "checkpoint-7" / "model.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match="delete that folder to begin anew"):
+        train(settings, data, tmp_path / "run", resume=True)
+
+
+@pytest.mark.slow
+def test_compiled(model_file: Path, data: PackedData, tmp_path: Path) -> None:
+    settings = small_settings(model_file, variant="exclusive+selective", compile=True)
+    whole = train(settings, data, tmp_path / "whole")
+    interrupted(settings, data, tmp_path / "stopped", Watcher(after=6, action=send(signal.SIGTERM)))
+    resumed = train(settings, data, tmp_path / "stopped", resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped", (whole, resumed))
