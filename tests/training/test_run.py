@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -242,7 +243,7 @@ def test_a_real_disk_that_fills_up(model_file: Path, data: PackedData, small_dis
     filler = small_disk / "filler"
 
     def fill() -> None:
-        with filler.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
+        with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
             while file.write(b"x" * 4096):
                 pass
 

@@ -77,7 +77,8 @@ def _direction(v: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
 
 def _by_token(x: Tensor, num_kv_heads: int, dtype: torch.dtype) -> Tensor:
     """[..., H, T, D] as [..., T, Hkv, H / Hkv, D], a view: the order in memory of what a projection wrote."""
-    return x.to(dtype).transpose(-3, -2).unflatten(-2, (num_kv_heads, -1))
+    grouped: Tensor = x.to(dtype).transpose(-3, -2).unflatten(-2, (num_kv_heads, -1))
+    return grouped
 
 
 def _by_head(x: Tensor, dtype: torch.dtype) -> Tensor:
