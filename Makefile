@@ -18,6 +18,7 @@ lint: .venv/installed  ## formatting, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python benchmarks/tables.py --check
 
 clean:
 	rm -rf .venv runs
