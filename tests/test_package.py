@@ -1,0 +1,59 @@
+"""The package as a whole: what importing it costs and needs, and that the README's example runs."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import exsel
+
+ROOT = Path(__file__).parent.parent
+
+
+def run_python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_readme_example_runs() -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    done = run_python(code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_operators_and_modules_need_torch_alone() -> None:
+    done = run_python(
+        "import sys\n"
+        "class Refuse:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] in ('transformers', 'datasets', 'accelerate', 'matplotlib', 'jinja2', 'rich',\n"
+        "                                  'psutil', 'safetensors', 'huggingface_hub'):\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "sys.meta_path.insert(0, Refuse())\n"
+        "import exsel, torch\n"
+        "layer = exsel.nn.SelfAttention(32, 4, selective=exsel.SelectiveConfig())\n"
+        "assert layer(torch.randn(1, 5, 32)).shape == (1, 5, 32)\n"
+        "try:\n"
+        "    exsel.ExselForCausalLM\n"
+        "except ImportError as error:\n"
+        "    print(error)\n"
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "transformers is not installed: pip install 'exsel[models]'"
+
+
+def test_importing_is_lazy() -> None:
+    done = run_python("import sys, exsel; print('torch' in sys.modules, 'transformers' in sys.modules)")
+    assert done.stdout.split() == ["False", "False"]
+
+
+def test_everything_public_is_there() -> None:
+    for name in exsel.__all__:
+        assert getattr(exsel, name) is not None
+    assert set(exsel.__all__) <= set(dir(exsel))
+
+
+def test_version_is_that_of_the_package_metadata() -> None:
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert f'version = "{exsel.__version__}"' in text
