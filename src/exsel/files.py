@@ -44,4 +44,4 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is damaged ({error}): restore it, or start anew with --overwrite") from error
+        raise UserError(f"{path} is not JSON ({error}): restore or replace it") from error

@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 
 from exsel.config import ExclusiveConfig, SelectiveConfig
 from exsel.errors import UserError
+from exsel.files import read_json
 from exsel.models import SIZES, ExselConfig
 from exsel.models.conversion import exsel_values
 
@@ -199,5 +200,7 @@ def _read_config(model: str) -> dict[str, Any]:
         path = path / "config.json"
     if not path.is_file():
         raise UserError(f"--model {model}: neither a size ({', '.join(SIZES)}) nor a transformers configuration file")
-    values, _ = ExselConfig.get_config_dict(str(path))
+    values = read_json(path)
+    if not isinstance(values, dict):
+        raise UserError(f"--model {model}: not a transformers configuration, which is a JSON object")
     return exsel_values(values)
