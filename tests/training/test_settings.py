@@ -133,6 +133,14 @@ def test_a_model_that_is_not_there(tmp_path: Path) -> None:
         small_settings(tmp_path / "none.json").model_config(259, 1)
 
 
+@pytest.mark.parametrize(("text", "message"), [("[1]", "a JSON object"), ("{", "is not JSON"), ("", "is not JSON")])
+def test_a_file_that_is_no_configuration(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message):
+        small_settings(path).model_config(259, 1)
+
+
 def test_a_folder_with_a_configuration_will_do(model_file: Path) -> None:
     assert small_settings(model_file.parent).model_config(259, 1).hidden_size == 32
 
