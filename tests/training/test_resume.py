@@ -245,15 +245,14 @@ def test_other_settings_are_refused(
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == files
 
 
-def test_a_new_run_needs_an_empty_folder(model_file: Path, data: PackedData, tmp_path: Path) -> None:
+def test_a_new_run_needs_a_folder_without_a_run(model_file: Path, data: PackedData, tmp_path: Path) -> None:
     settings = small_settings(model_file)
     interrupted(settings, data, tmp_path / "run", Watcher(after=2, action=send(signal.SIGTERM)))
     with pytest.raises(UserError, match="holds a run: resume it"):
         train(settings, data, tmp_path / "run")
-    (tmp_path / "foreign").mkdir()
-    (tmp_path / "foreign" / "notes").touch()
-    with pytest.raises(UserError, match=r"no settings\.json"):
-        train(settings, data, tmp_path / "foreign", resume=True)
+    (tmp_path / "run" / "settings.json").unlink()
+    with pytest.raises(UserError, match=r"checkpoint-4 is of a run whose settings\.json is missing"):
+        train(settings, data, tmp_path / "run", resume=True)
 
 
 @pytest.fixture(scope="module")

@@ -77,7 +77,7 @@ def train_run(
     Args:
         settings: checked.
         data: loaded as the settings say.
-        folder: the run's own; made where it does not exist, empty unless ``resume``.
+        folder: the run's own; made where it does not exist, without a run in it unless ``resume``.
         name: how the run is shown.
         progress: where.
         resume: go on from the last checkpoint in ``folder``; a finished run returns its result.
@@ -159,15 +159,16 @@ def train_run(
 
 
 def check_begun(folder: Path, settings: Settings, *, resume: bool) -> bool:
-    """Whether a folder holds this run, to go on with; a new run needs an empty folder.
+    """Whether a folder holds this run, to go on with; a new run needs one without a run's files.
 
     Raises:
-        UserError: it holds something else, or was begun with other settings.
+        UserError: it holds parts of a run, or one that is not to be resumed or was begun with other settings.
     """
-    if not folder.exists() or all(path.name.startswith(".") for path in folder.iterdir()):
-        return False
     if not (folder / SETTINGS).exists():
-        raise UserError(f"{folder} holds files but no {SETTINGS}, so no run to go on with: choose another folder")
+        rest = [*checkpoints(folder), *(path for name in (METRICS, RESULT, MODEL) if (path := folder / name).exists())]
+        if rest:
+            raise UserError(f"{rest[0]} is of a run whose {SETTINGS} is missing: choose another folder")
+        return False
     if not resume:
         raise UserError(f"{folder} holds a run: resume it, or choose another folder")
     previous = Settings.from_dict(read_json(folder / SETTINGS))
