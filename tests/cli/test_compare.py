@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cli.conftest import Outcome, run_main
+
+
+@pytest.fixture(scope="module")
+def compared(flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, Path]:
+    folder = tmp_path_factory.mktemp("compared") / "out"
+    arguments = ["--variants", "exclusive,baseline", "--seeds", "0,1", "--lr", "1e-2"]
+    return run_main("compare", *flags, *arguments, "--out", folder), folder
+
+
+def read(folder: Path) -> dict[str, Any]:
+    results: dict[str, Any] = json.loads((folder / "results.json").read_text())
+    return results
+
+
+def test_it_ends_with_a_table_and_the_report(compared: tuple[Outcome, Path]) -> None:
+    outcome, folder = compared
+    assert outcome.code == 0
+    assert outcome.err == ""
+    assert "\x1b" not in outcome.out  # plain lines off a terminal
+    lines = outcome.out.splitlines()
+    assert lines[0].startswith("data: ")
+    assert lines[1].startswith("model: ")
+    assert "12 steps of 4 × 32 tokens on cpu, float32, eager" in lines[1]
+    heading = next(index for index, line in enumerate(lines) if line.startswith("Variant"))
+    assert lines[heading + 1].startswith("baseline ")
+    assert lines[heading + 2].startswith("exclusive ")
+    assert "± is the sample standard deviation over 2 seeds" in lines
+    assert f"report: {folder / 'report.html'}" in lines
+    assert (folder / "report.html").stat().st_size > 10_000
+
+
+def test_progress_names_the_runs(compared: tuple[Outcome, Path]) -> None:
+    lines = compared[0].out.splitlines()
+    starts = [line for line in lines if line.endswith(": 12 steps")]
+    assert starts == [
+        "baseline (1 of 4): 12 steps",
+        "exclusive (2 of 4): 12 steps",
+        "baseline (3 of 4): 12 steps",
+        "exclusive (4 of 4): 12 steps",
+    ]
+    assert any(line.startswith("exclusive (4 of 4): step 12/12, loss ") and "validation" in line for line in lines)
+
+
+def test_results_hold_the_command_and_the_runs(compared: tuple[Outcome, Path]) -> None:
+    _, folder = compared
+    results = read(folder)
+    assert results["command"].startswith("exsel compare --model ")
+    assert [(row["variant"], len(row["loss"]["values"])) for row in results["variants"]] == [
+        ("baseline", 2),
+        ("exclusive", 2),
+    ]
+    assert results["variants"][1]["difference"]["spread"] > 0
+    assert {path.name for path in folder.iterdir()} == {"results.json", "report.html", "runs"}
+
+
+def test_one_seed_has_no_spread(flags: list[str], tmp_path: Path) -> None:
+    outcome = run_main("compare", *flags, "--variants", "baseline,selective", "--out", tmp_path / "out")
+    assert outcome.code == 0
+    assert "one seed: no spread" in outcome.out.splitlines()
+    assert read(tmp_path / "out")["variants"][1]["difference"]["spread"] is None
+
+
+def test_a_list_of_learning_rates_sweeps(flags: list[str], tmp_path: Path) -> None:
+    outcome = run_main(
+        "compare", *flags, "--variants", "baseline,exclusive", "--lr", "1e-4,1e-2", "--out", tmp_path / "out"
+    )
+    assert outcome.code == 0
+    rows = read(tmp_path / "out")["variants"]
+    assert [(row["variant"], row["learning_rate"], row["best"]) for row in rows] == [
+        ("baseline", 1e-4, False),
+        ("baseline", 1e-2, True),
+        ("exclusive", 1e-4, False),
+        ("exclusive", 1e-2, True),
+    ]
+    assert "Learning rate" in outcome.out
+    assert outcome.out.count("(best)") == 2
+
+
+def test_without_a_baseline(flags: list[str], tmp_path: Path) -> None:
+    outcome = run_main("compare", *flags, "--variants", "exclusive", "--out", tmp_path / "out")
+    assert outcome.code == 0
+    (row,) = read(tmp_path / "out")["variants"]
+    assert row["difference"] is None
+    assert (tmp_path / "out" / "report.html").exists()
+
+
+def test_a_finished_comparison_resumed_trains_nothing(
+    compared: tuple[Outcome, Path], flags: list[str], tmp_path: Path
+) -> None:
+    import shutil
+
+    folder = tmp_path / "out"
+    shutil.copytree(compared[1], folder)
+    (folder / "results.json").unlink()
+    (folder / "report.html").unlink()
+    arguments = ["--variants", "exclusive,baseline", "--seeds", "0,1", "--lr", "1e-2", "--resume"]
+    outcome = run_main("compare", *flags, *arguments, "--out", folder)
+    assert outcome.code == 0
+    assert "step 12/12" not in outcome.out
+    assert read(folder)["runs"] == read(compared[1])["runs"]
+    assert (folder / "report.html").exists()
+
+
+def test_overwrite_begins_anew(compared: tuple[Outcome, Path], flags: list[str], tmp_path: Path) -> None:
+    import shutil
+
+    folder = tmp_path / "out"
+    shutil.copytree(compared[1], folder)
+    outcome = run_main("compare", *flags, "--variants", "baseline", "--lr", "2e-2", "--overwrite", "--out", folder)
+    assert outcome.code == 0
+    assert [path.name for path in (folder / "runs").iterdir()] == ["baseline-lr0.02-seed0"]
+    assert "step 12/12" in outcome.out

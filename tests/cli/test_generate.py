@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+from cli.conftest import run_main
+
+
+def greedy_by_hand(folder: Path, prompt: str, tokens: int) -> str:
+    """The likeliest token after the whole text, again and again, without a cache."""
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)["input_ids"]
+    with torch.no_grad():
+        for _ in range(tokens):
+            following = model(ids, use_cache=False).logits[:, -1].argmax(-1, keepdim=True)
+            ids = torch.cat([ids, following], 1)
+            if int(following) == tokenizer.eos_token_id:
+                break
+    text: str = tokenizer.decode(ids[0], skip_special_tokens=True)
+    return text
+
+
+def test_greedy_is_the_likeliest_token_every_time(trained: Path) -> None:
+    arguments = ["generate", trained, "--prompt", "the quick", "--greedy", "--max-new-tokens", "40"]
+    outcome = run_main(*arguments)
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.startswith("the quick")
+    assert outcome.out.rstrip("\n") == greedy_by_hand(trained / "model", "the quick", 40).rstrip("\n")
+    assert run_main(*arguments).out == outcome.out
+
+
+def test_sampling_follows_the_seed(trained: Path) -> None:
+    def sample(*arguments: str) -> str:
+        outcome = run_main("generate", trained, "--prompt", "the ", "--max-new-tokens", "30", *arguments)
+        assert outcome.code == 0, outcome.err
+        return outcome.out
+
+    assert sample("--seed", "1") == sample("--seed", "1") != sample("--seed", "2")
+    greedy = sample("--greedy")
+    assert sample("--temperature", "1e-4") == greedy
+    assert sample("--top-p", "1e-6") == greedy
+
+
+def test_the_prompt_from_standard_input(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("the lazy"))
+    outcome = run_main("generate", trained, "--prompt", "-", "--greedy", "--max-new-tokens", "5")
+    assert outcome.out.startswith("the lazy")
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    assert run_main("generate", trained, "--prompt", "-").code == 2
+
+
+@pytest.mark.parametrize("part", ["", "model"])
+def test_a_run_or_its_model(trained: Path, part: str) -> None:
+    outcome = run_main("generate", trained / part, "--prompt", "x", "--greedy", "--max-new-tokens", "3")
+    assert outcome.code == 0
+
+
+def test_beyond_learned_positions_is_refused_and_beyond_rotary_ones_is_not(trained: Path, tmp_path: Path) -> None:
+    GPT2LMHeadModel(GPT2Config(vocab_size=259, n_positions=32, n_embd=16, n_layer=1, n_head=2)).save_pretrained(
+        tmp_path
+    )
+    AutoTokenizer.from_pretrained(trained / "model").save_pretrained(tmp_path)
+    outcome = run_main("generate", tmp_path, "--prompt", "x" * 10, "--max-new-tokens", "23")
+    assert outcome.code == 2
+    assert outcome.err == "exsel: this model has positions for 32 tokens, not for 33: ask for fewer\n"
+    assert run_main("generate", tmp_path, "--prompt", "x" * 10, "--max-new-tokens", "22").code == 0
+    assert run_main("generate", trained, "--prompt", "x" * 40, "--max-new-tokens", "5").code == 0

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import exsel
+from cli.conftest import run_main
+from exsel.cli import COMMANDS
+from exsel.models import SIZES
+from exsel.training.settings import VARIANTS
+
+HEAVY = ("torch", "transformers", "matplotlib", "datasets", "rich", "numpy")
+
+
+@pytest.mark.parametrize("arguments", [[], *([command] for command in COMMANDS)])
+def test_help_is_quick(arguments: list[str]) -> None:
+    script = (
+        "import sys\nfrom exsel.cli import main\n"
+        f"try: main({[*arguments, '--help']!r})\nexcept SystemExit as stop: assert stop.code == 0\n"
+        f"loaded = [name for name in {HEAVY!r} if name in sys.modules]\nassert not loaded, loaded"
+    )
+    seconds = []
+    for _ in range(3):  # the quickest: others use the machine too
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 0.5
+
+
+def test_python_dash_m() -> None:
+    done = subprocess.run([sys.executable, "-m", "exsel", "--version"], check=True, capture_output=True, text=True)
+    assert done.stdout == f"exsel {exsel.__version__}\n"
+
+
+def test_help_lists_the_commands() -> None:
+    text = run_main("--help").out
+    assert all(re.search(rf"^    {command} ", text, re.M) for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", ["compare", "train"])
+def test_help_names_the_variants_and_sizes_that_there_are(command: str) -> None:
+    text = " ".join(run_main(command, "--help").out.split())
+    assert set(re.findall(r"(?:baseline|exclusive|selective)(?:\+\w+)?", text)) >= set(VARIANTS)
+    if command == "compare":
+        assert ",".join(VARIANTS) in text
+    assert f"{', '.join(SIZES)}, or a path" in text
+
+
+def test_no_command_is_a_mistake() -> None:
+    outcome = run_main()
+    assert outcome.code == 2
+    assert "COMMAND" in outcome.err
+
+
+def test_flags_cannot_be_abbreviated(tmp_path: Path) -> None:
+    """An abbreviated --overwrite would survive into the command that goes on after an interruption."""
+    outcome = run_main("train", "--over", "--out", tmp_path / "out")
+    assert outcome.code == 2
+    assert "--over" in outcome.err

@@ -1,0 +1,394 @@
+"""Bad input: one or two clear lines, exit code 2, and nothing half-written."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from training.small_runs import write_model
+
+from cli.conftest import Outcome, run_main
+
+
+def assert_refused(outcome: Outcome, *fragments: str) -> None:
+    assert outcome.code == 2
+    assert "Traceback" not in outcome.err + outcome.out
+    assert "usage:" not in outcome.err
+    assert outcome.err.startswith("exsel: ")
+    assert 1 <= len(outcome.err.splitlines()) <= 2
+    for fragment in fragments:
+        assert fragment in outcome.err
+
+
+@pytest.mark.parametrize("command", ["compare", "train"])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--seq-len", "0"], "--seq-len must be at least 1"),
+        (["--seq-len", "1"], "at least 2 tokens"),
+        (["--seq-len", "3000", "--tokens", "100k"], "a sequence of 3000 tokens is longer than the"),
+        (["--batch-size", "-3"], "--batch-size must be at least 1, got -3"),
+        (["--tokens", "-5"], "--tokens must be at least 1"),
+        (["--tokens", "5"], "--tokens 5 is less than one step"),
+        (["--accumulation", "3"], "--accumulation 3 must divide --batch-size 4"),
+        (["--warmup-steps", "100"], "--warmup-steps must lie between 0 and the 12 steps, got 100"),
+        (["--warmup-steps", "-1"], "--warmup-steps must lie between"),
+        (["--save-every", "-1"], "--save-every"),
+        (["--weight-decay", "-1"], "--weight-decay"),
+        (["--selective-lr", "0"], "--selective-lr must be a positive number"),
+        (["--lr", "-0.5"], "--lr must be a positive number"),
+        (["--lr", "nan"], "--lr must be a positive number"),
+        (["--selective", "foo=1"], "--selective: SelectiveConfig has no field 'foo'"),
+        (["--selective", "token"], "--selective takes NAME=VALUE, got 'token'"),
+        (["--selective", "token=magic"], "--selective: token must be one of"),
+        (["--exclusive", "strength=strong"], "--exclusive: strength must be"),
+        (["--exclusive", "layers=last:9"], "--model"),
+        (["--model", "huge"], "neither a size (tiny, 124m"),
+        (["--device", "gpu"], "--device gpu: choose auto, cpu, cuda or mps"),
+        (["--report-to", "paper"], "--report-to paper: no such logger"),
+        (["--data", "/no/such/file.txt"], "no such file or folder: /no/such/file.txt"),
+        (["--tokenizer", "/no/such/tokenizer.json"], "no such tokenizer file"),
+        (["--resume"], "holds nothing to resume"),
+        (["--resume", "--overwrite"], "give one of them"),
+    ],
+)
+def test_flags(flags: list[str], tmp_path: Path, command: str, arguments: list[str], message: str) -> None:
+    # Of the mechanisms' flags a plain run has no use.
+    variant = [] if command == "compare" else ["--variant", "exclusive+selective"]
+    outcome = run_main(command, *flags, *variant, *arguments, "--out", tmp_path / "deep" / "out")
+    assert_refused(outcome, message)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--lr", "abc"], "argument --lr: invalid float value: 'abc'"),
+        (["train", "--seed", "x"], "argument --seed: invalid int value: 'x'"),
+        (["train", "--tokens", "many"], "argument --tokens: not a number: 'many' (examples: 819200, 500k, 2.5b)"),
+        (["train", "--pack", "loosely"], "argument --pack: invalid choice: 'loosely'"),
+        (["train", "--dtype", "int8"], "argument --dtype: invalid choice: 'int8'"),
+        (["compare", "--lr", "1e-3,abc"], "argument --lr: not numbers with commas between: '1e-3,abc'"),
+        (["compare", "--lr", "1e-3,"], "argument --lr: not numbers with commas between"),
+        (["compare", "--seeds", "x"], "argument --seeds: not whole numbers with commas between: 'x'"),
+        (["compare", "--seeds", "0.5"], "argument --seeds: not whole numbers"),
+        (["generate", "somewhere"], "required: --prompt"),
+        (["eval"], "required: CHECKPOINT"),
+        (["train", "--momentum", "1"], "unrecognized arguments: --momentum 1"),
+        (["tune"], "invalid choice: 'tune'"),
+    ],
+)
+def test_flags_that_cannot_be_read(arguments: list[str], message: str) -> None:
+    outcome = run_main(*arguments)
+    assert outcome.code == 2
+    assert message in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--variant", "sparse"], "no variant is called 'sparse': choose from baseline, exclusive, selective"),
+        (["compare", "--variants", "baseline,sparse"], "no variant is called 'sparse'"),
+        (["compare", "--variants", ","], "--variants names nothing to run"),
+        (["compare", "--variants", "baseline,baseline"], "--variants names the same one twice"),
+        (["compare", "--seeds", "1,1"], "--seeds names the same one twice"),
+        (["compare", "--seeds", "-1"], "a seed must lie between"),
+        (["train", "--seed", "-1"], "a seed must lie between"),
+        (["compare", "--lr", "1e-3,1e-3"], "--lr names the same one twice"),
+    ],
+)
+def test_what_to_run(flags: list[str], tmp_path: Path, arguments: list[str], message: str) -> None:
+    assert_refused(run_main(*arguments, *flags, "--out", tmp_path / "out"), message)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_attention_heads": 3, "num_key_value_heads": 2}, "must be a multiple of num_key_value_heads=2"),
+        ({"hidden_size": 30, "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": None}, "hidden_size=30"),
+        ({"model_type": "gpt2"}, "a configuration of type 'gpt2' cannot be trained here"),
+        ({"rope_parameters": {"rope_type": "spiral", "rope_theta": 1e4}}, "cannot be built"),
+        ({"num_layers": 3}, "no field 'num_layers'"),
+    ],
+)
+def test_models(flags: list[str], tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    path = write_model(tmp_path / "config.json", **changes)
+    assert_refused(run_main("train", *flags, "--model", path, "--out", tmp_path / "out"), message)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("empty.txt", b"", "empty.txt is empty"),
+        ("latin.txt", "café".encode("latin1") * 500, "latin.txt is not UTF-8 text: byte 3"),
+        ("rows.jsonl", b'{"body": "x"}\n' * 50, "has no field 'text': choose one of body"),
+        ("rows.jsonl", b"{\n" * 50, "line 1 is not JSON"),
+        ("rows.jsonl", b'{"text": ""}\n' * 50, "every document is empty"),
+        ("rows.parquet", b"PAR1 not really", "is not a readable Parquet file"),
+        ("rows.csv", b"a,b\n", "files of type .csv are not supported"),
+        ("short.txt", b"too short", "longer than the"),
+    ],
+)
+def test_data(flags: list[str], tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert_refused(run_main("compare", *flags, "--data", tmp_path / name, "--out", tmp_path / "out"), message)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("device", ["cuda", "mps"])
+@pytest.mark.parametrize("command", ["compare", "train", "generate", "eval"])
+def test_an_absent_device(
+    flags: list[str], trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, command: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    arguments = {
+        "generate": [trained, "--prompt", "x"],
+        "eval": [trained],
+    }.get(command, [*flags, "--out", tmp_path / "out"])
+    outcome = run_main(command, *arguments, "--device", device)
+    assert_refused(outcome, f"--device {device}: ", "finds no such device here; use --device cpu")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_compiler_that_is_not_there(flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("exsel.training.environment.can_compile", lambda: False)
+    assert_refused(run_main("train", *flags, "--compile", "--out", tmp_path / "out"), "--compile needs a C++ compiler")
+    assert list(tmp_path.iterdir()) == []
+    without = [flag for flag in flags if flag != "--no-compile"]
+    outcome = run_main("train", *without, "--lr", "1e-2", "--out", tmp_path / "out")
+    assert outcome.code == 0
+    assert outcome.err == (
+        "exsel: no C++ compiler (g++ or clang++) found: training runs eager, without torch.compile\n"
+    )
+    assert "eager" in outcome.out
+
+
+def test_an_output_that_is_a_file(flags: list[str], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for out in ("file", "file/deeper"):
+        assert_refused(run_main("train", *flags, "--out", tmp_path / out), "is a file")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_an_output_without_permission(flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    outcome = run_main("train", *flags, "--out", tmp_path / "deep" / "out")
+    assert_refused(outcome, "cannot be written: no permission to write into", str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is forbidden to root")
+def test_an_output_that_is_really_read_only(flags: list[str], tmp_path: Path) -> None:
+    tmp_path.chmod(0o555)
+    assert_refused(run_main("train", *flags, "--out", tmp_path / "out"), "no permission")
+
+
+def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+
+def test_an_output_that_is_not_empty(flags: list[str], trained: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    before = contents(folder)
+    for command in ("train", "compare"):
+        outcome = run_main(command, *flags, "--out", folder)
+        assert_refused(outcome, "is not empty: add --resume to go on with it or --overwrite to replace it")
+    assert_refused(run_main("compare", *flags, "--resume", "--out", folder), "was written by `exsel train`")
+    assert_refused(run_main("train", *flags, "--resume", "--out", folder), "other settings", "variant")
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize("flag", [[], ["--overwrite"], ["--resume"]])
+@pytest.mark.parametrize(
+    "files", [{"thesis.tex": ""}, {"settings.json": "{}"}, {"results.json": "{}", "report.html": "mine"}]
+)
+def test_a_foreign_folder_is_left_alone(
+    flags: list[str], tmp_path: Path, flag: list[str], files: dict[str, str]
+) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    before = contents(folder)
+    for command in ("train", "compare"):
+        assert_refused(run_main(command, *flags, *flag, "--out", folder), "files that exsel did not write")
+    assert contents(folder) == before
+
+
+def test_overwrite_with_another_mistake_keeps_what_is_there(flags: list[str], trained: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    before = contents(folder)
+    for mistake in (["--data", "/none.txt"], ["--variant", "sparse"], ["--seq-len", "99999", "--tokens", "10m"]):
+        assert run_main("train", *flags, "--overwrite", *mistake, "--out", folder).code == 2
+    assert contents(folder) == before
+
+
+def test_overwrite_replaces_a_run_and_keeps_what_was_put_beside_it(
+    flags: list[str], trained: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    (folder / "notes.md").write_text("mine")
+    before = contents(folder)
+    outcome = run_main("train", *flags, "--lr", "2e-2", "--overwrite", "--out", folder)
+    assert outcome.code == 0, outcome.err
+    after = contents(folder)
+    assert after["notes.md"] == before["notes.md"]
+    assert json.loads(after["settings.json"][1])["learning_rate"] == 2e-2
+    assert after["metrics.jsonl"][1].count(b"\n") == 12
+
+
+def test_a_full_disk_is_seen_before_anything_is_touched(
+    flags: list[str], trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    assert_refused(run_main("train", *flags, "--out", tmp_path / "out"), "has 0 MiB free", "free some disk")
+    assert list(tmp_path.iterdir()) == []
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    before = contents(folder)
+    assert_refused(run_main("compare", *flags, "--overwrite", "--out", folder), "has 0 MiB free")
+    assert contents(folder) == before
+
+
+def test_damaged_settings(flags: list[str], trained: Path, tmp_path: Path) -> None:
+    for text, message in (("{", "settings.json is not JSON"), ("{}", "files that exsel did not write")):
+        folder = tmp_path / str(len(text))
+        shutil.copytree(trained, folder)
+        (folder / "settings.json").write_text(text)
+        assert_refused(run_main("train", *flags, "--resume", "--out", folder), message)
+
+
+def test_a_loss_that_is_no_number(flags: list[str], tmp_path: Path) -> None:
+    outcome = run_main(
+        "train", *flags, "--lr", "1e30", "--warmup-steps", "0", "--save-every", "1", "--out", tmp_path / "out"
+    )
+    assert outcome.code == 2
+    assert_refused(outcome, "step ", "lower --lr")
+
+
+@pytest.mark.parametrize(
+    ("command", "module", "extra"),
+    [
+        ("compare", "rich", "train"),
+        ("compare", "matplotlib", "train"),
+        ("train", "accelerate", "train"),
+        ("train", "datasets", "train"),
+        ("generate", "transformers", "models"),
+        ("eval", "datasets", "train"),
+    ],
+)
+def test_a_missing_extra(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, module: str, extra: str
+) -> None:
+    original = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == module else original(name))
+    arguments = {"generate": ["x", "--prompt", "x"], "eval": ["x"]}.get(
+        command, [*flags, "--out", str(tmp_path / "out")]
+    )
+    outcome = run_main(command, *arguments)
+    assert_refused(outcome, f"{module} is not installed: pip install 'exsel[{extra}]'")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_logger(flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transformers.integrations.get_available_reporting_integrations", list)
+    outcome = run_main("train", *flags, "--report-to", "tensorboard", "--out", tmp_path / "out")
+    assert_refused(outcome, "--report-to tensorboard: it is not installed: pip install tensorboard")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--prompt", ""], "--prompt is empty"),
+        (["--prompt", "x", "--max-new-tokens", "0"], "--max-new-tokens must be at least 1"),
+        (["--prompt", "x", "--temperature", "0"], "--temperature must be positive"),
+        (["--prompt", "x", "--top-p", "1.5"], "--top-p"),
+        (["--prompt", "x", "--seed", "-1"], "--seed must lie between"),
+    ],
+)
+def test_generate(trained: Path, arguments: list[str], message: str) -> None:
+    assert_refused(run_main("generate", trained, *arguments), message)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--seq-len", "0"], "--seq-len must be at least 1"),
+        (["--batch-size", "0"], "--batch-size must be at least 1"),
+        (["--max-blocks", "0"], "--max-blocks must be at least 1"),
+        (["--data", "/no/such.txt"], "no such file or folder"),
+        (["--json", "/no/such/folder/file.json"], "--json /no/such/folder/file.json cannot be written"),
+        (["--json", "/"], "--json / cannot be written"),
+    ],
+)
+def test_eval(trained: Path, corpus: Path, arguments: list[str], message: str) -> None:
+    assert_refused(run_main("eval", trained, "--data", corpus, *arguments), message)
+
+
+@pytest.mark.parametrize("command", [["generate", "--prompt", "x"], ["eval"]])
+def test_folders_without_a_model(trained: Path, tmp_path: Path, command: list[str]) -> None:
+    name, *rest = command
+    assert_refused(run_main(name, tmp_path / "none", *rest), "no such folder")
+    assert_refused(run_main(name, tmp_path, *rest), "holds no saved model")
+    (tmp_path / "runs" / "a").mkdir(parents=True)
+    assert_refused(run_main(name, tmp_path, *rest), "it holds several, such as", "runs/a")
+
+
+@pytest.mark.parametrize("command", [["generate", "--prompt", "x"], ["eval"]])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("model.safetensors", b"cut"),
+        ("model.safetensors", None),
+        ("config.json", b"{"),
+        ("config.json", b'{"model_type": "unheard-of"}'),
+        ("tokenizer_config.json", b"{"),
+        ("tokenizer_config.json", None),
+    ],
+)
+def test_damaged_models(trained: Path, tmp_path: Path, command: list[str], name: str, content: bytes | None) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(trained / "model", folder)
+    if content is None:
+        (folder / name).unlink()
+    else:
+        (folder / name).write_bytes(content)
+    assert_refused(run_main(command[0], folder, *command[1:]), str(folder), "cannot be loaded: ")
+
+
+def test_a_pickled_model_is_refused(trained: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    folder = tmp_path / "model"
+    shutil.copytree(trained / "model", folder)
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    assert_refused(run_main("generate", folder, "--prompt", "x"), "cannot be loaded: ")
+
+
+def test_weights_that_are_missing_are_not_made_up(trained: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "model"
+    shutil.copytree(trained / "model", folder)
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.1.self_attn.v_proj.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    outcome = run_main("generate", folder, "--prompt", "x")
+    assert_refused(outcome, "lacks 1 weights, such as model.layers.1.self_attn.v_proj.weight")
