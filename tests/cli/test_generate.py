@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import io
+import os
+import signal
 from pathlib import Path
 
 import pytest
 import torch
+from training.small_runs import Watcher
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from cli.conftest import run_main
+from exsel.cli.checkpoint import find_checkpoint
 
 
 def greedy_by_hand(folder: Path, prompt: str, tokens: int) -> str:
@@ -58,6 +62,19 @@ def test_the_prompt_from_standard_input(trained: Path, monkeypatch: pytest.Monke
 def test_a_run_or_its_model(trained: Path, part: str) -> None:
     outcome = run_main("generate", trained / part, "--prompt", "x", "--greedy", "--max-new-tokens", "3")
     assert outcome.code == 0
+
+
+def test_a_run_that_is_not_finished_has_its_last_checkpoint(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watcher = Watcher(after=10, action=lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with monkeypatch.context() as patch:
+        patch.setattr("exsel.cli.session.make_progress", lambda: watcher)
+        assert run_main("train", *flags, "--out", tmp_path / "run").code == 143
+    # Of 8 and 11, which as text would sort the other way round.
+    assert find_checkpoint(str(tmp_path / "run")) == str(tmp_path / "run" / "checkpoint-11")
+    outcome = run_main("generate", tmp_path / "run", "--prompt", "x", "--greedy", "--max-new-tokens", "3")
+    assert outcome.code == 0, outcome.err
 
 
 def test_beyond_learned_positions_is_refused_and_beyond_rotary_ones_is_not(trained: Path, tmp_path: Path) -> None:
