@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from budget import assert_within_budget
 from torch import Tensor
 
 import exsel
+from budget import assert_within_budget
 from exsel import reference
 from exsel.functional import Backend
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from training.small_runs import write_corpus, write_model
 
 from exsel.cli import main
+from training.small_runs import write_corpus, write_model
 
 
 @dataclass(frozen=True)

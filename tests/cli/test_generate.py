@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from training.small_runs import Watcher
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from cli.conftest import run_main
 from exsel.cli.checkpoint import find_checkpoint
+from training.small_runs import Watcher
 
 
 def greedy_by_hand(folder: Path, prompt: str, tokens: int) -> str:

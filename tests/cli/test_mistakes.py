@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from training.small_runs import write_model
 
 from cli.conftest import Outcome, run_main
+from training.small_runs import write_model
 
 
 def assert_refused(outcome: Outcome, *fragments: str) -> None:

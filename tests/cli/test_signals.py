@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from training.small_runs import metrics, without_times
 
 from cli.conftest import run_main
 from exsel.training.layout import checkpoints
+from training.small_runs import metrics, without_times
 
 # Many steps: there is time to stop a run in the middle.
 STEPS = 600

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from training.small_runs import MODEL, write_corpus
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from exsel import ExclusiveConfig, ExselConfig, ExselForCausalLM, SelectiveConfig
 from exsel.data import collate, load_evaluation_data, load_tokenizer
 from exsel.evaluation import Evaluation, evaluate_loss
+from training.small_runs import MODEL, write_corpus
 
 CPU = torch.device("cpu")
 

@@ -122,6 +122,7 @@ def test_packed_documents_equal_separate_ones(variant: dict[str, Any], shape: di
     packed = model(ids, position_ids=position_ids, use_cache=False).logits
     separate = torch.cat([model(part).logits for part in ids.split(lengths, dim=1)], dim=1)
     assert_same(packed, separate)
+    assert_same(model(ids, position_ids=position_ids, use_cache=True).logits, separate)
     assert (packed - model(ids).logits).abs()[:, 4:].max() > 1e-2, "else the test could not fail"
 
 

@@ -11,10 +11,10 @@ import datasets
 from datasets import IterableDataset, IterableDatasetDict
 
 from exsel.data.files import check_text, missing_field
-from exsel.data.hub_access import first_line, reason_unavailable
+from exsel.data.hub_access import reason_unavailable
 from exsel.data.progress import no_progress_bars
 from exsel.data.splitting import is_validation, key_of
-from exsel.errors import UserError
+from exsel.errors import UserError, first_line
 
 _SPEC = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(:(?P<config>[\w.-]+))?")
 _VALIDATION_SPLITS = ("validation", "valid", "val", "dev", "test")

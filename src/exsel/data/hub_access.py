@@ -6,6 +6,8 @@ from typing import Literal
 
 from huggingface_hub import HfApi
 
+from exsel.errors import first_line
+
 _TIMEOUT_SECONDS = 10.0
 
 
@@ -25,8 +27,3 @@ def reason_unavailable(name: str, kind: Literal["dataset", "model"]) -> str | No
     except Exception as error:
         return f"{type(error).__name__}: {first_line(error)}"
     return None
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text: the libraries of the hub write paragraphs."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from exsel.data.documents import Row
-from exsel.data.hub_access import first_line, reason_unavailable
-from exsel.errors import UserError
+from exsel.data.hub_access import reason_unavailable
+from exsel.errors import UserError, first_line
 
 # In this order: what the tokenizers of known models call the token that ends a text.
 _END_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]")

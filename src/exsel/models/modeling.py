@@ -292,9 +292,6 @@ class ExselModel(ExselPreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
         assert inputs_embeds is not None
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
-
         num_tokens = inputs_embeds.shape[1]
         masks = attention_mask
         if not isinstance(masks, dict):
@@ -311,6 +308,9 @@ class ExselModel(ExselPreTrainedModel):
                 masks["full_attention"] = create_causal_mask(**mask_arguments)
             if "sliding_attention" in self.config.layer_types:
                 masks["sliding_attention"] = create_sliding_window_causal_mask(**mask_arguments)
+        # After the masks: given a cache, transformers takes positions that restart for positions that go on.
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
         if position_ids is None:
             if isinstance(attention_mask, Tensor) and attention_mask.ndim == 2:
                 position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)[:, -num_tokens:]

@@ -6,7 +6,7 @@ import json
 import signal
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -154,6 +154,8 @@ class Monitor(TrainerCallback):
         self.evaluation_steps = set(settings.evaluation_steps())
         self.peak_memory = 0
         self.has_begun = False
+        #: Where the validation loss goes besides: the trainer's loggers, once there is a trainer.
+        self.log: Callable[[dict[str, float]], None] | None = None
         self._learning_rates: list[float] = []
         self._mark = 0.0
         self._validation_loss: float | None = None
@@ -235,3 +237,5 @@ class Monitor(TrainerCallback):
         stop_if_not_finite([evaluation.loss], self.record.lines[-1]["step"], self.folder)
         self._validation_loss = evaluation.loss
         self.record.lines[-1]["validation_loss"] = evaluation.loss
+        if self.log is not None:
+            self.log({"eval_loss": evaluation.loss})

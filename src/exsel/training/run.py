@@ -129,6 +129,7 @@ def train_run(
             losses=losses,
         )
         trainer.remove_callback(PrinterCallback)
+        monitor.log = trainer.log
         progress.start(name, settings.steps, step)
         try:
             with interruption.listen(progress):
