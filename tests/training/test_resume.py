@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from exsel.data import PackedData
 from exsel.errors import UserError
+from exsel.files import read_json
 from exsel.training import state
 from exsel.training.layout import checkpoints
 from exsel.training.run import Interrupted
@@ -325,3 +326,12 @@ def test_compiled(model_file: Path, data: PackedData, tmp_path: Path) -> None:
     interrupted(settings, data, tmp_path / "stopped", Watcher(after=6, action=send(signal.SIGTERM)))
     resumed = train(settings, data, tmp_path / "stopped", resume=True)
     assert_same_run(tmp_path / "whole", tmp_path / "stopped", (whole, resumed))
+
+
+def test_loggers_are_told_the_validation_loss(model_file: Path, data: PackedData, tmp_path: Path) -> None:
+    interrupted(small_settings(model_file), data, tmp_path / "run", Watcher(after=10, action=send(signal.SIGTERM)))
+    history = read_json(checkpoints(tmp_path / "run")[-1] / "trainer_state.json")["log_history"]
+    told = {entry["step"]: entry["eval_loss"] for entry in history if "eval_loss" in entry}
+    recorded = {line["step"]: line["validation_loss"] for line in metrics(tmp_path / "run") if "validation_loss" in line}
+    assert told == recorded
+    assert len(told) == 2
