@@ -12,13 +12,14 @@ from exsel.config import ExclusiveConfig, SelectiveConfig, resolve_layers
 _Mechanism = TypeVar("_Mechanism", ExclusiveConfig, SelectiveConfig)
 
 #: Width, depth and heads by name. Beyond the two small ones, Zhai (arXiv:2603.09078), Table 1.
-SIZES: Mapping[str, Mapping[str, int]] = {
+SIZES: Mapping[str, Mapping[str, Any]] = {
     "tiny": {
         "num_hidden_layers": 4,
         "hidden_size": 192,
         "num_attention_heads": 6,
         "head_dim": 32,
         "max_position_embeddings": 512,
+        "initializer_range": 0.04,  # 0.02 is GPT-2's at width 768; the width is a quarter, so twice that
     },
     "124m": {
         "num_hidden_layers": 12,
