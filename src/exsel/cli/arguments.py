@@ -89,10 +89,10 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
         help="peak learning rate of the mechanisms' per-head parameters (%(default)s)",
     )
     training.add_argument(
-        "--evaluations", type=int, default=15, metavar="N", help="points of the validation curve (%(default)s)"
+        "--evaluations", type=int, default=12, metavar="N", help="points of the validation curve (%(default)s)"
     )
     training.add_argument(
-        "--evaluation-blocks", type=int, default=48, metavar="N", help="sequences that validate (%(default)s)"
+        "--evaluation-blocks", type=int, default=32, metavar="N", help="sequences that validate (%(default)s)"
     )
     training.add_argument(
         "--save-every", type=int, metavar="N", help="steps between checkpoints (a fifth of the run, 500 at most)"
