@@ -1,8 +1,8 @@
-"""Does it help? The main job at length: 600 steps of 4096 bytes of standard-library source, two seeds.
+"""Does it help? The main job at length: 300 steps of 4096 bytes of standard-library source, two seeds.
 
     python benchmarks/quality.py [--out benchmarks/results/quality_tiny.json] [--work runs/quality] [--resume]
 
-Runs ``exsel compare`` with the default model and keeps its results without the curves of single steps. About 25
+Runs ``exsel compare`` with the default model and keeps its results without the curves of single steps. About 20
 minutes on two cores; ``--resume`` goes on with a run that was interrupted.
 """
 
@@ -22,9 +22,9 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=Path("runs/quality"))
     parser.add_argument("--resume", action="store_true")
     arguments = parser.parse_args()
-    command = ["compare", "--tokens", str(600 * 4096), "--seq-len", "512", "--batch-size", "8", "--seeds", "0,1"]
+    command = ["compare", "--tokens", str(300 * 4096), "--seq-len", "512", "--batch-size", "8", "--seeds", "0,1"]
     how = "--resume" if arguments.resume else "--overwrite"
-    code = exsel([*command, "--evaluation-blocks", "128", "--out", str(arguments.work), how])
+    code = exsel([*command, "--evaluation-blocks", "64", "--out", str(arguments.work), how])
     if code != 0:
         return code
     results = read_json(arguments.work / "results.json")
