@@ -84,7 +84,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     training.add_argument(
         "--selective-lr",
         type=float,
-        default=1e-2,
+        default=1e-3,
         metavar="X",
         help="peak learning rate of the mechanisms' per-head parameters (%(default)s)",
     )

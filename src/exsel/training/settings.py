@@ -89,7 +89,7 @@ class Settings:
     selective: SelectiveConfig = field(default_factory=SelectiveConfig)
     warmup_steps: int
     weight_decay: float = 0.1
-    selective_learning_rate: float = 1e-2
+    selective_learning_rate: float = 1e-3
     evaluations: int = 12
     evaluation_blocks: int = 32
     save_every: int = 0
