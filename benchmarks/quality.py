@@ -23,7 +23,17 @@ def main() -> int:
     parser.add_argument("--seeds", default="0", help="one after the other, as 0,1 (%(default)s)")
     parser.add_argument("--resume", action="store_true")
     arguments = parser.parse_args()
-    command = ["compare", "--tokens", str(300 * 4096), "--seq-len", "512", "--batch-size", "8", "--seeds", arguments.seeds]
+    command = [
+        "compare",
+        "--tokens",
+        str(300 * 4096),
+        "--seq-len",
+        "512",
+        "--batch-size",
+        "8",
+        "--seeds",
+        arguments.seeds,
+    ]
     how = "--resume" if arguments.resume else "--overwrite"
     code = exsel([*command, "--evaluation-blocks", "64", "--out", str(arguments.work), how])
     if code != 0:
