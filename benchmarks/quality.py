@@ -1,6 +1,6 @@
 """Does it help? The main job at length: 300 steps of 4096 bytes of standard-library source.
 
-    python benchmarks/quality.py [--out benchmarks/results/quality_tiny.json] [--work runs/quality] [--seeds 0] [--resume]
+    python benchmarks/quality.py [--out FILE] [--work runs/quality] [--seeds 0] [--resume]
 
 Runs ``exsel compare`` with the default model and keeps its results without the curves of single steps. About 10
 minutes a seed on two cores; ``--resume`` goes on with a run that was interrupted.
