@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from exsel.errors import UserError, first_line
+from exsel.training.layout import MODEL, RUNS, checkpoints
 
 
 def find_checkpoint(text: str) -> str:
@@ -17,11 +18,10 @@ def find_checkpoint(text: str) -> str:
     folder = Path(text)
     if not folder.exists():
         raise UserError(f"no such folder: {text}")
-    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: (len(path.name), path.name))
-    for candidate in (folder, folder / "model", *reversed(checkpoints)):
+    for candidate in (folder, folder / MODEL, *reversed(checkpoints(folder))):
         if (candidate / "config.json").is_file():
             return str(candidate)
-    inner = sorted(str(path) for path in (folder / "runs").glob("*") if path.is_dir())
+    inner = sorted(str(path) for path in (folder / RUNS).glob("*") if path.is_dir())
     hint = f"; it holds several, such as {inner[0]}" if inner else ""
     raise UserError(f"{text} holds no saved model (a folder with config.json){hint}")
 
