@@ -1,0 +1,202 @@
+"""The projection as a pass of its own, in plain PyTorch: what runs where nothing is compiled.
+
+Bytes to move: read y and v, write z (forward); read dz, y and v, write dy and dv (backward). The formulas here are
+several eager passes; they become one loop forward and one backward under ``torch.compile``, and are one loop each in
+C++ (:mod:`exsel.kernels.cpp`) and in Triton, which must match their numerics.
+
+Shapes: query heads H, key/value heads Hkv with H a multiple of Hkv, tokens T, head dimension D. In low precision
+every per-token number is float32.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+# Sums run over 2⁻⁸ v̂ and products use 2⁸ v̂, so that y·v̂ may exceed the largest float where z does not.
+_SMALL = 2.0**-8
+_LARGE_OVER_SMALL = 2.0**16
+
+
+def project(
+    y: Tensor,
+    own_value: Tensor,
+    strength: Tensor | None,
+    gate: Tensor | None,
+    eps: float,
+    out: Tensor,
+    along: Tensor | None = None,
+) -> None:
+    """Write g (y − α (y·v̂) v̂) with v̂ = v / max(‖v‖, eps) into ``out``.
+
+    Args:
+        y: [..., H, T, D].
+        own_value: v [..., Hkv, T, D], of y's dtype.
+        strength: α [..., H, T] in float32 (float64 for float64 tensors); None: 1.
+        gate: g, as strength; None: 1.
+        eps: the floor of ‖v‖, > 0.
+        out: as y; may be y itself.
+        along: receives y·v̂ [..., H, T], in strength's dtype, at most the largest number of it.
+    """
+    result, c = _forward(y, own_value, strength, gate, eps)
+    out.copy_(result)
+    if along is not None:
+        # Infinity would become NaN in the backward, times 0.
+        largest = torch.finfo(along.dtype).max
+        along.copy_((c / _SMALL).clamp(-largest, largest))
+
+
+def project_backward(
+    dout: Tensor,
+    x: Tensor,
+    own_value: Tensor,
+    strength: Tensor | None,
+    gate: Tensor | None,
+    eps: float,
+    along: Tensor | None,
+    dy: Tensor,
+    dv: Tensor,
+    dstrength: Tensor | None = None,
+    dgate: Tensor | None = None,
+) -> None:
+    """Write the gradients of :func:`project`.
+
+    Args:
+        dout: the gradient of ``out``, [..., H, T, D].
+        x: y; or ``out``, if ``along`` is given.
+        own_value: as in the forward.
+        strength: as in the forward.
+        gate: as in the forward; None if ``along`` is given.
+        eps: as in the forward.
+        along: what the forward wrote; None: computed from y.
+        dy: receives the gradient of y, [..., H, T, D]; may be ``dout`` itself.
+        dv: receives the gradient of v, summed over each group of query heads, [..., Hkv, T, D].
+        dstrength: receives the gradient of α, [..., H, T].
+        dgate: receives the gradient of g, [..., H, T].
+    """
+    gradients = backward_formula(dout, x, own_value, strength, gate, eps, along)
+    for target, gradient in zip((dy, dv, dstrength, dgate), gradients, strict=True):
+        if target is not None:
+            assert gradient is not None
+            target.copy_(gradient)
+
+
+def forward_formula(y: Tensor, own_value: Tensor, strength: Tensor | None, gate: Tensor | None, eps: float) -> Tensor:
+    """What :func:`project` writes, as a function that autograd and vmap can follow."""
+    return _forward(y, own_value, strength, gate, eps)[0]
+
+
+def backward_formula(
+    dout: Tensor,
+    x: Tensor,
+    own_value: Tensor,
+    strength: Tensor | None,
+    gate: Tensor | None,
+    eps: float,
+    along: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """What :func:`project_backward` writes, as a function that autograd and vmap can follow.
+
+    With dz = g dout and s = dz·v̂:  dy = dz − α s v̂;  dv = −(α / ‖v‖)(c (dz − s v̂) + s (y − c v̂)), summed over the
+    group;  dα = −c s;  dg = dout·(y − α c v̂).
+
+    Returns:
+        dy, dv, dα (None without strength), dg (None without gate).
+    """
+    assert along is None or gate is None, "y cannot be told from a gated output"
+    num_kv_heads, dtype = own_value.shape[-3], _accumulation_dtype(x.dtype)
+    unit, length, is_unit = _direction(_by_token(own_value, num_kv_heads, dtype), eps)
+    grouped_x, grouped_dout = _by_token(x, num_kv_heads, dtype), _by_token(dout, num_kv_heads, dtype)
+    alpha = 1.0 if strength is None else _per_row(strength, num_kv_heads, dtype)
+    dz = grouped_dout if gate is None else grouped_dout * _per_row(gate, num_kv_heads, dtype)
+    # c, s and length are 2⁻⁸ of themselves.
+    s = _dot(dz, unit)
+    # Below eps the norm is a constant and its derivative, the terms in v̂, is absent.
+    if along is None:
+        c = _dot(grouped_x, unit)
+        taken = c * is_unit
+    else:
+        c = _per_row(along, num_kv_heads, dtype) * _SMALL
+        taken = c * (is_unit - alpha)
+    across_dz = torch.addcmul(dz, unit, s * is_unit, value=-_LARGE_OVER_SMALL)
+    across_y = torch.addcmul(grouped_x, unit, taken, value=-_LARGE_OVER_SMALL)
+    dy = torch.addcmul(dz, unit, alpha * s, value=-_LARGE_OVER_SMALL)
+    dv = across_dz * (alpha * c / length) + across_y * (alpha * s / length)
+    dstrength = dgate = None
+    if strength is not None:
+        dstrength = _by_head(-(c * s) * _LARGE_OVER_SMALL, strength.dtype).squeeze(-1)
+    if gate is not None:
+        z = _exclude(grouped_x, unit, is_unit, alpha)[0]
+        dgate = _by_head(_dot(grouped_dout, z), gate.dtype).squeeze(-1)
+    return _by_head(dy, x.dtype), _by_head(-dv.sum(dim=-2, keepdim=True), own_value.dtype), dstrength, dgate
+
+
+def _forward(
+    y: Tensor, own_value: Tensor, strength: Tensor | None, gate: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
+    """What :func:`project` writes, and 2⁻⁸ y·v̂ [..., H, T]."""
+    num_kv_heads, dtype = own_value.shape[-3], _accumulation_dtype(y.dtype)
+    unit, _, is_unit = _direction(_by_token(own_value, num_kv_heads, dtype), eps)
+    alpha = 1.0 if strength is None else _per_row(strength, num_kv_heads, dtype)
+    z, c = _exclude(_by_token(y, num_kv_heads, dtype), unit, is_unit, alpha)
+    if gate is not None:
+        z = z * _per_row(gate, num_kv_heads, dtype)
+    return _by_head(z, y.dtype), _by_head(c, dtype).squeeze(-1)
+
+
+def _exclude(y: Tensor, unit: Tensor, is_unit: Tensor, alpha: Tensor | float) -> tuple[Tensor, Tensor]:
+    """The excluded y − α (y·v̂) v̂ and 2⁻⁸ y·v̂ of ``unit`` = 2⁻⁸ v̂, all as :func:`_by_token` groups them."""
+    c = _dot(y, unit)
+    # unit first: 2¹⁶ · 2⁻⁸ v̂ is representable where 2¹⁶ c need not be.
+    rest = torch.addcmul(y, unit, c, value=-_LARGE_OVER_SMALL)
+    # The projection once more: it removes what rounding left of v̂ (see the reference), by 2 − ‖v̂‖² ≈ 1/‖v̂‖² for
+    # a v̂ that rounding made too long or too short.
+    left = -_dot(rest, unit) * (2 - _dot(unit, unit) * _LARGE_OVER_SMALL) * is_unit
+    if not isinstance(alpha, float):
+        left = alpha * left + (1 - alpha) * c
+    return torch.addcmul(rest, unit, left, value=_LARGE_OVER_SMALL), c
+
+
+def _direction(v: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """2⁻⁸ v̂ [..., D], 2⁻⁸ max(‖v‖, eps) [..., 1], and whether ‖v‖ > eps as 0 or 1 [..., 1]."""
+    # Scaled by a power of two where its squares could overflow or vanish: products only, no division an element.
+    exponent = 1024 if v.dtype == torch.float64 else 128
+    largest = torch.linalg.vector_norm(v.detach(), ord=math.inf, dim=-1, keepdim=True)
+    one = torch.ones_like(largest)
+    too_large, too_small = largest > 2.0 ** (exponent * 3 // 8), largest < 2.0 ** -(exponent * 5 // 16)
+    down, up = 2.0 ** -(exponent * 5 // 8), 2.0 ** (exponent // 2)
+    scale = torch.where(too_large, down, torch.where(too_small, up, one))
+    unscale = torch.where(too_large, 1 / down, torch.where(too_small, 1 / up, one))
+    scaled = v * scale
+    norm = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
+    floor = eps * scale
+    length = torch.maximum(norm, floor)
+    return scaled * (_SMALL / length), length * (_SMALL * unscale), (norm > floor).to(v.dtype)
+
+
+def _accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sum(dim=-1, keepdim=True)
+
+
+def _by_token(x: Tensor, num_kv_heads: int, dtype: torch.dtype) -> Tensor:
+    """[..., H, T, D] as [..., T, Hkv, H / Hkv, D], a view: the order in memory of what a projection wrote."""
+    grouped: Tensor = x.to(dtype).transpose(-3, -2).unflatten(-2, (num_kv_heads, -1))
+    return grouped
+
+
+def _per_row(x: Tensor, num_kv_heads: int, dtype: torch.dtype) -> Tensor:
+    """[..., H, T] as [..., T, Hkv, H / Hkv, 1], a view."""
+    return _by_token(x.unsqueeze(-1), num_kv_heads, dtype)
+
+
+def _by_head(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """The inverse of :func:`_by_token`."""
+    # In this order: compiled by torch 2.11 a function that returns an intermediate, which .to() may do, gets
+    # gradients of 0 (pytorch#180642).
+    return x.to(dtype).flatten(-3, -2).transpose(-3, -2)
