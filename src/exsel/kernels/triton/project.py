@@ -1,0 +1,258 @@
+# ruff: noqa: N803 (Triton's custom: a compile-time constant is in capitals)
+# mypy: disable-error-code="import-untyped,untyped-decorator"
+"""z = gate · (y − α (y·v̂) v̂) and its gradients, one launch each.
+
+A program takes a block of tokens of one key/value head: it reads v once, loops over the query heads of the group and
+sums their dv in registers. Nothing else moves: forward y, v → z; backward dz, y (or z), v → dy, dv.
+
+As in :mod:`exsel.kernels.sdpa`, sums run over 2⁻⁸ v̂ and products use 2⁸ v̂, so that y·v̂ may exceed the largest float
+where z does not; ``unit`` is 2⁻⁸ v̂ throughout and 2¹⁶ ``unit`` is 2⁸ v̂.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from exsel.kernels.triton.tuning import Config, padded
+
+_SMALL = tl.constexpr(2.0**-8)
+_LARGE = tl.constexpr(2.0**8)
+_LARGE_OVER_SMALL = tl.constexpr(2.0**16)
+# Squares of float32 above the first could overflow, of those below the second vanish: scaled by these, they do neither.
+_TOO_LARGE, _DOWN, _UNDO_DOWN = tl.constexpr(2.0**48), tl.constexpr(2.0**-80), tl.constexpr(2.0**80)
+_TOO_SMALL, _UP, _UNDO_UP = tl.constexpr(2.0**-40), tl.constexpr(2.0**64), tl.constexpr(2.0**-64)
+
+#: float32 numbers of each tensor that one thread holds: enough 16-byte loads in flight to hide the memory's latency,
+#: few enough that v̂, dv and two rows of a query head stay in registers.
+_FORWARD_NUMBERS, _BACKWARD_NUMBERS = 32, 16
+
+
+@triton.jit
+def direction(v: Any, eps: Any) -> Any:
+    """2⁻⁸ v̂ [N, D], 2⁻⁸ max(‖v‖, eps) [N], and whether ‖v‖ > eps as 0 or 1 [N], of v [N, D] in float32."""
+    largest = tl.max(tl.abs(v), 1)
+    too_large, too_small = largest > _TOO_LARGE, largest < _TOO_SMALL
+    scale = tl.where(too_large, _DOWN, tl.where(too_small, _UP, 1.0))
+    unscale = tl.where(too_large, _UNDO_DOWN, tl.where(too_small, _UNDO_UP, 1.0))
+    scaled = v * scale[:, None]
+    norm = tl.sqrt_rn(tl.sum(scaled * scaled, 1))
+    floor = eps * scale
+    length = tl.maximum(norm, floor)
+    return scaled * (1.0 / length * _SMALL)[:, None], length * unscale * _SMALL, (norm > floor).to(tl.float32)
+
+
+@triton.jit
+def exclude_rows(y: Any, unit: Any, is_unit: Any, alpha: Any) -> Any:
+    """y − α (y·v̂) v̂ [N, D] and 2⁻⁸ y·v̂ [N], in float32; ``alpha`` [N], or None for 1."""
+    c = tl.sum(y * unit, 1)
+    large = unit * _LARGE_OVER_SMALL
+    rest = y - large * c[:, None]
+    # The projection once more: it removes what rounding left of v̂ (see the reference), by 2 − ‖v̂‖² ≈ 1/‖v̂‖² for a v̂
+    # that rounding made too long or too short.
+    left = tl.sum(rest * unit, 1) * (2.0 - tl.sum(unit * large, 1)) * is_unit
+    if alpha is not None:
+        left = alpha * left - (1.0 - alpha) * c
+    return rest - large * left[:, None], c
+
+
+@triton.jit
+def _place(num_tokens: Any, num_kv_heads: Any, BLOCK_T: tl.constexpr, TOKEN_MAJOR: tl.constexpr) -> Any:
+    """The batch, the key/value head and the tokens of this program; neighbours in memory run at the same time."""
+    program = tl.program_id(0)
+    blocks = tl.cdiv(num_tokens, BLOCK_T)
+    kv_head, block = program // blocks % num_kv_heads, program % blocks
+    if TOKEN_MAJOR:
+        kv_head, block = program % num_kv_heads, program // num_kv_heads % blocks
+    batch = program // (num_kv_heads * blocks)
+    tokens = block.to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
+    return batch.to(tl.int64), kv_head.to(tl.int64), tokens
+
+
+@triton.jit(do_not_specialize=["num_tokens", "num_kv_heads"])
+def project_kernel(
+    y_ptr: Any, v_ptr: Any, strength_ptr: Any, gate_ptr: Any, out_ptr: Any, along_ptr: Any,
+    y_b: Any, y_h: Any, y_t: Any, y_d: Any,
+    v_b: Any, v_h: Any, v_t: Any, v_d: Any,
+    strength_b: Any, strength_h: Any, strength_t: Any,
+    gate_b: Any, gate_h: Any, gate_t: Any,
+    out_b: Any, out_h: Any, out_t: Any, out_d: Any,
+    along_b: Any, along_h: Any, along_t: Any,
+    num_tokens: Any, num_kv_heads: Any, eps: Any,
+    GROUP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr, TOKEN_MAJOR: tl.constexpr,
+) -> None:  # fmt: skip
+    """Out = gate · (y − α (y·v̂) v̂); along = y·v̂."""
+    batch, kv_head, tokens = _place(num_tokens, num_kv_heads, BLOCK_T, TOKEN_MAJOR)
+    columns = tl.arange(0, BLOCK_D).to(tl.int64)
+    in_rows = tokens < num_tokens
+    inside = in_rows[:, None] & (columns < D)[None, :]
+
+    v_at = v_ptr + batch * v_b + kv_head * v_h + tokens[:, None] * v_t + columns[None, :] * v_d
+    unit, _, is_unit = direction(tl.load(v_at, mask=inside, other=0.0).to(tl.float32), eps)
+    for member in range(GROUP):
+        head = kv_head * GROUP + member
+        y_at = y_ptr + batch * y_b + head * y_h + tokens[:, None] * y_t + columns[None, :] * y_d
+        y = tl.load(y_at, mask=inside, other=0.0).to(tl.float32)
+        alpha = None
+        if strength_ptr is not None:
+            strength_at = strength_ptr + batch * strength_b + head * strength_h + tokens * strength_t
+            alpha = tl.load(strength_at, mask=in_rows, other=0.0)
+        z, c = exclude_rows(y, unit, is_unit, alpha)
+        if along_ptr is not None:
+            along_at = along_ptr + batch * along_b + head * along_h + tokens * along_t
+            tl.store(along_at, c * _LARGE, mask=in_rows)
+        if gate_ptr is not None:
+            gate = tl.load(gate_ptr + batch * gate_b + head * gate_h + tokens * gate_t, mask=in_rows, other=0.0)
+            z = z * gate[:, None]
+        out_at = out_ptr + batch * out_b + head * out_h + tokens[:, None] * out_t + columns[None, :] * out_d
+        tl.store(out_at, z.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["num_tokens", "num_kv_heads"])
+def project_backward_kernel(
+    dout_ptr: Any, x_ptr: Any, v_ptr: Any, strength_ptr: Any, gate_ptr: Any, along_ptr: Any,
+    dy_ptr: Any, dv_ptr: Any, dstrength_ptr: Any, dgate_ptr: Any,
+    dout_b: Any, dout_h: Any, dout_t: Any, dout_d: Any,
+    x_b: Any, x_h: Any, x_t: Any, x_d: Any,
+    v_b: Any, v_h: Any, v_t: Any, v_d: Any,
+    strength_b: Any, strength_h: Any, strength_t: Any,
+    gate_b: Any, gate_h: Any, gate_t: Any,
+    along_b: Any, along_h: Any, along_t: Any,
+    dy_b: Any, dy_h: Any, dy_t: Any, dy_d: Any,
+    dv_b: Any, dv_h: Any, dv_t: Any, dv_d: Any,
+    dstrength_b: Any, dstrength_h: Any, dstrength_t: Any,
+    dgate_b: Any, dgate_h: Any, dgate_t: Any,
+    num_tokens: Any, num_kv_heads: Any, eps: Any,
+    GROUP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr, TOKEN_MAJOR: tl.constexpr,
+) -> None:  # fmt: skip
+    """With dz = gate · dout and s = dz·v̂: dy = dz − α s v̂; dv = −Σ (α/‖v‖)(c (dz − s v̂) + s (y − c v̂)); dα = −c s.
+
+    x is y, or with ``along`` (c) it is z, from which y − c v̂ is z − (1 − α) c v̂.
+    """
+    batch, kv_head, tokens = _place(num_tokens, num_kv_heads, BLOCK_T, TOKEN_MAJOR)
+    columns = tl.arange(0, BLOCK_D).to(tl.int64)
+    in_rows = tokens < num_tokens
+    inside = in_rows[:, None] & (columns < D)[None, :]
+
+    v_at = v_ptr + batch * v_b + kv_head * v_h + tokens[:, None] * v_t + columns[None, :] * v_d
+    unit, length, is_unit = direction(tl.load(v_at, mask=inside, other=0.0).to(tl.float32), eps)
+    large = unit * _LARGE_OVER_SMALL
+    dv = tl.zeros([BLOCK_T, BLOCK_D], tl.float32)
+    for member in range(GROUP):
+        head = kv_head * GROUP + member
+        dout_at = dout_ptr + batch * dout_b + head * dout_h + tokens[:, None] * dout_t + columns[None, :] * dout_d
+        x_at = x_ptr + batch * x_b + head * x_h + tokens[:, None] * x_t + columns[None, :] * x_d
+        dout = tl.load(dout_at, mask=inside, other=0.0).to(tl.float32)
+        x = tl.load(x_at, mask=inside, other=0.0).to(tl.float32)
+        alpha = tl.full([BLOCK_T], 1.0, tl.float32)
+        if strength_ptr is not None:
+            strength_at = strength_ptr + batch * strength_b + head * strength_h + tokens * strength_t
+            alpha = tl.load(strength_at, mask=in_rows, other=0.0)
+        # Below eps the norm is a constant and its derivative, the terms in v̂, is absent: is_unit is 0.
+        if along_ptr is None:
+            c = tl.sum(x * unit, 1)
+            across_y = x - large * (c * is_unit)[:, None]
+        else:
+            along_at = along_ptr + batch * along_b + head * along_h + tokens * along_t
+            c = tl.load(along_at, mask=in_rows, other=0.0) * _SMALL
+            across_y = x + large * (c * (alpha - is_unit))[:, None]
+        dz = dout
+        if gate_ptr is not None:
+            gate = tl.load(gate_ptr + batch * gate_b + head * gate_h + tokens * gate_t, mask=in_rows, other=0.0)
+            dz = dout * gate[:, None]
+        if dgate_ptr is not None:
+            dgate_at = dgate_ptr + batch * dgate_b + head * dgate_h + tokens * dgate_t
+            tl.store(dgate_at, tl.sum(dout * (x - large * (alpha * c)[:, None]), 1), mask=in_rows)
+        s = tl.sum(dz * unit, 1)
+        dy = dz - large * (alpha * s)[:, None]
+        across_dz = dz - large * (s * is_unit)[:, None]
+        dv -= across_dz * (alpha * c / length)[:, None] + across_y * (alpha * s / length)[:, None]
+        dy_at = dy_ptr + batch * dy_b + head * dy_h + tokens[:, None] * dy_t + columns[None, :] * dy_d
+        tl.store(dy_at, dy.to(dy_ptr.dtype.element_ty), mask=inside)
+        if dstrength_ptr is not None:
+            dstrength_at = dstrength_ptr + batch * dstrength_b + head * dstrength_h + tokens * dstrength_t
+            tl.store(dstrength_at, -(c * s) * _LARGE_OVER_SMALL, mask=in_rows)
+    dv_at = dv_ptr + batch * dv_b + kv_head * dv_h + tokens[:, None] * dv_t + columns[None, :] * dv_d
+    tl.store(dv_at, dv.to(dv_ptr.dtype.element_ty), mask=inside)
+
+
+def default_config(head_dim: int, numbers_a_thread: int) -> Config:
+    """BLOCK_T so that a thread holds ``numbers_a_thread`` of each tensor: memory-bound, it needs no search."""
+    num_warps = min(16, max(4, padded(head_dim) // 512))
+    return {"BLOCK_T": max(1, 32 * num_warps * numbers_a_thread // padded(head_dim)), "num_warps": num_warps}
+
+
+def _token_strides(x: Tensor | None) -> tuple[int, ...]:
+    return (0, 0, 0) if x is None else x.stride()
+
+
+def project(
+    y: Tensor,
+    own_value: Tensor,
+    strength: Tensor | None,
+    gate: Tensor | None,
+    eps: float,
+    out: Tensor,
+    along: Tensor | None = None,
+    *,
+    config: Config | None = None,
+) -> None:
+    """out = gate · (y − α (y·v̂) v̂), and along = y·v̂ where ``along`` is given.
+
+    y and out [B, H, T, D] (out may be y), own_value [B, Hkv, T, D]; strength, gate and along [B, H, T] in float32; all
+    with any strides.
+    """
+    batch_size, num_heads, num_tokens, head_dim = y.shape
+    num_kv_heads = own_value.shape[1]
+    config = config or default_config(head_dim, _FORWARD_NUMBERS)
+    grid = (batch_size * num_kv_heads * triton.cdiv(num_tokens, config["BLOCK_T"]),)
+    with torch.cuda.device_of(y):
+        project_kernel[grid](
+            y, own_value, strength, gate, out, along,
+            *y.stride(), *own_value.stride(), *_token_strides(strength), *_token_strides(gate), *out.stride(),
+            *_token_strides(along),
+            num_tokens, num_kv_heads, eps,
+            GROUP=num_heads // num_kv_heads, D=head_dim, BLOCK_D=padded(head_dim),
+            TOKEN_MAJOR=y.stride(1) < y.stride(2),
+            **config, enable_fp_fusion=True,
+        )  # fmt: skip
+
+
+def project_backward(
+    dout: Tensor,
+    x: Tensor,
+    own_value: Tensor,
+    strength: Tensor | None,
+    gate: Tensor | None,
+    eps: float,
+    along: Tensor | None,
+    dy: Tensor,
+    dv: Tensor,
+    dstrength: Tensor | None = None,
+    dgate: Tensor | None = None,
+    *,
+    config: Config | None = None,
+) -> None:
+    """The gradients of :func:`project`, written into dy [B, H, T, D], dv [B, Hkv, T, D], dstrength and dgate [B, H, T].
+
+    x is y where ``along`` is None, else the z whose c = y·v̂ ``along`` holds (without a gate). dy may be dout or x, and
+    dv own_value; all with any strides.
+    """
+    batch_size, num_heads, num_tokens, head_dim = x.shape
+    num_kv_heads = own_value.shape[1]
+    config = config or default_config(head_dim, _BACKWARD_NUMBERS)
+    grid = (batch_size * num_kv_heads * triton.cdiv(num_tokens, config["BLOCK_T"]),)
+    with torch.cuda.device_of(x):
+        project_backward_kernel[grid](
+            dout, x, own_value, strength, gate, along, dy, dv, dstrength, dgate,
+            *dout.stride(), *x.stride(), *own_value.stride(), *_token_strides(strength), *_token_strides(gate),
+            *_token_strides(along), *dy.stride(), *dv.stride(), *_token_strides(dstrength), *_token_strides(dgate),
+            num_tokens, num_kv_heads, eps,
+            GROUP=num_heads // num_kv_heads, D=head_dim, BLOCK_D=padded(head_dim),
+            TOKEN_MAJOR=x.stride(1) < x.stride(2),
+            **config, enable_fp_fusion=True,
+        )  # fmt: skip
