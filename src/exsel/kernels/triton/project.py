@@ -43,7 +43,7 @@ def direction(v: Any, eps: Any) -> Any:
     norm = tl.sqrt_rn(tl.sum(scaled * scaled, 1))
     floor = eps * scale
     length = tl.maximum(norm, floor)
-    return scaled * (1.0 / length * _SMALL)[:, None], length * unscale * _SMALL, (norm > floor).to(tl.float32)
+    return scaled * (1.0 / length * _SMALL)[:, None], length * _SMALL * unscale, (norm > floor).to(tl.float32)
 
 
 @triton.jit
