@@ -1,0 +1,131 @@
+"""What is measured: shapes by name, lengths, and how many sequences make a case."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from exsel.errors import UserError
+from exsel.models import SIZES
+
+DTYPES: Mapping[str, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The heads of an attention layer."""
+
+    name: str
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+
+
+def _of_size(name: str) -> Shape:
+    heads = SIZES[name]["num_attention_heads"]
+    return Shape(name, heads, heads, SIZES[name]["head_dim"])
+
+
+#: The named sizes of our model, and the grouped heads of Llama 3 8B.
+SHAPES: Mapping[str, Shape] = {name: _of_size(name) for name in SIZES} | {"llama": Shape("llama", 32, 8, 128)}
+
+#: 2.7b has the heads of 1.4b.
+DEFAULT_SHAPES = ("124m", "0.7b", "1.4b", "llama")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One point of a table: every contender gets these very tensors."""
+
+    shape: Shape
+    tokens: int
+    batch: int
+    device: torch.device
+    dtype: torch.dtype
+
+    def heads(self, count: int, tokens: int | None = None) -> Tensor:
+        """Standard normal ``[B, count, T, D]``, in memory ``[B, T, count, D]`` as a projection writes it."""
+        size = (self.batch, self.tokens if tokens is None else tokens, count, self.shape.head_dim)
+        return torch.randn(size, device=self.device, dtype=self.dtype).transpose(1, 2)
+
+    def __str__(self) -> str:
+        return f"{self.shape.name}, {self.batch} × {self.tokens} tokens"
+
+
+def parse_shapes(text: str) -> tuple[Shape, ...]:
+    """Names of :data:`SHAPES`, or heads × key/value heads × head dimension as ``24x8x128``, with commas between.
+
+    Raises:
+        UserError: another name, or heads that are not a multiple of the key/value heads.
+    """
+    return tuple(_parse_shape(part.strip()) for part in text.split(","))
+
+
+def _parse_shape(text: str) -> Shape:
+    if text in SHAPES:
+        return SHAPES[text]
+    if not re.fullmatch(r"\d+x\d+x\d+", text):
+        raise UserError(
+            f"--shapes: no shape {text!r}: choose from {', '.join(SHAPES)}, or give heads x key/value heads x head "
+            "dimension, such as 24x8x128"
+        )
+    heads, kv_heads, head_dim = map(int, text.split("x"))
+    if not (heads and kv_heads and head_dim) or heads % kv_heads:
+        raise UserError(f"--shapes {text}: the heads must be a multiple of the key/value heads, and none of them 0")
+    return Shape(text, heads, kv_heads, head_dim)
+
+
+def parse_tokens(text: str) -> tuple[int, ...]:
+    """Whole numbers with commas between.
+
+    Raises:
+        UserError: something else, or a number below 1.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise UserError(f"--tokens {text}: give whole numbers of at least 1 with commas between, such as 512,2048")
+    return tuple(int(part) for part in parts)
+
+
+def batch_of(tokens: int, tokens_in_all: int) -> int:
+    """So many sequences that their tokens are constant, as in the paper; at least one."""
+    return max(1, tokens_in_all // tokens)
+
+
+def check_memory(cases: Sequence[Case]) -> None:
+    """Check that every case fits: inputs, output, their gradients and as much again for what eager forms keep.
+
+    Raises:
+        UserError: one does not.
+    """
+    for case in cases:
+        width = case.shape.num_heads + case.shape.num_kv_heads
+        needed = 8 * case.batch * case.tokens * width * case.shape.head_dim * case.dtype.itemsize
+        check_bytes(needed, case.device, str(case))
+
+
+def check_bytes(needed: int, device: torch.device, what: str) -> None:
+    """Check that so much memory is free.
+
+    Raises:
+        UserError: it is not.
+    """
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+    else:
+        import psutil
+
+        free = psutil.virtual_memory().available
+    if needed > free:
+        raise UserError(
+            f"{what} needs about {needed / 2**30:,.1f} GiB of memory and {free / 2**30:,.1f} GiB are free: choose "
+            "smaller ones with --shapes, --tokens or --model"
+        )

@@ -1,0 +1,171 @@
+"""The picture of a subject: ratio to the floor against tokens, a line a contender with its quartiles as a band."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+
+from exsel.bench.table import whole
+from exsel.files import write_text
+from exsel.report import svg
+
+_MARKERS = "os^Dv><P"
+# From contender to colour and marker, so that one looks the same in every picture.
+_LOOKS = {
+    "eager normalize": 0,
+    "compiled normalize": 1,
+    "compiled dot": 2,
+    "exsel auto": 3,
+    "exsel sdpa": 4,
+    "exsel triton": 5,
+    "exsel reference": 6,
+    "exclusive": 1,
+    "exclusive+selective": 3,
+    "naive exclusive": 2,
+    "naive exclusive+selective": 4,
+}
+_TICKS = (0.5, 0.7, 0.8, 0.9, 1.0, 1.05, 1.1, 1.2, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0)
+_PANEL_WIDTH, _PANEL_HEIGHT = 250, 190
+
+Row = Mapping[str, Any]
+
+
+def write_pictures(rows: Sequence[Row], folder: Path) -> list[Path]:
+    """Draw each subject that was measured as ``SUBJECT.svg``, which follows the reader's light or dark mode, and as
+    ``SUBJECT.png`` on white; returns what was written.
+    """
+    written = []
+    for subject in dict.fromkeys(row["subject"] for row in rows):
+        own = [row for row in rows if row["subject"] == subject and row["passes"]]
+        if any(row["contender"] != row["floor"] for row in own):
+            written += [_write_svg(subject, own, folder), _write_png(subject, own, folder)]
+    return written
+
+
+def _write_svg(subject: str, rows: Sequence[Row], folder: Path) -> Path:
+    with svg.drawing(*_size(rows)) as figure:
+        _draw(figure, rows)
+        inline = svg.inline(figure, name=subject, label=f"{subject}: ratio to the floor against tokens")
+    width, height = _size(rows)
+    opening = f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}"'
+    style = f"<style>\n{_palette()}svg {{ background: var(--surface); font-family: sans-serif; }}\n</style>"
+    text = re.sub(r"^<svg([^>]*)>", lambda match: f"{opening}{match[1]}>{style}", inline, count=1)
+    path = folder / f"{subject}.svg"
+    write_text(path, text + "\n")
+    return path
+
+
+def _write_png(subject: str, rows: Sequence[Row], folder: Path) -> Path:
+    path, temporary = folder / f"{subject}.png", folder / f".{subject}.png.tmp"
+    with svg.drawing(*_size(rows)) as figure, matplotlib.rc_context():
+        # The page's stand-ins for colours as the colours of its light mode.
+        colours = _light_colours()
+        settings = matplotlib.rcParams
+        settings.update({key: colours[value] for key, value in settings.items() if value in tuple(colours)})
+        _draw(figure, rows, colours)
+        try:
+            figure.savefig(temporary, format="png", dpi=144, facecolor=colours[svg.SURFACE])
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    return path
+
+
+def _palette() -> str:
+    """The custom properties of the report's page, in light and dark."""
+    css = resources.files("exsel.report").joinpath("report.css").read_text(encoding="utf-8")
+    return css[: css.index("*, *::before")]
+
+
+def _light_colours() -> dict[str, str]:
+    light = dict(re.findall(r"(--[\w-]+): (#[0-9a-f]{6})", _palette().partition("@media")[0]))
+    names = {svg.INK: "--ink", svg.MUTED: "--muted", svg.GRID: "--grid", svg.SURFACE: "--surface"}
+    names |= {colour: f"--series-{index}" for index, colour in enumerate(svg.SERIES)}
+    return {stand_in: light[name] for stand_in, name in names.items()}
+
+
+def _shapes(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(row["shape"] for row in rows))
+
+
+def _groups(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(row["group"] for row in rows if row["contender"] != row["floor"]))
+
+
+def _contenders(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(row["contender"] for row in rows if row["contender"] != row["floor"]))
+
+
+def _size(rows: Sequence[Row]) -> tuple[int, int]:
+    columns = max(2, len(_groups(rows)))
+    legend = 24 * (1 + len(_contenders(rows)) // 3)
+    return _PANEL_WIDTH * columns + 30, _PANEL_HEIGHT * len(_shapes(rows)) + legend + 20
+
+
+def _draw(figure: Figure, rows: Sequence[Row], colours: Mapping[str, str] | None = None) -> None:
+    shapes, groups, contenders = _shapes(rows), _groups(rows), _contenders(rows)
+    colours = {svg.MUTED: svg.MUTED} | {colour: colour for colour in svg.SERIES} | dict(colours or {})
+    look_of = {name: (colours[svg.SERIES[_LOOKS[name]]], _MARKERS[_LOOKS[name]]) for name in contenders}
+    grid = figure.subplots(len(shapes), len(groups), squeeze=False, sharex="col", sharey="row")
+    for panels, shape in zip(grid, shapes, strict=True):
+        for axes, group in zip(panels, groups, strict=True):
+            axes.axhline(1, color=colours[svg.MUTED], linewidth=1, linestyle=(0, (1, 2)))
+            for name in contenders:
+                line = [row for row in rows if (row["shape"], row["group"], row["contender"]) == (shape, group, name)]
+                _line(axes, line, *look_of[name])
+            axes.set_title(f"{shape}, {group}", fontsize=10, loc="left")
+    for panels in grid:
+        _scale_ratios(panels[0])
+        panels[0].set_ylabel(f"ratio to {rows[0]['floor']}")
+    for axes in grid[-1]:
+        axes.set_xlabel("tokens")
+    for column in range(len(groups)):
+        _scale_tokens(grid[0][column], sorted({row["tokens"] for row in rows}))
+    handles = [Line2D([], [], color=colour, marker=marker, label=name) for name, (colour, marker) in look_of.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
+
+
+def _line(axes: Axes, rows: Sequence[Row], colour: str, marker: str) -> None:
+    ordered = sorted(rows, key=lambda row: row["tokens"])
+    tokens = [row["tokens"] for row in ordered]
+    middle = [whole(row)["ratio_median"] for row in ordered]
+    low = [whole(row)["ratio_quartiles"][0] for row in ordered]
+    high = [whole(row)["ratio_quartiles"][1] for row in ordered]
+    axes.fill_between(tokens, low, high, color=colour, alpha=0.18, linewidth=0)
+    axes.plot(tokens, middle, color=colour, marker=marker, markersize=4)
+
+
+def _scale_ratios(axes: Axes) -> None:
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    low, high = min(low, 0.97), max(high, 1.06)
+    ticks: list[float] = []
+    for tick in (1.0, *_TICKS):  # 1 first: what stands too near to another is left out
+        apart = [abs(math.log(tick / other)) for other in ticks]
+        if low <= tick <= high and min(apart, default=1.0) > 0.07 * math.log(high / low):
+            ticks.append(tick)
+    axes.yaxis.set_major_locator(FixedLocator(ticks))
+    axes.yaxis.set_major_formatter(FixedFormatter([f"{tick:g}×" for tick in ticks]))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.set_ylim(low, high)
+
+
+def _scale_tokens(axes: Axes, tokens: Sequence[int]) -> None:
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_locator(FixedLocator(tokens))
+    axes.xaxis.set_major_formatter(FixedFormatter([_short(count) for count in tokens]))
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def _short(tokens: int) -> str:
+    return f"{tokens // 1024}k" if tokens >= 1024 and tokens % 1024 == 0 else str(tokens)

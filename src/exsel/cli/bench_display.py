@@ -1,0 +1,65 @@
+"""What ``exsel bench`` shows while it works, on standard error: a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+
+class BarDisplay:
+    """A bar over the cases; beside it what is prepared or how many rounds are done."""
+
+    def __init__(self, bars: Progress) -> None:
+        self._bars = bars
+        self._task: TaskID = bars.add_task("bench", total=None, detail="")
+
+    def case(self, title: str, number: int, of: int) -> None:
+        """A case begins."""
+        self._bars.update(self._task, description=title, completed=number, total=of, detail="")
+
+    def doing(self, what: str) -> None:
+        """What takes time now."""
+        self._bars.update(self._task, detail=what)
+
+    def measured(self, rounds: int, of: int) -> None:
+        """So many rounds are done."""
+        self._bars.update(self._task, detail=f"round {rounds} of {of}")
+
+
+class LineDisplay:
+    """A line a case, and a line for each of its parts."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def case(self, title: str, number: int, of: int) -> None:
+        """A case begins."""
+        self._console.print(f"{title} (case {number + 1} of {of})")
+
+    def doing(self, what: str) -> None:
+        """What takes time now."""
+        self._console.print(f"  {what}")
+
+    def measured(self, rounds: int, of: int) -> None:
+        """Nothing: it would be a line a round."""
+
+
+@contextmanager
+def make_display() -> Iterator[BarDisplay | LineDisplay]:
+    """The display that suits standard error."""
+    console = Console(stderr=True, highlight=False)
+    if not console.is_terminal:
+        yield LineDisplay(console)
+        return
+    columns = (
+        TextColumn("{task.description}", style="bold"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[detail]}"),
+    )
+    with Progress(*columns, console=console, transient=True) as bars:
+        yield BarDisplay(bars)
