@@ -11,8 +11,6 @@ where z does not; ``unit`` is 2⁻⁸ v̂ throughout and 2¹⁶ ``unit`` is 2⁸
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -27,13 +25,13 @@ _LARGE_OVER_SMALL = tl.constexpr(2.0**16)
 _TOO_LARGE, _DOWN, _UNDO_DOWN = tl.constexpr(2.0**48), tl.constexpr(2.0**-80), tl.constexpr(2.0**80)
 _TOO_SMALL, _UP, _UNDO_UP = tl.constexpr(2.0**-40), tl.constexpr(2.0**64), tl.constexpr(2.0**-64)
 
-#: float32 numbers of each tensor that one thread holds: enough 16-byte loads in flight to hide the memory's latency,
-#: few enough that v̂, dv and two rows of a query head stay in registers.
-_FORWARD_NUMBERS, _BACKWARD_NUMBERS = 32, 16
+#: Bytes of y, and numbers of dout, that one thread holds: several 16-byte loads in flight to hide the memory's latency,
+#: and few enough that v̂, dv and the rows of a query head stay in registers as float32.
+_FORWARD_BYTES, _BACKWARD_NUMBERS = 64, 16
 
 
 @triton.jit
-def direction(v: Any, eps: Any) -> Any:
+def direction(v: tl.tensor, eps: tl.tensor) -> tl.tensor:
     """2⁻⁸ v̂ [N, D], 2⁻⁸ max(‖v‖, eps) [N], and whether ‖v‖ > eps as 0 or 1 [N], of v [N, D] in float32."""
     largest = tl.max(tl.abs(v), 1)
     too_large, too_small = largest > _TOO_LARGE, largest < _TOO_SMALL
@@ -47,7 +45,7 @@ def direction(v: Any, eps: Any) -> Any:
 
 
 @triton.jit
-def exclude_rows(y: Any, unit: Any, is_unit: Any, alpha: Any) -> Any:
+def exclude_rows(y: tl.tensor, unit: tl.tensor, is_unit: tl.tensor, alpha: tl.tensor) -> tl.tensor:
     """y − α (y·v̂) v̂ [N, D] and 2⁻⁸ y·v̂ [N], in float32; ``alpha`` [N], or None for 1."""
     c = tl.sum(y * unit, 1)
     large = unit * _LARGE_OVER_SMALL
@@ -61,7 +59,9 @@ def exclude_rows(y: Any, unit: Any, is_unit: Any, alpha: Any) -> Any:
 
 
 @triton.jit
-def _place(num_tokens: Any, num_kv_heads: Any, BLOCK_T: tl.constexpr, TOKEN_MAJOR: tl.constexpr) -> Any:
+def _place(
+    num_tokens: tl.tensor, num_kv_heads: tl.tensor, BLOCK_T: tl.constexpr, TOKEN_MAJOR: tl.constexpr
+) -> tl.tensor:
     """The batch, the key/value head and the tokens of this program; neighbours in memory run at the same time."""
     program = tl.program_id(0)
     blocks = tl.cdiv(num_tokens, BLOCK_T)
@@ -75,14 +75,15 @@ def _place(num_tokens: Any, num_kv_heads: Any, BLOCK_T: tl.constexpr, TOKEN_MAJO
 
 @triton.jit(do_not_specialize=["num_tokens", "num_kv_heads"])
 def project_kernel(
-    y_ptr: Any, v_ptr: Any, strength_ptr: Any, gate_ptr: Any, out_ptr: Any, along_ptr: Any,
-    y_b: Any, y_h: Any, y_t: Any, y_d: Any,
-    v_b: Any, v_h: Any, v_t: Any, v_d: Any,
-    strength_b: Any, strength_h: Any, strength_t: Any,
-    gate_b: Any, gate_h: Any, gate_t: Any,
-    out_b: Any, out_h: Any, out_t: Any, out_d: Any,
-    along_b: Any, along_h: Any, along_t: Any,
-    num_tokens: Any, num_kv_heads: Any, eps: Any,
+    y_ptr: tl.tensor, v_ptr: tl.tensor, strength_ptr: tl.tensor, gate_ptr: tl.tensor,
+    out_ptr: tl.tensor, along_ptr: tl.tensor,
+    y_b: tl.tensor, y_h: tl.tensor, y_t: tl.tensor, y_d: tl.tensor,
+    v_b: tl.tensor, v_h: tl.tensor, v_t: tl.tensor, v_d: tl.tensor,
+    strength_b: tl.tensor, strength_h: tl.tensor, strength_t: tl.tensor,
+    gate_b: tl.tensor, gate_h: tl.tensor, gate_t: tl.tensor,
+    out_b: tl.tensor, out_h: tl.tensor, out_t: tl.tensor, out_d: tl.tensor,
+    along_b: tl.tensor, along_h: tl.tensor, along_t: tl.tensor,
+    num_tokens: tl.tensor, num_kv_heads: tl.tensor, eps: tl.tensor,
     GROUP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr, TOKEN_MAJOR: tl.constexpr,
 ) -> None:  # fmt: skip
     """Out = gate · (y − α (y·v̂) v̂); along = y·v̂."""
@@ -114,19 +115,20 @@ def project_kernel(
 
 @triton.jit(do_not_specialize=["num_tokens", "num_kv_heads"])
 def project_backward_kernel(
-    dout_ptr: Any, x_ptr: Any, v_ptr: Any, strength_ptr: Any, gate_ptr: Any, along_ptr: Any,
-    dy_ptr: Any, dv_ptr: Any, dstrength_ptr: Any, dgate_ptr: Any,
-    dout_b: Any, dout_h: Any, dout_t: Any, dout_d: Any,
-    x_b: Any, x_h: Any, x_t: Any, x_d: Any,
-    v_b: Any, v_h: Any, v_t: Any, v_d: Any,
-    strength_b: Any, strength_h: Any, strength_t: Any,
-    gate_b: Any, gate_h: Any, gate_t: Any,
-    along_b: Any, along_h: Any, along_t: Any,
-    dy_b: Any, dy_h: Any, dy_t: Any, dy_d: Any,
-    dv_b: Any, dv_h: Any, dv_t: Any, dv_d: Any,
-    dstrength_b: Any, dstrength_h: Any, dstrength_t: Any,
-    dgate_b: Any, dgate_h: Any, dgate_t: Any,
-    num_tokens: Any, num_kv_heads: Any, eps: Any,
+    dout_ptr: tl.tensor, x_ptr: tl.tensor, v_ptr: tl.tensor,
+    strength_ptr: tl.tensor, gate_ptr: tl.tensor, along_ptr: tl.tensor,
+    dy_ptr: tl.tensor, dv_ptr: tl.tensor, dstrength_ptr: tl.tensor, dgate_ptr: tl.tensor,
+    dout_b: tl.tensor, dout_h: tl.tensor, dout_t: tl.tensor, dout_d: tl.tensor,
+    x_b: tl.tensor, x_h: tl.tensor, x_t: tl.tensor, x_d: tl.tensor,
+    v_b: tl.tensor, v_h: tl.tensor, v_t: tl.tensor, v_d: tl.tensor,
+    strength_b: tl.tensor, strength_h: tl.tensor, strength_t: tl.tensor,
+    gate_b: tl.tensor, gate_h: tl.tensor, gate_t: tl.tensor,
+    along_b: tl.tensor, along_h: tl.tensor, along_t: tl.tensor,
+    dy_b: tl.tensor, dy_h: tl.tensor, dy_t: tl.tensor, dy_d: tl.tensor,
+    dv_b: tl.tensor, dv_h: tl.tensor, dv_t: tl.tensor, dv_d: tl.tensor,
+    dstrength_b: tl.tensor, dstrength_h: tl.tensor, dstrength_t: tl.tensor,
+    dgate_b: tl.tensor, dgate_h: tl.tensor, dgate_t: tl.tensor,
+    num_tokens: tl.tensor, num_kv_heads: tl.tensor, eps: tl.tensor,
     GROUP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr, TOKEN_MAJOR: tl.constexpr,
 ) -> None:  # fmt: skip
     """With dz = gate · dout and s = dz·v̂: dy = dz − α s v̂; dv = −Σ (α/‖v‖)(c (dz − s v̂) + s (y − c v̂)); dα = −c s.
@@ -208,7 +210,7 @@ def project(
     """
     batch_size, num_heads, num_tokens, head_dim = y.shape
     num_kv_heads = own_value.shape[1]
-    config = config or default_config(head_dim, _FORWARD_NUMBERS)
+    config = config or default_config(head_dim, _FORWARD_BYTES // y.itemsize)
     grid = (batch_size * num_kv_heads * triton.cdiv(num_tokens, config["BLOCK_T"]),)
     with torch.cuda.device_of(y):
         project_kernel[grid](
