@@ -1,3 +1,5 @@
+# ruff: noqa: N803, N806 (Triton's custom: a compile-time constant is in capitals)
+# mypy: disable-error-code="import-untyped,untyped-decorator"
 """Attention forward in one launch: flash attention with the projection as its epilogue.
 
 One program runs one block of queries of one head over the keys they may see, with a running softmax. Each row of
@@ -8,8 +10,6 @@ masked part, and only the parts at the ends pay for masks.
 Floor: 4 T S D multiplications and additions a head on the tensor cores, half of it when causal. The projection adds
 one read of the block's own values, which the causal loop has just had in cache, and D operations a row.
 """
-
-# ruff: noqa: N803, N806 (Triton's custom: a compile-time constant is in capitals)
 
 from __future__ import annotations
 
@@ -22,19 +22,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from exsel.kernels.triton.project import direction
 from exsel.kernels.triton.tuning import Config, choose_config, padded
 
 _LN_2 = tl.constexpr(math.log(2))
+_SMALL, _LARGE = tl.constexpr(2.0**-8), tl.constexpr(2.0**8)
 LOG2_E = tl.constexpr(math.log2(math.e))
 
 # Triton's interpreter multiplies the bits of bfloat16 numbers as integers: there they are multiplied in float32.
 _INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
-
-# As in exsel.kernels.sdpa: sums run over 2⁻⁸ v̂, and what is too large or too small to square is scaled first.
-SMALL = tl.constexpr(2.0**-8)
-_LARGE_OVER_SMALL = tl.constexpr(2.0**16)
-_TOO_LARGE, _DOWN = tl.constexpr(2.0**48), tl.constexpr(2.0**-80)
-_TOO_SMALL, _UP = tl.constexpr(2.0**-40), tl.constexpr(2.0**64)
 
 #: Programs in flight are ordered so that the keys and values they read stay within this many bytes of L2.
 _L2_BYTES = 32 << 20
@@ -55,7 +51,7 @@ class Launch:
 
 
 @triton.jit
-def dot(a: Any, b: Any, accumulator: Any) -> Any:
+def dot(a: tl.tensor, b: tl.tensor, accumulator: tl.tensor) -> Any:
     """A · b + accumulator in float32: on tensor cores for 16-bit inputs, without TF32 for float32."""
     if _INTERPRETED:
         a = a.to(tl.float32)
@@ -64,7 +60,7 @@ def dot(a: Any, b: Any, accumulator: Any) -> Any:
 
 
 @triton.jit
-def schedule(num_blocks: Any, num_groups: Any, group_size: Any, section: Any) -> Any:
+def schedule(num_blocks: tl.tensor, num_groups: tl.tensor, group_size: tl.tensor, section: tl.tensor) -> Any:
     """The block, (batch, key/value head) and query head of the group that this program works on.
 
     Within a section of groups, whose keys and values fit in L2, all heads run their first block before any runs its
@@ -79,7 +75,9 @@ def schedule(num_blocks: Any, num_groups: Any, group_size: Any, section: Any) ->
 
 
 @triton.jit
-def key_interval(row: Any, first: Any, last: Any, num_keys: Any, window: Any, IS_CAUSAL: tl.constexpr) -> Any:
+def key_interval(
+    row: tl.tensor, first: tl.tensor, last: tl.tensor, num_keys: tl.tensor, window: tl.tensor, IS_CAUSAL: tl.constexpr
+) -> Any:
     """[begin, end) of the keys that a row of queries may see; ``window`` None: any distance."""
     if first is not None:
         begin = tl.load(first + row)
@@ -97,7 +95,9 @@ def key_interval(row: Any, first: Any, last: Any, num_keys: Any, window: Any, IS
 
 
 @triton.jit
-def blocks(first_begin: Any, first_end: Any, last_begin: Any, last_end: Any, BLOCK: tl.constexpr) -> Any:
+def blocks(
+    first_begin: tl.tensor, first_end: tl.tensor, last_begin: tl.tensor, last_end: tl.tensor, BLOCK: tl.constexpr
+) -> Any:
     """Where a block's masked, unmasked and masked parts begin, and where the last ends.
 
     From the intervals of the block's first and last row; all but the end are multiples of BLOCK.
@@ -110,11 +110,11 @@ def blocks(first_begin: Any, first_end: Any, last_begin: Any, last_end: Any, BLO
 
 @triton.jit
 def load_rows(
-    base: Any,
-    start: Any,
-    limit: Any,
-    token_stride: Any,
-    dim_stride: Any,
+    base: tl.tensor,
+    start: tl.tensor,
+    limit: tl.tensor,
+    token_stride: tl.tensor,
+    dim_stride: tl.tensor,
     BLOCK: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     PADDED_DIM: tl.constexpr,
@@ -134,12 +134,12 @@ def load_rows(
 
 @triton.jit
 def store_rows(
-    base: Any,
-    x: Any,
-    start: Any,
-    limit: Any,
-    token_stride: Any,
-    dim_stride: Any,
+    base: tl.tensor,
+    x: tl.tensor,
+    start: tl.tensor,
+    limit: tl.tensor,
+    token_stride: tl.tensor,
+    dim_stride: tl.tensor,
     BLOCK: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     PADDED_DIM: tl.constexpr,
@@ -152,53 +152,25 @@ def store_rows(
 
 
 @triton.jit
-def direction(v: Any, eps: Any) -> Any:
-    """2⁻⁸ v̂ [rows, D], 2⁻⁸ max(‖v‖, eps) [rows], and whether ‖v‖ > eps as 0 or 1 [rows]."""
-    largest = tl.max(tl.abs(v), axis=1)
-    is_large, is_small = largest > _TOO_LARGE, largest < _TOO_SMALL
-    rescale = tl.where(is_large, _DOWN, tl.where(is_small, _UP, 1.0))
-    scaled = v * rescale[:, None]
-    norm = tl.sqrt_rn(tl.sum(scaled * scaled, axis=1))
-    floor = eps * rescale
-    length = tl.maximum(norm, floor)
-    true_length = length * tl.where(is_large, SMALL / _DOWN, tl.where(is_small, SMALL / _UP, SMALL))
-    return scaled * (1 / length * SMALL)[:, None], true_length, tl.where(norm > floor, 1.0, 0.0)
-
-
-@triton.jit
-def project(y: Any, v: Any, alpha: Any, eps: Any) -> Any:
-    """y − α (y·v̂) v̂ and c = y·v̂: y and v [rows, D] in float32, alpha [rows] or None for 1."""
-    unit, _, is_unit = direction(v, eps)
-    large = unit * _LARGE_OVER_SMALL
-    c = tl.sum(y * unit, axis=1)
-    rest = y - large * c[:, None]
-    # Once more, for what rounding left of v̂.
-    along = -tl.sum(rest * unit, axis=1) * (2 - tl.sum(unit * large, axis=1)) * is_unit
-    if alpha is not None:
-        along = alpha * along + (1 - alpha) * c
-    return rest + large * along[:, None], c / SMALL
-
-
-@triton.jit
 def _attend(
-    accumulator: Any,
-    total: Any,
-    largest: Any,
-    q: Any,
-    factor: Any,
-    key: Any,
-    value: Any,
-    value_scale: Any,
-    key_token_stride: Any,
-    key_dim_stride: Any,
-    value_token_stride: Any,
-    value_dim_stride: Any,
-    value_scale_stride: Any,
-    start: Any,
-    stop: Any,
-    begin: Any,
-    end: Any,
-    num_keys: Any,
+    accumulator: tl.tensor,
+    total: tl.tensor,
+    largest: tl.tensor,
+    q: tl.tensor,
+    factor: tl.tensor,
+    key: tl.tensor,
+    value: tl.tensor,
+    value_scale: tl.tensor,
+    key_token_stride: tl.tensor,
+    key_dim_stride: tl.tensor,
+    value_token_stride: tl.tensor,
+    value_dim_stride: tl.tensor,
+    value_scale_stride: tl.tensor,
+    start: tl.tensor,
+    stop: tl.tensor,
+    begin: tl.tensor,
+    end: tl.tensor,
+    num_keys: tl.tensor,
     HAS_BEGIN: tl.constexpr,
     MASKED: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -241,33 +213,33 @@ def _attend(
 
 @triton.jit
 def attention_forward_kernel(
-    query: Any,
-    key: Any,
-    value: Any,
-    strength: Any,
-    query_scale: Any,
-    value_scale: Any,
-    first: Any,
-    last: Any,
-    z: Any,
-    logsumexp: Any,
-    along: Any,
-    query_strides: Any,
-    key_strides: Any,
-    value_strides: Any,
-    z_strides: Any,
-    strength_strides: Any,
-    query_scale_strides: Any,
-    value_scale_strides: Any,
-    num_queries: Any,
-    num_keys: Any,
-    num_groups: Any,
-    num_kv_heads: Any,
-    group_size: Any,
-    section: Any,
-    window: Any,
-    scale: Any,
-    eps: Any,
+    query: tl.tensor,
+    key: tl.tensor,
+    value: tl.tensor,
+    strength: tl.tensor,
+    query_scale: tl.tensor,
+    value_scale: tl.tensor,
+    first: tl.tensor,
+    last: tl.tensor,
+    z: tl.tensor,
+    logsumexp: tl.tensor,
+    along: tl.tensor,
+    query_strides: tl.tuple,
+    key_strides: tl.tuple,
+    value_strides: tl.tuple,
+    z_strides: tl.tuple,
+    strength_strides: tl.tuple,
+    query_scale_strides: tl.tuple,
+    value_scale_strides: tl.tuple,
+    num_queries: tl.tensor,
+    num_keys: tl.tensor,
+    num_groups: tl.tensor,
+    num_kv_heads: tl.tensor,
+    group_size: tl.tensor,
+    section: tl.tensor,
+    window: tl.tensor,
+    scale: tl.tensor,
+    eps: tl.tensor,
     IS_CAUSAL: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     PADDED_DIM: tl.constexpr,
@@ -342,10 +314,11 @@ def attention_forward_kernel(
 
     sees_any = total > 0
     total = tl.where(sees_any, total, 1.0)
-    y = accumulator * (1 / total)[:, None]
     natural = (largest + tl.log2(total)) * _LN_2
     tl.store(logsumexp + per_row + row, tl.where(sees_any, natural, float("-inf")), mask=has_row)
-    if along is not None:
+    if along is None:
+        y = accumulator * (1 / total)[:, None]
+    else:
         v = load_rows(
             value, start, num_keys, value_strides[2], value_strides[3], BLOCK_M, HEAD_DIM, PADDED_DIM, MASKED=True
         )
@@ -353,8 +326,18 @@ def attention_forward_kernel(
         if strength is not None:
             strength += batch * strength_strides[0] + head * strength_strides[1]
             alpha = tl.load(strength + (start + row).to(tl.int64) * strength_strides[2], mask=has_row, other=0.0)
-        y, c = project(y, v.to(tl.float32), alpha, eps)
-        tl.store(along + per_row + row, c, mask=has_row)
+        # 2⁻⁸ y and v̂, instead of y and 2⁻⁸ v̂ as elsewhere: the sums are the same, and no 2⁸ v̂ needs registers.
+        y = accumulator * (1 / total * _SMALL)[:, None]
+        # The choice brings v into the layout of y's registers once, instead of every product with it.
+        small_unit, _, is_unit = direction(tl.where(y != y, y, v.to(tl.float32)), eps)
+        unit = small_unit * _LARGE
+        c = tl.sum(y * unit, axis=1)
+        tl.store(along + per_row + row, c * _LARGE, mask=has_row)
+        y -= unit * c[:, None]
+        left = tl.sum(y * unit, axis=1) * (2 - tl.sum(unit * unit, axis=1)) * is_unit
+        if alpha is not None:
+            left = alpha * left - (1 - alpha) * c
+        y = (y - unit * left[:, None]) * _LARGE
     z += batch * z_strides[0] + head * z_strides[1]
     store_rows(z, y, start, num_queries, z_strides[2], z_strides[3], BLOCK_M, HEAD_DIM, PADDED_DIM)
 
