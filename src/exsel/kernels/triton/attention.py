@@ -13,7 +13,6 @@ one read of the block's own values, which the causal loop has just had in cache,
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import Any
 
@@ -34,20 +33,6 @@ _INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 
 #: Programs in flight are ordered so that the keys and values they read stay within this many bytes of L2.
 _L2_BYTES = 32 << 20
-
-
-@dataclasses.dataclass(frozen=True)
-class Launch:
-    """One launch of a kernel: what the launcher calls, and what an ahead-of-time compilation reads its types from."""
-
-    kernel: Any
-    num_programs: int
-    arguments: dict[str, Any]
-    config: Config
-
-    def __call__(self) -> None:
-        """Launch."""
-        self.kernel[(self.num_programs,)](**self.arguments, **self.config, enable_fp_fusion=True)
 
 
 @triton.jit
@@ -211,7 +196,7 @@ def _attend(
     return accumulator, total, largest
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_groups", "num_kv_heads", "section"])
 def attention_forward_kernel(
     query: tl.tensor,
     key: tl.tensor,
@@ -356,71 +341,14 @@ def sequence_bounds(cu_seqlens: Tensor | None, num_tokens: int) -> tuple[Tensor 
     return first[started], last[started]
 
 
-def strides(x: Tensor | None) -> tuple[int, ...]:
-    """A tensor's strides; zeros for a per-token tensor that is not given."""
-    return (0, 0, 0) if x is None else tuple(x.stride())
+def token_strides(x: Tensor | None) -> tuple[int, ...]:
+    """The strides of a per-token tensor; zeros if it is not given."""
+    return (0, 0, 0) if x is None else x.stride()
 
 
 def section_of(num_tokens: int, head_dim: int, dtype: torch.dtype) -> int:
     """How many key/value heads' pairs of [tokens, head_dim] fit in L2: see :func:`schedule`."""
     return max(1, _L2_BYTES // (2 * num_tokens * head_dim * dtype.itemsize))
-
-
-def forward_launch(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    z: Tensor,
-    logsumexp: Tensor,
-    along: Tensor | None,
-    *,
-    strength: Tensor | None,
-    query_scale: Tensor | None,
-    value_scale: Tensor | None,
-    bounds: tuple[Tensor | None, Tensor | None],
-    is_causal: bool,
-    window: int | None,
-    scale: float,
-    eps: float,
-    config: Config,
-) -> Launch:
-    """The launch that fills z, logsumexp and along; ``bounds`` from :func:`sequence_bounds`."""
-    batch, num_heads, num_queries, head_dim = query.shape
-    num_kv_heads, num_keys = key.shape[1:3]
-    arguments = {
-        "query": query,
-        "key": key,
-        "value": value,
-        "strength": strength,
-        "query_scale": query_scale,
-        "value_scale": value_scale,
-        "first": bounds[0],
-        "last": bounds[1],
-        "z": z,
-        "logsumexp": logsumexp,
-        "along": along,
-        "query_strides": strides(query),
-        "key_strides": strides(key),
-        "value_strides": strides(value),
-        "z_strides": strides(z),
-        "strength_strides": strides(strength),
-        "query_scale_strides": strides(query_scale),
-        "value_scale_strides": strides(value_scale),
-        "num_queries": num_queries,
-        "num_keys": num_keys,
-        "num_groups": batch * num_kv_heads,
-        "num_kv_heads": num_kv_heads,
-        "group_size": num_heads // num_kv_heads,
-        "section": section_of(num_keys, head_dim, key.dtype),
-        "window": window,
-        "scale": scale,
-        "eps": eps,
-        "IS_CAUSAL": is_causal,
-        "HEAD_DIM": head_dim,
-        "PADDED_DIM": padded(head_dim),
-    }
-    num_programs = batch * num_heads * triton.cdiv(num_queries, config["BLOCK_M"])
-    return Launch(attention_forward_kernel, num_programs, arguments, config)
 
 
 def attention_forward(
@@ -459,25 +387,21 @@ def attention_forward(
         [B, H, T]; c = y·v̂, float32 [B, H, T], or None if not exclusive. A row that sees nothing is 0, −inf and 0.
     """
     batch, num_heads, num_queries, head_dim = query.shape
+    num_kv_heads, num_keys = key.shape[1:3]
     z = query.new_empty(batch, num_queries, num_heads, head_dim).transpose(1, 2)
     logsumexp = query.new_empty(batch, num_heads, num_queries, dtype=torch.float32)
     along = torch.empty_like(logsumexp) if exclusive else None
-    launch = forward_launch(
-        query,
-        key,
-        value,
-        z,
-        logsumexp,
-        along,
-        strength=strength,
-        query_scale=query_scale,
-        value_scale=value_scale,
-        bounds=sequence_bounds(cu_seqlens, num_queries),
-        is_causal=is_causal,
-        window=window,
-        scale=scale,
-        eps=eps,
-        config=config or choose_config("attention_forward", head_dim, query.dtype, query.device),
-    )
-    launch()
+    first, last = sequence_bounds(cu_seqlens, num_queries)
+    config = config or choose_config("attention_forward", head_dim, query.dtype, query.device)
+    num_programs = batch * num_heads * triton.cdiv(num_queries, config["BLOCK_M"])
+    with torch.cuda.device_of(query):
+        attention_forward_kernel[(num_programs,)](
+            query, key, value, strength, query_scale, value_scale, first, last, z, logsumexp, along,
+            query.stride(), key.stride(), value.stride(), z.stride(),
+            token_strides(strength), token_strides(query_scale), token_strides(value_scale),
+            num_queries, num_keys, batch * num_kv_heads, num_kv_heads, num_heads // num_kv_heads,
+            section_of(num_keys, head_dim, key.dtype), window, scale, eps,
+            IS_CAUSAL=is_causal, HEAD_DIM=head_dim, PADDED_DIM=padded(head_dim),
+            **config, enable_fp_fusion=True,
+        )  # fmt: skip
     return z, logsumexp, along
