@@ -23,9 +23,10 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
-#: The targets whose binaries are looked at, of :data:`exsel.kernels.triton.tuning.SHARED_MEMORY`.
+#: The architectures of :data:`exsel.kernels.triton.tuning.SHARED_MEMORY`, as Triton names them.
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_86": GPUTarget("cuda", 86, 32),
     "sm_90": GPUTarget("cuda", 90, 32),
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
