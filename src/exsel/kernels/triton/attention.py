@@ -95,16 +95,9 @@ def blocks(
 
 @triton.jit
 def load_rows(
-    base: tl.tensor,
-    start: tl.tensor,
-    limit: tl.tensor,
-    token_stride: tl.tensor,
-    dim_stride: tl.tensor,
-    BLOCK: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    PADDED_DIM: tl.constexpr,
-    MASKED: tl.constexpr,
-) -> Any:
+    base: tl.tensor, start: tl.tensor, limit: tl.tensor, token_stride: tl.tensor, dim_stride: tl.tensor,
+    BLOCK: tl.constexpr, HEAD_DIM: tl.constexpr, PADDED_DIM: tl.constexpr, MASKED: tl.constexpr,
+) -> Any:  # fmt: skip
     """Rows [start, start + BLOCK) of a head as [BLOCK, PADDED_DIM]; 0 past ``limit`` (if MASKED) and HEAD_DIM."""
     row = tl.arange(0, BLOCK)[:, None]
     dim = tl.arange(0, PADDED_DIM)[None, :]
@@ -119,16 +112,9 @@ def load_rows(
 
 @triton.jit
 def store_rows(
-    base: tl.tensor,
-    x: tl.tensor,
-    start: tl.tensor,
-    limit: tl.tensor,
-    token_stride: tl.tensor,
-    dim_stride: tl.tensor,
-    BLOCK: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    PADDED_DIM: tl.constexpr,
-) -> None:
+    base: tl.tensor, x: tl.tensor, start: tl.tensor, limit: tl.tensor, token_stride: tl.tensor, dim_stride: tl.tensor,
+    BLOCK: tl.constexpr, HEAD_DIM: tl.constexpr, PADDED_DIM: tl.constexpr,
+) -> None:  # fmt: skip
     """The counterpart of :func:`load_rows`, masked."""
     row = tl.arange(0, BLOCK)[:, None]
     dim = tl.arange(0, PADDED_DIM)[None, :]
@@ -138,30 +124,12 @@ def store_rows(
 
 @triton.jit
 def _attend(
-    accumulator: tl.tensor,
-    total: tl.tensor,
-    largest: tl.tensor,
-    q: tl.tensor,
-    factor: tl.tensor,
-    key: tl.tensor,
-    value: tl.tensor,
-    value_scale: tl.tensor,
-    key_token_stride: tl.tensor,
-    key_dim_stride: tl.tensor,
-    value_token_stride: tl.tensor,
-    value_dim_stride: tl.tensor,
-    value_scale_stride: tl.tensor,
-    start: tl.tensor,
-    stop: tl.tensor,
-    begin: tl.tensor,
-    end: tl.tensor,
-    num_keys: tl.tensor,
-    HAS_BEGIN: tl.constexpr,
-    MASKED: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    PADDED_DIM: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-) -> Any:
+    accumulator: tl.tensor, total: tl.tensor, largest: tl.tensor, q: tl.tensor, factor: tl.tensor, key: tl.tensor,
+    value: tl.tensor, value_scale: tl.tensor, key_token_stride: tl.tensor, key_dim_stride: tl.tensor,
+    value_token_stride: tl.tensor, value_dim_stride: tl.tensor, value_scale_stride: tl.tensor, start: tl.tensor,
+    stop: tl.tensor, begin: tl.tensor, end: tl.tensor, num_keys: tl.tensor, HAS_BEGIN: tl.constexpr,
+    MASKED: tl.constexpr, HEAD_DIM: tl.constexpr, PADDED_DIM: tl.constexpr, BLOCK_N: tl.constexpr,
+) -> Any:  # fmt: skip
     """The blocks of keys from start to stop, in which the rows see [begin, end): all of it unless MASKED."""
     column = tl.arange(0, BLOCK_N)
     for position in range(start, stop, BLOCK_N):
@@ -198,39 +166,14 @@ def _attend(
 
 @triton.jit(do_not_specialize=["num_groups", "num_kv_heads", "section"])
 def attention_forward_kernel(
-    query: tl.tensor,
-    key: tl.tensor,
-    value: tl.tensor,
-    strength: tl.tensor,
-    query_scale: tl.tensor,
-    value_scale: tl.tensor,
-    first: tl.tensor,
-    last: tl.tensor,
-    z: tl.tensor,
-    logsumexp: tl.tensor,
-    along: tl.tensor,
-    query_strides: tl.tuple,
-    key_strides: tl.tuple,
-    value_strides: tl.tuple,
-    z_strides: tl.tuple,
-    strength_strides: tl.tuple,
-    query_scale_strides: tl.tuple,
-    value_scale_strides: tl.tuple,
-    num_queries: tl.tensor,
-    num_keys: tl.tensor,
-    num_groups: tl.tensor,
-    num_kv_heads: tl.tensor,
-    group_size: tl.tensor,
-    section: tl.tensor,
-    window: tl.tensor,
-    scale: tl.tensor,
-    eps: tl.tensor,
-    IS_CAUSAL: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    PADDED_DIM: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-) -> None:
+    query: tl.tensor, key: tl.tensor, value: tl.tensor, strength: tl.tensor, query_scale: tl.tensor,
+    value_scale: tl.tensor, first: tl.tensor, last: tl.tensor, z: tl.tensor, logsumexp: tl.tensor, along: tl.tensor,
+    query_strides: tl.tuple, key_strides: tl.tuple, value_strides: tl.tuple, z_strides: tl.tuple,
+    strength_strides: tl.tuple, query_scale_strides: tl.tuple, value_scale_strides: tl.tuple, num_queries: tl.tensor,
+    num_keys: tl.tensor, num_groups: tl.tensor, num_kv_heads: tl.tensor, group_size: tl.tensor, section: tl.tensor,
+    window: tl.tensor, scale: tl.tensor, eps: tl.tensor, IS_CAUSAL: tl.constexpr, HEAD_DIM: tl.constexpr,
+    PADDED_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+) -> None:  # fmt: skip
     """BLOCK_M queries of one head. ``along`` None: plain attention."""
     num_blocks = tl.cdiv(num_queries, BLOCK_M)
     block, group, in_group = schedule(num_blocks, num_groups, group_size, section)
@@ -341,6 +284,11 @@ def sequence_bounds(cu_seqlens: Tensor | None, num_tokens: int) -> tuple[Tensor 
     return first[started], last[started]
 
 
+def effective_window(window: int | None, num_queries: int, num_keys: int) -> int | None:
+    """None for a window that hides nothing."""
+    return None if window is None or window >= max(num_queries, num_keys) else window
+
+
 def token_strides(x: Tensor | None) -> tuple[int, ...]:
     """The strides of a per-token tensor; zeros if it is not given."""
     return (0, 0, 0) if x is None else x.stride()
@@ -392,6 +340,7 @@ def attention_forward(
     logsumexp = query.new_empty(batch, num_heads, num_queries, dtype=torch.float32)
     along = torch.empty_like(logsumexp) if exclusive else None
     first, last = sequence_bounds(cu_seqlens, num_queries)
+    window = effective_window(window, num_queries, num_keys)
     config = config or choose_config("attention_forward", head_dim, query.dtype, query.device)
     num_programs = batch * num_heads * triton.cdiv(num_queries, config["BLOCK_M"])
     with torch.cuda.device_of(query):
