@@ -10,6 +10,7 @@ from exsel.bench.cases import Case
 from exsel.bench.measuring import Contender
 from exsel.bench.timing import Work
 from exsel.bench.variants import BASELINE, VARIANTS, VOCABULARY, build
+from exsel.models import ExselForCausalLM
 
 #: The size and its tokens and sequences a step, where nothing else is said.
 DEFAULTS = {"cpu": ("tiny", 512, 8), "cuda": ("1.4b", 2048, 4)}
@@ -25,13 +26,14 @@ class _Weights:
         self._parameters: dict[str, nn.Parameter] = {}
         self._optimizers: list[torch.optim.Optimizer] = []
 
-    def share(self, model: nn.Module) -> None:
+    def share(self, model: ExselForCausalLM) -> None:
         """Put the shared parameters into the model; those that it alone has stay its own."""
         for name, parameter in list(model.named_parameters()):
             shared = self._parameters.setdefault(name, parameter)
             if shared.shape == parameter.shape and shared is not parameter:
                 module_name, _, own_name = name.rpartition(".")
                 setattr(model.get_submodule(module_name), own_name, shared)
+        model.tie_weights()  # the output layer still had the token embedding that was its own
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """One that updates the model's parameters, with the shared state."""

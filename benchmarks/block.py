@@ -1,0 +1,13 @@
+"""What one transformer block and a whole training step cost; see ``benchmarks/attention.py``.
+
+python benchmarks/block.py [--device cpu|cuda] [other flags of exsel bench]
+"""
+
+from __future__ import annotations
+
+import sys
+
+from attention import measure
+
+if __name__ == "__main__":
+    sys.exit(measure("block", ["block"], sys.argv[1:]))
