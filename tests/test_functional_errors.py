@@ -31,7 +31,7 @@ Q, K = torch.zeros(2, 4, 5, 8), torch.zeros(2, 2, 5, 8)
         (Q, K, {"strength": math.inf}, "strength must be finite"),
         (Q, K, {"strength": torch.ones(3)}, r"strength must be .* one number a head \[4\]"),
         (Q, K, {"strength": torch.ones(2, 4, 5, 8)}, "strength must be"),
-        (Q, K, {"backend": "flash"}, "backend must be one of auto, reference, sdpa; got 'flash'"),
+        (Q, K, {"backend": "flash"}, "backend must be one of auto, reference, sdpa, triton; got 'flash'"),
     ],
 )
 def test_exclude_value_errors(y: Tensor, own_value: Tensor, options: dict[str, Any], message: str) -> None:
@@ -73,13 +73,13 @@ def test_exclude_type_errors(y: Tensor, own_value: Tensor, options: dict[str, An
         (((2, 4, 3, 8), (2, 4, 5, 8), (2, 4, 5, 8)), {"exclusive": True}, "3 queries over 5 keys needs own_value"),
         (((2, 4, 1, 8), (2, 4, 5, 8), (2, 4, 5, 8)), {"exclusive": True}, "needs own_value.*cross-attention"),
         (((2, 4, 5, 8),) * 3, {"exclusive": True, "own_value": Q[:, :, :3]}, "own_value must hold one value"),
-        (((2, 4, 5, 8),) * 3, {"exclusive": math.nan}, "strength must be finite"),
-        (((2, 4, 5, 8),) * 3, {"exclusive": torch.ones(3)}, "strength must be"),
+        (((2, 4, 5, 8),) * 3, {"exclusive": math.nan}, "exclusive must be finite"),
+        (((2, 4, 5, 8),) * 3, {"exclusive": torch.ones(3)}, "exclusive must be"),
         (((2, 4, 5, 8),) * 3, {"query_scale": torch.ones(2, 4, 4)}, "query_scale must broadcast"),
         (((2, 4, 5, 8),) * 3, {"query_scale": torch.ones(2, 4, 5, 8)}, "query_scale must broadcast"),
         (((2, 4, 5, 8), (2, 2, 5, 8), (2, 2, 5, 8)), {"enable_gqa": True, "value_scale": torch.ones(2, 4, 5)},
          "value_scale must broadcast"),
-        (((2, 4, 5, 8),) * 3, {"backend": "triton"}, "backend must be one of"),
+        (((2, 4, 5, 8),) * 3, {"backend": "flash"}, "backend must be one of"),
         (((2, 4, 5, 8),) * 3, {"backend": "nonsense", "exclusive": True}, "backend must be one of"),
     ],
 )  # fmt: skip

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import exsel
-from exsel.functional import Backend
+from exsel.dispatch import Backend
 
 
 @pytest.fixture(autouse=True)

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import exsel
 from exsel import ExselConfig, ExselForCausalLM, SelectiveConfig
-from exsel.functional import Backend
+from exsel.dispatch import Backend
 from exsel.nn import KVCache, SelfAttention, Temperature
 
 Projection = Callable[[Tensor, Tensor], Tensor]

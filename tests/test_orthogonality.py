@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 import exsel
 from exsel import reference
-from exsel.functional import Backend
+from exsel.dispatch import Backend
 
 
 class TestOrthogonality:

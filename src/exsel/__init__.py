@@ -15,12 +15,13 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from exsel import nn
     from exsel.config import ExclusiveConfig, SelectiveConfig
-    from exsel.functional import attention, exclude, inverse_temperature
+    from exsel.functional import attention, exclude, explain_backend, inverse_temperature
     from exsel.models import ExselConfig, ExselForCausalLM, ExselModel
 
 _HOMES = {
     "attention": "exsel.functional",
     "exclude": "exsel.functional",
+    "explain_backend": "exsel.functional",
     "inverse_temperature": "exsel.functional",
     "ExclusiveConfig": "exsel.config",
     "SelectiveConfig": "exsel.config",
@@ -37,6 +38,7 @@ __all__ = [
     "SelectiveConfig",
     "attention",
     "exclude",
+    "explain_backend",
     "inverse_temperature",
     "nn",
 ]

@@ -3,46 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
 
-from exsel import reference
+from exsel import dispatch, reference
+from exsel.dispatch import Backend
 from exsel.kernels import sdpa
+from exsel.kernels.call import Call
+from exsel.kernels.exclude import exclude as exclude_pass
 
-Backend = Literal["auto", "reference", "sdpa"]
-
-
-class _Implementation(Protocol):
-    """What a backend is: a module with these two functions, on checked arguments."""
-
-    def exclude(self, y: Tensor, own_value: Tensor, strength: Tensor | None, eps: float) -> Tensor: ...
-
-    def attention(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attn_mask: Tensor | None,
-        dropout_p: float,
-        is_causal: bool,
-        scale: float,
-        query_scale: Tensor | None,
-        value_scale: Tensor | None,
-    ) -> Tensor: ...
-
-
-_IMPLEMENTATIONS: dict[str, _Implementation] = {"reference": reference, "sdpa": sdpa}
-
-
-def _choose(backend: str) -> _Implementation:
-    """The one place where a backend is chosen; an explicit one is never replaced."""
-    if backend == "auto":
-        return sdpa
-    if backend not in _IMPLEMENTATIONS:
-        raise ValueError(f"backend must be one of {', '.join(get_args(Backend))}; got {backend!r}")
-    return _IMPLEMENTATIONS[backend]
+#: The least norm that a value is divided by.
+EPS = 1e-12
 
 
 def _check_floating(**tensors: Tensor | None) -> None:
@@ -51,32 +23,41 @@ def _check_floating(**tensors: Tensor | None) -> None:
             raise TypeError(f"{name} must be a floating-point tensor, got {tensor.dtype}")
 
 
-def _check_own_value(y: Tensor, own_value: Tensor) -> None:
-    if y.ndim < 3 or own_value.ndim != y.ndim:
+def _check_own_value(shape: tuple[int, ...], dtype: torch.dtype, own_value: Tensor) -> None:
+    """Against the shape [..., H, T, D] and dtype of attention's output y."""
+    if len(shape) < 3 or own_value.ndim != len(shape):
         raise ValueError(
             "y and own_value must be [..., heads, tokens, head_dim] with equally many dimensions, "
-            f"got {tuple(y.shape)} and {tuple(own_value.shape)}"
+            f"got {tuple(shape)} and {tuple(own_value.shape)}"
         )
-    if own_value.shape[:-3] != y.shape[:-3] or own_value.shape[-2:] != y.shape[-2:]:
+    if own_value.shape[:-3] != shape[:-3] or own_value.shape[-2:] != shape[-2:]:
         raise ValueError(
             "own_value must hold one value for each token of y, and agree with it in all but the number of heads: "
-            f"got {tuple(own_value.shape)} for y {tuple(y.shape)}. With a key/value cache pass the new tokens' values"
+            f"got {tuple(own_value.shape)} for y {tuple(shape)}. With a key/value cache pass the new tokens' values"
         )
-    if own_value.shape[-3] == 0 or y.shape[-3] % own_value.shape[-3]:
+    if own_value.shape[-3] == 0 or shape[-3] % own_value.shape[-3]:
         raise ValueError(
-            f"the {y.shape[-3]} heads of y must be a multiple of the {own_value.shape[-3]} heads of own_value"
+            f"the {shape[-3]} heads of y must be a multiple of the {own_value.shape[-3]} heads of own_value"
         )
-    if own_value.dtype != y.dtype:
-        raise TypeError(f"own_value must have the dtype of y, {y.dtype}; got {own_value.dtype}")
+    if own_value.dtype != dtype:
+        raise TypeError(f"own_value must have the dtype of y, {dtype}; got {own_value.dtype}")
 
 
-def _expand_strength(strength: float | Tensor | None, y: Tensor) -> Tensor | None:
+def _check_devices(**tensors: Tensor | None) -> None:
+    devices = {name: tensor.device for name, tensor in tensors.items() if tensor is not None}
+    if len(set(devices.values())) > 1:
+        raise ValueError(
+            f"all tensors must be on one device, got {', '.join(f'{name} on {devices[name]}' for name in devices)}"
+        )
+
+
+def _expand_strength(name: str, strength: float | Tensor | None, y: Tensor) -> Tensor | None:
     """None for α = 1, else α as [..., H, T] (a view)."""
     if strength is None:
         return None
     if not isinstance(strength, Tensor):
         if not math.isfinite(strength):
-            raise ValueError(f"strength must be finite, got {strength}")
+            raise ValueError(f"{name} must be finite, got {strength}")
         return None if strength == 1 else y.new_tensor(strength).expand(y.shape[:-1])
     if strength.ndim == 1 and strength.shape[0] == y.shape[-3]:
         strength = strength.unsqueeze(-1)
@@ -84,7 +65,7 @@ def _expand_strength(strength: float | Tensor | None, y: Tensor) -> Tensor | Non
         return strength.expand(y.shape[:-1])
     except RuntimeError:
         raise ValueError(
-            f"strength must be a number, one number a head [{y.shape[-3]}], or broadcast to "
+            f"{name} must be a number, one number a head [{y.shape[-3]}], or broadcast to "
             f"{tuple(y.shape[:-1])}; got {tuple(strength.shape)}"
         ) from None
 
@@ -94,12 +75,13 @@ def exclude(
     own_value: Tensor,
     *,
     strength: float | Tensor | None = None,
-    eps: float = 1e-12,
+    gate: Tensor | None = None,
+    eps: float = EPS,
     backend: Backend = "auto",
 ) -> Tensor:
     """Exclusive self-attention's projection: remove from each head's output its component along the own value.
 
-        z_i = y_i − α (y_i · v̂_i) v̂_i,    v̂_i = v_i / max(‖v_i‖, eps)
+        z_i = g_i (y_i − α (y_i · v̂_i) v̂_i),    v̂_i = v_i / max(‖v_i‖, eps)
 
     A zero value leaves y as it is. Sums accumulate in float32 (float64 for float64). In the paper's symbols: y is
     y, ``own_value`` is v, ``strength`` is α (absent there: 1).
@@ -110,8 +92,11 @@ def exclude(
             *current* tokens' values, not the cache's. Never repeated in memory.
         strength: α: ``None`` or 1 for the projection; another number, one a head ``[H]``, or anything that
             broadcasts to ``[..., H, T]``. Differentiable.
+        gate: g: multiplies the result, in the same pass; in the shapes that a strength tensor may have.
+            Differentiable.
         eps: the least norm that v is divided by, as in ``torch.nn.functional.normalize``.
-        backend: ``"auto"``, ``"sdpa"`` (fast) or ``"reference"``; differentiable twice.
+        backend: ``"auto"``; ``"sdpa"``: one pass in C++ on the CPU and in Triton on a GPU, where these can be had;
+            ``"triton"``; or ``"reference"``. All are differentiable twice.
 
     Returns:
         z, with the shape and dtype of y.
@@ -122,12 +107,17 @@ def exclude(
 
     Source: Zhai, "Exclusive Self Attention", arXiv:2603.09078 (2026), Section 3. The strength is follow-up work.
     """
-    _check_floating(y=y, own_value=own_value, strength=strength if isinstance(strength, Tensor) else None)
-    _check_own_value(y, own_value)
+    _check_floating(y=y, own_value=own_value, strength=strength if isinstance(strength, Tensor) else None, gate=gate)
+    _check_own_value(y.shape, y.dtype, own_value)
+    _check_devices(y=y, own_value=own_value, strength=strength if isinstance(strength, Tensor) else None, gate=gate)
     if not eps > 0:
         raise ValueError(f"eps must be positive, got {eps}")
-    alpha = _expand_strength(strength, y)
-    return _choose(backend).exclude(y, own_value, alpha, eps)
+    alpha = _expand_strength("strength", strength, y)
+    factor = None if gate is None else _expand_strength("gate", gate, y)
+    if dispatch.choose_pass(backend, y) == "reference":
+        z = reference.exclude(y, own_value, alpha, eps)
+        return z if factor is None else (z * factor.unsqueeze(-1)).to(z.dtype)
+    return exclude_pass(y, own_value, alpha, factor, eps, "triton" if backend == "triton" else "sdpa")
 
 
 def _check_broadcast(name: str, x: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -169,6 +159,8 @@ def attention(
     own_value: Tensor | None = None,
     query_scale: Tensor | None = None,
     value_scale: Tensor | None = None,
+    sliding_window: int | None = None,
+    cu_seqlens: Tensor | None = None,
     backend: Backend = "auto",
 ) -> Tensor:
     """Scaled dot-product attention, exclusive and selective where asked.
@@ -192,24 +184,117 @@ def attention(
             With a key/value cache pass the new tokens' values. Never scaled by ``value_scale``.
         query_scale: inverse temperature τ_q that multiplies each query, broadcasting to ``[..., H, T]``.
         value_scale: τ_v that multiplies each value before it is mixed, broadcasting to ``[..., Hkv, S]``.
-        backend: ``"auto"``, ``"sdpa"`` or ``"reference"``.
+        sliding_window: how many tokens each token sees (to either side unless causal), itself among them.
+        cu_seqlens: integers ``[N + 1]``, from 0 to T: where each of N packed sequences begins and the last one ends,
+            as FlashAttention's; a token sees its own sequence only. Needs T = S; the batch then is 1.
+        backend: ``"auto"`` (see :func:`explain_backend`), ``"sdpa"``: PyTorch's kernels and ours around them,
+            ``"triton"``: our fused kernels, or ``"reference"``. One that cannot run a call says so, and is never
+            replaced by another.
 
     Returns:
         ``[..., H, T, Dv]`` in the query's dtype.
 
     Raises:
         ValueError: shapes that do not fit; ``attn_mask`` with ``is_causal``; ``exclusive`` without an own value
-            where T ≠ S (cross-attention has none); ``own_value`` without ``exclusive``; an unknown backend.
+            where T ≠ S (cross-attention has none); ``own_value`` without ``exclusive``; tensors on several devices;
+            an unknown backend, or one that cannot run this.
         TypeError: tensors that are not floating-point, or of several dtypes.
 
     Source: Zhai, arXiv:2603.09078 (2026), Section 3; Zhang et al., NeurIPS 2024, arXiv:2411.12892, Definition 1.
     """
-    _check_floating(query=query, key=key, value=value, query_scale=query_scale, value_scale=value_scale)
+    call = _prepare(
+        query, key, value, attn_mask, dropout_p, is_causal, enable_gqa, exclusive, own_value, sliding_window, cu_seqlens
+    )
+    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else float(scale)
+    if query_scale is not None:
+        query_scale = _check_broadcast("query_scale", query_scale, call.query.shape[:-1])
+    if value_scale is not None:
+        value_scale = _check_broadcast("value_scale", value_scale, call.value.shape[:-1])
+    _check_floating(query_scale=query_scale, value_scale=value_scale)
+    _check_devices(query=query, query_scale=query_scale, value_scale=value_scale)
+    strength = None
+    if call.own_value is not None and exclusive is not True:
+        _check_floating(exclusive=exclusive if isinstance(exclusive, Tensor) else None)
+        strength = _expand_strength("exclusive", exclusive, call.query)
+    chosen = dispatch.choose_backend(backend, call)
+    if chosen == "triton":
+        from exsel.kernels import fused
+
+        return fused.attention(call, scale, query_scale, value_scale, strength, EPS)
+    mask = call.attn_mask
+    is_banded = call.sliding_window is not None or call.cu_seqlens is not None
+    if is_banded:
+        band = reference.allowed(
+            call.query.shape[-2], call.key.shape[-2], call.is_causal, call.sliding_window, call.cu_seqlens, query.device
+        )
+        mask = band if mask is None else mask & band if mask.dtype == torch.bool else mask.masked_fill(~band, -math.inf)
+    arguments = (call.query, call.key, call.value)
+    is_causal = call.is_causal and not is_banded
+    if chosen == "reference":
+        y = reference.attention(*arguments, mask, dropout_p, is_causal, scale, query_scale, value_scale)
+        return y if call.own_value is None else reference.exclude(y, call.own_value, strength, EPS)
+    return sdpa.attention(
+        *arguments,
+        attn_mask=mask,
+        dropout_p=dropout_p,
+        is_causal=is_causal,
+        scale=scale,
+        query_scale=query_scale,
+        value_scale=value_scale,
+        own_value=call.own_value,
+        strength=strength,
+        eps=EPS,
+    )
+
+
+def explain_backend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    enable_gqa: bool = False,
+    exclusive: bool | float | Tensor = False,
+    own_value: Tensor | None = None,
+    sliding_window: int | None = None,
+    cu_seqlens: Tensor | None = None,
+    backend: Backend = "auto",
+) -> str:
+    """Which backend :func:`attention` would run with these arguments, and why, in words. Nothing is computed.
+
+    Raises:
+        ValueError, TypeError: what :func:`attention` would raise.
+    """
+    call = _prepare(
+        query, key, value, attn_mask, dropout_p, is_causal, enable_gqa, exclusive, own_value, sliding_window, cu_seqlens
+    )
+    return dispatch.explain(backend, call)
+
+
+def _prepare(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None,
+    dropout_p: float,
+    is_causal: bool,
+    enable_gqa: bool,
+    exclusive: bool | float | Tensor,
+    own_value: Tensor | None,
+    sliding_window: int | None,
+    cu_seqlens: Tensor | None,
+) -> Call:
+    """The checked arguments of :func:`attention`, in autocast's dtype where it is on."""
+    _check_floating(query=query, key=key, value=value, own_value=own_value)
+    _check_devices(query=query, key=key, value=value, attn_mask=attn_mask, own_value=own_value, cu_seqlens=cu_seqlens)
     if torch.is_autocast_enabled(query.device.type):
         # As autocast does for scaled_dot_product_attention itself.
         dtype = torch.get_autocast_dtype(query.device.type)
-        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-        own_value = None if own_value is None else own_value.to(dtype)
+        own_value = own_value if own_value is None or own_value is value else own_value.to(dtype)
+        query, key, value, given = query.to(dtype), key.to(dtype), value.to(dtype), value
+        own_value = value if own_value is given else own_value
     _check_attention(query, key, value, enable_gqa)
     if attn_mask is not None and is_causal:
         raise ValueError("attn_mask and is_causal=True exclude each other: put causality into the mask")
@@ -219,6 +304,10 @@ def attention(
         _check_broadcast("attn_mask", attn_mask, (*query.shape[:-1], key.shape[-2]))
     if not 0 <= dropout_p <= 1:
         raise ValueError(f"dropout_p must lie in [0, 1], got {dropout_p}")
+    if sliding_window is not None and sliding_window < 1:
+        raise ValueError(f"sliding_window must be at least 1 (the token itself), got {sliding_window}")
+    if cu_seqlens is not None:
+        _check_cu_seqlens(cu_seqlens, query, key)
     if exclusive is False:
         if own_value is not None:
             raise ValueError("own_value is given but exclusive is False: it would be ignored")
@@ -229,24 +318,22 @@ def attention(
                 "values of the query tokens themselves (cross-attention has none and cannot be exclusive)"
             )
         own_value = value
-    if query_scale is not None:
-        query_scale = _check_broadcast("query_scale", query_scale, query.shape[:-1])
-    if value_scale is not None:
-        value_scale = _check_broadcast("value_scale", value_scale, value.shape[:-1])
-    y = _choose(backend).attention(
-        query,
-        key,
-        value,
-        attn_mask,
-        dropout_p,
-        is_causal,
-        1 / math.sqrt(query.shape[-1]) if scale is None else scale,
-        query_scale,
-        value_scale,
-    )
-    if own_value is None:
-        return y
-    return exclude(y, own_value, strength=None if exclusive is True else exclusive, backend=backend)
+    else:
+        _check_own_value((*query.shape[:-1], value.shape[-1]), query.dtype, own_value)
+    return Call(query, key, value, own_value, attn_mask, dropout_p, is_causal, sliding_window, cu_seqlens)
+
+
+def _check_cu_seqlens(cu_seqlens: Tensor, query: Tensor, key: Tensor) -> None:
+    if cu_seqlens.ndim != 1 or cu_seqlens.shape[0] < 2 or cu_seqlens.is_floating_point():
+        raise ValueError(
+            "cu_seqlens must be integers [N + 1], the boundaries of N packed sequences from 0 to the number of tokens; "
+            f"got {cu_seqlens.dtype} {tuple(cu_seqlens.shape)}"
+        )
+    if math.prod(query.shape[:-3]) != 1 or query.shape[-2] != key.shape[-2]:
+        raise ValueError(
+            "cu_seqlens packs all sequences into one: the batch must be 1 and queries and keys the same tokens; got "
+            f"query {tuple(query.shape)}, key {tuple(key.shape)}"
+        )
 
 
 def inverse_temperature(
@@ -255,6 +342,7 @@ def inverse_temperature(
     *,
     position: Tensor | None = None,
     position_logit: Tensor | None = None,
+    backend: Backend = "auto",
 ) -> Tensor:
     """Selective self-attention's inverse temperature: it multiplies, so a higher τ makes a spikier row.
 
@@ -266,12 +354,15 @@ def inverse_temperature(
         weight: w ``[H, D]``, or ``[1, D]`` for one that all heads share.
         position: n ``[..., T]``, the 1-based position of each token within its own sequence.
         position_logit: a ``[H]`` or ``[1]``; ``None``: without the log n term.
+        backend: ``"triton"``: one pass over x forward and one backward; else the chain of PyTorch operators, which
+            ``torch.compile`` fuses.
 
     Returns:
         τ ``[..., H, T]`` in float32 (float64 for float64): near 1 it does not fit into fewer bits.
 
     Raises:
-        ValueError: shapes that do not fit, or one of ``position`` and ``position_logit`` without the other.
+        ValueError: shapes that do not fit, one of ``position`` and ``position_logit`` without the other, or a
+            backend that is unknown or cannot run this.
         TypeError: ``features`` or ``weight`` that are not floating-point.
 
     Source: Zhang et al., NeurIPS 2024, arXiv:2411.12892, Definition 1 and Section 3.
@@ -293,4 +384,8 @@ def inverse_temperature(
                 f"position_logit must be [{features.shape[-3]}] or [1], one number a head or one for all; got "
                 f"{tuple(position_logit.shape)}"
             )
+    if dispatch.choose_temperature(backend, features) == "triton":
+        from exsel.kernels import fused
+
+        return fused.inverse_temperature(features, weight, position, position_logit)
     return reference.inverse_temperature(features, weight, position, position_logit)

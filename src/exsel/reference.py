@@ -95,6 +95,28 @@ def attention(
     return (weights @ _group_heads(v, num_heads)).to(query.dtype)
 
 
+def allowed(
+    num_queries: int,
+    num_keys: int,
+    is_causal: bool,
+    sliding_window: int | None,
+    cu_seqlens: Tensor | None,
+    device: torch.device | None = None,
+) -> Tensor:
+    """Which key each query may attend to, boolean [T, S]: none later, less than the window away, its own sequence."""
+    query_index = torch.arange(num_queries, device=device).unsqueeze(-1)
+    key_index = torch.arange(num_keys, device=device)
+    distance = query_index - key_index
+    may = distance >= 0 if is_causal else torch.ones_like(distance, dtype=torch.bool)
+    if sliding_window is not None:
+        may = may & (distance.abs() < sliding_window)
+    if cu_seqlens is not None:
+        # A token's sequence is the last that begins at or before it.
+        sequence = torch.searchsorted(cu_seqlens.to(key_index.dtype), key_index, right=True)
+        may = may & (sequence.unsqueeze(-1) == sequence)
+    return may
+
+
 def token_term(features: Tensor, weight: Tensor) -> Tensor:
     """τ_tok = tanh(w · GELU(x)): features x [..., H, T, D], weight w [H, D] or [1, D]; [..., H, T] in float32."""
     dtype = accumulation_dtype(features.dtype)

@@ -1,141 +1,305 @@
-"""Stock ``scaled_dot_product_attention`` with the fewest passes around it.
+"""PyTorch's own attention kernels, with the projection in place on what they return.
 
-Floor of :func:`exclude` as a pass of its own: read y and v, write z (forward); read dz, y and v, write dy and dv
-(backward): 3 and 5 tensors of the output's size against the many times more that attention and the projections
-move. It saves only y and v, which the attention has saved anyway. What is written here as several eager passes
-becomes one loop forward and one backward under ``torch.compile``.
+The exclusive operator owns the stock forward and backward, so that y never needs to be kept: z takes its memory, and
+is saved anyway by the output projection that follows. A flash backward reads its output only for δ = rowsum(dy ∘ y),
+and since P = I − α v̂v̂ᵀ is symmetric dy·y = dz·z, and for α = 1 dy·z too: z stands in y's place. For other strengths
+y = z + α c v̂ is rebuilt. What is saved beyond plain attention is c = y·v̂, one number a token and head.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Sums run over 2⁻⁸ v̂ and products use 2⁸ v̂, so that y·v̂ may exceed the largest float where z does not.
-_SMALL = 2.0**-8
-_LARGE_OVER_SMALL = 2.0**16
+from exsel.kernels.exclude import accumulation_dtype, exclude, passes_for
+from exsel.kernels.registration import differentiable, register_vmap, without_gradient
 
+aten = torch.ops.aten
 
-def exclude(y: Tensor, own_value: Tensor, strength: Tensor | None, eps: float) -> Tensor:
-    """As :func:`exsel.reference.exclude`; the backward is differentiable in its turn."""
-    z: Tensor = _Exclude.apply(y, own_value, strength, eps)  # type: ignore[no-untyped-call]
-    return z
+#: In a few tokens each attends much to itself, dP − δ nearly cancels, and what rounding left of v̂ in dy would show: y is
+#: rebuilt, for nothing. From here on z in its place changes the gradients' error by a few percent.
+_FEW_TOKENS = 16
 
 
 def attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
+    *,
     attn_mask: Tensor | None,
     dropout_p: float,
     is_causal: bool,
     scale: float,
     query_scale: Tensor | None,
     value_scale: Tensor | None,
+    own_value: Tensor | None,
+    strength: Tensor | None,
+    eps: float,
 ) -> Tensor:
-    """As :func:`exsel.reference.attention`."""
+    """As :func:`exsel.reference.attention`, then :func:`exsel.reference.exclude` where there is an ``own_value``."""
     if query_scale is not None:
         query = (query * query_scale.unsqueeze(-1)).to(query.dtype)
     if value_scale is not None:
         value = (value * value_scale.unsqueeze(-1)).to(value.dtype)
+    if own_value is None or not owns_stock_kernel(query, value, attn_mask, dropout_p):
+        y = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=attn_mask,
+            dropout_p=dropout_p,
+            is_causal=is_causal,
+            scale=scale,
+            enable_gqa=query.shape[-3] != key.shape[-3],
+        )
+        return y if own_value is None else exclude(y, own_value, strength, None, eps, "sdpa")
+    if attn_mask is not None:
+        if attn_mask.dtype == torch.bool:
+            attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill(~attn_mask, -torch.inf)
+        attn_mask = attn_mask.to(query.dtype).expand(*query.shape[:-1], key.shape[-2])
+        attn_mask = attn_mask.reshape(-1, *attn_mask.shape[-3:])
+    if strength is not None:
+        strength = strength.to(accumulation_dtype(query.dtype)).reshape(-1, *strength.shape[-2:])
+    lead = query.shape[:-3]
+    query, key, value, own_value = (x.reshape(-1, *x.shape[-3:]) for x in (query, key, value, own_value))
+    z: Tensor = _attention_with_gradient(query, key, value, own_value, strength, attn_mask, is_causal, scale, eps)[0]
+    return z.reshape(*lead, *z.shape[1:])
+
+
+def owns_stock_kernel(query: Tensor, value: Tensor, attn_mask: Tensor | None, dropout_p: float) -> bool:
+    """Whether the operator below is used: where a stock kernel with an output and log-sum-exp is known to run."""
+    if dropout_p > 0 or query.shape[-1] != value.shape[-1] or 0 in query.shape:
+        return False
+    if query.device.type == "cpu":
+        return attn_mask is None or not attn_mask.requires_grad
+    is_half = query.dtype in (torch.float16, torch.bfloat16)
+    return query.is_cuda and attn_mask is None and is_half and query.shape[-1] % 8 == 0 and query.shape[-1] <= 256
+
+
+def _stock_kernel(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, is_causal: bool, scale: float
+) -> str:
+    """Which kernel ``scaled_dot_product_attention`` would run: flash_cpu, flash, efficient, cudnn or math."""
+    if query.device.type == "cpu":
+        is_dense = query.stride(-1) == key.stride(-1) == value.stride(-1) == 1
+        return "flash_cpu" if is_dense and torch.backends.cuda.flash_sdp_enabled() else "math"
+    choice = torch._fused_sdp_choice(
+        query,
+        key,
+        value,
+        attn_mask=attn_mask,
+        is_causal=is_causal,
+        scale=scale,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    kernels = {"FLASH_ATTENTION": "flash", "EFFICIENT_ATTENTION": "efficient", "CUDNN_ATTENTION": "cudnn"}
+    return kernels.get(torch.nn.attention.SDPBackend(choice).name, "math")
+
+
+def _math(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, is_causal: bool, scale: float) -> Tensor:
     return F.scaled_dot_product_attention(
         query,
         key,
         value,
         attn_mask=attn_mask,
-        dropout_p=dropout_p,
         is_causal=is_causal,
         scale=scale,
-        enable_gqa=query.shape[-3] != key.shape[-3],
+        enable_gqa=query.shape[1] != key.shape[1],
     )
 
 
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return (a * b).sum(dim=-1, keepdim=True)
-
-
-def _direction(v: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """2⁻⁸ v̂ [..., D], 2⁻⁸ max(‖v‖, eps) [..., 1], and whether ‖v‖ > eps as 0 or 1 [..., 1]."""
-    # Scaled by a power of two where its squares could overflow or vanish: products only, no division an element.
-    exponent = 1024 if v.dtype == torch.float64 else 128
-    largest = torch.linalg.vector_norm(v.detach(), ord=math.inf, dim=-1, keepdim=True)
-    one = torch.ones_like(largest)
-    too_large, too_small = largest > 2.0 ** (exponent * 3 // 8), largest < 2.0 ** -(exponent * 5 // 16)
-    down, up = 2.0 ** -(exponent * 5 // 8), 2.0 ** (exponent // 2)
-    scale = torch.where(too_large, down, torch.where(too_small, up, one))
-    unscale = torch.where(too_large, 1 / down, torch.where(too_small, 1 / up, one))
-    scaled = v * scale
-    norm = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
-    floor = eps * scale
-    length = torch.maximum(norm, floor)
-    return scaled * (_SMALL / length), length * (_SMALL * unscale), (norm > floor).to(v.dtype)
-
-
-def _by_token(x: Tensor, num_kv_heads: int, dtype: torch.dtype) -> Tensor:
-    """[..., H, T, D] as [..., T, Hkv, H / Hkv, D], a view: the order in memory of what a projection wrote."""
-    grouped: Tensor = x.to(dtype).transpose(-3, -2).unflatten(-2, (num_kv_heads, -1))
-    return grouped
-
-
-def _by_head(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """The inverse of :func:`_by_token`."""
-    # In this order: compiled by torch 2.11 a function that returns an intermediate, which .to() may do, gets
-    # gradients of 0 (pytorch#180642).
-    return x.to(dtype).flatten(-3, -2).transpose(-3, -2)
-
-
-class _Exclude(torch.autograd.Function):
-    """Forward and backward of the projection; c = y·v̂ and s = dz·v̂ below are 2⁻⁸ of themselves."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(y: Tensor, own_value: Tensor, strength: Tensor | None, eps: float) -> Tensor:
-        num_kv_heads = own_value.shape[-3]
-        dtype = torch.float64 if y.dtype == torch.float64 else torch.float32
-        unit, _, is_unit = _direction(_by_token(own_value, num_kv_heads, dtype), eps)
-        grouped_y = _by_token(y, num_kv_heads, dtype)
-        c = _dot(grouped_y, unit)
-        # unit first: 2¹⁶ · 2⁻⁸ v̂ is representable where 2¹⁶ c need not be.
-        rest = torch.addcmul(grouped_y, unit, c, value=-_LARGE_OVER_SMALL)
-        # The projection once more: it removes what rounding left of v̂ (see the reference), by 2 − ‖v̂‖² ≈ 1/‖v̂‖² for
-        # a v̂ that rounding made too long or too short.
-        along = -_dot(rest, unit) * (2 - _dot(unit, unit) * _LARGE_OVER_SMALL) * is_unit
-        if strength is not None:
-            alpha = _by_token(strength.unsqueeze(-1), num_kv_heads, dtype)
-            along = alpha * along + (1 - alpha) * c
-        return _by_head(torch.addcmul(rest, unit, along, value=_LARGE_OVER_SMALL), y.dtype)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        y, own_value, strength, ctx.eps = inputs
-        ctx.save_for_backward(y, own_value, strength)
-
-    @staticmethod
-    def backward(ctx: Any, dz: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None]:
-        """dy = dz − α s v̂;  dv = −(α / ‖v‖)(c (dz − s v̂) + s (y − c v̂)), summed over the group;  dα = −c s."""
-        y, own_value, strength = ctx.saved_tensors
-        num_kv_heads = own_value.shape[-3]
-        dtype = torch.float64 if y.dtype == torch.float64 else torch.float32
-        unit, length, is_unit = _direction(_by_token(own_value, num_kv_heads, dtype), ctx.eps)
-        grouped_y, grouped_dz = _by_token(y, num_kv_heads, dtype), _by_token(dz, num_kv_heads, dtype)
-        c, s = _dot(grouped_y, unit), _dot(grouped_dz, unit)
-        alpha = 1.0 if strength is None else _by_token(strength.unsqueeze(-1), num_kv_heads, dtype)
-        dy = torch.addcmul(grouped_dz, unit, alpha * s, value=-_LARGE_OVER_SMALL)
-        # Below eps the norm is a constant and its derivative, the terms in v̂, is absent.
-        across_dz = torch.addcmul(grouped_dz, unit, s * is_unit, value=-_LARGE_OVER_SMALL)
-        across_y = torch.addcmul(grouped_y, unit, c * is_unit, value=-_LARGE_OVER_SMALL)
-        dv = across_dz * (alpha * c / length) + across_y * (alpha * s / length)
-        dstrength = None
-        if strength is not None:
-            dstrength = _by_head(-(c * s) * _LARGE_OVER_SMALL, strength.dtype).squeeze(-1)
-        return (
-            _by_head(dy, y.dtype),
-            _by_head(-dv.sum(dim=-2, keepdim=True), own_value.dtype),
-            dstrength,
-            None,
+def _stock_forward(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, is_causal: bool, scale: float
+) -> tuple[Tensor, Tensor]:
+    """y and what the kernel wants back of its softmax (nothing for math, which is computed again)."""
+    kernel = _stock_kernel(query, key, value, attn_mask, is_causal, scale)
+    results: tuple[Tensor, ...]
+    if kernel == "flash_cpu":
+        results = aten._scaled_dot_product_flash_attention_for_cpu(
+            query, key, value, 0.0, is_causal, attn_mask=attn_mask, scale=scale
         )
+    elif kernel == "flash":
+        results = aten._scaled_dot_product_flash_attention(query, key, value, 0.0, is_causal, scale=scale)
+    elif kernel == "cudnn":
+        results = aten._scaled_dot_product_cudnn_attention(query, key, value, None, True, 0.0, is_causal, scale=scale)
+    elif kernel == "efficient":
+        results = aten._scaled_dot_product_efficient_attention(
+            query, key, value, None, True, 0.0, is_causal, scale=scale
+        )
+    else:
+        results = _math(query, key, value, attn_mask, is_causal, scale), query.new_empty(query.shape[0], 0)
+    return results[0], results[1]
+
+
+def _stock_backward(
+    dy: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None,
+    y: Tensor,
+    logsumexp: Tensor,
+    is_causal: bool,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dq, dk and dv by the backward of the kernel that ran forward."""
+    kernel = _stock_kernel(query, key, value, attn_mask, is_causal, scale)
+    if kernel == "math":
+        with torch.enable_grad():
+            q, k, v = (x.detach().requires_grad_() for x in (query, key, value))
+            again = _math(q, k, v, attn_mask, is_causal, scale)
+        dq, dk, dv = torch.autograd.grad(again, (q, k, v), dy)
+        return dq, dk, dv
+    results: tuple[Tensor, ...]
+    if kernel == "flash_cpu":
+        results = aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            dy, query, key, value, y, logsumexp, 0.0, is_causal, attn_mask=attn_mask, scale=scale
+        )
+        return results[0], results[1], results[2]
+    # Without dropout the random state is never read.
+    state = torch.zeros((), dtype=torch.int64, device=query.device)
+    if kernel == "efficient":
+        results = aten._scaled_dot_product_efficient_attention_backward(
+            dy,
+            query,
+            key,
+            value,
+            None,
+            y,
+            logsumexp,
+            state,
+            state,
+            0.0,
+            [True, True, True, False],
+            is_causal,
+            scale=scale,
+        )
+        return results[0], results[1], results[2]
+    lengths = (None, None, query.shape[2], key.shape[2])
+    if kernel == "flash":
+        results = aten._scaled_dot_product_flash_attention_backward(
+            dy, query, key, value, y, logsumexp, *lengths, 0.0, is_causal, state, state, scale=scale
+        )
+    else:
+        results = aten._scaled_dot_product_cudnn_attention_backward(
+            dy, query, key, value, y, logsumexp, state, state, None, *lengths, 0.0, is_causal, scale=scale
+        )
+    return results[0], results[1], results[2]
+
+
+@torch.library.custom_op("exsel::sdpa_attention", mutates_args=())
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    own_value: Tensor,
+    strength: Tensor | None,
+    attn_mask: Tensor | None,
+    is_causal: bool,
+    scale: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    y, logsumexp = _stock_forward(query, key, value, attn_mask, is_causal, scale)
+    along = y.new_empty(y.shape[:-1], dtype=accumulation_dtype(y.dtype))
+    passes_for(y, "sdpa").project(y, own_value, strength, None, eps, y, along)
+    return y, logsumexp, along
+
+
+@_attention.register_fake
+def _(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    own_value: Tensor,
+    strength: Tensor | None,
+    attn_mask: Tensor | None,
+    is_causal: bool,
+    scale: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    y, logsumexp = _stock_forward(query, key, value, attn_mask, is_causal, scale)
+    return y, logsumexp, y.new_empty(y.shape[:-1], dtype=accumulation_dtype(y.dtype))
+
+
+@torch.library.custom_op("exsel::sdpa_attention_backward", mutates_args=())
+def _attention_backward(
+    dz: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    own_value: Tensor,
+    strength: Tensor | None,
+    attn_mask: Tensor | None,
+    z: Tensor,
+    logsumexp: Tensor,
+    along: Tensor,
+    is_causal: bool,
+    scale: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    # In y's layout and not dz's, which may be anything: a stock kernel copies what it does not like.
+    dy, down = torch.empty_like(z), torch.empty_like(own_value)
+    dstrength = along.new_empty(along.shape if strength is not None else (along.shape[0], 0))
+    passes = passes_for(z, "sdpa")
+    passes.project_backward(
+        dz, z, own_value, strength, None, eps, along, dy, down, None if strength is None else dstrength, None
+    )
+    has_few = z.shape[2] < _FEW_TOKENS
+    y = z if strength is None and not has_few else _restore(z, own_value, strength, along, eps)
+    dq, dk, dv = _stock_backward(dy, query, key, value, attn_mask, y, logsumexp, is_causal, scale)
+    return dq, dk, dv, down, dstrength
+
+
+@_attention_backward.register_fake
+def _(
+    dz: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    own_value: Tensor,
+    strength: Tensor | None,
+    attn_mask: Tensor | None,
+    z: Tensor,
+    logsumexp: Tensor,
+    along: Tensor,
+    is_causal: bool,
+    scale: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    dq, dk, dv = _stock_backward(dz, query, key, value, attn_mask, z, logsumexp, is_causal, scale)
+    dstrength = along.new_empty(along.shape if strength is not None else (along.shape[0], 0))
+    return dq, dk, dv, torch.empty_like(own_value), dstrength
+
+
+def _restore(z: Tensor, own_value: Tensor, strength: Tensor | None, along: Tensor, eps: float) -> Tensor:
+    """y = z + α c v̂."""
+    unit = F.normalize(own_value.to(along.dtype), dim=-1, eps=eps).unsqueeze(2)
+    taken = (along if strength is None else strength * along).unflatten(1, (own_value.shape[1], -1)).unsqueeze(-1)
+    y: Tensor = torch.addcmul(z.to(along.dtype).unflatten(1, (own_value.shape[1], -1)), taken, unit)
+    return y.flatten(1, 2).to(z.dtype)
+
+
+register_vmap(_attention)
+register_vmap(_attention_backward)
+_run_backward = without_gradient(_attention_backward, "a second derivative needs backend='reference'")
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, ctx.is_causal, ctx.scale, ctx.eps = inputs
+    ctx.save_for_backward(*tensors, *output)
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+
+
+def _gradients(ctx: Any, dz: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    if dz is None:
+        return (None,) * 9
+    saved = ctx.saved_tensors
+    dq, dk, dv, down, dstrength = _run_backward(dz, *saved, ctx.is_causal, ctx.scale, ctx.eps)
+    return dq, dk, dv, down, None if saved[4] is None else dstrength, None, None, None, None
+
+
+_attention_with_gradient = differentiable(_attention, _gradients, _save)

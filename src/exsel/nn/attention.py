@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from exsel.config import SelectiveConfig
-from exsel.functional import Backend, attention, exclude
+from exsel.dispatch import Backend
+from exsel.functional import attention, exclude
 from exsel.nn.rotary import Rotary, rotate
 from exsel.nn.temperature import build_temperatures, scale_heads
 

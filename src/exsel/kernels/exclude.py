@@ -1,0 +1,157 @@
+"""The projection as an operator, in whichever language suits the device.
+
+Floor: forward reads y and v and writes z, backward reads dz, y and v and writes dy and dv, once each; 3 and 5 tensors
+of the output's size (fewer with grouped heads). Only y and v are saved, which attention has saved anyway.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from exsel.kernels import cpp, passes
+from exsel.kernels.registration import differentiable, register_vmap
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+@functools.cache
+def has_triton() -> bool:
+    """Whether Triton can be imported."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def passes_for(x: Tensor, backend: str) -> ModuleType:
+    """The module with ``project`` and ``project_backward`` for tensors like x."""
+    if backend == "triton" or (x.is_cuda and x.dtype != torch.float64 and has_triton()):
+        from exsel.kernels.triton import project
+
+        return project
+    if x.device.type == "cpu" and cpp.available():
+        return cpp
+    return passes
+
+
+def exclude(
+    y: Tensor, own_value: Tensor, strength: Tensor | None, gate: Tensor | None, eps: float, backend: str
+) -> Tensor:
+    """As :func:`exsel.reference.exclude`, times ``gate``; twice differentiable."""
+    lead = y.shape[:-3]
+
+    def four(x: Tensor | None, trailing: int) -> Tensor | None:
+        return None if x is None else x.reshape(-1, *x.shape[-trailing:])
+
+    dtype = accumulation_dtype(y.dtype)
+    strength = None if strength is None else strength.to(dtype)
+    gate = None if gate is None else gate.to(dtype)
+    z: Tensor = _exclude_with_gradient(
+        four(y, 3), four(own_value, 3), four(strength, 2), four(gate, 2), float(eps), backend
+    )
+    return z.reshape(*lead, *z.shape[1:])
+
+
+@torch.library.custom_op("exsel::exclude", mutates_args=())
+def _exclude(
+    y: Tensor, own_value: Tensor, strength: Tensor | None, gate: Tensor | None, eps: float, backend: str
+) -> Tensor:
+    z = torch.empty_like(y)
+    passes_for(y, backend).project(y, own_value, strength, gate, eps, z, None)
+    return z
+
+
+@_exclude.register_fake
+def _(y: Tensor, own_value: Tensor, strength: Tensor | None, gate: Tensor | None, eps: float, backend: str) -> Tensor:
+    return torch.empty_like(y)
+
+
+@torch.library.custom_op("exsel::exclude_backward", mutates_args=())
+def _exclude_backward(
+    dz: Tensor,
+    y: Tensor,
+    own_value: Tensor,
+    strength: Tensor | None,
+    gate: Tensor | None,
+    eps: float,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dy, dv, dstrength, dgate = _empty_gradients(dz, y, own_value, strength, gate, eps, backend)
+    passes_for(y, backend).project_backward(
+        dz,
+        y,
+        own_value,
+        strength,
+        gate,
+        eps,
+        None,
+        dy,
+        dv,
+        None if strength is None else dstrength,
+        None if gate is None else dgate,
+    )
+    return dy, dv, dstrength, dgate
+
+
+@_exclude_backward.register_fake
+def _empty_gradients(
+    dz: Tensor,
+    y: Tensor,
+    own_value: Tensor,
+    strength: Tensor | None,
+    gate: Tensor | None,
+    eps: float,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """dy, dv, dα and dg; the last two of no size where there is no strength or gate."""
+
+    def by_token(given: Tensor | None) -> Tensor:
+        shape = (y.shape[0], 0) if given is None else y.shape[:-1]
+        return y.new_empty(shape, dtype=accumulation_dtype(y.dtype))
+
+    return torch.empty_like(y), torch.empty_like(own_value), by_token(strength), by_token(gate)
+
+
+register_vmap(_exclude)
+register_vmap(_exclude_backward)
+
+
+def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    *tensors, ctx.eps, ctx.backend = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _gradients(ctx: Any, dz: Tensor) -> tuple[Tensor | None, ...]:
+    y, own_value, strength, gate = ctx.saved_tensors
+    dy, dv, dstrength, dgate = _exclude_backward_with_gradient(dz, y, own_value, strength, gate, ctx.eps, ctx.backend)
+    return dy, dv, None if strength is None else dstrength, None if gate is None else dgate, None, None
+
+
+def _second_gradients(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    """By PyTorch's own derivative of the backward's formula."""
+    inputs = ctx.saved_tensors
+    present = [x for x in inputs if x is not None]
+
+    def formula(*given: Tensor) -> tuple[Tensor, ...]:
+        left = iter(given)
+        dz, y, own_value, strength, gate = (None if x is None else next(left) for x in inputs)
+        assert dz is not None
+        assert y is not None
+        assert own_value is not None
+        results = passes.backward_formula(dz, y, own_value, strength, gate, ctx.eps)
+        return tuple(x for x in results if x is not None)
+
+    has_gradient = (True, True, inputs[3] is not None, inputs[4] is not None)
+    cotangents = tuple(gradient for gradient, has in zip(gradients, has_gradient, strict=True) if has)
+    found = iter(torch.func.vjp(formula, *present)[1](cotangents))
+    return *(None if x is None else next(found) for x in inputs), None, None
+
+
+_exclude_with_gradient = differentiable(_exclude, _gradients, _save_inputs)
+_exclude_backward_with_gradient = differentiable(_exclude_backward, _second_gradients, _save_inputs)

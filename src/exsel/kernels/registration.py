@@ -1,0 +1,84 @@
+"""What every operator of ours needs beside its kernel, so that autograd, ``torch.func`` and vmap compose with it.
+
+An operator takes and returns tensors whose first dimension is the batch; the kernel behind it sees plain tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._library.custom_ops import CustomOpDef
+
+
+def register_vmap(op: CustomOpDef) -> None:
+    """Under vmap the mapped dimension joins the batch."""
+
+    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
+        def fold(argument: Any, dim: int | None) -> Any:
+            if not isinstance(argument, Tensor):
+                return argument
+            mapped = argument.expand(info.batch_size, *argument.shape) if dim is None else argument.movedim(dim, 0)
+            return mapped.flatten(0, 1)
+
+        def unfold(result: Tensor) -> Tensor:
+            unfolded: Tensor = result.unflatten(0, (info.batch_size, -1))
+            return unfolded
+
+        results = op(*(fold(argument, dim) for argument, dim in zip(args, in_dims, strict=True)))
+        if isinstance(results, Tensor):
+            return unfold(results), 0
+        return tuple(unfold(result) for result in results), (0,) * len(results)
+
+    op.register_vmap(rule)
+
+
+def refuse_vmap(op: CustomOpDef, remedy: str) -> None:
+    """An error that says what to do where an operator cannot be mapped."""
+
+    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
+        raise NotImplementedError(f"{op._qualname} cannot be mapped by vmap: {remedy}")
+
+    op.register_vmap(rule)
+
+
+def differentiable(
+    op: CustomOpDef,
+    backward: Callable[..., Any],
+    setup_context: Callable[[Any, tuple[Any, ...], Any], None],
+) -> Callable[..., Any]:
+    """Give ``op`` its gradient; return the function to call instead of ``op``.
+
+    The operator's own registration serves ``torch.ops`` and ``torch.compile``; ``torch.func`` does not go through it,
+    and needs the same two functions as an autograd function around the operator.
+    """
+    op.register_autograd(backward, setup_context=setup_context)
+    function = type(
+        op._qualname.replace("::", "_"),
+        (torch.autograd.Function,),
+        {
+            "generate_vmap_rule": True,
+            "forward": staticmethod(lambda *args: op(*args)),
+            "setup_context": staticmethod(setup_context),
+            "backward": staticmethod(backward),
+        },
+    )
+    traced = op._opoverload
+
+    def apply(*args: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return traced(*args)
+        return function.apply(*args)  # type: ignore[attr-defined]
+
+    return apply
+
+
+def without_gradient(op: CustomOpDef, remedy: str) -> Callable[..., Any]:
+    """An operator that has no gradient of its own, as the function to call: it may run while gradients are recorded."""
+
+    def refuse(ctx: Any, *gradients: Any) -> Any:
+        raise RuntimeError(f"{op._qualname} has no derivative: {remedy}")
+
+    return differentiable(op, refuse, lambda ctx, inputs, output: None)

@@ -1,0 +1,270 @@
+"""The operators as PyTorch sees them: registration, tracing, memory, determinism."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import exsel
+from exsel import reference
+from exsel.dispatch import Backend
+from exsel.kernels import exclude as exclude_operators
+from exsel.kernels import fused, sdpa
+from exsel.kernels.exclude import has_triton
+
+needs_triton = pytest.mark.skipif(not has_triton(), reason="needs Triton")
+
+
+def leaf(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*shape, dtype=dtype).requires_grad_()
+
+
+def strengths(kind: str) -> Tensor | None:
+    return {"none": None, "head": torch.rand(4)[None, :, None].expand(2, 4, 7).requires_grad_()}[kind]
+
+
+@pytest.mark.parametrize("kind", ["none", "head"])
+@pytest.mark.parametrize("with_gate", [False, True])
+@pytest.mark.parametrize("backend", ["sdpa", pytest.param("triton", marks=needs_triton)])
+def test_exclude_passes_opcheck(kind: str, with_gate: bool, backend: str) -> None:
+    y, v = leaf(2, 4, 7, 8), leaf(2, 2, 7, 8)
+    gate = leaf(2, 4, 7) if with_gate else None
+    strength = strengths(kind)
+    torch.library.opcheck(exclude_operators._exclude, (y, v, strength, gate, 1e-12, backend))
+    dz = torch.randn(2, 4, 7, 8)
+    torch.library.opcheck(exclude_operators._exclude_backward, (dz, y, v, strength, gate, 1e-12, backend))
+
+
+@pytest.mark.parametrize("kind", ["none", "head"])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("tokens", [7, 20])
+def test_stock_attention_passes_opcheck(kind: str, masked: bool, tokens: int) -> None:
+    q, k, v = leaf(2, 4, tokens, 8), leaf(2, 2, tokens, 8), leaf(2, 2, tokens, 8)
+    mask = torch.zeros(2, 4, tokens, tokens) if masked else None
+    strength = None if kind == "none" else torch.rand(2, 4, tokens).requires_grad_()
+    torch.library.opcheck(sdpa._attention, (q, k, v, v.detach(), strength, mask, not masked, 0.3, 1e-12))
+    z, logsumexp, along = sdpa._attention(q, k, v, v, strength, mask, not masked, 0.3, 1e-12)
+    saved = [None if x is None else x.detach() for x in (q, k, v, v, strength, mask, z, logsumexp, along)]
+    torch.library.opcheck(sdpa._attention_backward, (torch.randn_like(z), *saved, not masked, 0.3, 1e-12))
+
+
+@needs_triton
+@pytest.mark.parametrize("exclusive", [False, True])
+@pytest.mark.parametrize("selective", [False, True])
+def test_fused_attention_passes_opcheck(exclusive: bool, selective: bool) -> None:
+    q, k, v = leaf(2, 4, 7, 16), leaf(2, 2, 7, 16), leaf(2, 2, 7, 16)
+    scales = (leaf(2, 4, 7), leaf(2, 2, 7)) if selective else (None, None)
+    strength = leaf(2, 4, 7) if exclusive and selective else None
+    options = (exclusive, True, None, 0.3, 1e-12)
+    torch.library.opcheck(fused._attention, (q, k, v, strength, *scales, None, *options))
+    z, logsumexp, along = (x.detach() for x in fused._attention(q, k, v, strength, *scales, None, *options))
+    inputs = [None if x is None else x.detach() for x in (q, k, v, strength, *scales)]
+    torch.library.opcheck(
+        fused._attention_backward, (torch.randn_like(z), *inputs, None, z, logsumexp, along, *options)
+    )
+
+
+@needs_triton
+def test_decode_and_temperature_pass_opcheck() -> None:
+    q, k, v, own = (
+        torch.randn(2, 4, 3, 16),
+        torch.randn(2, 2, 9, 16),
+        torch.randn(2, 2, 9, 16),
+        torch.randn(2, 2, 3, 16),
+    )
+    mask = torch.rand(2, 4, 3, 9) < 0.8
+    torch.library.opcheck(fused._decode, (q, k, v, own, None, None, None, mask, 0.3, 1e-12))
+    x, weight, logit, position = leaf(2, 4, 7, 8), leaf(4, 8), leaf(4), torch.arange(1, 8).expand(2, 7)
+    torch.library.opcheck(fused._inverse_temperature, (x, weight, position, logit))
+    inputs = (x.detach(), weight.detach(), position, logit.detach())
+    torch.library.opcheck(fused._inverse_temperature_backward, (torch.randn(2, 4, 7), *inputs))
+
+
+def saved_bytes(run: Callable[[], Tensor]) -> int:
+    """Bytes of distinct memory that the backward will read."""
+    storages: dict[int, int] = {}
+
+    def pack(x: Tensor) -> Tensor:
+        storages[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        kept = run()
+    assert kept.grad_fn is not None
+    return sum(storages.values())
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("backend", ["sdpa", pytest.param("triton", marks=needs_triton)])
+def test_saves_four_bytes_a_token_and_head_more_than_plain_attention(
+    heads: tuple[int, int], dtype: torch.dtype, backend: Backend
+) -> None:
+    """With what follows it, which saves its own input: z."""
+    q, k, v = leaf(2, heads[0], 33, 16, dtype=dtype), *(leaf(2, heads[1], 33, 16, dtype=dtype) for _ in range(2))
+    weight = leaf(16, 16, dtype=dtype)
+
+    def run(exclusive: bool) -> Tensor:
+        z = exsel.attention(q, k, v, is_causal=True, enable_gqa=True, exclusive=exclusive, backend=backend)
+        return z @ weight
+
+    more = saved_bytes(lambda: run(True)) - saved_bytes(lambda: run(False))
+    assert more == 4 * 2 * heads[0] * 33
+    eager = saved_bytes(
+        lambda: (
+            reference.exclude(F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True), v, None, 1e-12)
+            @ weight
+        )
+    )
+    assert saved_bytes(lambda: run(True)) < eager
+
+
+@pytest.mark.parametrize("backend", ["sdpa", pytest.param("triton", marks=needs_triton)])
+class TestAttentionOperator:
+    def inputs(self) -> list[Tensor]:
+        return [leaf(2, 4, 20, 16), leaf(2, 2, 20, 16), leaf(2, 2, 20, 16), leaf(2, 4, 20), leaf(2, 2, 20), leaf(4)]
+
+    def run(self, inputs: list[Tensor], backend: Backend) -> Tensor:
+        q, k, v, tau_q, tau_v, strength = inputs
+        return exsel.attention(q, k, v, is_causal=True, enable_gqa=True, exclusive=strength, query_scale=tau_q,
+                               value_scale=tau_v, backend=backend)  # fmt: skip
+
+    def test_same_bits_on_every_run(self, backend: Backend) -> None:
+        inputs, dz = self.inputs(), torch.randn(2, 4, 20, 16)
+
+        def once() -> tuple[Tensor, ...]:
+            z = self.run(inputs, backend)
+            return z, *torch.autograd.grad(z, inputs, dz)
+
+        for first, second in zip(once(), once(), strict=True):
+            assert torch.equal(first, second)
+
+    def test_gradient_checkpointing(self, backend: Backend) -> None:
+        inputs, dz = self.inputs(), torch.randn(2, 4, 20, 16)
+        plain = torch.autograd.grad(self.run(inputs, backend), inputs, dz)
+        checkpointed = torch.utils.checkpoint.checkpoint(
+            lambda *given: self.run(list(given), backend), *inputs, use_reentrant=False
+        )
+        torch.testing.assert_close(torch.autograd.grad(checkpointed, inputs, dz), plain, rtol=0, atol=0)
+
+    def test_compiled_equals_eager(self, backend: Backend) -> None:
+        torch.compiler.reset()
+        inputs, dz = self.inputs(), torch.randn(2, 4, 20, 16)
+        compiled = torch.compile(lambda *given: self.run(list(given), backend), fullgraph=True, backend="aot_eager")
+        got, expected = compiled(*inputs), self.run(inputs, backend)
+        torch.testing.assert_close(got, expected)
+        torch.testing.assert_close(torch.autograd.grad(got, inputs, dz), torch.autograd.grad(expected, inputs, dz))
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_autocast(self, backend: Backend, dtype: torch.dtype) -> None:
+        inputs = self.inputs()
+        with torch.autocast("cpu", dtype=dtype):
+            z = self.run(inputs, backend)
+        assert z.dtype == dtype
+        low = [x.to(dtype) for x in inputs[:3]] + inputs[3:]
+        torch.testing.assert_close(z, self.run(low, backend), rtol=0, atol=0)
+        assert all(x.dtype == torch.float32 for x in torch.autograd.grad(z.float().sum(), inputs))
+
+    def test_gradient_of_one_input_alone(self, backend: Backend) -> None:
+        inputs, dz = self.inputs(), torch.randn(2, 4, 20, 16)
+        everything = torch.autograd.grad(self.run(inputs, backend), inputs, dz)
+        for index in range(len(inputs)):
+            alone = [x.detach().requires_grad_(index == place) for place, x in enumerate(inputs)]
+            (got,) = torch.autograd.grad(self.run(alone, backend), alone[index], dz)
+            torch.testing.assert_close(got, everything[index], rtol=0, atol=0)
+
+
+def test_vmap_of_stock_attention() -> None:
+    q, k, v = torch.randn(3, 2, 4, 20, 8), torch.randn(3, 2, 2, 20, 8), torch.randn(3, 2, 2, 20, 8)
+
+    def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return exsel.attention(q, k, v, is_causal=True, enable_gqa=True, exclusive=True)
+
+    torch.testing.assert_close(torch.func.vmap(run)(q, k, v), torch.stack([run(*x) for x in zip(q, k, v, strict=True)]))
+
+    def loss(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return run(q, k, v).sin().sum()
+
+    expected = torch.func.grad(lambda q: sum(loss(*x) for x in zip(q, k, v, strict=True)))(q)
+    torch.testing.assert_close(torch.func.vmap(torch.func.grad(loss))(q, k, v), expected)
+
+
+@needs_triton
+def test_vmap_of_the_fused_kernel_is_refused_with_a_remedy() -> None:
+    q = torch.randn(3, 1, 2, 20, 16)
+    with pytest.raises(NotImplementedError, match=r"cannot be mapped by vmap.*backend='sdpa'"):
+        torch.func.vmap(lambda q: exsel.attention(q, q, q, is_causal=True, exclusive=True, backend="triton"))(q)
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kernel", ["flash", "cudnn", "efficient"])
+def test_traces_for_a_gpu_without_one(
+    kv_heads: int, dtype: torch.dtype, kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shapes that the stock CUDA kernels promise fit what we pass on from forward to backward."""
+    if kernel == "efficient" and kv_heads == 2:
+        pytest.skip("never chosen with grouped heads")
+    # PyTorch's own choice needs a build with CUDA.
+    monkeypatch.setattr(sdpa, "_stock_kernel", lambda *_: kernel)
+    with FakeTensorMode(), torch.no_grad():
+        q = torch.empty(2, 64, 4, 64, dtype=dtype, device="cuda").transpose(1, 2)
+        k, v = (torch.empty(2, kv_heads, 64, 64, dtype=dtype, device="cuda") for _ in range(2))
+        z = exsel.attention(q, k, v, is_causal=True, enable_gqa=True, exclusive=True)
+        assert z.device.type == "cuda"
+        assert z.shape == q.shape
+        z, logsumexp, along = sdpa._attention(q, k, v, v, None, None, True, 0.125, 1e-12)
+        assert logsumexp.shape[:3] == along.shape == q.shape[:3]
+        gradients = sdpa._attention_backward(z, q, k, v, v, None, None, z, logsumexp, along, True, 0.125, 1e-12)
+        for x, gradient in zip((q, k, v, v), gradients[:4], strict=True):
+            assert gradient.shape == x.shape
+            assert gradient.dtype == dtype
+
+
+def mismatched() -> list[tuple[dict[str, Any], str]]:
+    q, k = torch.zeros(1, 4, 20, 16), torch.zeros(1, 2, 20, 16)
+    return [
+        ({"query": q, "key": k.to("meta"), "value": k}, "on one device, got query on cpu, key on meta"),
+        ({"query": q, "key": k, "value": k, "sliding_window": 0}, "sliding_window must be at least 1"),
+        ({"query": q, "key": k, "value": k, "cu_seqlens": torch.tensor([0.0, 20.0])}, "cu_seqlens must be integers"),
+        ({"query": q.expand(2, -1, -1, -1), "key": k.expand(2, -1, -1, -1), "value": k.expand(2, -1, -1, -1),
+          "cu_seqlens": torch.tensor([0, 20])}, "the batch must be 1"),
+        ({"query": q, "key": k, "value": k, "exclusive": True, "own_value": k[:, :, :5]}, "own_value must hold one"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "message"), mismatched())
+def test_mistakes_are_named(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        exsel.attention(**arguments, enable_gqa=True)
+
+
+@pytest.mark.parametrize("backend", ["reference", "sdpa", pytest.param("triton", marks=needs_triton)])
+@pytest.mark.parametrize("window", [None, 1, 5, 100])
+@pytest.mark.parametrize("boundaries", [None, (0, 3, 3, 4, 20)])
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_windows_and_packed_sequences(
+    backend: Backend, window: int | None, boundaries: tuple[int, ...] | None, is_causal: bool
+) -> None:
+    """Against each sequence by itself, with the window written out as a mask."""
+    q, k, v = torch.randn(1, 4, 20, 16), torch.randn(1, 2, 20, 16), torch.randn(1, 2, 20, 16)
+    cu_seqlens = None if boundaries is None else torch.tensor(boundaries, dtype=torch.int32)
+    got = exsel.attention(q, k, v, is_causal=is_causal, enable_gqa=True, exclusive=True, sliding_window=window,
+                          cu_seqlens=cu_seqlens, backend=backend)  # fmt: skip
+    edges = boundaries or (0, 20)
+    parts = []
+    for begin, end in itertools.pairwise(edges):
+        own = [x[:, :, begin:end] for x in (q, k, v)]
+        index = torch.arange(end - begin)
+        distance = index[:, None] - index
+        mask = distance.abs() < (window or 1000)
+        mask = mask & (distance >= 0) if is_causal else mask
+        parts.append(exsel.attention(*own, attn_mask=mask, enable_gqa=True, exclusive=True, backend="reference"))
+    torch.testing.assert_close(got, torch.cat(parts, dim=2), rtol=1e-4, atol=1e-5)
