@@ -1,13 +1,15 @@
 """What attention and decoding cost: the numbers of docs/performance.md that are kept in ``benchmarks/results``.
 
-    python benchmarks/attention.py [--device cpu|cuda] [other flags of exsel bench]
+    python benchmarks/attention.py [--part NAME] [--device cpu|cuda] [other flags of exsel bench]
 
 Runs ``exsel bench attention decode`` and keeps its ``bench.json`` by the name of the device; ``python
-benchmarks/tables.py`` then makes the tables. About an hour on two cores, minutes on a GPU.
+benchmarks/tables.py`` then makes the tables. About an hour on two cores. ``--part`` names one of several runs on one
+device, of different shapes or lengths, each of which is kept.
 """
 
 from __future__ import annotations
 
+import argparse
 import re
 import sys
 from collections.abc import Sequence
@@ -20,18 +22,22 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def measure(name: str, subjects: Sequence[str], flags: Sequence[str]) -> int:
-    """Run ``exsel bench`` and keep what it measured as ``NAME_DEVICE.json``; partial results are not kept."""
+    """Run ``exsel bench`` and keep what it measured as ``NAME_DEVICE[_PART].json``; partial results are not kept."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--part", type=re.compile(r"[a-z0-9-]+").fullmatch)
+    known, flags = parser.parse_known_args(flags)
+    part = "" if known.part is None else f"_{known.part[0]}"
     if not {"-h", "--help", "--out", "--overwrite", "--tune", "--json"}.isdisjoint(flags):
         print(f"usage: python benchmarks/{name}.py [flags of exsel bench that say what is measured]", file=sys.stderr)
         return 2
-    work = Path("runs") / f"bench-{name}"
+    work = Path("runs") / f"bench-{name}{part}"
     code = exsel(["bench", *subjects, *flags, "--out", str(work), "--overwrite"])
     if code != 0:
         return code
     record = read_json(work / "bench.json")
     record["command"] = " ".join([f"python benchmarks/{name}.py", *flags])
     device = re.sub(r"[^a-z0-9]+", "-", record["machine"]["device"].lower()).strip("-")
-    path = RESULTS / f"{name}_{device}.json"
+    path = RESULTS / f"{name}_{device}{part}.json"
     write_json(path, record)
     print(f"kept: {path}")
     return 0

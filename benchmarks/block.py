@@ -1,6 +1,6 @@
 """What one transformer block and a whole training step cost; see ``benchmarks/attention.py``.
 
-python benchmarks/block.py [--device cpu|cuda] [other flags of exsel bench]
+python benchmarks/block.py [--part NAME] [--device cpu|cuda] [other flags of exsel bench]
 """
 
 from __future__ import annotations

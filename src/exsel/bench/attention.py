@@ -17,6 +17,7 @@ from exsel.bench.measuring import Contender, Refused
 from exsel.bench.plain_forms import dot_form, normalize_form, scale_form
 from exsel.bench.timing import Clock, Work
 from exsel.dispatch import Backend
+from exsel.errors import first_line
 from exsel.training.environment import can_compile
 
 STOCK = ("baseline", "stock")
@@ -155,6 +156,11 @@ def accepted(backend: str, work: Work, device: torch.device) -> Work:
         work.run()
     except (ValueError, NotImplementedError) as error:
         raise Refused(str(error)) from error
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] != "triton":
+            raise
+        # A kernel that does not fit on this chip: a gap in the table, and the other contenders go on.
+        raise Refused(f"Triton: {first_line(error)}") from error
     return work
 
 
@@ -180,6 +186,8 @@ def fastest_kernel(make: Callable[[], Work], device: torch.device, clock: Clock)
         with sdpa_kernel(kernel):
             try:
                 work.run()
+            except torch.OutOfMemoryError:
+                raise
             except RuntimeError:
                 continue  # PyTorch's way to say that a kernel does not take the shape or the chip
             clock.time(work)

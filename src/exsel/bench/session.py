@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
@@ -177,6 +178,7 @@ def run(
     for number, job in enumerate(planned):
         display.case(f"{job.subject} {job.case}", number, len(planned))
         torch.compiler.reset()  # what was compiled for the last case would count against the limit of this one
+        gc.collect()
         try:
             measured = measure(
                 contenders_of(job, clock, plan.contenders),
@@ -192,10 +194,27 @@ def run(
         except KeyboardInterrupt:
             on_case(record)
             return record
+        except torch.OutOfMemoryError:
+            measured = [_out_of_memory(job)]
         rows.extend(_describe(job, row) for row in measured)
         record["partial"] = number + 1 < len(planned)
         on_case(record)
     return record
+
+
+def _out_of_memory(job: _Job) -> dict[str, Any]:
+    """The row of a case whose tensors alone do not fit."""
+    group = f"batch {job.case.batch}" if job.subject == "decode" else attention.STOCK[0]
+    return {
+        "group": group,
+        "contender": attention.STOCK[1],
+        "floor": attention.STOCK[1],
+        "rounds": 0,
+        "passes": {},
+        "saved_bytes": None,
+        "peak_bytes": None,
+        "refused": "out of memory",
+    }
 
 
 def _describe(job: _Job, row: dict[str, Any]) -> dict[str, Any]:

@@ -7,12 +7,13 @@ computes something else is left out.
 
 from __future__ import annotations
 
+import functools
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import triton.errors  # type: ignore[import-untyped]
+import triton.errors
 from torch import Tensor
 
 from exsel.bench.cases import Case
@@ -148,6 +149,22 @@ def _attention_forward(case: Case) -> Launch:
     return launch
 
 
+def _attention_backward(case: Case, which: str) -> Launch:
+    """``which``: the keyword of the launch that is searched; the others stay as they would be."""
+    from exsel.kernels.triton.attention import attention_forward
+    from exsel.kernels.triton.attention_backward import attention_backward
+
+    tensors, options = _attention(case)
+    forward = attention_forward(*tensors, **options)
+    dz = case.heads(case.shape.num_heads)
+
+    def launch(config: Config) -> Sequence[Tensor]:
+        searched: dict[str, Any] = options | {which: config}
+        return attention_backward(dz, *tensors, *forward, **searched)[:3]
+
+    return launch
+
+
 def _decode(case: Case) -> Launch:
     from exsel.kernels.triton.decode import decode
 
@@ -177,5 +194,7 @@ def _decode(case: Case) -> Launch:
 #: From the kernels of ``configs/defaults.json`` to their launchers on a case.
 LAUNCHES: Mapping[str, Callable[[Case], Launch]] = {
     "attention_forward": _attention_forward,
+    "attention_backward_key_value": functools.partial(_attention_backward, which="key_value_config"),
+    "attention_backward_query": functools.partial(_attention_backward, which="query_config"),
     "decode": _decode,
 }

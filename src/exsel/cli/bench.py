@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--contenders",
         metavar="NAME[,…]",
         help="of attention and decode, beside stock: eager normalize, compiled normalize, compiled dot, exsel auto, "
-        "exsel sdpa, exsel triton, exsel reference (all but the last)",
+        "exsel reference, exsel sdpa, exsel triton (all but the reference)",
     )
     parser.add_argument("--model", metavar="NAME", help="the size whose training step block times (by device)")
     parser.add_argument(

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from exsel.bench.timing import Work
+
+
+class Watcher:
+    """What was said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.rounds: list[tuple[int, int]] = []
+
+    def case(self, title: str, number: int, of: int) -> None:
+        self.said.append(f"{title} ({number + 1} of {of})")
+
+    def doing(self, what: str) -> None:
+        self.said.append(what)
+
+    def measured(self, rounds: int, of: int) -> None:
+        self.rounds.append((rounds, of))
+
+
+class ScriptedClock:
+    """Times that a test gives, by the name of the only pass; an exception among them is raised."""
+
+    def __init__(self, script: dict[str, list[Any]]) -> None:
+        self._script: dict[str, Iterator[Any]] = {name: iter(times) for name, times in script.items()}
+
+    def calibrate(self, work: Work) -> None:
+        pass
+
+    def time(self, work: Work) -> dict[str, float]:
+        seconds = next(self._script[work.name])
+        if isinstance(seconds, BaseException):
+            raise seconds
+        return {"step": seconds}
+
+
+@pytest.fixture
+def watcher() -> Watcher:
+    return Watcher()
+
+
+def idle(name: str) -> Work:
+    return Work(forward=lambda: torch.zeros(1), name=name)

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import exsel
+from bench.conftest import Watcher
+from exsel.bench import attention, decode
+from exsel.bench.attention import accepted, check_output, compiled
+from exsel.bench.cases import Case, Shape
+from exsel.bench.measuring import Contender, Refused, measure
+from exsel.bench.timing import CpuClock, Work
+
+CPU = torch.device("cpu")
+EAGER_ONES = ("eager normalize", "exsel auto", "exsel sdpa", "exsel triton", "exsel reference")
+
+
+def case(heads: int = 4, kv_heads: int = 2) -> Case:
+    return Case(shape=Shape("small", heads, kv_heads, 16), tokens=32, batch=2, device=CPU, dtype=torch.float32)
+
+
+def rows_of(contenders: list[Contender], watcher: Watcher) -> dict[tuple[str, str], dict[str, Any]]:
+    rows = measure(contenders, clock=CpuClock(least=0), device=CPU, rounds=1, watcher=watcher)
+    return {(row["group"], row["contender"]): row for row in rows}
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_everything_is_measured_but_what_refuses(kv_heads: int, watcher: Watcher) -> None:
+    rows = rows_of(attention.contenders(case(4, kv_heads), CpuClock(), EAGER_ONES), watcher)
+    assert next(iter(rows)) == ("baseline", "stock")
+    assert {name for name, row in rows.items() if row["refused"] is None} == {
+        ("baseline", "stock"),
+        *(
+            (group, name)
+            for group in ("exclusive", "exclusive+selective")
+            for name in ("eager normalize", "exsel auto", "exsel sdpa", "exsel reference")
+        ),
+    }
+    for group in ("exclusive", "exclusive+selective"):
+        refused = rows[group, "exsel triton"]
+        assert "GPU" in refused["refused"]
+        assert refused["passes"] == {}
+    assert set(rows["exclusive", "exsel auto"]["passes"]) == {"forward", "backward", "both"}
+    assert rows["exclusive", "exsel auto"]["saved_bytes"] > 0
+
+
+def test_decoding(watcher: Watcher) -> None:
+    rows = rows_of(decode.contenders(case(), CpuClock(), EAGER_ONES), watcher)
+    assert list(rows["batch 2", "exsel auto"]["passes"]) == ["decode"]
+    assert rows["batch 2", "stock"]["passes"]["decode"]["ratio_median"] == 1
+    assert "GPU" in rows["batch 2", "exsel triton"]["refused"]
+
+
+def test_a_wrong_result_has_no_time(watcher: Watcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = exsel.attention
+
+    def wrong(*tensors: Any, exclusive: bool, **options: Any) -> Any:
+        return right(*tensors, exclusive=False, **options)
+
+    monkeypatch.setattr("exsel.attention", wrong)
+    rows = rows_of(attention.contenders(case(), CpuClock(), ("exsel auto",)), watcher)
+    assert rows["exclusive", "exsel auto"]["refused"].startswith("wrong: ")
+    assert rows["exclusive", "exsel auto"]["passes"] == {}
+
+
+def test_nan_is_wrong() -> None:
+    with pytest.raises(Refused, match="wrong"):
+        check_output(Work(forward=lambda: torch.full((3,), torch.nan)), torch.zeros(3), 1.0)
+
+
+@pytest.mark.parametrize("kind", [ValueError, NotImplementedError])
+def test_only_an_explicit_backend_may_refuse(kind: type[Exception]) -> None:
+    def forward() -> torch.Tensor:
+        raise kind("head_dim 7 is too odd")
+
+    work = Work(forward=forward)
+    with pytest.raises(Refused, match="head_dim 7 is too odd"):
+        accepted("sdpa", work, CPU)
+    assert accepted("auto", work, CPU) is work  # that one must run: its error is raised where it is measured
+
+
+def test_without_a_compiler_compiled_forms_are_gaps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("exsel.bench.attention.can_compile", lambda: False)
+    with pytest.raises(Refused, match="compiler"):
+        compiled(lambda x: x)

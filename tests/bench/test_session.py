@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from bench.conftest import Watcher
+from exsel.bench.cases import Shape
+from exsel.bench.session import Plan, jobs, run
+from exsel.bench.timing import CpuClock, Work
+
+PLAN = Plan(
+    subjects=("attention",),
+    device="cpu",
+    dtype="float32",
+    shapes=(Shape("2x1x16", 2, 1, 16),),
+    tokens=(16, 32),
+    contenders=("eager normalize", "exsel triton"),
+    rounds=2,
+)
+
+#: What readers of ``bench.json`` may rely on.
+RECORD = {
+    "format": int,
+    "command": str,
+    "device": str,
+    "dtype": str,
+    "partial": bool,
+    "machine": dict,
+    "git_revision": (str, type(None)),
+    "rows": list,
+}
+ROW = {
+    "subject": str,
+    "shape": str,
+    "num_heads": int,
+    "num_kv_heads": int,
+    "head_dim": int,
+    "tokens": int,
+    "batch": int,
+    "group": str,
+    "contender": str,
+    "floor": str,
+    "rounds": int,
+    "passes": dict,
+    "saved_bytes": (int, type(None)),
+    "peak_bytes": (int, type(None)),
+    "refused": (str, type(None)),
+}
+PASS = {"ms_median": float, "ratio_median": float, "ratio_quartiles": list}
+
+
+def assert_schema(value: dict[str, Any], schema: dict[str, Any]) -> None:
+    assert set(schema) <= set(value)
+    for name, kind in schema.items():
+        assert isinstance(value[name], kind), name
+
+
+def measure(watcher: Watcher, clock: CpuClock | None = None) -> tuple[dict[str, Any], list[int]]:
+    kept: list[int] = []
+    record = run(
+        PLAN,
+        jobs(PLAN),
+        command="exsel bench",
+        display=watcher,
+        on_case=lambda record: kept.append(len(record["rows"])),
+        clock=clock,
+    )
+    return record, kept
+
+
+def test_the_record(watcher: Watcher) -> None:
+    record, kept = measure(watcher)
+    assert_schema(record, RECORD)
+    assert not record["partial"]
+    for row in record["rows"]:
+        assert_schema(row, ROW)
+        assert (row["refused"] is None) == bool(row["passes"])
+        for summary in row["passes"].values():
+            assert_schema(summary, PASS)
+            low, high = summary["ratio_quartiles"]
+            assert low <= summary["ratio_median"] <= high
+    assert kept == [5, 10]  # after each case
+    assert [text for text in watcher.said if text.startswith("attention")] == [
+        "attention 2x1x16, 256 × 16 tokens (1 of 2)",
+        "attention 2x1x16, 128 × 32 tokens (2 of 2)",
+    ]
+
+
+class Interrupted(CpuClock):
+    """Ctrl-C at some call."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__(least=0)
+        self._left = after
+
+    def time(self, work: Work) -> dict[str, float]:
+        self._left -= 1
+        if self._left < 0:
+            raise KeyboardInterrupt
+        return super().time(work)
+
+
+# A case: one call to calibrate, then two rounds of the three that run.
+@pytest.mark.parametrize(("after", "expected"), [(1 + 6 + 1 + 4, [2] * 3 + [1] * 3), (1 + 6 + 1 + 1, [2] * 3), (2, [])])
+def test_an_interruption_keeps_what_was_measured(after: int, expected: list[int], watcher: Watcher) -> None:
+    record, kept = measure(watcher, Interrupted(after))
+    assert record["partial"]
+    assert [row["rounds"] for row in record["rows"] if row["refused"] is None] == expected
+    assert kept[-1] == len(record["rows"])
