@@ -1,7 +1,7 @@
 # mypy: disable-error-code="import-untyped"
 """Registers, spills and shared memory of every Triton kernel in every shipped configuration, without a GPU.
 
-    python benchmarks/kernel_resources.py [--kernels project …] [--targets sm_90 …] [--head-dims 128 …]
+    python benchmarks/kernel_resources.py [--launchers project …] [--targets sm_90 …] [--head-dims 128 …]
         [--dtypes bfloat16 …] [--jobs 2] [--out benchmarks/results]
 
 Compiles what the launchers would launch, for each architecture of ``configs/defaults.json`` and each chip with a
@@ -18,6 +18,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from importlib import resources
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -26,30 +27,28 @@ import triton
 from torch import Tensor
 
 from exsel.files import read_json, write_json
-from exsel.kernels.triton import attention, decode, project
+from exsel.kernels.triton import attention, attention_backward, decode, project
 from exsel.kernels.triton.binaries import TARGETS, compile_launches
-from exsel.kernels.triton.tuning import SHARED_MEMORY, Config, padded
+from exsel.kernels.triton.tuning import SHARED_MEMORY, Config, default_config, padded
 
 EPS = 1e-12
-HEAD_DIMS = (16, 32, 64, 80, 96, 128, 192, 256)
+HEAD_DIMS = (16, 32, 64, 80, 128, 256)
 DTYPES = ("bfloat16", "float32")
-#: The kernels whose launchers compute a configuration.
-COMPUTED = ("project", "project_backward")
 #: The architecture of a chip with a configuration file of its own, by a word of its name.
 CHIPS = {"a100": "sm_80", "h100": "sm_90", "h200": "sm_90", "b200": "sm_100", "mi300": "gfx942"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One launch to compile; ``config`` None where the launcher computes it."""
+    """One launch to compile, with the configurations of its kernels that have some in the files."""
 
-    kernel: str
+    launcher: str
     variant: str
     target: str
     source: str
     dtype: str
     head_dim: int
-    config: Config | None
+    configs: dict[str, Config]
 
 
 class Inputs:
@@ -78,21 +77,21 @@ class Inputs:
         return torch.zeros(self.batch_size, self.kv_heads, self.tokens)
 
 
-Launch = Callable[[int, torch.dtype, Config | None], object]
+Launch = Callable[[int, torch.dtype, dict[str, Config]], object]
 
 
 def project_forward(
-    head_dim: int, dtype: torch.dtype, config: Config | None, *, strength: bool = False, gate: bool = False
+    head_dim: int, dtype: torch.dtype, configs: dict[str, Config], *, strength: bool = False, gate: bool = False
 ) -> None:
     x = Inputs(head_dim, dtype)
     y = x.heads()
-    project.project(y, x.kv(), x.row() if strength else None, x.row() if gate else None, EPS, y, x.row(), config=config)
+    project.project(y, x.kv(), x.row() if strength else None, x.row() if gate else None, EPS, y, x.row())
 
 
 def project_backward(
     head_dim: int,
     dtype: torch.dtype,
-    config: Config | None,
+    configs: dict[str, Config],
     *,
     strength: bool = False,
     gate: bool = False,
@@ -100,15 +99,13 @@ def project_backward(
 ) -> None:
     x = Inputs(head_dim, dtype)
     alpha, gates, along = x.row() if strength else None, x.row() if gate else None, x.row() if from_z else None
-    project.project_backward(
-        x.heads(), x.heads(), x.kv(), alpha, gates, EPS, along, x.heads(), x.kv(), alpha, gates, config=config
-    )
+    project.project_backward(x.heads(), x.heads(), x.kv(), alpha, gates, EPS, along, x.heads(), x.kv(), alpha, gates)
 
 
-def attention_forward(
+def forward(
     head_dim: int,
     dtype: torch.dtype,
-    config: Config | None,
+    configs: dict[str, Config],
     *,
     exclusive: bool = True,
     scales: bool = False,
@@ -117,18 +114,47 @@ def attention_forward(
 ) -> None:
     x = Inputs(head_dim, dtype, batch_size=1)
     attention.attention_forward(
-        x.heads(), x.kv(), x.kv(),
-        exclusive=exclusive, strength=x.row() if scales and exclusive else None,
-        query_scale=x.row() if scales else None, value_scale=x.kv_row() if scales else None,
-        cu_seqlens=torch.tensor([0, 100, 256], dtype=torch.int32) if packed else None, is_causal=is_causal,
-        window=128 if packed else None, scale=1.0, eps=EPS, config=config,
+        x.heads(), x.kv(), x.kv(), **attention_options(x, exclusive, scales, packed, is_causal),
+        config=configs["attention_forward"],
     )  # fmt: skip
+
+
+def backward(
+    head_dim: int,
+    dtype: torch.dtype,
+    configs: dict[str, Config],
+    *,
+    exclusive: bool = True,
+    scales: bool = False,
+    packed: bool = False,
+    is_causal: bool = True,
+) -> None:
+    x = Inputs(head_dim, dtype, batch_size=1)
+    attention_backward.attention_backward(
+        x.heads(), x.heads(), x.kv(), x.kv(), x.heads(), x.row(), x.row() if exclusive else None,
+        **attention_options(x, exclusive, scales, packed, is_causal),
+        key_value_config=configs["attention_backward_key_value"], query_config=configs["attention_backward_query"],
+    )  # fmt: skip
+
+
+def attention_options(x: Inputs, exclusive: bool, scales: bool, packed: bool, is_causal: bool) -> dict[str, Any]:
+    return {
+        "exclusive": exclusive,
+        "strength": x.row() if scales and exclusive else None,
+        "query_scale": x.row() if scales else None,
+        "value_scale": x.kv_row() if scales else None,
+        "cu_seqlens": torch.tensor([0, 100, 256], dtype=torch.int32) if packed else None,
+        "is_causal": is_causal,
+        "window": 128 if packed else None,
+        "scale": 1.0,
+        "eps": EPS,
+    }
 
 
 def decode_step(
     head_dim: int,
     dtype: torch.dtype,
-    config: Config | None,
+    configs: dict[str, Config],
     *,
     exclusive: bool = True,
     scales: bool = False,
@@ -141,11 +167,17 @@ def decode_step(
         strength=x.row(1) if scales else None, query_scale=x.row(1) if scales else None,
         value_scale=x.kv_row() if scales else None,
         attn_mask=torch.ones(2, 1, 1, 256, dtype=torch.bool).expand(2, 32, 1, 256) if mask else None,
-        scale=1.0, eps=EPS, config=config, num_splits=num_splits,
+        scale=1.0, eps=EPS, config=configs["decode"], num_splits=num_splits,
     )  # fmt: skip
 
 
-#: Kernel, as in the configuration files, to what its variants are called to their launches.
+#: What a launcher takes from the configuration files; the others compute theirs.
+CONFIGURED = {
+    "attention_forward": ("attention_forward",),
+    "attention_backward": ("attention_backward_key_value", "attention_backward_query"),
+    "decode": ("decode",),
+}
+#: Launcher to variant to what launches it.
 LAUNCHES: dict[str, dict[str, Launch]] = {
     "project": {
         "plain": project_forward,
@@ -157,11 +189,18 @@ LAUNCHES: dict[str, dict[str, Launch]] = {
         "strength, from z": partial(project_backward, strength=True, from_z=True),
     },
     "attention_forward": {
-        "plain": partial(attention_forward, exclusive=False),
-        "exclusive": attention_forward,
-        "exclusive, scales": partial(attention_forward, scales=True),
-        "exclusive, scales, window, packed": partial(attention_forward, scales=True, packed=True),
-        "exclusive, bidirectional": partial(attention_forward, is_causal=False),
+        "plain": partial(forward, exclusive=False),
+        "exclusive": forward,
+        "exclusive, scales": partial(forward, scales=True),
+        "exclusive, scales, window, packed": partial(forward, scales=True, packed=True),
+        "exclusive, bidirectional": partial(forward, is_causal=False),
+    },
+    "attention_backward": {
+        "plain": partial(backward, exclusive=False),
+        "exclusive": backward,
+        "exclusive, scales": partial(backward, scales=True),
+        "exclusive, scales, window, packed": partial(backward, scales=True, packed=True),
+        "exclusive, bidirectional": partial(backward, is_causal=False),
     },
     "decode": {
         "plain": partial(decode_step, exclusive=False),
@@ -174,45 +213,45 @@ LAUNCHES: dict[str, dict[str, Launch]] = {
 
 def shipped() -> list[tuple[str, str, dict[str, Any]]]:
     """Target, file and kernels' configurations of every configuration file."""
-    found = []
-    for file in sorted(resources.files("exsel.kernels.triton").joinpath("configs").iterdir(), key=lambda x: x.name):
-        content = read_json(Path(str(file)))
-        name = Path(file.name).stem
-        if name == "defaults":
-            found += [
-                (target, name, {kernel: by_target[target] for kernel, by_target in content.items()})
-                for target in SHARED_MEMORY
-            ]
-        else:
-            (target,) = {target for word, target in CHIPS.items() if word in name}
-            found.append((target, name, content))
+    folder = resources.files("exsel.kernels.triton").joinpath("configs")
+    contents = {Path(file.name).stem: read_json(Path(str(file))) for file in folder.iterdir()}
+    defaults = contents.pop("defaults")
+    found = [
+        (target, "defaults", {kernel: by_target[target] for kernel, by_target in defaults.items()})
+        for target in SHARED_MEMORY
+    ]
+    for name, tuned in sorted(contents.items()):
+        (target,) = {target for word, target in CHIPS.items() if word in name}
+        found.append((target, name, tuned))
     return found
 
 
-def jobs(kernels: list[str], targets: list[str], head_dims: list[int], dtypes: list[str]) -> list[Job]:
+def jobs(launchers: list[str], targets: list[str], head_dims: list[int], dtypes: list[str]) -> list[Job]:
+    """Every variant with every configuration that a user of one of ``targets`` gets."""
     result = []
-    for target, source, configs in shipped():
-        for kernel, variants in LAUNCHES.items():
-            if kernel not in kernels or target not in targets:
-                continue
-            for dtype in dtypes:
-                for head_dim in head_dims:
-                    size, dim = str(getattr(torch, dtype).itemsize), str(padded(head_dim))
-                    config = configs.get(kernel, {}).get(size, {}).get(dim)
-                    if config is None and not (kernel in COMPUTED and source == "defaults"):
-                        continue
-                    result += [Job(kernel, variant, target, source, dtype, head_dim, config) for variant in variants]
+    for (target, source, configs), launcher, dtype, head_dim in product(shipped(), launchers, dtypes, head_dims):
+        size, dim = str(getattr(torch, dtype).itemsize), str(padded(head_dim))
+        needed = CONFIGURED.get(launcher, ())
+        chosen = {name: configs[name][size][dim] for name in needed if dim in configs.get(name, {}).get(size, {})}
+        if target not in targets or (source != "defaults" and not chosen):
+            continue
+        for name in needed:
+            chosen.setdefault(name, default_config(name, head_dim, getattr(torch, dtype), target))
+        result += [Job(launcher, variant, target, source, dtype, head_dim, chosen) for variant in LAUNCHES[launcher]]
     return result
 
 
 def compile_job(job: Job) -> list[dict[str, Any]]:
     """A row for each kernel that the job launches."""
-    launch = LAUNCHES[job.kernel][job.variant]
+    launch = LAUNCHES[job.launcher][job.variant]
     dtype: torch.dtype = getattr(torch, job.dtype)
-    binaries = compile_launches(lambda: launch(job.head_dim, dtype, job.config), job.target)
-    described = dataclasses.asdict(job)
-    del described["kernel"], described["target"]
-    return [{**dataclasses.asdict(binary), **described} for binary in binaries]
+    binaries = compile_launches(lambda: launch(job.head_dim, dtype, job.configs), job.target)
+    row = dataclasses.asdict(job)
+    configs = row.pop("configs")
+    return [
+        {**row, **dataclasses.asdict(binary), "config": configs.get(binary.kernel.removesuffix("_kernel"))}
+        for binary in binaries
+    ]
 
 
 def problems(rows: list[dict[str, Any]]) -> list[str]:
@@ -229,7 +268,7 @@ def problems(rows: list[dict[str, Any]]) -> list[str]:
 
 def print_row(row: dict[str, Any]) -> None:
     print(
-        f"{row['kernel']:<28}{row['variant']:<36}{row['target']:<8}{row['dtype']:<10}{row['head_dim']:>4}"
+        f"{row['kernel']:<38}{row['variant']:<36}{row['target']:<8}{row['dtype']:<10}{row['head_dim']:>4}"
         f"{row['registers']:>6}{row['spilled_bytes']:>8}{row['shared_bytes']:>8}  {row['config'] or ''}",
         flush=True,
     )
@@ -237,7 +276,7 @@ def print_row(row: dict[str, Any]) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kernels", nargs="+", default=list(LAUNCHES), choices=list(LAUNCHES))
+    parser.add_argument("--launchers", nargs="+", default=list(LAUNCHES), choices=list(LAUNCHES))
     parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=list(TARGETS))
     parser.add_argument("--head-dims", nargs="+", type=int, default=list(HEAD_DIMS))
     parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=list(DTYPES))
@@ -246,8 +285,8 @@ def main() -> int:
     arguments = parser.parse_args()
 
     rows = []
-    todo = jobs(arguments.kernels, arguments.targets, arguments.head_dims, arguments.dtypes)
-    print(f"{'kernel':<28}{'variant':<36}{'target':<8}{'dtype':<10}{'dim':>4}{'regs':>6}{'spilled':>8}{'shared':>8}")
+    todo = jobs(arguments.launchers, arguments.targets, arguments.head_dims, arguments.dtypes)
+    print(f"{'kernel':<38}{'variant':<36}{'target':<8}{'dtype':<10}{'dim':>4}{'regs':>6}{'spilled':>8}{'shared':>8}")
     with multiprocessing.get_context("spawn").Pool(arguments.jobs) as pool:
         for compiled in pool.imap(compile_job, todo):
             rows += compiled
