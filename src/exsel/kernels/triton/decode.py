@@ -13,6 +13,7 @@ and chunk, against 2 D elements a key.
 from __future__ import annotations
 
 import functools
+import math
 
 import torch
 import triton
@@ -125,7 +126,7 @@ def decode_kernel(
     scale: tl.tensor,
     eps: tl.tensor,
     HEAD_DIM: tl.constexpr,
-    MASK_IS_BOOL: tl.constexpr,
+    HIDDEN: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -133,7 +134,8 @@ def decode_kernel(
     """One chunk of keys for BLOCK_M of the (query head, token) rows of one key/value head.
 
     Programs: (B · Hkv · blocks of rows, chunks). With ``partial`` None there is one chunk, and z is written; else
-    ``partial`` gets each row's unnormalised sum, ``statistics`` its largest score and its sum of weights.
+    ``partial`` gets each row's unnormalised sum, ``statistics`` its largest score and its sum of weights. HIDDEN is
+    what hides a key in ``attn_mask``: 0 in a boolean one, else −∞.
     """
     num_rows = group * num_queries
     num_row_blocks = tl.cdiv(num_rows, BLOCK_M)
@@ -158,38 +160,45 @@ def decode_kernel(
         qs_offset = batch * stride_qsb + head * stride_qsh + token * stride_qst
         row_scale *= tl.load(query_scale + qs_offset, mask=has_row, other=0.0)
 
-    start, stop = split * chunk, tl.minimum(split * chunk + chunk, num_keys)
+    start = tl.minimum(split * chunk, num_keys)
+    stop = tl.minimum(start + chunk, num_keys)
     position = tl.arange(0, BLOCK_N)
-    # 64 bits for the chunk's place only: the offsets within it stay small.
-    key += batch * stride_kb + kv_head * stride_kh + start.to(tl.int64) * stride_ks
-    value += batch * stride_vb + kv_head * stride_vh + start.to(tl.int64) * stride_vs
-    k_pointers = key + position[:, None] * stride_ks + dim[None, :] * stride_kd
-    v_pointers = value + position[:, None] * stride_vs + dim[None, :] * stride_vd
+    key += batch * stride_kb + kv_head * stride_kh
+    value += batch * stride_vb + kv_head * stride_vh
+    k_offset = position[:, None] * stride_ks + dim[None, :] * stride_kd
+    v_offset = position[:, None] * stride_vs + dim[None, :] * stride_vd
     if value_scale is not None:
         value_scale += batch * stride_vsb + kv_head * stride_vsh
     if attn_mask is not None:
-        m_offset = batch * stride_mb + head * stride_mh + token * stride_mt
-        mask_rows = attn_mask + m_offset[:, None]
+        attn_mask += (batch * stride_mb + head * stride_mh + token * stride_mt)[:, None] + position * stride_ms
+        # First where the mask, which is small beside the keys, ends for these rows: the unused slots of a static cache
+        # are then not read, whatever they hold.
+        end = tl.zeros([BLOCK_M, BLOCK_N], tl.int32) + start
+        for first in range(start, stop, BLOCK_N):
+            inside = has_row[:, None] & (position < stop - first)[None, :]
+            m = tl.load(attn_mask + tl.cast(first, tl.int64) * stride_ms, mask=inside, other=HIDDEN)
+            end = tl.where(m == HIDDEN, end, first + position[None, :] + 1)
+        stop = tl.max(end)
 
     most = tl.full([BLOCK_M], -float("inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     y = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     for first in range(start, stop, BLOCK_N):
-        column = first + position
-        has_column = column < stop
-        bias = tl.where(has_column, 0.0, -float("inf"))[None, :]
-        if attn_mask is not None:
-            m = tl.load(
-                mask_rows + column.to(tl.int64)[None, :] * stride_ms,
-                mask=has_row[:, None] & has_column[None, :],
-                other=0 if MASK_IS_BOOL else -float("inf"),
-            )
-            bias = tl.where(m != 0, 0.0, -float("inf")) if MASK_IS_BOOL else m.to(tl.float32)
-            # A key that no row may see is not read: unused slots of a static cache cost nothing, whatever they hold.
-            has_column = tl.max(bias, axis=0) > -float("inf")
+        # 64 bits for the step's place only: the offsets within it stay small.
+        place = tl.cast(first, tl.int64)
+        has_column = position < stop - first
         wanted = has_column[:, None] & has_dim[None, :]
-        k = tl.load(k_pointers, mask=wanted, other=0.0)
-        scores = _dot(q, tl.trans(k), tl.zeros([BLOCK_M, BLOCK_N], tl.float32)) * row_scale[:, None] + bias
+        k = tl.load(key + place * stride_ks + k_offset, mask=wanted, other=0.0)
+        scores = _dot(q, tl.trans(k), tl.zeros([BLOCK_M, BLOCK_N], tl.float32)) * row_scale[:, None]
+        if attn_mask is not None:
+            inside = has_row[:, None] & has_column[None, :]
+            m = tl.load(attn_mask + place * stride_ms, mask=inside, other=HIDDEN)
+            if HIDDEN == 0:
+                scores = tl.where(m == 0, -float("inf"), scores)
+            else:
+                scores += m.to(tl.float32)
+        else:
+            scores = tl.where(has_column[None, :], scores, -float("inf"))
         new_most = tl.maximum(most, tl.max(scores, axis=1))
         shift = tl.where(new_most == -float("inf"), 0.0, new_most)
         p = _exp(scores - shift[:, None])
@@ -197,11 +206,10 @@ def decode_kernel(
         most = new_most
         total = total * decay + tl.sum(p, axis=1)
         if value_scale is not None:
-            p *= tl.load(value_scale + column.to(tl.int64) * stride_vss, mask=has_column, other=0.0)[None, :]
-        v = tl.load(v_pointers, mask=wanted, other=0.0)
+            vs_pointers = value_scale + place * stride_vss + position * stride_vss
+            p *= tl.load(vs_pointers, mask=has_column, other=0.0)[None, :]
+        v = tl.load(value + place * stride_vs + v_offset, mask=wanted, other=0.0)
         y = _dot(p.to(v.dtype), v, y * decay[:, None])
-        k_pointers += BLOCK_N * stride_ks
-        v_pointers += BLOCK_N * stride_vs
 
     written = has_row[:, None] & has_dim[None, :]
     if partial is None:
@@ -377,7 +385,7 @@ def decode(
         scale,
         eps,
         HEAD_DIM=head_dim,
-        MASK_IS_BOOL=mask_is_bool,
+        HIDDEN=0 if mask_is_bool else -math.inf,
         BLOCK_M=block_m,
         BLOCK_N=block_n,
         BLOCK_D=block_d,
