@@ -150,8 +150,8 @@ def _describe(call: Call) -> str:
     kind = "exclusive attention" if call.own_value is not None else "attention"
     mask = ", causal" if call.is_causal else ", masked" if call.attn_mask is not None else ""
     return (
-        f"{kind} of {call.query.shape[-2]} queries over {call.key.shape[-2]} keys{mask}, {heads} heads over {kv_heads}, "
-        f"head_dim {call.query.shape[-1]}, {dtype} on {call.query.device}"
+        f"{kind} of {call.query.shape[-2]} queries over {call.key.shape[-2]} keys{mask}, {heads} heads over "
+        f"{kv_heads}, head_dim {call.query.shape[-1]}, {dtype} on {call.query.device}"
     )
 
 

@@ -39,7 +39,7 @@ def small_config(**options: Any) -> ExselConfig:
     return ExselConfig(**{**sizes, **options})
 
 
-def small_model(*, seed: int = 0, attn_implementation: str = "sdpa", **options: Any) -> ExselForCausalLM:
+def small_model(*, seed: int = 0, attn_implementation: str = "exsel", **options: Any) -> ExselForCausalLM:
     """A small model with every new parameter away from where it starts, in evaluation mode."""
     torch.manual_seed(seed)
     config = small_config(**options)

@@ -19,8 +19,8 @@ from exsel.kernels.registration import differentiable, register_vmap, without_gr
 
 aten = torch.ops.aten
 
-#: In a few tokens each attends much to itself, dP − δ nearly cancels, and what rounding left of v̂ in dy would show: y is
-#: rebuilt, for nothing. From here on z in its place changes the gradients' error by a few percent.
+#: In a few tokens each attends much to itself, dP − δ nearly cancels, and what rounding left of v̂ in dy would show: y
+#: is rebuilt, for nothing. From here on z in its place adds little to the gradients' error.
 _FEW_TOKENS = 16
 
 

@@ -1,8 +1,9 @@
 """A decoder-only language model with both mechanisms, written as serving engines expect a transformers model.
 
 The decoder of Zhai (arXiv:2603.09078): rotary positions, a norm right after the token embedding, pre-norm blocks,
-GELU, a head size of its own. Attention goes through one call of transformers' attention interface; queries and
-values reach it scaled, and the exclusive projection follows it, on the current tokens' own unscaled values.
+GELU, a head size of its own. Attention goes through one call of transformers' attention interface. Our own operator
+does everything there; to any other implementation queries and values come scaled, and the exclusive projection follows
+it, on the current tokens' own unscaled values.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from transformers.models.llama.modeling_llama import (
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from exsel.models.attention import IMPLEMENTATION
 from exsel.models.configuration import ExselConfig
 from exsel.nn import Exclusive, Temperature
 from exsel.nn.temperature import build_temperatures, scale_heads
@@ -137,18 +139,24 @@ class ExselAttention(nn.Module):
             for name, temperature in self.temperatures.items()
         }
         query_states, key_states = self.q_norm(query_states), self.k_norm(key_states)
-        value_states = own_value
-        if "query" in tau:
-            query_states = scale_heads(query_states, tau["query"])
         if "key" in tau:
             key_states = scale_heads(key_states, tau["key"])
-        if "value" in tau:
-            value_states = scale_heads(own_value, tau["value"])
+        # What our own operator takes as arguments others get done for them; values always before they are cached.
+        is_ours = self.config._attn_implementation == IMPLEMENTATION
+        value_states = own_value
+        if "value" in tau and (not is_ours or past_key_values is not None):
+            value_states = scale_heads(own_value, tau.pop("value"))
+        if "query" in tau and not is_ours:
+            query_states = scale_heads(query_states, tau.pop("query"))
         cos, sin = position_embeddings
         query_states, key_states = apply_rotary_pos_emb(query_states, key_states, cos, sin)
 
         if past_key_values is not None:
             key_states, value_states = past_key_values.update(key_states, value_states, self.layer_idx)
+        if is_ours:
+            kwargs |= {"query_scale": tau.get("query"), "value_scale": tau.get("value")}
+            if self.exclusive is not None:
+                kwargs |= {"exclusive": self.exclusive.alpha(), "own_value": own_value}
         attention_interface: Callable[..., tuple[Tensor, Tensor | None]] = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
@@ -163,7 +171,7 @@ class ExselAttention(nn.Module):
             sliding_window=self.sliding_window,
             **kwargs,
         )
-        if self.exclusive is not None:
+        if self.exclusive is not None and not is_ours:
             attn_output = attn_output.reshape(hidden_shape)
             attn_output = self.exclusive(attn_output.transpose(1, 2), own_value).transpose(1, 2)
         return self.o_proj(attn_output.reshape(*input_shape, -1)), attn_weights
@@ -202,6 +210,12 @@ class ExselPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
     _supports_attention_backend = True
     _can_record_outputs = {"hidden_states": ExselDecoderLayer, "attentions": ExselAttention}  # noqa: RUF012
+
+    def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
+        """Our own operator where none is asked for."""
+        requested_attention = IMPLEMENTATION if requested_attention is None else requested_attention
+        implementation: str = super().get_correct_attn_implementation(requested_attention, is_init_check)
+        return implementation
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -41,10 +41,14 @@ class Exclusive(nn.Module):
 
     def forward(self, y: Tensor, own_value: Tensor) -> Tensor:
         """y ``[B, H, T, D]``, own_value ``[B, Hkv, T, D]`` → z ``[B, H, T, D]``."""
+        return exclude(y, own_value, strength=self.alpha())
+
+    def alpha(self) -> float | Tensor:
+        """α: a number, or tanh(γ) ``[H]``."""
         if self.strength_logit is None:
             assert self.strength != "learned"
-            return exclude(y, own_value, strength=self.strength)
-        return exclude(y, own_value, strength=torch.tanh(self.strength_logit))
+            return self.strength
+        return torch.tanh(self.strength_logit)
 
     def extra_repr(self) -> str:
         """The strength."""
