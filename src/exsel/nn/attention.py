@@ -199,35 +199,40 @@ class SelfAttention(nn.Module):
             query, key = rotate(query, cos, sin), rotate(key, cos, sin)
         if "key" in tau:
             key = scale_heads(key, tau["key"])
-        # Scaled before the cache: what is cached is what later tokens mix.
-        value = scale_heads(own_value, tau["value"]) if "value" in tau else own_value
+        value = own_value
         if cache is not None:
+            # Scaled before the cache: what is cached is what later tokens mix.
+            if "value" in tau:
+                value = scale_heads(own_value, tau.pop("value"))
             key, value = cache.update(key, value, self.sliding_window)
         mask = self._mask(past, query.shape[-2], key.shape[-2], attn_mask, x.device)
-        y = attention(
+        z = attention(
             query,
             key,
             value,
             attn_mask=mask,
             dropout_p=self.dropout if self.training else 0.0,
             is_causal=self.is_causal and mask is None,
+            sliding_window=self.sliding_window if mask is None else None,
             enable_gqa=True,
+            exclusive=False if self.exclusive is None else self.exclusive.alpha(),
+            own_value=None if self.exclusive is None else own_value,
             query_scale=tau.get("query"),
+            value_scale=tau.get("value"),
             backend=self.backend,
         )
-        z = y if self.exclusive is None else self.exclusive(y, own_value)
         output: Tensor = self.o_proj(z.transpose(1, 2).flatten(2))
         return output
 
     def _mask(
         self, past: int, num_queries: int, num_keys: int, attn_mask: Tensor | None, device: torch.device
     ) -> Tensor | None:
-        """True where a token may attend, ``[T, S]`` or wider; None where plain causality says it all."""
+        """True where a token may attend, ``[T, S]`` or wider; None where causality and the window say it all."""
         if attn_mask is not None:
             if attn_mask.dtype != torch.bool:
                 raise TypeError(f"attn_mask must be boolean (True: may attend), got {attn_mask.dtype}")
             attn_mask = attn_mask[..., -num_keys:]
-        if self.sliding_window is None and attn_mask is None and (past == 0 or not self.is_causal):
+        if attn_mask is None and (past == 0 or not (self.is_causal or self.sliding_window)):
             return None
         query_index = past + torch.arange(num_queries, device=device).unsqueeze(-1)
         key_index = past + num_queries - num_keys + torch.arange(num_keys, device=device)
