@@ -1,3 +1,4 @@
+# ruff: noqa: N803 (Triton's custom: a compile-time constant is in capitals)
 """One or a few new queries on a key/value cache, with or without the projection: split-KV.
 
 A decoding step has few rows to keep a GPU busy with, so the keys are split: each program runs the queries of one
@@ -7,8 +8,6 @@ values are read once, for all the query heads of their group. With one chunk the
 Floor: read the visible keys and values once. The partial results are written and read besides: D + 2 float32 a row
 and chunk, against 2 D elements a key.
 """
-
-# ruff: noqa: N803 (Triton's custom: a compile-time constant is in capitals)
 
 from __future__ import annotations
 
@@ -20,6 +19,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from exsel.kernels.triton.attention import LOG2_E, dot
+from exsel.kernels.triton.project import direction, exclude_rows
 from exsel.kernels.triton.tuning import Config, choose_config, padded
 
 #: Programs that share a multiprocessor, by shared memory and registers of the defaults.
@@ -28,51 +29,11 @@ _PROGRAMS_A_MULTIPROCESSOR = 2
 #: More chunks than this cost the merging more than they give.
 _MOST_SPLITS = 128
 
-_LOG2_E = tl.constexpr(1.4426950408889634)
-
-# Triton's interpreter multiplies the bits of bfloat16 numbers as integers: there they are multiplied in float32.
-_INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
-
-# As in exsel.kernels.sdpa: sums run over 2⁻⁸ v̂, and what is too large or too small to square is scaled first.
-_SMALL = tl.constexpr(2.0**-8)
-_LARGE_OVER_SMALL = tl.constexpr(2.0**16)
-_TOO_LARGE, _DOWN = tl.constexpr(2.0**48), tl.constexpr(2.0**-80)
-_TOO_SMALL, _UP = tl.constexpr(2.0**-40), tl.constexpr(2.0**64)
-
-
-@triton.jit
-def _exclude(y: tl.tensor, v: tl.tensor, alpha: tl.tensor, eps: tl.tensor) -> tl.tensor:
-    """y − α (y·v̂) v̂: y and v [rows, D] in float32, alpha [rows, 1] or None for 1."""
-    largest = tl.max(tl.abs(v), axis=1, keep_dims=True)
-    rescale = tl.where(largest > _TOO_LARGE, _DOWN, tl.where(largest < _TOO_SMALL, _UP, 1.0))
-    scaled = v * rescale
-    norm = tl.sqrt(tl.sum(scaled * scaled, axis=1, keep_dims=True))
-    floor = eps * rescale
-    unit = scaled * (_SMALL / tl.maximum(norm, floor))
-    large = unit * _LARGE_OVER_SMALL
-    c = tl.sum(y * unit, axis=1, keep_dims=True)
-    rest = y - large * c
-    # Once more, for what rounding left of v̂.
-    left = tl.sum(rest * unit, axis=1, keep_dims=True) * (2 - tl.sum(unit * large, axis=1, keep_dims=True))
-    along = tl.where(norm > floor, -left, 0.0)
-    if alpha is not None:
-        along = alpha * along + (1 - alpha) * c
-    return rest + large * along
-
-
-@triton.jit
-def _dot(a: tl.tensor, b: tl.tensor, accumulator: tl.tensor) -> tl.tensor:
-    """A · b + accumulator in float32, without TF32."""
-    if _INTERPRETED:
-        a = a.to(tl.float32)
-        b = b.to(tl.float32)
-    return tl.dot(a, b, accumulator, input_precision="ieee")
-
 
 @triton.jit
 def _exp(x: tl.tensor) -> tl.tensor:
     """exp x for x <= 0. A mask of the least float cannot overflow in the change of base, and a NaN stays one."""
-    return tl.exp2(tl.where(x < -200.0, -200.0, x) * _LOG2_E)
+    return tl.exp2(tl.where(x < -200.0, -200.0, x) * LOG2_E)
 
 
 # A cache that grows would ask for another specialization at every 16th step.
@@ -189,7 +150,7 @@ def decode_kernel(
         has_column = position < stop - first
         wanted = has_column[:, None] & has_dim[None, :]
         k = tl.load(key + place * stride_ks + k_offset, mask=wanted, other=0.0)
-        scores = _dot(q, tl.trans(k), tl.zeros([BLOCK_M, BLOCK_N], tl.float32)) * row_scale[:, None]
+        scores = dot(q, tl.trans(k), tl.zeros([BLOCK_M, BLOCK_N], tl.float32)) * row_scale[:, None]
         if attn_mask is not None:
             inside = has_row[:, None] & has_column[None, :]
             m = tl.load(attn_mask + place * stride_ms, mask=inside, other=HIDDEN)
@@ -209,7 +170,7 @@ def decode_kernel(
             vs_pointers = value_scale + place * stride_vss + position * stride_vss
             p *= tl.load(vs_pointers, mask=has_column, other=0.0)[None, :]
         v = tl.load(value + place * stride_vs + v_offset, mask=wanted, other=0.0)
-        y = _dot(p.to(v.dtype), v, y * decay[:, None])
+        y = dot(p.to(v.dtype), v, y * decay[:, None])
 
     written = has_row[:, None] & has_dim[None, :]
     if partial is None:
@@ -220,8 +181,9 @@ def decode_kernel(
             alpha = None
             if strength is not None:
                 a_offset = batch * stride_ab + head * stride_ah + token * stride_at
-                alpha = tl.load(strength + a_offset, mask=has_row, other=0.0)[:, None]
-            y = _exclude(y, own.to(tl.float32), alpha, eps)
+                alpha = tl.load(strength + a_offset, mask=has_row, other=0.0)
+            unit, _, is_unit = direction(own.to(tl.float32), eps)
+            y, _ = exclude_rows(y, unit, is_unit, alpha)
         z_row = (batch * num_queries + token) * (num_kv_heads * group) + head
         tl.store(z + z_row[:, None] * HEAD_DIM + dim[None, :], y.to(z.dtype.element_ty), mask=written)
     else:
@@ -292,7 +254,8 @@ def merge_kernel(
         alpha = None
         if strength is not None:
             alpha = tl.load(strength + batch * stride_ab + head * stride_ah + token * stride_at)
-        y = _exclude(y, own, alpha, eps)
+        unit, _, is_unit = direction(own, eps)
+        y, _ = exclude_rows(y, unit, is_unit, alpha)
     z_row = (batch * num_queries + token) * (num_kv_heads * group) + head
     tl.store(z + z_row * HEAD_DIM + dim[None, :], y.to(z.dtype.element_ty), mask=has_dim[None, :])
 
@@ -429,7 +392,8 @@ def choose_splits(programs: int, steps: int, multiprocessors: int) -> int:
     """
     room = max(1, _PROGRAMS_A_MULTIPROCESSOR * multiprocessors // programs)
     splits = min(room, steps, _MOST_SPLITS)
-    return triton.cdiv(steps, triton.cdiv(steps, splits))
+    steps_a_chunk = -(-steps // splits)
+    return -(-steps // steps_a_chunk)
 
 
 @functools.cache
@@ -441,4 +405,4 @@ def _multiprocessors(device: torch.device) -> int:
 
 
 def _strides(x: Tensor | None, ndim: int) -> tuple[int, ...]:
-    return (0,) * ndim if x is None else x.stride()
+    return (0,) * ndim if x is None else tuple(x.stride())
