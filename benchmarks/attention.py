@@ -24,12 +24,17 @@ RESULTS = Path(__file__).parent / "results"
 def measure(name: str, subjects: Sequence[str], flags: Sequence[str]) -> int:
     """Run ``exsel bench`` and keep what it measured as ``NAME_DEVICE[_PART].json``; partial results are not kept."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--part", type=re.compile(r"[a-z0-9-]+").fullmatch)
+    parser.add_argument("--part", default="")
     known, flags = parser.parse_known_args(flags)
-    part = "" if known.part is None else f"_{known.part[0]}"
-    if not {"-h", "--help", "--out", "--overwrite", "--tune", "--json"}.isdisjoint(flags):
-        print(f"usage: python benchmarks/{name}.py [flags of exsel bench that say what is measured]", file=sys.stderr)
+    is_ours = {"-h", "--help", "--out", "--overwrite", "--tune", "--json"}.isdisjoint(flags)
+    if not is_ours or not re.fullmatch(r"[a-z0-9-]*", known.part):
+        print(
+            f"usage: python benchmarks/{name}.py [--part lower-case-name] [flags of exsel bench that say what is "
+            "measured]",
+            file=sys.stderr,
+        )
         return 2
+    part = f"_{known.part}" if known.part else ""
     work = Path("runs") / f"bench-{name}{part}"
     code = exsel(["bench", *subjects, *flags, "--out", str(work), "--overwrite"])
     if code != 0:

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+import triton.runtime.errors
 
 import exsel
 from bench.conftest import Watcher
@@ -85,3 +86,19 @@ def test_without_a_compiler_compiled_forms_are_gaps(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("exsel.bench.attention.can_compile", lambda: False)
     with pytest.raises(Refused, match="compiler"):
         compiled(lambda x: x)
+
+
+def test_a_kernel_that_does_not_fit_is_a_gap() -> None:
+    def forward() -> torch.Tensor:
+        raise triton.runtime.errors.OutOfResources(300_000, 232_448, "shared memory")
+
+    with pytest.raises(Refused, match=r"Triton: out of resource: shared memory"):
+        accepted("triton", Work(forward=forward), torch.device("cuda"))
+
+
+def test_a_bug_is_no_gap() -> None:
+    def forward() -> torch.Tensor:
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        accepted("sdpa", Work(forward=forward), CPU)

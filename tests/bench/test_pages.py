@@ -90,3 +90,29 @@ def test_a_page_without_its_markers_is_an_error(tables: ModuleType, monkeypatch:
     tables.PERFORMANCE.write_text("# Performance\n")
     with pytest.raises(SystemExit, match="begin goals"):
         run(tables, monkeypatch)
+
+
+def test_what_is_kept(tables: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = importlib.import_module("attention")
+    given: list[list[str]] = []
+
+    def exsel(arguments: list[str]) -> int:
+        given.append(arguments)
+        folder = Path(arguments[arguments.index("--out") + 1])
+        folder.mkdir(parents=True)
+        (folder / "bench.json").write_text(json.dumps(record()))
+        return 130 if "--rounds" in arguments else 0
+
+    monkeypatch.setattr(script, "exsel", exsel)
+    monkeypatch.setattr(script, "RESULTS", tables.RESULTS)
+    monkeypatch.chdir(tmp_path)
+    assert script.measure("attention", ["attention", "decode"], ["--part", "long", "--tokens", "8192"]) == 0
+    assert given[0][:5] == ["bench", "attention", "decode", "--tokens", "8192"]
+    (kept,) = tables.RESULTS.iterdir()
+    assert kept.name == "attention_cpu_long.json"
+    assert json.loads(kept.read_text())["command"] == "python benchmarks/attention.py --tokens 8192"
+    kept.unlink()
+    assert script.measure("block", ["block"], ["--rounds", "1"]) == 130  # interrupted
+    assert script.measure("block", ["block"], ["--part", "../else"]) == 2
+    assert script.measure("block", ["block"], ["--json"]) == 2
+    assert list(tables.RESULTS.iterdir()) == []

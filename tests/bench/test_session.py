@@ -3,9 +3,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 from bench.conftest import Watcher
-from exsel.bench.cases import Shape
+from exsel.bench import attention
+from exsel.bench.cases import Case, Shape
 from exsel.bench.session import Plan, jobs, run
 from exsel.bench.timing import CpuClock, Work
 
@@ -108,3 +110,19 @@ def test_an_interruption_keeps_what_was_measured(after: int, expected: list[int]
     assert record["partial"]
     assert [row["rounds"] for row in record["rows"] if row["refused"] is None] == expected
     assert kept[-1] == len(record["rows"])
+
+
+def test_tensors_that_do_not_fit_are_a_gap(watcher: Watcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = attention.contenders
+
+    def contenders(case: Case, *rest: Any) -> Any:
+        if case.tokens == 16:
+            raise torch.OutOfMemoryError("80 GiB")
+        return original(case, *rest)
+
+    monkeypatch.setattr(attention, "contenders", contenders)
+    record, _ = measure(watcher)
+    assert not record["partial"]
+    assert_schema(record["rows"][0], ROW)
+    assert record["rows"][0]["refused"] == "out of memory"
+    assert {row["tokens"] for row in record["rows"] if row["refused"] is None} == {32}

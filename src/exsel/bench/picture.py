@@ -142,6 +142,7 @@ def _line(axes: Axes, rows: Sequence[Row], colour: str, marker: str) -> None:
     low = [whole(row)["ratio_quartiles"][0] for row in ordered]
     high = [whole(row)["ratio_quartiles"][1] for row in ordered]
     axes.fill_between(tokens, low, high, color=colour, alpha=0.18, linewidth=0)
+    axes.vlines(tokens, low, high, color=colour, linewidth=1, alpha=0.5)  # what a band of one length cannot show
     axes.plot(tokens, middle, color=colour, marker=marker, markersize=4)
 
 

@@ -125,10 +125,10 @@ def _plan(arguments: argparse.Namespace) -> Plan:
 
     subjects = tuple(dict.fromkeys(arguments.subjects)) or SUBJECTS[:1]
     check_names(subjects, SUBJECTS, "exsel bench")
-    device = "cpu" if arguments.device == "mps" else resolve_device(arguments.device)
     if arguments.device == "mps":
         raise UserError("--device mps: choose auto, cpu or cuda")
-    if device == "mps":
+    device = resolve_device(arguments.device)
+    if device == "mps":  # which auto found
         device = "cpu"
     dtype = arguments.dtype
     if dtype == "auto":
