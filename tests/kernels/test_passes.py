@@ -1,0 +1,533 @@
+"""The projection's passes, in PyTorch and in C++, against the reference in float64."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor
+
+from budget import assert_within_budget
+from exsel import reference
+from exsel.kernels import cpp, passes
+
+EPS = 1e-12
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+GROUPS = [(1, 1), (3, 3), (6, 2), (4, 1)]
+
+
+@pytest.fixture(params=["passes", "cpp"])
+def language(request: pytest.FixtureRequest) -> ModuleType:
+    if request.param == "passes":
+        return passes
+    if not cpp.available():
+        pytest.skip(cpp.why_not())
+    return cpp
+
+
+def contiguous(batch: int, heads: int, tokens: int, dim: int, dtype: torch.dtype) -> Tensor:
+    return torch.empty(batch, heads, tokens, dim, dtype=dtype)
+
+
+def by_token(batch: int, heads: int, tokens: int, dim: int, dtype: torch.dtype) -> Tensor:
+    return torch.empty(batch, tokens, heads, dim, dtype=dtype).transpose(1, 2)
+
+
+def fused(batch: int, heads: int, tokens: int, dim: int, dtype: torch.dtype) -> Tensor:
+    """A slice of what one projection writes for queries, keys and values."""
+    rows = torch.empty(batch, tokens, (heads + 2) * dim + 3, dtype=dtype)[..., dim + 3 : -dim]
+    return rows.unflatten(-1, (heads, dim)).transpose(1, 2)
+
+
+def strided(batch: int, heads: int, tokens: int, dim: int, dtype: torch.dtype) -> Tensor:
+    """Elements that do not lie side by side."""
+    return torch.empty(batch, heads, dim, tokens, dtype=dtype).transpose(2, 3)
+
+
+LAYOUTS: list[Callable[[int, int, int, int, torch.dtype], Tensor]] = [contiguous, by_token, fused, strided]
+
+
+def accumulation(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+@dataclass(kw_only=True)
+class Case:
+    """Inputs, and room for outputs that holds NaN (see conftest.py)."""
+
+    y: Tensor
+    v: Tensor
+    dout: Tensor
+    strength: Tensor | None = None
+    gate: Tensor | None = None
+    layout: Callable[[int, int, int, int, torch.dtype], Tensor] = contiguous
+
+    @staticmethod
+    def random(
+        group: tuple[int, int],
+        tokens: int,
+        dim: int,
+        dtype: torch.dtype,
+        *,
+        strength: str = "none",
+        gate: bool = False,
+        layout: Callable[[int, int, int, int, torch.dtype], Tensor] = contiguous,
+    ) -> Case:
+        heads, kv_heads = group
+        # Enough rows that neither side of the comparison is right by luck.
+        batch = max(1, 96 // (heads * tokens))
+        y, dout = (layout(batch, heads, tokens, dim, dtype).normal_() for _ in range(2))
+        v = layout(batch, kv_heads, tokens, dim, dtype).normal_()
+        if dim == 1:
+            # The reference is exact here: not to be asked for 1 / ‖v‖ times what rounding leaves.
+            v += 4 * v.sign()
+        per_token = torch.rand(batch, tokens, heads, dtype=accumulation(dtype)).transpose(1, 2) * 1.5
+        per_head = torch.rand(heads, 1, dtype=accumulation(dtype)).expand(batch, heads, tokens)
+        return Case(
+            y=y,
+            v=v,
+            dout=dout,
+            strength={"none": None, "head": per_head, "token": per_token}[strength],
+            gate=torch.randn(batch, heads, tokens, dtype=accumulation(dtype)) if gate else None,
+            layout=layout,
+        )
+
+    @property
+    def scalars(self) -> Tensor:
+        """Fresh room for one number a head and token."""
+        return torch.empty(self.y.shape[:-1], dtype=accumulation(self.y.dtype))
+
+    def fresh(self, like: Tensor) -> Tensor:
+        batch, heads, tokens, dim = like.shape
+        return self.layout(batch, heads, tokens, dim, like.dtype)
+
+    def run(self, language: ModuleType, *, from_output: bool) -> list[Tensor]:
+        """out, along, dy, dv, and the gradients of what is given of strength and gate."""
+        out, along, dy, dv = self.fresh(self.y), self.scalars, self.fresh(self.y), self.fresh(self.v)
+        dstrength = None if self.strength is None else self.scalars
+        dgate = None if self.gate is None else self.scalars
+        language.project(self.y, self.v, self.strength, self.gate, EPS, out, along)
+        x, saved = (out, along) if from_output else (self.y, None)
+        language.project_backward(self.dout, x, self.v, self.strength, self.gate, EPS, saved, dy, dv, dstrength, dgate)
+        return [x for x in (out, along, dy, dv, dstrength, dgate) if x is not None]
+
+    def plain(self, dtype: torch.dtype) -> list[Tensor]:
+        """What run() should give, by autograd through the reference, computed in ``dtype``."""
+        y, v = (x.to(dtype, copy=True).requires_grad_() for x in (self.y, self.v))
+        strength, gate = (
+            None if x is None else x.to(accumulation(dtype), copy=True).requires_grad_()
+            for x in (self.strength, self.gate)
+        )
+        wide_y, wide_v = y.to(accumulation(dtype)), v.to(accumulation(dtype))
+        unit = wide_v / torch.linalg.vector_norm(wide_v, dim=-1, keepdim=True).clamp_min(EPS)
+        along = (wide_y * unit.repeat_interleave(y.shape[1] // v.shape[1], dim=1)).sum(-1)
+        z = reference.exclude(wide_y, wide_v, strength, EPS)
+        out = (z if gate is None else z * gate.unsqueeze(-1)).to(dtype)
+        leaves = [x for x in (y, v, strength, gate) if x is not None]
+        return [out.detach(), along.detach(), *torch.autograd.grad(out, leaves, self.dout.to(dtype))]
+
+    def check(self, language: ModuleType, *, from_output: bool) -> None:
+        got, exact = self.run(language, from_output=from_output), self.plain(torch.float64)
+        if self.y.dtype == torch.float64:
+            torch.testing.assert_close(got, exact, rtol=1e-12, atol=1e-12)
+        else:
+            assert_within_budget(got, exact, self.plain(self.y.dtype))
+
+
+class TestAgainstReference:
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("dim", [1, 8, 33, 64, 128])
+    @pytest.mark.parametrize("from_output", [False, True], ids=["from y", "from z"])
+    def test_shapes(self, language: ModuleType, dtype: torch.dtype, dim: int, from_output: bool) -> None:
+        for group in GROUPS:
+            for tokens in (1, 2, 7, 33, 130):
+                strength = "token" if tokens in (2, 33) else "none"
+                case = Case.random(group, tokens, dim, dtype, strength=strength)
+                case.check(language, from_output=from_output)
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("strength", ["none", "head", "token"])
+    @pytest.mark.parametrize("gate", [False, True], ids=["", "gate"])
+    def test_options(self, language: ModuleType, dtype: torch.dtype, strength: str, gate: bool) -> None:
+        for dim in (33, 64):
+            case = Case.random((6, 2), 7, dim, dtype, strength=strength, gate=gate)
+            for from_output in (False,) if gate else (False, True):
+                case.check(language, from_output=from_output)
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("layout", LAYOUTS)
+    @pytest.mark.parametrize("dim", [33, 64])
+    def test_layouts(
+        self,
+        language: ModuleType,
+        layout: Callable[[int, int, int, int, torch.dtype], Tensor],
+        dtype: torch.dtype,
+        dim: int,
+    ) -> None:
+        for group in GROUPS:
+            case = Case.random(group, 7, dim, dtype, strength="token", layout=layout)
+            case.check(language, from_output=False)
+            case.check(language, from_output=True)
+
+    def test_without_along(self, language: ModuleType) -> None:
+        case = Case.random((6, 2), 7, 64, torch.float32)
+        out = torch.empty_like(case.y)
+        language.project(case.y, case.v, None, None, EPS, out)
+        assert torch.equal(out, case.run(language, from_output=False)[0])
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("dim", [33, 64])
+    @pytest.mark.parametrize("size", [1.0, 0.0])
+    def test_in_place(self, language: ModuleType, dtype: torch.dtype, dim: int, size: float) -> None:
+        case = Case.random((6, 2), 7, dim, dtype, strength="token", gate=True)
+        case.v *= size
+        expected = case.run(language, from_output=False)
+        dy, dv = case.dout.clone(), torch.empty_like(case.v)
+        language.project_backward(
+            dy, case.y, case.v, case.strength, case.gate, EPS, None, dy, dv, case.scalars, case.scalars
+        )
+        language.project(case.y, case.v, case.strength, case.gate, EPS, case.y)
+        for got, wanted in zip((case.y, dy, dv), (expected[0], *expected[2:4]), strict=True):
+            assert torch.equal(got, wanted)
+
+
+class TestRange:
+    @pytest.mark.parametrize("y_size", [1e-30, 1.0, 1e30])
+    @pytest.mark.parametrize("v_size", [0.0, 1e-45, 1e-40, 1e-30, 1e-12, 1e-7, 1e-5, 1e10, 1e20, 1e38])
+    @pytest.mark.parametrize("strength", ["none", "token"])
+    def test_float32(self, language: ModuleType, y_size: float, v_size: float, strength: str) -> None:
+        case = Case.random((4, 2), 9, 16, torch.float32, strength=strength)
+        case.y *= y_size
+        case.v.uniform_(-1, 1).mul_(v_size)
+        exact = case.plain(torch.float64)
+        for from_output in (False, True):
+            got = case.run(language, from_output=from_output)
+            for ours, true in zip(got, exact, strict=True):
+                largest = true.abs().max().item()
+                if largest > torch.finfo(torch.float32).max:  # a gradient of 1e30 / 1e-12
+                    continue
+                assert torch.isfinite(ours).all()
+                # Numbers near the smallest normal one are not asked for their digits.
+                torch.testing.assert_close(ours.double(), true, rtol=1e-3, atol=1e-5 * largest + 1e-34)
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("pattern", ["ones", "one entry", "signs"])
+    @pytest.mark.parametrize("dim", [16, 64])
+    def test_largest(self, language: ModuleType, dtype: torch.dtype, pattern: str, dim: int) -> None:
+        largest = torch.finfo(dtype).max
+        v = torch.full((1, 1, 2, dim), largest, dtype=dtype)
+        if pattern == "one entry":
+            v[..., 1:] = 0
+        elif pattern == "signs":
+            v[..., ::2] *= -1
+        case = Case(y=v.clone(), v=v, dout=torch.randn_like(v))
+        for from_output in (False, True):
+            out, along, dy, dv = case.run(language, from_output=from_output)
+            assert (out.double().abs() < 1e-6 * largest).all(), "y = v leaves nothing"
+            assert all(torch.isfinite(x).all() for x in (along, dy, dv))
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_zero_value(self, language: ModuleType, dtype: torch.dtype) -> None:
+        for dim in (8, 64):
+            case = Case.random((4, 2), 3, dim, dtype, strength="token")
+            case.v.zero_()
+            for from_output in (False, True):
+                out, along, dy, dv, dstrength = case.run(language, from_output=from_output)
+                assert torch.equal(out, case.y)
+                assert torch.equal(dy, case.dout)
+                assert not any(x.any() for x in (along, dv, dstrength))
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("eps", [0.5, 100.0])
+    def test_large_eps(
+        self, language: ModuleType, dtype: torch.dtype, eps: float, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Some norms, and all, below eps: their derivative is absent and the projection is none."""
+        monkeypatch.setattr(f"{__name__}.EPS", eps)
+        for dim in (2, 64):
+            case = Case.random((6, 2), 33, dim, dtype, strength="token")
+            if dim == 64:
+                case.v /= 16
+            case.check(language, from_output=False)
+            case.check(language, from_output=True)
+
+    def test_not_a_number(self, language: ModuleType) -> None:
+        """Stays in its own row."""
+        case = Case.random((1, 1), 5, 64, torch.float32)
+        expected = case.run(language, from_output=False)[0]
+        case.y[..., 1, 3] = math.nan
+        case.v[..., 3, 5] = math.nan
+        got = case.run(language, from_output=False)[0]
+        assert got[..., [1, 3], :].isnan().all()
+        assert torch.equal(got[..., [0, 2, 4], :], expected[..., [0, 2, 4], :])
+
+    @pytest.mark.parametrize("across", [1.0, 1e-2, 1e-3])
+    def test_nothing_of_the_direction_is_left(self, language: ModuleType, across: float) -> None:
+        v = torch.randn(2, 4, 33, 64)
+        other = reference.exclude(torch.randn_like(v).double(), v.double(), None, EPS)
+        y = (30 * v.double() + across * other).float()
+        z = torch.empty_like(y)
+        language.project(y, v, None, None, EPS, z)
+        cosine = torch.nn.functional.cosine_similarity(z.double(), v.double(), dim=-1)
+        assert (cosine.abs() < 1e-6).all()
+
+
+class TestFormulas:
+    """What autograd differentiates a second time."""
+
+    def leaves(self) -> list[Tensor]:
+        shapes = ((1, 4, 2, 3), (1, 2, 2, 3), (1, 4, 2), (1, 4, 2))
+        return [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+
+    @pytest.mark.parametrize("eps", [1e-12, 1e3])
+    def test_derivatives(self, eps: float) -> None:
+        leaves = self.leaves()
+        dout = torch.randn_like(leaves[0]).requires_grad_()
+
+        def forward(y: Tensor, v: Tensor, strength: Tensor, gate: Tensor) -> Tensor:
+            return passes.forward_formula(y, v, strength, gate, eps)
+
+        def backward(*inputs: Tensor) -> tuple[Tensor | None, ...]:
+            dout, y, v, strength, gate = inputs
+            return passes.backward_formula(dout, y, v, strength, gate, eps)
+
+        torch.testing.assert_close(
+            torch.autograd.grad(forward(*leaves), leaves, dout.detach()), backward(dout, *leaves)
+        )
+        assert torch.autograd.gradcheck(backward, (dout, *leaves))
+
+    def test_vmap(self) -> None:
+        y, v, strength, gate = (torch.stack([x.detach(), x.detach() + 1]) for x in self.leaves())
+        dout = torch.randn_like(y)
+
+        def both(dout: Tensor, y: Tensor, v: Tensor, strength: Tensor, gate: Tensor) -> tuple[Tensor, ...]:
+            gradients = passes.backward_formula(dout, y, v, strength, gate, EPS)
+            return (passes.forward_formula(y, v, strength, gate, EPS), *(x for x in gradients if x is not None))
+
+        got = torch.func.vmap(both)(dout, y, v, strength, gate)
+        each = [both(*row) for row in zip(dout, y, v, strength, gate, strict=True)]
+        torch.testing.assert_close(got, tuple(torch.stack(x) for x in zip(*each, strict=True)))
+
+
+NEEDS_COMPILER = pytest.mark.skipif(not cpp.available(), reason=cpp.why_not() or "there is a compiler")
+
+
+def every_float() -> Tensor:
+    """float32 numbers of every exponent, among them those that lie halfway between two half-precision ones."""
+    signs_and_exponents = torch.arange(512, dtype=torch.int64).unsqueeze(-1) << 23
+    mantissas = torch.cat([torch.randint(1 << 23, (40,)), torch.arange(8) << 12, torch.arange(8) << 15])
+    bits = torch.cat([signs_and_exponents + mantissas, signs_and_exponents + (1 << 23) - 1 - mantissas])
+    return bits.flatten().to(torch.int32).view(torch.float32)
+
+
+@NEEDS_COMPILER
+class TestCpp:
+    def test_same_on_every_number_of_threads(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(cpp, "_BYTES_PER_THREAD", 1)
+        case = Case.random((6, 2), 33, 64, torch.float32, strength="token")
+        before = torch.get_num_threads()
+        results = []
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            results.append(case.run(cpp, from_output=False))
+        torch.set_num_threads(before)
+        for result in results[1:]:
+            assert all(map(torch.equal, result, results[0]))
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_conversions(self, dtype: torch.dtype) -> None:
+        check_conversions(dtype)
+
+    def test_compiled_for_any_processor(self, monkeypatch: pytest.MonkeyPatch, fresh_build: Path) -> None:
+        """Without this processor's instructions, and on one thread."""
+        monkeypatch.setattr(cpp, "_FLAGS", cpp._FLAGS[-1:])
+        assert cpp.available(), cpp.why_not()
+        check_conversions(torch.bfloat16)
+        check_conversions(torch.float16)
+        for dtype in DTYPES:
+            Case.random((6, 2), 33, 64, dtype, strength="token", gate=True).check(cpp, from_output=False)
+
+
+def check_conversions(dtype: torch.dtype) -> None:
+    """To half precision and from it as PyTorch converts."""
+    every = torch.arange(1 << 16).to(torch.int16).view(dtype)
+    for dim in (1, 64):
+        y = every[every.isfinite()].view(1, 1, -1, dim)
+        out = torch.empty_like(y)
+        cpp.project(y, torch.zeros_like(y), None, None, EPS, out)
+        assert torch.equal(out.view(torch.int16), y.view(torch.int16))
+    gate = every_float().view(1, 1, -1)
+    y = torch.ones(1, 1, gate.shape[-1], 1, dtype=dtype)
+    out = torch.empty_like(y)
+    cpp.project(y, torch.zeros_like(y), None, gate, EPS, out)
+    torch.testing.assert_close(out.flatten(), gate.flatten().to(dtype), rtol=0, atol=0, equal_nan=True)
+
+
+def forget_build() -> None:
+    cpp._build_once.cache_clear()
+    cpp._loaded.cache_clear()
+
+
+@pytest.fixture
+def fresh_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Nothing is built, and the cache folder is empty; its path."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    forget_build()
+    yield tmp_path / "cache" / "exsel"
+    forget_build()
+
+
+@pytest.fixture
+def short_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Compiles in no time."""
+    path = tmp_path / "short.cpp"
+    path.write_text('extern "C" void exsel_project(void*) {} extern "C" void exsel_project_backward(void*) {}')
+    monkeypatch.setattr(cpp, "_SOURCE", path)
+    return path
+
+
+def compiler_script(path: Path, body: str) -> str:
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(0o700)
+    return str(path)
+
+
+class TestWithoutCompiler:
+    def test_none(self, fresh_build: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("CXX", raising=False)
+        monkeypatch.setenv("PATH", str(tmp_path))
+        assert not cpp.available()
+        assert cpp.why_not() == "no C++ compiler was found (c++, g++ or clang++; CXX can name another)"
+
+    def test_named_and_absent(self, fresh_build: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("CXX", "no-such-compiler -v")
+        assert not cpp.available()
+        assert cpp.why_not() == "CXX names the C++ compiler 'no-such-compiler', which is not there"
+
+    def test_broken(self, fresh_build: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        script = compiler_script(
+            tmp_path / "cc",
+            '[ "$1" = --version ] && exit 0; echo warming up >&2; echo "fatal error: no disk" >&2; exit 1',
+        )
+        monkeypatch.setenv("CXX", script)
+        assert not cpp.available()
+        assert cpp.why_not() == f"the C++ compiler {script} said: fatal error: no disk"
+        assert not list(fresh_build.iterdir()), "nothing half-made is left"
+
+    def test_writes_no_library(self, fresh_build: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A file that is no library."""
+        script = compiler_script(
+            tmp_path / "cc", '[ "$1" = --version ] && exit 0; for last; do :; done; echo text > "$last"'
+        )
+        monkeypatch.setenv("CXX", script)
+        assert not cpp.available()
+        assert "does not load" in cpp.why_not()
+
+    def test_is_no_program(self, fresh_build: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "cc").write_text("no program")
+        (tmp_path / "cc").chmod(0o700)
+        monkeypatch.setenv("CXX", str(tmp_path / "cc"))
+        assert not cpp.available()
+        assert "does not start" in cpp.why_not()
+
+
+@NEEDS_COMPILER
+class TestBuild:
+    def libraries(self, folder: Path) -> list[Path]:
+        return sorted(folder.glob("**/*.so"))
+
+    def test_kept_for_the_next_process(self, fresh_build: Path, short_source: Path) -> None:
+        assert cpp.available()
+        (library,) = fresh_build.iterdir()
+        assert fresh_build.stat().st_mode & 0o777 == 0o700
+        made = library.stat().st_mtime_ns
+        forget_build()
+        assert cpp.available()
+        assert library.stat().st_mtime_ns == made
+
+    def test_made_anew_for_another_source(self, fresh_build: Path, short_source: Path) -> None:
+        assert cpp.available()
+        short_source.write_text(short_source.read_text() + "\n")
+        forget_build()
+        assert cpp.available()
+        assert len(self.libraries(fresh_build)) == 2
+
+    def test_made_anew_if_cut_short(self, fresh_build: Path, short_source: Path) -> None:
+        name = cpp._FLAGS[0]
+        fresh_build.mkdir(mode=0o700, parents=True)
+        compiler = cpp._find_compiler()
+        version = cpp._run([*compiler, "--version"])
+        digest = cpp._digest(short_source.read_bytes(), compiler, name, version, cpp._processor())
+        library = fresh_build / f"passes-{digest}.so"
+        library.write_bytes(b"\x7fELF")
+        assert cpp.available()
+        assert library.stat().st_size > 1000
+
+    @pytest.mark.parametrize("refused", ["-fopenmp", "-march=native", "-fopenmp -march=native -fopenmp-simd"])
+    def test_flags_that_are_refused(
+        self, refused: str, fresh_build: Path, short_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        compiler = " ".join(cpp._find_compiler())
+        checks = "\n".join(
+            f'for flag; do [ "$flag" = {flag} ] && {{ echo "error: unknown $flag" >&2; exit 1; }}; done'
+            for flag in refused.split()
+        )
+        monkeypatch.setenv("CXX", compiler_script(tmp_path / "cc", f'{checks}\nexec {compiler} "$@"'))
+        assert cpp.available(), cpp.why_not()
+
+    def test_no_folder_to_keep_it_in(self, fresh_build: Path, short_source: Path) -> None:
+        fresh_build.parent.write_text("a file where the folder should be")
+        assert cpp.available(), cpp.why_not()
+
+    def test_folder_that_others_can_write_to(self, fresh_build: Path, short_source: Path) -> None:
+        fresh_build.mkdir(parents=True)
+        fresh_build.chmod(0o777)
+        assert cpp.available(), cpp.why_not()
+        assert not self.libraries(fresh_build)
+
+    def test_library_of_somebody_else(
+        self, fresh_build: Path, short_source: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert cpp.available()
+        forget_build()
+        owner = os.geteuid()
+        monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+        (library,) = self.libraries(fresh_build)
+        assert not cpp._is_mine(library)
+        assert not cpp._is_mine(fresh_build)
+        monkeypatch.setattr(cpp.ctypes, "CDLL", lambda path: pytest.fail("loaded") if path == str(library) else None)
+        with cpp._folder() as folder:
+            assert folder != fresh_build
+
+    def test_threads_build_once(
+        self, fresh_build: Path, short_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        log, compiler = tmp_path / "log", " ".join(cpp._find_compiler())
+        script = compiler_script(tmp_path / "cc", f'echo "$1" >> {log}; exec {compiler} "$@"')
+        monkeypatch.setenv("CXX", script)
+        answers: list[bool] = []
+        threads = [threading.Thread(target=lambda: answers.append(cpp.available())) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert answers == [True] * 4
+        assert log.read_text().split() == ["--version", cpp._FLAGS[0][0]]
+
+    def test_two_processes_at_once(self, fresh_build: Path, short_source: Path) -> None:
+        code = (
+            "import pathlib; from exsel.kernels import cpp;"
+            f"cpp._SOURCE = pathlib.Path({str(short_source)!r}); assert cpp.available(), cpp.why_not()"
+        )
+        processes = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
+        assert [process.wait(timeout=120) for process in processes] == [0, 0]
+        assert len(list(fresh_build.iterdir())) == 1
