@@ -32,8 +32,8 @@ def test_it_ends_with_a_table_and_files(measured: tuple[Outcome, Path]) -> None:
     assert outcome.code == 0, outcome.err
     lines = outcome.out.splitlines()
     assert re.match(r"Case +Group +Contender +ms +Forward +Backward +Whole +Kept for backward$", lines[0])
-    assert re.match(r"attention 2x1x16, 256 × 16 tokens +baseline +stock +[\d.]+ +1\.000× +1\.000×", lines[1])
-    assert any(re.search(r" exclusive +exsel auto +[\d.]+ +\d\.\d{3}×", line) for line in lines)
+    assert re.match(r"attention 2x1x16, 256 × 16 tokens +baseline +stock +[\d.,]+ +1\.000× +1\.000×", lines[1])
+    assert any(re.search(r" exclusive +exsel auto +[\d.,]+ +\d+\.\d{3}×", line) for line in lines)
     assert any(re.search(r" exclusive +exsel triton +–( +–)+$", line) for line in lines)
     assert any(
         line.startswith("exsel triton, not measured (attention 2x1x16, 256 × 16 tokens and 2 more): ") for line in lines
