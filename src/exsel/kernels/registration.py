@@ -65,14 +65,33 @@ def differentiable(
             "backward": staticmethod(backward),
         },
     )
-    traced = op._opoverload
+    overload, kernel = op._opoverload, op._init_fn
 
     def apply(*args: Any) -> Any:
         if torch.compiler.is_compiling():
-            return traced(*args)
-        return function.apply(*args)  # type: ignore[attr-defined]
+            return overload(*args)
+        if torch._C._are_functorch_transforms_active():
+            return function.apply(*args)  # type: ignore[attr-defined]
+        if _is_plain(args):
+            return kernel(*args)
+        return overload(*args)
 
     return apply
+
+
+def _is_plain(args: tuple[Any, ...]) -> bool:
+    """Whether there is nothing to record and nobody listens: the dispatcher's work would be most of a small call's."""
+    if torch._C._len_torch_dispatch_stack() > 0:
+        return False
+    records = torch.is_grad_enabled()
+    for argument in args:
+        if isinstance(argument, Tensor) and (
+            (records and argument.requires_grad)
+            or type(argument) not in (Tensor, torch.nn.Parameter)
+            or argument.device.type == "meta"
+        ):
+            return False
+    return True
 
 
 def without_gradient(op: CustomOpDef, remedy: str) -> Callable[..., Any]:

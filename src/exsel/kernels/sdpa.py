@@ -64,9 +64,10 @@ def attention(
     if strength is not None:
         strength = strength.to(accumulation_dtype(query.dtype)).reshape(-1, *strength.shape[-2:])
     lead = query.shape[:-3]
-    query, key, value, own_value = (x.reshape(-1, *x.shape[-3:]) for x in (query, key, value, own_value))
+    if len(lead) != 1:
+        query, key, value, own_value = (x.reshape(-1, *x.shape[-3:]) for x in (query, key, value, own_value))
     z: Tensor = _attention_with_gradient(query, key, value, own_value, strength, attn_mask, is_causal, scale, eps)[0]
-    return z.reshape(*lead, *z.shape[1:])
+    return z if len(lead) == 1 else z.reshape(*lead, *z.shape[1:])
 
 
 def owns_stock_kernel(query: Tensor, value: Tensor, attn_mask: Tensor | None, dropout_p: float) -> bool:
