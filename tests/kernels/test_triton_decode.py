@@ -253,6 +253,7 @@ def test_same_bits_on_every_run(make, num_splits: int) -> None:
     assert torch.equal(inputs.decode(SMALL, num_splits), inputs.decode(SMALL, num_splits))
 
 
+@pytest.mark.filterwarnings("ignore:All-NaN slice encountered:RuntimeWarning")  # the interpreter's
 @pytest.mark.parametrize("num_splits", [1, 2])
 def test_a_nan_is_not_hidden(make, num_splits: int) -> None:
     inputs = make(batch=1, tokens=2, keys=64)
