@@ -27,7 +27,7 @@ import triton
 from torch import Tensor
 
 from exsel.files import read_json, write_json
-from exsel.kernels.triton import attention, attention_backward, decode, project
+from exsel.kernels.triton import attention, attention_backward, decode, project, temperature
 from exsel.kernels.triton.binaries import TARGETS, compile_launches
 from exsel.kernels.triton.tuning import SHARED_MEMORY, Config, default_config, padded
 
@@ -171,6 +171,18 @@ def decode_step(
     )  # fmt: skip
 
 
+def inverse_temperature(
+    head_dim: int, dtype: torch.dtype, configs: dict[str, Config], *, position: bool = True, is_backward: bool = False
+) -> None:
+    x = Inputs(head_dim, dtype)
+    weight, logit = torch.zeros(x.num_heads, head_dim), torch.zeros(x.num_heads) if position else None
+    number = torch.arange(1, x.tokens + 1).expand(x.batch_size, -1) if position else None
+    if is_backward:
+        temperature.inverse_temperature_backward(x.row(), x.heads(), weight, number, logit)
+    else:
+        temperature.inverse_temperature(x.heads(), weight, number, logit)
+
+
 #: What a launcher takes from the configuration files; the others compute theirs.
 CONFIGURED = {
     "attention_forward": ("attention_forward",),
@@ -207,6 +219,14 @@ LAUNCHES: dict[str, dict[str, Launch]] = {
         "exclusive": decode_step,
         "exclusive, scales, mask": partial(decode_step, scales=True, mask=True),
         "exclusive, scales, mask, split": partial(decode_step, scales=True, mask=True, num_splits=2),
+    },
+    "temperature": {
+        "token": partial(inverse_temperature, position=False),
+        "token, position": inverse_temperature,
+    },
+    "temperature_backward": {
+        "token": partial(inverse_temperature, position=False, is_backward=True),
+        "token, position": partial(inverse_temperature, is_backward=True),
     },
 }
 
