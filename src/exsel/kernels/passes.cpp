@@ -10,7 +10,7 @@
 #include <cstring>
 #include <type_traits>
 
-#ifdef __AVX512F__
+#ifdef __AVX2__
 #include <immintrin.h>
 #endif
 #ifdef _OPENMP
@@ -23,11 +23,19 @@ namespace {
 
 // ---- Blocks --------------------------------------------------------------------------------------------------------
 
-// Rows are computed with in blocks of 64 bytes: one, two or four registers.
-typedef float Floats __attribute__((vector_size(64)));
-typedef double Doubles __attribute__((vector_size(64)));
-typedef uint16_t Shorts __attribute__((vector_size(32)));
-typedef uint32_t Words __attribute__((vector_size(64)));
+// Rows are computed with in blocks of one register. (Wider ones compile to detours through memory.)
+#if defined(__AVX512F__)
+constexpr int kBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kBytes = 32;
+#else
+constexpr int kBytes = 16;
+#endif
+
+typedef float Floats __attribute__((vector_size(kBytes)));
+typedef double Doubles __attribute__((vector_size(kBytes)));
+typedef uint32_t Words __attribute__((vector_size(kBytes)));
+typedef uint16_t Shorts __attribute__((vector_size(kBytes / 2)));
 
 template <class To, class From>
 inline To bits_of(From x) {
@@ -41,7 +49,7 @@ template <class A>
 using Block = std::conditional_t<std::is_same_v<A, double>, Doubles, Floats>;
 
 template <class A>
-constexpr int64_t kBlock = int64_t(64 / sizeof(A));
+constexpr int64_t kBlock = int64_t(kBytes / sizeof(A));
 
 template <class A>
 inline Block<A> block(const A* p) {
@@ -57,31 +65,25 @@ inline void put(A* p, Block<A> x) {
 
 // By halves: compilers add the lanes of a sum one after the other unless told that the order of sums does not matter,
 // and the second projection would not survive that.
-inline float sum(Floats x) {
-  typedef float Half __attribute__((vector_size(32)));
-  typedef float Quarter __attribute__((vector_size(16)));
-  Half halves[2];
-  std::memcpy(halves, &x, sizeof x);
-  halves[0] += halves[1];
-  Quarter quarters[2];
-  std::memcpy(quarters, halves, sizeof quarters);
-  quarters[0] += quarters[1];
-  return (quarters[0][0] + quarters[0][2]) + (quarters[0][1] + quarters[0][3]);
-}
-
-inline double sum(Doubles x) {
-  typedef double Half __attribute__((vector_size(32)));
-  Half halves[2];
-  std::memcpy(halves, &x, sizeof x);
-  halves[0] += halves[1];
-  return (halves[0][0] + halves[0][2]) + (halves[0][1] + halves[0][3]);
+template <class A>
+inline A sum(Block<A> x) {
+  typedef A Quarter __attribute__((vector_size(16)));
+  Quarter parts[kBytes / 16];
+  std::memcpy(parts, &x, sizeof x);
+  for (int count = kBytes / 32; count > 0; count /= 2)
+    for (int i = 0; i < count; i++) parts[i] += parts[i + count];
+  if constexpr (sizeof(A) == 8) {
+    return parts[0][0] + parts[0][1];
+  } else {
+    return (parts[0][0] + parts[0][2]) + (parts[0][1] + parts[0][3]);
+  }
 }
 
 template <class A>
 inline A dot(const A* a, const A* b, int64_t n) {
   Block<A> products = {};
   for (int64_t i = 0; i < n; i += kBlock<A>) products += block(a + i) * block(b + i);
-  return sum(products);
+  return sum<A>(products);
 }
 
 // ---- Number types: as they are stored, and as they are computed with -----------------------------------------------
@@ -98,8 +100,7 @@ struct Plain {
 using Float32 = Plain<float>;
 using Float64 = Plain<double>;
 
-// Compilers take a detour over half registers for these.
-#ifdef __AVX512F__
+#ifdef __AVX512F__  // GCC takes a detour over half registers
 inline Words to_words(Shorts x) { return Words(_mm512_cvtepu16_epi32(__m256i(x))); }
 inline Shorts to_shorts(Words x) { return Shorts(_mm512_cvtepi32_epi16(__m512i(x))); }
 #else
@@ -124,9 +125,12 @@ struct Float16 {
   using Stored = uint16_t;
   using Wide = float;
   using StoredBlock = Shorts;
-#ifdef __AVX512F__
+#if defined(__AVX512F__)
   static Floats widen(Shorts x) { return Floats(_mm512_cvtph_ps(__m256i(x))); }
   static Shorts narrow(Floats x) { return Shorts(_mm512_cvtps_ph(__m512(x), _MM_FROUND_TO_NEAREST_INT)); }
+#elif defined(__AVX2__) && defined(__F16C__)
+  static Floats widen(Shorts x) { return Floats(_mm256_cvtph_ps(__m128i(x))); }
+  static Shorts narrow(Floats x) { return Shorts(_mm256_cvtps_ph(__m256(x), _MM_FROUND_TO_NEAREST_INT)); }
 #else
   static Floats widen(Shorts x) {
     const Words narrow = to_words(x), magnitude = narrow & 0x7fff;
@@ -389,7 +393,7 @@ inline A exclude_ordinary(const A* y, const A* v, A k, A inverse, const A* stren
     put(rest + i, once);
     products += once * block(v + i);
   }
-  const A left = -inverse * sum(products);
+  const A left = -inverse * sum<A>(products);
   return strength ? *strength * left + (1 - *strength) * k : left;
 }
 
@@ -418,7 +422,7 @@ inline bool backward_ordinary(const A* dout, const A* x, const A* v, int64_t n, 
     const A left = exclude_ordinary(x, v, of_y, inverse, of.strength, rest, n);
     Block<A> products = {};
     for (int64_t i = 0; i < n; i += kBlock<A>) products += block(dout + i) * (block(rest + i) + left * block(v + i));
-    *of.dgate = sum(products);
+    *of.dgate = sum<A>(products);
   }
   const A taken = of.along ? of_y * (1 - alpha) : of_y, excluded = alpha * of_dz, times_dz = alpha * of_y;
   for (int64_t i = 0; i < n; i += kBlock<A>) {
