@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import subprocess
@@ -498,15 +499,14 @@ class TestBuild:
         self, fresh_build: Path, short_source: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         assert cpp.available()
-        forget_build()
-        owner = os.geteuid()
-        monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
         (library,) = self.libraries(fresh_build)
-        assert not cpp._is_mine(library)
-        assert not cpp._is_mine(fresh_build)
-        monkeypatch.setattr(cpp.ctypes, "CDLL", lambda path: pytest.fail("loaded") if path == str(library) else None)
-        with cpp._folder() as folder:
-            assert folder != fresh_build
+        forget_build()
+        owner, load, loaded = os.geteuid(), ctypes.CDLL, []
+        monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+        monkeypatch.setattr(ctypes, "CDLL", lambda path: (loaded.append(Path(path)), load(path))[1])
+        assert cpp.available(), cpp.why_not()
+        assert [path.name for path in loaded] == [library.name]
+        assert loaded[0].parent != fresh_build
 
     def test_threads_build_once(
         self, fresh_build: Path, short_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
