@@ -188,22 +188,23 @@ def inverse_temperature(
     config = config or default_config(feature_dim)
     tau = features.new_empty(batch, num_heads, num_tokens, dtype=torch.float32)
     programs = num_heads * triton.cdiv(batch * num_tokens, config["BLOCK_T"])
-    temperature_kernel[(programs,)](
-        features,
-        weight,
-        position,
-        position_logit,
-        tau,
-        *features.stride(),
-        *_parameter_strides(weight, position, position_logit),
-        num_heads,
-        num_tokens,
-        batch * num_tokens,
-        FEATURE_DIM=feature_dim,
-        BLOCK_D=padded(feature_dim),
-        **config,
-        enable_fp_fusion=True,
-    )
+    with torch.cuda.device_of(features):
+        temperature_kernel[(programs,)](
+            features,
+            weight,
+            position,
+            position_logit,
+            tau,
+            *features.stride(),
+            *_parameter_strides(weight, position, position_logit),
+            num_heads,
+            num_tokens,
+            batch * num_tokens,
+            FEATURE_DIM=feature_dim,
+            BLOCK_D=padded(feature_dim),
+            **config,
+            enable_fp_fusion=True,
+        )
     return tau
 
 
@@ -228,27 +229,28 @@ def inverse_temperature_backward(
     dfeatures = torch.empty_like(features)
     dweight = features.new_empty(parts, num_heads, feature_dim, dtype=torch.float32)
     dlogit = None if position_logit is None else features.new_empty(parts, num_heads, dtype=torch.float32)
-    temperature_backward_kernel[(num_heads * parts,)](
-        dtau,
-        features,
-        weight,
-        position,
-        position_logit,
-        dfeatures,
-        dweight,
-        dlogit,
-        *dtau.stride(),
-        *features.stride(),
-        *_parameter_strides(weight, position, position_logit),
-        *dfeatures.stride(),
-        num_heads,
-        num_tokens,
-        batch * num_tokens,
-        FEATURE_DIM=feature_dim,
-        BLOCK_D=padded(feature_dim),
-        **config,
-        enable_fp_fusion=True,
-    )
+    with torch.cuda.device_of(features):
+        temperature_backward_kernel[(num_heads * parts,)](
+            dtau,
+            features,
+            weight,
+            position,
+            position_logit,
+            dfeatures,
+            dweight,
+            dlogit,
+            *dtau.stride(),
+            *features.stride(),
+            *_parameter_strides(weight, position, position_logit),
+            *dfeatures.stride(),
+            num_heads,
+            num_tokens,
+            batch * num_tokens,
+            FEATURE_DIM=feature_dim,
+            BLOCK_D=padded(feature_dim),
+            **config,
+            enable_fp_fusion=True,
+        )
     return (
         dfeatures,
         _add_parts(dweight, weight),
