@@ -25,9 +25,9 @@ _LARGE_OVER_SMALL = tl.constexpr(2.0**16)
 _TOO_LARGE, _DOWN, _UNDO_DOWN = tl.constexpr(2.0**48), tl.constexpr(2.0**-80), tl.constexpr(2.0**80)
 _TOO_SMALL, _UP, _UNDO_UP = tl.constexpr(2.0**-40), tl.constexpr(2.0**64), tl.constexpr(2.0**-64)
 
-#: Bytes of y, and numbers of dout, that one thread holds: several 16-byte loads in flight to hide the memory's latency,
-#: and few enough that v̂, dv and the rows of a query head stay in registers as float32.
-_FORWARD_BYTES, _BACKWARD_NUMBERS = 64, 16
+#: Bytes of each tensor that one thread holds: several 16-byte loads in flight to hide the memory's latency, and few
+#: enough that v̂, dv and the rows of a query head stay in registers as float32.
+_FORWARD_BYTES, _BACKWARD_BYTES = 64, 32
 
 
 @triton.jit
@@ -154,14 +154,15 @@ def project_backward_kernel(
         if strength_ptr is not None:
             strength_at = strength_ptr + batch * strength_b + head * strength_h + tokens * strength_t
             alpha = tl.load(strength_at, mask=in_rows, other=0.0)
-        # Below eps the norm is a constant and its derivative, the terms in v̂, is absent: is_unit is 0.
+        # Below eps the norm is a constant and its derivative, the terms in v̂, is absent: is_unit is 0. What remains of
+        # y − c v̂, x being y or z, is x − (2⁸ v̂) across.
         if along_ptr is None:
             c = tl.sum(x * unit, 1)
-            across_y = x - large * (c * is_unit)[:, None]
+            across = c * is_unit
         else:
             along_at = along_ptr + batch * along_b + head * along_h + tokens * along_t
             c = tl.load(along_at, mask=in_rows, other=0.0) * _SMALL
-            across_y = x + large * (c * (alpha - is_unit))[:, None]
+            across = c * (is_unit - alpha)
         dz = dout
         if gate_ptr is not None:
             gate = tl.load(gate_ptr + batch * gate_b + head * gate_h + tokens * gate_t, mask=in_rows, other=0.0)
@@ -171,8 +172,8 @@ def project_backward_kernel(
             tl.store(dgate_at, tl.sum(dout * (x - large * (alpha * c)[:, None]), 1), mask=in_rows)
         s = tl.sum(dz * unit, 1)
         dy = dz - large * (alpha * s)[:, None]
-        across_dz = dz - large * (s * is_unit)[:, None]
-        dv -= across_dz * (alpha * c / length)[:, None] + across_y * (alpha * s / length)[:, None]
+        of_dz, of_x = alpha * c / length, alpha * s / length
+        dv += large * (s * is_unit * of_dz + across * of_x)[:, None] - dz * of_dz[:, None] - x * of_x[:, None]
         dy_at = dy_ptr + batch * dy_b + head * dy_h + tokens[:, None] * dy_t + columns[None, :] * dy_d
         tl.store(dy_at, dy.to(dy_ptr.dtype.element_ty), mask=inside)
         if dstrength_ptr is not None:
@@ -246,7 +247,7 @@ def project_backward(
     """
     batch_size, num_heads, num_tokens, head_dim = x.shape
     num_kv_heads = own_value.shape[1]
-    config = config or default_config(head_dim, _BACKWARD_NUMBERS)
+    config = config or default_config(head_dim, _BACKWARD_BYTES // x.itemsize)
     grid = (batch_size * num_kv_heads * triton.cdiv(num_tokens, config["BLOCK_T"]),)
     with torch.cuda.device_of(x):
         project_backward_kernel[grid](
