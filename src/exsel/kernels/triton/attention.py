@@ -21,12 +21,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from exsel.kernels.triton.project import direction
 from exsel.kernels.triton.tuning import Config, choose_config, padded
 
 _LN_2 = tl.constexpr(math.log(2))
-_SMALL, _LARGE = tl.constexpr(2.0**-8), tl.constexpr(2.0**8)
 LOG2_E = tl.constexpr(math.log2(math.e))
+
+# As in exsel.kernels.sdpa: 2⁻⁸ y·v̂ is representable where y·v̂ need not be, and what is too large or too small to square
+# is scaled first.
+_SMALL, _LARGE = tl.constexpr(2.0**-8), tl.constexpr(2.0**8)
+_TOO_LARGE, _DOWN = tl.constexpr(2.0**48), tl.constexpr(2.0**-80)
+_TOO_SMALL, _UP = tl.constexpr(2.0**-40), tl.constexpr(2.0**64)
 
 # Triton's interpreter multiplies the bits of bfloat16 numbers as integers: there they are multiplied in float32.
 _INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
@@ -80,17 +84,29 @@ def key_interval(
 
 
 @triton.jit
-def blocks(
+def parts(
     first_begin: tl.tensor, first_end: tl.tensor, last_begin: tl.tensor, last_end: tl.tensor, BLOCK: tl.constexpr
 ) -> Any:
-    """Where a block's masked, unmasked and masked parts begin, and where the last ends.
+    """From the intervals of a program's first and last row: the blocks that need masks, and those that do not.
 
-    From the intervals of the block's first and last row; all but the end are multiples of BLOCK.
+    Unmasked are ``num_full`` blocks from ``full_start``. Masked are ``num_before`` blocks from ``start`` up to these
+    and, of ``num_masked`` in all, the rest after them: see :func:`place`.
     """
     start = first_begin // BLOCK * BLOCK
     full_start = tl.cdiv(tl.minimum(last_begin, last_end), BLOCK) * BLOCK
     full_end = tl.maximum(tl.minimum(first_end, last_end) // BLOCK * BLOCK, full_start)
-    return start, full_start, full_end, last_end
+    num_before = tl.maximum(full_start - start, 0) // BLOCK
+    num_after = tl.cdiv(tl.maximum(last_end - full_end, 0), BLOCK)
+    return full_start, (full_end - full_start) // BLOCK, start, num_before, num_before + num_after
+
+
+@triton.jit
+def place(index: tl.tensor, spans: tl.tuple, MASKED: tl.constexpr, BLOCK: tl.constexpr) -> Any:
+    """Where the masked or unmasked block of this index begins; ``spans`` from :func:`parts`."""
+    full_start, num_full, start, num_before, _ = spans
+    if MASKED:
+        return tl.where(index < num_before, start + index * BLOCK, full_start + (index - num_before + num_full) * BLOCK)
+    return full_start + index * BLOCK
 
 
 @triton.jit
@@ -126,13 +142,14 @@ def store_rows(
 def _attend(
     accumulator: tl.tensor, total: tl.tensor, largest: tl.tensor, q: tl.tensor, factor: tl.tensor, key: tl.tensor,
     value: tl.tensor, value_scale: tl.tensor, key_token_stride: tl.tensor, key_dim_stride: tl.tensor,
-    value_token_stride: tl.tensor, value_dim_stride: tl.tensor, value_scale_stride: tl.tensor, start: tl.tensor,
-    stop: tl.tensor, begin: tl.tensor, end: tl.tensor, num_keys: tl.tensor, HAS_BEGIN: tl.constexpr,
-    MASKED: tl.constexpr, HEAD_DIM: tl.constexpr, PADDED_DIM: tl.constexpr, BLOCK_N: tl.constexpr,
+    value_token_stride: tl.tensor, value_dim_stride: tl.tensor, value_scale_stride: tl.tensor, spans: tl.tuple,
+    begin: tl.tensor, end: tl.tensor, num_keys: tl.tensor, HAS_BEGIN: tl.constexpr, MASKED: tl.constexpr,
+    HEAD_DIM: tl.constexpr, PADDED_DIM: tl.constexpr, BLOCK_N: tl.constexpr,
 ) -> Any:  # fmt: skip
-    """The blocks of keys from start to stop, in which the rows see [begin, end): all of it unless MASKED."""
+    """The MASKED or the unmasked blocks of keys, of which the rows see [begin, end)."""
     column = tl.arange(0, BLOCK_N)
-    for position in range(start, stop, BLOCK_N):
+    for index in range(0, spans[4] if MASKED else spans[1]):
+        position = place(index, spans, MASKED, BLOCK_N)
         k = load_rows(key, position, num_keys, key_token_stride, key_dim_stride, BLOCK_N, HEAD_DIM, PADDED_DIM, MASKED)
         scores = dot(q, tl.trans(k), tl.zeros([q.shape[0], BLOCK_N], tl.float32))
         if MASKED:
@@ -162,6 +179,32 @@ def _attend(
         )
         accumulator = dot(weights.to(v.dtype), v, accumulator * correction[:, None])
     return accumulator, total, largest
+
+
+@triton.jit
+def _exclude(small_y: tl.tensor, v: tl.tensor, alpha: tl.tensor, eps: tl.tensor) -> Any:
+    """y − α (y·v̂) v̂ [rows, D] and y·v̂ [rows, 1] of 2⁻⁸ y in float32, v [rows, D] and alpha [rows, 1] or None for 1.
+
+    As :func:`exsel.kernels.triton.project.exclude_rows`, with few registers: v̂ and 2⁻⁸ y instead of 2⁻⁸ v̂, 2⁸ v̂ and y.
+    Scalars of rows as [rows, 1], and the choice of the next line, keep everything in the layout that y has, where
+    Triton else moves v̂ and every product to another one.
+    """
+    v = tl.where(small_y != small_y, small_y, v.to(tl.float32))
+    largest = tl.max(tl.abs(v), axis=1, keep_dims=True)
+    rescale = tl.where(largest > _TOO_LARGE, _DOWN, tl.where(largest < _TOO_SMALL, _UP, 1.0))
+    unit = v * rescale
+    norm = tl.sqrt_rn(tl.sum(unit * unit, axis=1, keep_dims=True))
+    floor = eps * rescale
+    unit = unit * (1 / tl.maximum(norm, floor))
+    c = tl.sum(small_y * unit, axis=1, keep_dims=True)
+    small_y -= unit * c
+    # Once more, for what rounding left of v̂.
+    left = tl.sum(small_y * unit, axis=1, keep_dims=True) * (2 - tl.sum(unit * unit, axis=1, keep_dims=True))
+    left = tl.where(norm > floor, left, 0.0)
+    along = (c + left) * _LARGE
+    if alpha is not None:
+        left = alpha * left - (1 - alpha) * c
+    return (small_y - unit * left) * _LARGE, along
 
 
 @triton.jit(do_not_specialize=["num_groups", "num_kv_heads", "section"])
@@ -197,9 +240,9 @@ def attention_forward_kernel(
     if query_scale is not None:
         query_scale += batch * query_scale_strides[0] + head * query_scale_strides[1]
         factor *= tl.load(query_scale + (start + row).to(tl.int64) * query_scale_strides[2], mask=has_row, other=0.0)
-    # With the sign moved to q the largest product of a row is its largest score; not 0, of which −inf makes NaN.
-    q = (q.to(tl.float32) * tl.where(factor < 0, -1.0, 1.0)[:, None]).to(q.dtype)
-    factor = tl.maximum(tl.abs(factor), 1e-37)
+        # With the sign moved to q the largest product of a row is its largest score; not 0, of which −inf makes NaN.
+        q = (q.to(tl.float32) * tl.where(factor < 0, -1.0, 1.0)[:, None]).to(q.dtype)
+        factor = tl.maximum(tl.abs(factor), 1e-37)
     if value_scale is not None:
         value_scale += batch * value_scale_strides[0] + kv_head * value_scale_strides[1]
 
@@ -207,13 +250,13 @@ def attention_forward_kernel(
     begin, end = key_interval(tl.minimum(start + row, last_row), first, last, num_keys, window, IS_CAUSAL)
     first_begin, first_end = key_interval(start, first, last, num_keys, window, IS_CAUSAL)
     last_begin, last_end = key_interval(last_row, first, last, num_keys, window, IS_CAUSAL)
-    masked_start, full_start, full_end, stop = blocks(first_begin, first_end, last_begin, last_end, BLOCK_N)
+    spans = parts(first_begin, first_end, last_begin, last_end, BLOCK_N)
 
     accumulator = tl.zeros([BLOCK_M, PADDED_DIM], tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     largest = tl.full([BLOCK_M], float("-inf"), tl.float32)
     HAS_BEGIN: tl.constexpr = first is not None or window is not None
-    for part in tl.static_range(0 if HAS_BEGIN else 1, 3):
+    for MASKED in tl.static_range(2):
         accumulator, total, largest = _attend(
             accumulator,
             total,
@@ -228,13 +271,12 @@ def attention_forward_kernel(
             value_strides[2],
             value_strides[3],
             value_scale_strides[2],
-            masked_start if part == 0 else (full_start if part == 1 else full_end),
-            full_start if part == 0 else (full_end if part == 1 else stop),
+            spans,
             begin,
             end,
             num_keys,
             HAS_BEGIN,
-            part != 1,
+            MASKED == 1,
             HEAD_DIM,
             PADDED_DIM,
             BLOCK_N,
@@ -254,18 +296,9 @@ def attention_forward_kernel(
         if strength is not None:
             strength += batch * strength_strides[0] + head * strength_strides[1]
             alpha = tl.load(strength + (start + row).to(tl.int64) * strength_strides[2], mask=has_row, other=0.0)
-        # 2⁻⁸ y and v̂, instead of y and 2⁻⁸ v̂ as elsewhere: the sums are the same, and no 2⁸ v̂ needs registers.
-        y = accumulator * (1 / total * _SMALL)[:, None]
-        # The choice brings v into the layout of y's registers once, instead of every product with it.
-        small_unit, _, is_unit = direction(tl.where(y != y, y, v.to(tl.float32)), eps)
-        unit = small_unit * _LARGE
-        c = tl.sum(y * unit, axis=1)
-        tl.store(along + per_row + row, c * _LARGE, mask=has_row)
-        y -= unit * c[:, None]
-        left = tl.sum(y * unit, axis=1) * (2 - tl.sum(unit * unit, axis=1)) * is_unit
-        if alpha is not None:
-            left = alpha * left - (1 - alpha) * c
-        y = (y - unit * left[:, None]) * _LARGE
+            alpha = alpha[:, None]
+        y, c = _exclude(accumulator * (1 / total * _SMALL)[:, None], v, alpha, eps)
+        tl.store(along + per_row + row, tl.reshape(c, [BLOCK_M]), mask=has_row)
     z += batch * z_strides[0] + head * z_strides[1]
     store_rows(z, y, start, num_queries, z_strides[2], z_strides[3], BLOCK_M, HEAD_DIM, PADDED_DIM)
 
@@ -339,6 +372,8 @@ def attention_forward(
     z = query.new_empty(batch, num_queries, num_heads, head_dim).transpose(1, 2)
     logsumexp = query.new_empty(batch, num_heads, num_queries, dtype=torch.float32)
     along = torch.empty_like(logsumexp) if exclusive else None
+    if scale <= 0 and query_scale is None:  # only query_scale may have any sign in the kernel
+        query_scale, scale = logsumexp.new_full((1, 1, 1), scale).expand(batch, num_heads, num_queries), 1.0
     first, last = sequence_bounds(cu_seqlens, num_queries)
     window = effective_window(window, num_queries, num_keys)
     config = config or choose_config("attention_forward", head_dim, query.dtype, query.device)

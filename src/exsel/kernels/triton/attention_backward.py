@@ -23,11 +23,12 @@ from torch import Tensor
 
 from exsel.kernels.triton.attention import (
     LOG2_E,
-    blocks,
     dot,
     effective_window,
     key_interval,
     load_rows,
+    parts,
+    place,
     schedule,
     section_of,
     sequence_bounds,
@@ -133,30 +134,40 @@ def _query_interval(
 def _gather_queries(
     dk: tl.tensor, weighted: tl.tensor, k: tl.tensor, v: tl.tensor, column_scale: tl.tensor, query: tl.tensor,
     dy: tl.tensor, query_scale: tl.tensor, logsumexp: tl.tensor, delta: tl.tensor, query_strides: tl.tuple,
-    dy_strides: tl.tuple, query_scale_stride: tl.tensor, scale: tl.tensor, start: tl.tensor, stop: tl.tensor,
-    begin: tl.tensor, end: tl.tensor, num_queries: tl.tensor, MASKED: tl.constexpr, HEAD_DIM: tl.constexpr,
+    dy_strides: tl.tuple, query_scale_strides: tl.tuple, scale: tl.tensor, spans: tl.tuple, begin: tl.tensor,
+    end: tl.tensor, num_queries: tl.tensor, group_size: tl.tensor, MASKED: tl.constexpr, HEAD_DIM: tl.constexpr,
     PADDED_DIM: tl.constexpr, BLOCK_M: tl.constexpr,
 ) -> Any:  # fmt: skip
-    """Add the blocks of queries from start to stop of one head, of which the keys are seen by [begin, end)."""
+    """Add the MASKED or the unmasked blocks of queries of a group's heads, of which [begin, end) see the keys."""
     row = tl.arange(0, BLOCK_M)
-    for position in range(start, stop, BLOCK_M):
+    num_blocks = spans[4] if MASKED else spans[1]
+    # One loop over heads and blocks: of two, the outer one would keep what it leaves unchanged in registers.
+    for index in range(0, group_size * num_blocks):
+        member = tl.cast(index // num_blocks, tl.int64)
+        position = place(index % num_blocks, spans, MASKED, BLOCK_M)
         q = load_rows(
-            query, position, num_queries, query_strides[2], query_strides[3], BLOCK_M, HEAD_DIM, PADDED_DIM, MASKED
-        )
-        g = load_rows(dy, position, num_queries, dy_strides[2], dy_strides[3], BLOCK_M, HEAD_DIM, PADDED_DIM, MASKED)
-        has_row = row < num_queries - position
-        if not MASKED:
-            has_row = None
+            query + member * query_strides[1], position, num_queries, query_strides[2], query_strides[3],
+            BLOCK_M, HEAD_DIM, PADDED_DIM, MASKED,
+        )  # fmt: skip
+        g = load_rows(
+            dy + member * dy_strides[1], position, num_queries, dy_strides[2], dy_strides[3],
+            BLOCK_M, HEAD_DIM, PADDED_DIM, MASKED,
+        )  # fmt: skip
+        has_row = row < num_queries - position if MASKED else None
         other: tl.constexpr = 0.0 if MASKED else None
-        row_logsumexp = tl.load(logsumexp + position + row, mask=has_row, other=other)
-        row_delta = tl.load(delta + position + row, mask=has_row, other=other)
+        per_row = member * num_queries + position
+        row_logsumexp = tl.load(logsumexp + per_row + row, mask=has_row, other=other)
+        row_delta = tl.load(delta + per_row + row, mask=has_row, other=other)
         factor = tl.full([BLOCK_M], 1.0, tl.float32)
         if query_scale is not None:
-            factor = tl.load(
-                query_scale + (tl.cast(position, tl.int64) + row) * query_scale_stride, mask=has_row, other=other
+            scales = (
+                query_scale + member * query_scale_strides[1] + tl.cast(position, tl.int64) * query_scale_strides[2]
             )
+            factor = tl.load(scales + row * query_scale_strides[2], mask=has_row, other=other)
         scores = dot(k, tl.trans(q), tl.zeros([k.shape[0], BLOCK_M], tl.float32))
-        weights = tl.exp2(scores * (factor * scale * LOG2_E)[None, :] - (row_logsumexp * LOG2_E)[None, :])
+        if query_scale is not None:
+            scores = scores * factor[None, :]
+        weights = tl.exp2(scores * (scale * LOG2_E) - (row_logsumexp * LOG2_E)[None, :])
         if MASKED:
             visible = ((position + row)[None, :] >= begin[:, None]) & ((position + row)[None, :] < end[:, None])
             weights = tl.where(visible, weights, 0.0)
@@ -207,49 +218,60 @@ def attention_backward_key_value_kernel(
     begin, end = _query_interval(columns, first, last, num_queries, window, IS_CAUSAL)
     first_begin, first_end = _query_interval(start, first, last, num_queries, window, IS_CAUSAL)
     last_begin, last_end = _query_interval(last_column, first, last, num_queries, window, IS_CAUSAL)
-    masked_start, full_start, full_end, stop = blocks(first_begin, first_end, last_begin, last_end, BLOCK_M)
+    spans = parts(first_begin, first_end, last_begin, last_end, BLOCK_M)
 
     accumulated_dk = tl.zeros([BLOCK_N, PADDED_DIM], tl.float32)
     weighted = tl.zeros([BLOCK_N, PADDED_DIM], tl.float32)
-    HAS_BEGIN: tl.constexpr = IS_CAUSAL or first is not None or window is not None
-    for member in range(group_size):
-        head = kv_head * group_size + member
-        per_row = (group.to(tl.int64) * group_size + member) * num_queries
-        head_scale = None
-        if query_scale is not None:
-            head_scale = query_scale + batch * query_scale_strides[0] + head * query_scale_strides[1]
-        for part in tl.static_range(0 if HAS_BEGIN else 1, 3):
-            accumulated_dk, weighted = _gather_queries(
-                accumulated_dk,
-                weighted,
-                k,
-                v,
-                column_scale,
-                query + batch * query_strides[0] + head * query_strides[1],
-                dy + batch * dy_strides[0] + head * dy_strides[1],
-                head_scale,
-                logsumexp + per_row,
-                delta + per_row,
-                query_strides,
-                dy_strides,
-                query_scale_strides[2],
-                scale,
-                masked_start if part == 0 else (full_start if part == 1 else full_end),
-                full_start if part == 0 else (full_end if part == 1 else stop),
-                begin,
-                end,
-                num_queries,
-                part != 1,
-                HEAD_DIM,
-                PADDED_DIM,
-                BLOCK_M,
-            )
+    first_head = kv_head * group_size
+    per_row = group.to(tl.int64) * group_size * num_queries
+    if query_scale is not None:
+        query_scale += batch * query_scale_strides[0] + first_head * query_scale_strides[1]
+    for MASKED in tl.static_range(2):
+        accumulated_dk, weighted = _gather_queries(
+            accumulated_dk,
+            weighted,
+            k,
+            v,
+            column_scale,
+            query + batch * query_strides[0] + first_head * query_strides[1],
+            dy + batch * dy_strides[0] + first_head * dy_strides[1],
+            query_scale,
+            logsumexp + per_row,
+            delta + per_row,
+            query_strides,
+            dy_strides,
+            query_scale_strides,
+            scale,
+            spans,
+            begin,
+            end,
+            num_queries,
+            group_size,
+            MASKED == 1,
+            HEAD_DIM,
+            PADDED_DIM,
+            BLOCK_M,
+        )
 
     dk += batch * dk_strides[0] + kv_head * dk_strides[1]
     store_rows(dk, accumulated_dk * scale, start, num_keys, dk_strides[2], dk_strides[3], BLOCK_N, HEAD_DIM, PADDED_DIM)
     if column_scale is not None:
+        # Read again, after a store that keeps the compiler from holding the first copy in registers until here; the 0,
+        # which it cannot see through, keeps it from holding the pointers.
+        v = load_rows(
+            value + tl.minimum(spans[4], 0),
+            start,
+            num_keys,
+            value_strides[2],
+            value_strides[3],
+            BLOCK_N,
+            HEAD_DIM,
+            PADDED_DIM,
+            MASKED=True,
+        )
+        summed = tl.sum(weighted * v.to(tl.float32), axis=1, keep_dims=True)
         dvalue_scale += group.to(tl.int64) * num_keys + start + column
-        tl.store(dvalue_scale, tl.sum(weighted * v.to(tl.float32), axis=1), mask=has_column)
+        tl.store(dvalue_scale, tl.reshape(summed, [BLOCK_N]), mask=has_column)
         weighted = weighted * column_scale[:, None]
     dv += batch * dv_strides[0] + kv_head * dv_strides[1]
     if ADD_TO_DV:
@@ -263,13 +285,14 @@ def attention_backward_key_value_kernel(
 def _gather_keys(
     dq: tl.tensor, q: tl.tensor, g: tl.tensor, factor: tl.tensor, shift: tl.tensor, row_delta: tl.tensor,
     key: tl.tensor, value: tl.tensor, value_scale: tl.tensor, key_strides: tl.tuple, value_strides: tl.tuple,
-    value_scale_stride: tl.tensor, start: tl.tensor, stop: tl.tensor, begin: tl.tensor, end: tl.tensor,
+    value_scale_stride: tl.tensor, spans: tl.tuple, begin: tl.tensor, end: tl.tensor,
     num_keys: tl.tensor, HAS_BEGIN: tl.constexpr, MASKED: tl.constexpr, HEAD_DIM: tl.constexpr,
     PADDED_DIM: tl.constexpr, BLOCK_N: tl.constexpr,
 ) -> Any:  # fmt: skip
-    """Add the blocks of keys from start to stop, of which the rows see [begin, end): all of it unless MASKED."""
+    """Add the MASKED or the unmasked blocks of keys, of which the rows see [begin, end)."""
     column = tl.arange(0, BLOCK_N)
-    for position in range(start, stop, BLOCK_N):
+    for index in range(0, spans[4] if MASKED else spans[1]):
+        position = place(index, spans, MASKED, BLOCK_N)
         k = load_rows(key, position, num_keys, key_strides[2], key_strides[3], BLOCK_N, HEAD_DIM, PADDED_DIM, MASKED)
         v = load_rows(
             value, position, num_keys, value_strides[2], value_strides[3], BLOCK_N, HEAD_DIM, PADDED_DIM, MASKED
@@ -335,11 +358,11 @@ def attention_backward_query_kernel(
     begin, end = key_interval(tl.minimum(start + row, last_row), first, last, num_keys, window, IS_CAUSAL)
     first_begin, first_end = key_interval(start, first, last, num_keys, window, IS_CAUSAL)
     last_begin, last_end = key_interval(last_row, first, last, num_keys, window, IS_CAUSAL)
-    masked_start, full_start, full_end, stop = blocks(first_begin, first_end, last_begin, last_end, BLOCK_N)
+    spans = parts(first_begin, first_end, last_begin, last_end, BLOCK_N)
 
     accumulator = tl.zeros([BLOCK_M, PADDED_DIM], tl.float32)
     HAS_BEGIN: tl.constexpr = first is not None or window is not None
-    for part in tl.static_range(0 if HAS_BEGIN else 1, 3):
+    for MASKED in tl.static_range(2):
         accumulator = _gather_keys(
             accumulator,
             q,
@@ -353,26 +376,38 @@ def attention_backward_query_kernel(
             key_strides,
             value_strides,
             value_scale_strides[2],
-            masked_start if part == 0 else (full_start if part == 1 else full_end),
-            full_start if part == 0 else (full_end if part == 1 else stop),
+            spans,
             begin,
             end,
             num_keys,
             HAS_BEGIN,
-            part != 1,
+            MASKED == 1,
             HEAD_DIM,
             PADDED_DIM,
             BLOCK_N,
         )
 
-    if query_scale is not None:
-        tl.store(dquery_scale + per_row, tl.sum(accumulator * q.to(tl.float32), axis=1) * scale, mask=has_row)
     dq += batch * dq_strides[0] + head * dq_strides[1]
     store_rows(
         dq,
         accumulator * factor[:, None],
         start, num_queries, dq_strides[2], dq_strides[3], BLOCK_M, HEAD_DIM, PADDED_DIM,
     )  # fmt: skip
+    if query_scale is not None:
+        # Read again, as v above.
+        q = load_rows(
+            query + tl.minimum(spans[4], 0),
+            start,
+            num_queries,
+            query_strides[2],
+            query_strides[3],
+            BLOCK_M,
+            HEAD_DIM,
+            PADDED_DIM,
+            MASKED=True,
+        )
+        summed = tl.sum(accumulator * q.to(tl.float32), axis=1, keep_dims=True) * scale
+        tl.store(dquery_scale + per_row, tl.reshape(summed, [BLOCK_M]), mask=has_row)
 
 
 def attention_backward(
