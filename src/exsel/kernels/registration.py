@@ -51,47 +51,48 @@ def differentiable(
 ) -> Callable[..., Any]:
     """Give ``op`` its gradient; return the function to call instead of ``op``.
 
-    The operator's own registration serves ``torch.ops`` and ``torch.compile``; ``torch.func`` does not go through it,
-    and needs the same two functions as an autograd function around the operator.
+    The operator's own registration serves ``torch.ops``, ``torch.compile`` and tensors that are more than tensors.
+    ``torch.func`` does not go through it, and needs the same functions as an autograd function around the operator.
+    Anything else reaches the kernel directly: an operator in Python takes longer than a small attention.
     """
     op.register_autograd(backward, setup_context=setup_context)
-    function = type(
-        op._qualname.replace("::", "_"),
-        (torch.autograd.Function,),
-        {
-            "generate_vmap_rule": True,
-            "forward": staticmethod(lambda *args: op(*args)),
-            "setup_context": staticmethod(setup_context),
-            "backward": staticmethod(backward),
-        },
-    )
     overload, kernel = op._opoverload, op._init_fn
+    name = op._qualname.replace("::", "_")
+
+    def run_and_save(ctx: Any, *args: Any) -> Any:
+        output = kernel(*args)
+        setup_context(ctx, args, output)
+        return output
+
+    direct = _autograd_function(name, forward=run_and_save, backward=backward)
+    transformed = _autograd_function(
+        name, forward=lambda *args: op(*args), setup_context=setup_context, backward=backward
+    )
 
     def apply(*args: Any) -> Any:
         if torch.compiler.is_compiling():
             return overload(*args)
         if torch._C._are_functorch_transforms_active():
-            return function.apply(*args)  # type: ignore[attr-defined]
-        if _is_plain(args):
-            return kernel(*args)
-        return overload(*args)
+            return transformed.apply(*args)  # type: ignore[no-untyped-call]
+        if torch._C._len_torch_dispatch_stack() > 0 or not all(map(_is_plain, args)):
+            return overload(*args)
+        if torch.is_grad_enabled():
+            return direct.apply(*args)  # type: ignore[no-untyped-call]
+        return kernel(*args)
 
     return apply
 
 
-def _is_plain(args: tuple[Any, ...]) -> bool:
-    """Whether there is nothing to record and nobody listens: the dispatcher's work would be most of a small call's."""
-    if torch._C._len_torch_dispatch_stack() > 0:
-        return False
-    records = torch.is_grad_enabled()
-    for argument in args:
-        if isinstance(argument, Tensor) and (
-            (records and argument.requires_grad)
-            or type(argument) not in (Tensor, torch.nn.Parameter)
-            or argument.device.type == "meta"
-        ):
-            return False
-    return True
+def _autograd_function(name: str, **methods: Callable[..., Any]) -> type[torch.autograd.Function]:
+    members = {method: staticmethod(function) for method, function in methods.items()}
+    return type(name, (torch.autograd.Function,), {"generate_vmap_rule": "setup_context" in methods, **members})
+
+
+def _is_plain(argument: Any) -> bool:
+    """Whether an argument is a tensor with memory and nothing more, or no tensor at all."""
+    if not isinstance(argument, Tensor):
+        return True
+    return type(argument) in (Tensor, torch.nn.Parameter) and argument.device.type != "meta"
 
 
 def without_gradient(op: CustomOpDef, remedy: str) -> Callable[..., Any]:
