@@ -49,6 +49,15 @@ def dot(a: tl.tensor, b: tl.tensor, accumulator: tl.tensor) -> Any:
 
 
 @triton.jit
+def narrow(x: tl.tensor, DTYPE: tl.constexpr) -> Any:
+    """x, in float32, rounded to DTYPE: to the nearest in the interpreter too, which cuts bfloat16 off."""
+    if _INTERPRETED and DTYPE.is_bf16():
+        bits = x.to(tl.uint32, bitcast=True)
+        x = (bits + 0x7FFF + ((bits >> 16) & 1)).to(tl.float32, bitcast=True)
+    return x.to(DTYPE)
+
+
+@triton.jit
 def schedule(num_blocks: tl.tensor, num_groups: tl.tensor, group_size: tl.tensor, section: tl.tensor) -> Any:
     """The block, (batch, key/value head) and query head of the group that this program works on.
 
@@ -104,8 +113,8 @@ def parts(
 def place(index: tl.tensor, spans: tl.tuple, MASKED: tl.constexpr, BLOCK: tl.constexpr) -> Any:
     """Where the masked or unmasked block of this index begins; ``spans`` from :func:`parts`."""
     full_start, num_full, start, num_before, _ = spans
-    if MASKED:
-        return tl.where(index < num_before, start + index * BLOCK, full_start + (index - num_before + num_full) * BLOCK)
+    if MASKED:  # where there are blocks before, they reach up to full_start
+        return start + (index + tl.where(index < num_before, 0, num_full)) * BLOCK
     return full_start + index * BLOCK
 
 
@@ -135,7 +144,7 @@ def store_rows(
     row = tl.arange(0, BLOCK)[:, None]
     dim = tl.arange(0, PADDED_DIM)[None, :]
     pointers = base + tl.cast(start, tl.int64) * token_stride + row * token_stride + dim * dim_stride
-    tl.store(pointers, x.to(base.dtype.element_ty), mask=(row < limit - start) & (dim < HEAD_DIM))
+    tl.store(pointers, narrow(x, base.dtype.element_ty), mask=(row < limit - start) & (dim < HEAD_DIM))
 
 
 @triton.jit
@@ -177,7 +186,7 @@ def _attend(
         v = load_rows(
             value, position, num_keys, value_token_stride, value_dim_stride, BLOCK_N, HEAD_DIM, PADDED_DIM, MASKED
         )
-        accumulator = dot(weights.to(v.dtype), v, accumulator * correction[:, None])
+        accumulator = dot(narrow(weights, v.dtype), v, accumulator * correction[:, None])
     return accumulator, total, largest
 
 

@@ -27,6 +27,7 @@ from exsel.kernels.triton.attention import (
     effective_window,
     key_interval,
     load_rows,
+    narrow,
     parts,
     place,
     schedule,
@@ -171,14 +172,14 @@ def _gather_queries(
         if MASKED:
             visible = ((position + row)[None, :] >= begin[:, None]) & ((position + row)[None, :] < end[:, None])
             weights = tl.where(visible, weights, 0.0)
-        weighted = dot(weights.to(g.dtype), g, weighted)
+        weighted = dot(narrow(weights, g.dtype), g, weighted)
         dscores = dot(v, tl.trans(g), tl.zeros([k.shape[0], BLOCK_M], tl.float32))
         if column_scale is not None:
             dscores = dscores * column_scale[:, None]
         dscores = weights * (dscores - row_delta[None, :])
         if query_scale is not None:
             dscores = dscores * factor[None, :]
-        dk = dot(dscores.to(q.dtype), q, dk)
+        dk = dot(narrow(dscores, q.dtype), q, dk)
     return dk, weighted
 
 
@@ -270,7 +271,7 @@ def attention_backward_key_value_kernel(
             MASKED=True,
         )
         summed = tl.sum(weighted * v.to(tl.float32), axis=1, keep_dims=True)
-        dvalue_scale += group.to(tl.int64) * num_keys + start + column
+        dvalue_scale += (batch * num_kv_heads + kv_head) * num_keys + start + column
         tl.store(dvalue_scale, tl.reshape(summed, [BLOCK_N]), mask=has_column)
         weighted = weighted * column_scale[:, None]
     dv += batch * dv_strides[0] + kv_head * dv_strides[1]
@@ -313,7 +314,7 @@ def _gather_keys(
                 column_scale = tl.load(scale_pointers)
             dscores = dscores * column_scale[None, :]
         dscores = weights * (dscores - row_delta[:, None])
-        dq = dot(dscores.to(k.dtype), k, dq)
+        dq = dot(narrow(dscores, k.dtype), k, dq)
     return dq
 
 
