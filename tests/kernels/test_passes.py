@@ -391,7 +391,8 @@ def fresh_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
 def short_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Compiles in no time."""
     path = tmp_path / "short.cpp"
-    path.write_text('extern "C" void exsel_project(void*) {} extern "C" void exsel_project_backward(void*) {}')
+    names = ("exsel_project", "exsel_project_backward", "exsel_scale")
+    path.write_text(" ".join(f'extern "C" void {name}(void*) {{}}' for name in names))
     monkeypatch.setattr(cpp, "_SOURCE", path)
     return path
 

@@ -47,7 +47,7 @@ _COMPILE_SECONDS: Final = 120
 _DTYPES: Final = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _VIEWS: Final = 11
 # struct Arguments of passes.cpp.
-_ARGUMENTS: Final = struct.Struct(f"@8qd{5 * _VIEWS}q")
+_ARGUMENTS: Final = struct.Struct(f"@9qd{5 * _VIEWS}q")
 _NOT_GIVEN: Final = (0, 0, 0, 0, 0)
 # A second thread pays from 72 KiB moved on (2 cores of a Xeon, threads awake); waking one costs more.
 _BYTES_PER_THREAD: Final = 1 << 17
@@ -74,7 +74,7 @@ def project(
 ) -> None:
     """As :func:`exsel.kernels.passes.project`, on CPU tensors [B, H, T, D]; ``available()`` must be True."""
     views = (y, own_value, strength, gate, along, out, None, None, None, None, None)
-    _call(_loaded().exsel_project, y, own_value, eps, views, 3)
+    _call(_loaded().exsel_project, y, own_value, eps, views, 3, False)
 
 
 def project_backward(
@@ -85,15 +85,29 @@ def project_backward(
     gate: Tensor | None,
     eps: float,
     along: Tensor | None,
-    dy: Tensor,
-    dv: Tensor,
+    dy: Tensor | None,
+    dv: Tensor | None,
     dstrength: Tensor | None = None,
     dgate: Tensor | None = None,
+    *,
+    accumulate: bool = False,
 ) -> None:
     """As :func:`exsel.kernels.passes.project_backward`, on CPU tensors; ``available()`` must be True."""
     assert along is None or gate is None, "y cannot be told from a gated output"
     views = (x, own_value, strength, gate, along, None, dout, dy, dv, dstrength, dgate)
-    _call(_loaded().exsel_project_backward, x, own_value, eps, views, 5)
+    _call(_loaded().exsel_project_backward, x, own_value, eps, views, 5, accumulate)
+
+
+def scale(x: Tensor, tau: Tensor, out: Tensor) -> None:
+    """Write τ ⊙ x into ``out``: x and out [B, H, T, D], τ [B, H, T] in float32 (float64 for float64)."""
+    views = (x, None, tau, None, None, out, None, None, None, None, None)
+    _call(_loaded().exsel_scale, x, x, 0.0, views, 2, False)
+
+
+def scale_backward(dout: Tensor, x: Tensor, tau: Tensor, dx: Tensor, dtau: Tensor) -> None:
+    """Write the gradients of :func:`scale`, τ ⊙ dout and dout·x."""
+    views = (x, None, tau, None, None, None, dout, dx, None, dtau, None)
+    _call(_loaded().exsel_scale, x, x, 0.0, views, 3, False)
 
 
 def _call(
@@ -103,6 +117,7 @@ def _call(
     eps: float,
     views: tuple[Tensor | None, ...],
     passes: int,
+    accumulate: bool,
 ) -> None:
     batches, heads, tokens, head_dim = x.shape
     threads = min(torch.get_num_threads(), 1 + passes * x.nbytes // _BYTES_PER_THREAD)
@@ -118,7 +133,17 @@ def _call(
                 packed.append(0)
     function(
         _ARGUMENTS.pack(
-            _DTYPES[x.dtype], batches, heads, own_value.shape[1], tokens, head_dim, threads, has_scalars, eps, *packed
+            _DTYPES[x.dtype],
+            batches,
+            heads,
+            own_value.shape[1],
+            tokens,
+            head_dim,
+            threads,
+            has_scalars,
+            accumulate,
+            eps,
+            *packed,
         )
     )
 
@@ -160,7 +185,7 @@ def _build_once() -> _Outcome:
         return _Outcome(library=None, why_not=str(error))
     except OSError as error:  # a full disk, no folder for temporary files
         return _Outcome(library=None, why_not=f"the C++ passes cannot be written: {error}")
-    for function in (library.exsel_project, library.exsel_project_backward):
+    for function in (library.exsel_project, library.exsel_project_backward, library.exsel_scale):
         function.argtypes, function.restype = [ctypes.c_char_p], None
     return _Outcome(library=library, why_not="")
 

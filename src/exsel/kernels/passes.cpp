@@ -1,4 +1,4 @@
-// The projection and its gradients, one loop each over batches, tokens and key/value heads. The formulas are those of
+// The projection, the scaling of rows, and their gradients, one loop each over batches, tokens and key/value heads. The formulas are those of
 // passes.py; cpp.py compiles this file and packs the arguments.
 //
 // Rows whose numbers are of ordinary size, all but a few, need no unit vector: with p = y·v, (y·v̂) v̂ = (p / ‖v‖²) v,
@@ -166,11 +166,11 @@ struct View {
 
 // As packed by cpp.py.
 struct Arguments {
-  int64_t dtype, batches, heads, kv_heads, tokens, head_dim, threads, has_scalars;
+  int64_t dtype, batches, heads, kv_heads, tokens, head_dim, threads, has_scalars, accumulate;
   double eps;
   View x, own_value, strength, gate, along;
   View out;                             // of the forward
-  View dout, dy, dv, dstrength, dgate;  // of the backward
+  View dout, dy, dv, dstrength, dgate;  // of the backward; accumulate: into what dv holds
 };
 
 enum Dtype : int64_t { kFloat32, kFloat64, kBFloat16, kFloat16 };
@@ -342,7 +342,7 @@ COLD void project_any(const A* y, const A* v, int64_t n, A eps, const Scalars<A>
     for (int64_t i = 0; i < n; i++) z[i] *= *of.gate;
 }
 
-// Adds to dv, from 0 if is_first.
+// Adds to dv, from 0 if is_first; no dy or dv: not wanted.
 template <class A>
 COLD void backward_any(const A* dout, const A* x, const A* v, int64_t n, A eps, const Scalars<A>& of, A* dy, A* dv,
                        bool is_first) {
@@ -364,8 +364,8 @@ COLD void backward_any(const A* dout, const A* x, const A* v, int64_t n, A eps, 
     const A large = kLargeOverSmall<A> * unit[i];
     const A across_dz = large * (s * is_unit) - dz[i], across_x = large * taken - x[i];
     const A term = across_dz * (alpha * c / length) + across_x * (alpha * s / length);
-    dv[i] = is_first ? term : dv[i] + term;
-    dy[i] = dz[i] - large * (alpha * s);
+    if (dv) dv[i] = is_first ? term : dv[i] + term;
+    if (dy) dy[i] = dz[i] - large * (alpha * s);
   }
 }
 
@@ -409,7 +409,7 @@ inline bool project_ordinary(const A* y, const A* v, int64_t n, A squares, A inv
   return true;
 }
 
-// Adds to dv, from 0 if is_first.
+// Adds to dv, from 0 if is_first; no dy or dv: not wanted.
 template <class A>
 inline bool backward_ordinary(const A* dout, const A* x, const A* v, int64_t n, A squares, A inverse,
                               const Scalars<A>& of, A* rest, A* dy, A* dv, bool is_first) {
@@ -428,8 +428,8 @@ inline bool backward_ordinary(const A* dout, const A* x, const A* v, int64_t n, 
   for (int64_t i = 0; i < n; i += kBlock<A>) {
     const Block<A> own = block(v + i), dz = gate * block(dout + i);
     const Block<A> term = (of_dz * own - dz) * times_dz + (taken * own - block(x + i)) * excluded;
-    put(dv + i, is_first ? term : block(dv + i) + term);
-    put(dy + i, dz - excluded * own);
+    if (dv) put(dv + i, is_first ? term : block(dv + i) + term);
+    if (dy) put(dy + i, dz - excluded * own);
   }
   return true;
 }
@@ -509,50 +509,82 @@ void backward_chunk(const Arguments& a, int64_t begin, int64_t end) {
     const A squares = dot(v, v, whole), inverse = 1 / squares;
     const bool is_ordinary = ordinary.squares(squares);
     Stored* const dv_out = a.dv.at<Stored>(b, kv, t);
-    A* const dv = target<T>(dv_out, a.dv.element, dv_row.data, n);
+    A* const dv = dv_out ? target<T>(dv_out, a.dv.element, dv_row.data, n) : nullptr;
+    if (dv == dv_row.data && a.accumulate) load<T>(dv_out, a.dv.element, dv_row.data, n);
     for (int64_t h = kv * group; h < (kv + 1) * group; h++) {
       const Scalars<A> of(a, b, h, t);
       const A* const x = load<T>(a.x.at<const Stored>(b, h, t), a.x.element, x_row.data, n);
       const A* const dout = load<T>(a.dout.at<const Stored>(b, h, t), a.dout.element, dout_row.data, n);
       Stored* const dy_out = a.dy.at<Stored>(b, h, t);
-      A* const dy = target<T>(dy_out, a.dy.element, dy_row.data, n);
-      const bool is_first = h == kv * group;
+      A* const dy = dy_out ? target<T>(dy_out, a.dy.element, dy_row.data, n) : nullptr;
+      const bool is_first = h == kv * group && !a.accumulate;
       if (!is_ordinary || !backward_ordinary(dout, x, v, whole, squares, inverse, of, rest.data, dy, dv, is_first))
         backward_any(dout, x, v, whole, eps, of, dy, dv, is_first);
-      store<T>(dy_out, a.dy.element, dy, n);
+      if (dy) store<T>(dy_out, a.dy.element, dy, n);
     }
-    store<T>(dv_out, a.dv.element, dv, n);
+    if (dv) store<T>(dv_out, a.dv.element, dv, n);
   });
 }
 
+// out = τ x, τ being the strength; or given dout, dy = τ dout and dτ = dout·x.
 template <class T, int N>
-void run(const Arguments& a, bool is_backward) {
+void scale_chunk(const Arguments& a, int64_t begin, int64_t end) {
+  using A = typename T::Wide;
+  using Stored = typename T::Stored;
+  const int64_t n = N ? N : a.head_dim, whole = round_up(n, kBlock<A>);
+  const View& to = a.dout.data ? a.dy : a.out;
+  Row<A, N> x_row(n), dout_row(n), to_row(n);
+  over_tokens(a, begin, end, [&](int64_t b, int64_t h, int64_t t) {
+    const Scalars<A> of(a, b, h, t);
+    const A* x = load<T>(a.x.at<const Stored>(b, h, t), a.x.element, x_row.data, n);
+    if (a.dout.data) {
+      const A* const dout = load<T>(a.dout.at<const Stored>(b, h, t), a.dout.element, dout_row.data, n);
+      *of.dstrength = dot(dout, x, whole);
+      x = dout;
+    }
+    Stored* const place = to.at<Stored>(b, h, t);
+    A* const scaled = target<T>(place, to.element, to_row.data, n);
+    const A tau = *of.strength;
+    for (int64_t i = 0; i < whole; i += kBlock<A>) put(scaled + i, tau * block(x + i));
+    store<T>(place, to.element, scaled, n);
+  });
+}
+
+enum Pass { kProject, kProjectBackward, kScale };
+
+template <class T, int N>
+void run(const Arguments& a, Pass pass) {
   on_threads(a, [&](int64_t begin, int64_t end) {
-    is_backward ? backward_chunk<T, N>(a, begin, end) : project_chunk<T, N>(a, begin, end);
+    switch (pass) {
+      case kProject: return project_chunk<T, N>(a, begin, end);
+      case kProjectBackward: return backward_chunk<T, N>(a, begin, end);
+      case kScale: return scale_chunk<T, N>(a, begin, end);
+    }
   });
 }
 
 template <class T>
-void choose_head_dim(const Arguments& a, bool is_backward) {
+void choose_head_dim(const Arguments& a, Pass pass) {
   if constexpr (std::is_same_v<T, Float32> || std::is_same_v<T, BFloat16>) {  // each costs time to compile
-    if (a.head_dim == 64) return run<T, 64>(a, is_backward);
-    if (a.head_dim == 128) return run<T, 128>(a, is_backward);
+    if (a.head_dim == 64) return run<T, 64>(a, pass);
+    if (a.head_dim == 128) return run<T, 128>(a, pass);
   }
-  run<T, 0>(a, is_backward);
+  run<T, 0>(a, pass);
 }
 
-void choose_dtype(const void* packed, bool is_backward) {
+void choose_dtype(const void* packed, Pass pass) {
   Arguments a;
   std::memcpy(&a, packed, sizeof a);
   switch (a.dtype) {
-    case kFloat32: return choose_head_dim<Float32>(a, is_backward);
-    case kFloat64: return choose_head_dim<Float64>(a, is_backward);
-    case kBFloat16: return choose_head_dim<BFloat16>(a, is_backward);
-    case kFloat16: return choose_head_dim<Float16>(a, is_backward);
+    case kFloat32: return choose_head_dim<Float32>(a, pass);
+    case kFloat64: return choose_head_dim<Float64>(a, pass);
+    case kBFloat16: return choose_head_dim<BFloat16>(a, pass);
+    case kFloat16: return choose_head_dim<Float16>(a, pass);
   }
 }
 
 }  // namespace
 
-extern "C" void exsel_project(const void* packed) { choose_dtype(packed, false); }
-extern "C" void exsel_project_backward(const void* packed) { choose_dtype(packed, true); }
+extern "C" void exsel_project(const void* packed) { choose_dtype(packed, kProject); }
+extern "C" void exsel_project_backward(const void* packed) { choose_dtype(packed, kProjectBackward); }
+extern "C" void exsel_scale(const void* packed) { choose_dtype(packed, kScale); }

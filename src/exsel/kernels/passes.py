@@ -56,10 +56,12 @@ def project_backward(
     gate: Tensor | None,
     eps: float,
     along: Tensor | None,
-    dy: Tensor,
-    dv: Tensor,
+    dy: Tensor | None,
+    dv: Tensor | None,
     dstrength: Tensor | None = None,
     dgate: Tensor | None = None,
+    *,
+    accumulate: bool = False,
 ) -> None:
     """Write the gradients of :func:`project`.
 
@@ -71,16 +73,17 @@ def project_backward(
         gate: as in the forward; None if ``along`` is given.
         eps: as in the forward.
         along: what the forward wrote; None: computed from y.
-        dy: receives the gradient of y, [..., H, T, D]; may be ``dout`` itself.
+        dy: receives the gradient of y, [..., H, T, D]; may be ``dout`` itself. None, as for dv: not wanted.
         dv: receives the gradient of v, summed over each group of query heads, [..., Hkv, T, D].
         dstrength: receives the gradient of α, [..., H, T].
         dgate: receives the gradient of g, [..., H, T].
+        accumulate: add to what dv holds.
     """
     gradients = backward_formula(dout, x, own_value, strength, gate, eps, along)
     for target, gradient in zip((dy, dv, dstrength, dgate), gradients, strict=True):
         if target is not None:
             assert gradient is not None
-            target.copy_(gradient)
+            target.copy_(gradient + dv if accumulate and target is dv else gradient)
 
 
 def forward_formula(y: Tensor, own_value: Tensor, strength: Tensor | None, gate: Tensor | None, eps: float) -> Tensor:

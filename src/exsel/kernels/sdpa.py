@@ -16,6 +16,7 @@ from torch import Tensor
 
 from exsel.kernels.exclude import accumulation_dtype, exclude, passes_for
 from exsel.kernels.registration import differentiable, register_vmap, without_gradient
+from exsel.kernels.scale import scale_heads
 
 aten = torch.ops.aten
 
@@ -41,9 +42,9 @@ def attention(
 ) -> Tensor:
     """As :func:`exsel.reference.attention`, then :func:`exsel.reference.exclude` where there is an ``own_value``."""
     if query_scale is not None:
-        query = (query * query_scale.unsqueeze(-1)).to(query.dtype)
+        query = scale_heads(query, query_scale.to(accumulation_dtype(query.dtype)))
     if value_scale is not None:
-        value = (value * value_scale.unsqueeze(-1)).to(value.dtype)
+        value = scale_heads(value, value_scale.to(accumulation_dtype(value.dtype)))
     if own_value is None or not owns_stock_kernel(query, value, attn_mask, dropout_p):
         y = F.scaled_dot_product_attention(
             query,
@@ -64,9 +65,11 @@ def attention(
     if strength is not None:
         strength = strength.to(accumulation_dtype(query.dtype)).reshape(-1, *strength.shape[-2:])
     lead = query.shape[:-3]
+    own = None if own_value is value else own_value
     if len(lead) != 1:
-        query, key, value, own_value = (x.reshape(-1, *x.shape[-3:]) for x in (query, key, value, own_value))
-    z: Tensor = _attention_with_gradient(query, key, value, own_value, strength, attn_mask, is_causal, scale, eps)[0]
+        query, key, value = (x.reshape(-1, *x.shape[-3:]) for x in (query, key, value))
+        own = None if own is None else own.reshape(-1, *own.shape[-3:])
+    z: Tensor = _attention_with_gradient(query, key, value, own, strength, attn_mask, is_causal, scale, eps)[0]
     return z if len(lead) == 1 else z.reshape(*lead, *z.shape[1:])
 
 
@@ -196,7 +199,7 @@ def _attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    own_value: Tensor,
+    own_value: Tensor | None,
     strength: Tensor | None,
     attn_mask: Tensor | None,
     is_causal: bool,
@@ -205,7 +208,8 @@ def _attention(
 ) -> tuple[Tensor, Tensor, Tensor]:
     y, logsumexp = _stock_forward(query, key, value, attn_mask, is_causal, scale)
     along = y.new_empty(y.shape[:-1], dtype=accumulation_dtype(y.dtype))
-    passes_for(y, "sdpa").project(y, own_value, strength, None, eps, y, along)
+    v = value if own_value is None else own_value
+    passes_for(y, "sdpa").project(y, v, strength, None, eps, y, along)
     return y, logsumexp, along
 
 
@@ -214,7 +218,7 @@ def _(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    own_value: Tensor,
+    own_value: Tensor | None,
     strength: Tensor | None,
     attn_mask: Tensor | None,
     is_causal: bool,
@@ -231,7 +235,7 @@ def _attention_backward(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    own_value: Tensor,
+    own_value: Tensor | None,
     strength: Tensor | None,
     attn_mask: Tensor | None,
     z: Tensor,
@@ -241,16 +245,29 @@ def _attention_backward(
     scale: float,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    # In y's layout and not dz's, which may be anything: a stock kernel copies what it does not like.
-    dy, down = torch.empty_like(z), torch.empty_like(own_value)
+    v = value if own_value is None else own_value
     dstrength = along.new_empty(along.shape if strength is not None else (along.shape[0], 0))
-    passes = passes_for(z, "sdpa")
-    passes.project_backward(
-        dz, z, own_value, strength, None, eps, along, dy, down, None if strength is None else dstrength, None
+    project_backward = passes_for(z, "sdpa").project_backward
+    # In y's layout and not dz's, which may be anything: a stock kernel copies what it does not like.
+    dy, down = torch.empty_like(z), _empty_own_gradient(value, own_value)
+    project_backward(
+        dz,
+        z,
+        v,
+        strength,
+        None,
+        eps,
+        along,
+        dy,
+        None if own_value is None else down,
+        None if strength is None else dstrength,
     )
     has_few = z.shape[2] < _FEW_TOKENS
-    y = z if strength is None and not has_few else _restore(z, own_value, strength, along, eps)
+    y = z if strength is None and not has_few else _restore(z, v, strength, along, eps)
     dq, dk, dv = _stock_backward(dy, query, key, value, attn_mask, y, logsumexp, is_causal, scale)
+    if own_value is None:
+        # Into the stock kernel's dv: on a CPU fresh memory costs more than reading dz and z again.
+        project_backward(dz, z, v, strength, None, eps, along, None, dv, accumulate=True)
     return dq, dk, dv, down, dstrength
 
 
@@ -260,7 +277,7 @@ def _(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    own_value: Tensor,
+    own_value: Tensor | None,
     strength: Tensor | None,
     attn_mask: Tensor | None,
     z: Tensor,
@@ -272,7 +289,11 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     dq, dk, dv = _stock_backward(dz, query, key, value, attn_mask, z, logsumexp, is_causal, scale)
     dstrength = along.new_empty(along.shape if strength is not None else (along.shape[0], 0))
-    return dq, dk, dv, torch.empty_like(own_value), dstrength
+    return dq, dk, dv, _empty_own_gradient(value, own_value), dstrength
+
+
+def _empty_own_gradient(value: Tensor, own_value: Tensor | None) -> Tensor:
+    return value.new_empty(value.shape[0], 0) if own_value is None else torch.empty_like(own_value)
 
 
 def _restore(z: Tensor, own_value: Tensor, strength: Tensor | None, along: Tensor, eps: float) -> Tensor:
@@ -299,8 +320,9 @@ def _gradients(ctx: Any, dz: Tensor | None, *_: Any) -> tuple[Tensor | None, ...
     if dz is None:
         return (None,) * 9
     saved = ctx.saved_tensors
-    dq, dk, dv, down, dstrength = _run_backward(dz, *saved, ctx.is_causal, ctx.scale, ctx.eps)
-    return dq, dk, dv, down, None if saved[4] is None else dstrength, None, None, None, None
+    dq, dk, dv, *own = _run_backward(dz, *saved, ctx.is_causal, ctx.scale, ctx.eps)
+    own_and_strength = (None if given is None else found for given, found in zip(saved[3:5], own, strict=True))
+    return dq, dk, dv, *own_and_strength, None, None, None, None
 
 
 _attention_with_gradient = differentiable(_attention, _gradients, _save)

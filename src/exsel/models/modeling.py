@@ -29,10 +29,11 @@ from transformers.models.llama.modeling_llama import (
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from exsel.kernels.scale import scale_heads
 from exsel.models.attention import IMPLEMENTATION
 from exsel.models.configuration import ExselConfig
 from exsel.nn import Exclusive, Temperature
-from exsel.nn.temperature import build_temperatures, scale_heads
+from exsel.nn.temperature import build_temperatures
 
 
 def _norm(config: ExselConfig, size: int) -> nn.Module:

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from exsel.config import SelectiveConfig
 from exsel.dispatch import Backend
 from exsel.functional import attention, exclude
+from exsel.kernels.scale import scale_heads
 from exsel.nn.rotary import Rotary, rotate
-from exsel.nn.temperature import build_temperatures, scale_heads
+from exsel.nn.temperature import build_temperatures
 
 
 class Exclusive(nn.Module):

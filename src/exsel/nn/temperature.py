@@ -156,8 +156,3 @@ def build_temperatures(
     if selective.value:
         built["value"] = build(num_kv_heads, selective.value_position)
     return built
-
-
-def scale_heads(x: Tensor, tau: Tensor) -> Tensor:
-    """τ ⊙ x, in x's dtype: x ``[B, H, T, D]``, τ ``[B, H, T]``."""
-    return (x * tau.unsqueeze(-1)).to(x.dtype)

@@ -1,0 +1,65 @@
+"""τ ⊙ x for each head: in one pass forward and one backward where C++ passes are, else as PyTorch has it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from exsel.kernels import cpp
+from exsel.kernels.registration import differentiable, register_vmap
+
+
+def scale_heads(x: Tensor, tau: Tensor) -> Tensor:
+    """τ ⊙ x in x's dtype: x [..., H, T, D], τ [..., H, T] in float32 (float64 for float64)."""
+    accumulation = torch.float64 if x.dtype == torch.float64 else torch.float32
+    if torch.compiler.is_compiling() or x.device.type != "cpu" or tau.dtype != accumulation or not cpp.available():
+        # A compiler makes one pass of this, together with what is around it.
+        return (x * tau.unsqueeze(-1)).to(x.dtype)
+    lead = x.shape[:-3]
+    scaled: Tensor = _scale_with_gradient(x.reshape(-1, *x.shape[-3:]), tau.reshape(-1, *tau.shape[-2:]))
+    return scaled.reshape(*lead, *scaled.shape[1:])
+
+
+@torch.library.custom_op("exsel::scale_heads", mutates_args=(), device_types="cpu")
+def _scale(x: Tensor, tau: Tensor) -> Tensor:
+    out = torch.empty_like(x)
+    cpp.scale(x, tau, out)
+    return out
+
+
+@_scale.register_fake
+def _(x: Tensor, tau: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+@torch.library.custom_op("exsel::scale_heads_backward", mutates_args=(), device_types="cpu")
+def _scale_backward(dout: Tensor, x: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
+    dx, dtau = torch.empty_like(x), torch.empty_like(tau)
+    cpp.scale_backward(dout, x, tau, dx, dtau)
+    return dx, dtau
+
+
+@_scale_backward.register_fake
+def _(dout: Tensor, x: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), torch.empty_like(tau)
+
+
+register_vmap(_scale)
+register_vmap(_scale_backward)
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _gradients(ctx: Any, dout: Tensor) -> tuple[Tensor, Tensor]:
+    x, tau = ctx.saved_tensors
+    if torch.is_grad_enabled():  # for a second derivative
+        return (dout * tau.unsqueeze(-1)).to(x.dtype), (dout * x.to(tau.dtype)).sum(-1)
+    dx, dtau = _scale_backward(dout, x, tau)
+    return dx, dtau
+
+
+_scale_with_gradient = differentiable(_scale, _gradients, _save)

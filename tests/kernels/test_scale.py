@@ -1,0 +1,61 @@
+"""τ ⊙ x and its gradients against float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from budget import assert_within_budget
+from exsel.kernels import scale
+from exsel.kernels.scale import scale_heads
+
+
+def plain(x: Tensor, tau: Tensor) -> Tensor:
+    return (x * tau.unsqueeze(-1)).to(x.dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("head_dim", [1, 8, 33, 64, 128])
+@pytest.mark.parametrize("tokens", [1, 7, 130])
+@pytest.mark.parametrize("layout", ["heads first", "tokens first", "strided"])
+def test_against_float64(dtype: torch.dtype, head_dim: int, tokens: int, layout: str) -> None:
+    x = torch.randn(8, 3, tokens, head_dim, dtype=dtype)
+    if layout == "tokens first":
+        x = torch.randn(8, tokens, 3, head_dim, dtype=dtype).transpose(1, 2)
+    elif layout == "strided":
+        x = torch.randn(8, 3, tokens, 2 * head_dim, dtype=dtype)[..., ::2]
+    x.requires_grad_()
+    tau = (1 + torch.rand(8, 1, tokens)).expand(8, 3, tokens).requires_grad_()
+    dout = torch.randn(8, 3, tokens, head_dim, dtype=dtype)
+    got, eager = scale_heads(x, tau), plain(x, tau)
+    x64, tau64 = x.detach().double().requires_grad_(), tau.detach().double().requires_grad_()
+    exact = plain(x64, tau64)
+    assert_within_budget([got], [exact], [eager])
+    assert_within_budget(
+        torch.autograd.grad(got, (x, tau), dout),
+        torch.autograd.grad(exact, (x64, tau64), dout.double()),
+        torch.autograd.grad(eager, (x, tau), dout),
+    )
+
+
+def test_second_derivative_and_transforms() -> None:
+    x, tau = torch.randn(2, 3, 5, 4, dtype=torch.float64), torch.rand(2, 3, 5, dtype=torch.float64)
+    inputs = (x.requires_grad_(), tau.requires_grad_())
+    assert torch.autograd.gradcheck(scale_heads, inputs)
+    assert torch.autograd.gradgradcheck(scale_heads, inputs)
+    many = torch.randn(4, 2, 3, 5, 4, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.func.vmap(scale_heads, (0, None))(many, tau), plain(many, tau))
+
+
+@pytest.mark.parametrize("lead", [(), (2,), (2, 3)])
+def test_batch_dimensions(lead: tuple[int, ...]) -> None:
+    x, tau = torch.randn(*lead, 3, 5, 4), torch.rand(*lead, 3, 5)
+    torch.testing.assert_close(scale_heads(x, tau), plain(x, tau), rtol=0, atol=0)
+
+
+def test_passes_opcheck() -> None:
+    x, tau = torch.randn(2, 3, 5, 4, requires_grad=True), torch.rand(2, 3, 5, requires_grad=True)
+    torch.library.opcheck(scale._scale, (x, tau))
+    torch.library.opcheck(scale._scale_backward, (torch.randn(2, 3, 5, 4), x.detach(), tau.detach()))
