@@ -73,11 +73,11 @@ def differentiable(
         if torch.compiler.is_compiling():
             return overload(*args)
         if torch._C._are_functorch_transforms_active():
-            return transformed.apply(*args)  # type: ignore[no-untyped-call]
+            return transformed.apply(*args)
         if torch._C._len_torch_dispatch_stack() > 0 or not all(map(_is_plain, args)):
             return overload(*args)
         if torch.is_grad_enabled():
-            return direct.apply(*args)  # type: ignore[no-untyped-call]
+            return direct.apply(*args)
         return kernel(*args)
 
     return apply
