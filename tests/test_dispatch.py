@@ -65,12 +65,12 @@ def test_an_explicit_backend_never_falls_back(name: str, monkeypatch: pytest.Mon
     }[name]
     with pytest.raises(ValueError, match=r"backend='triton' cannot run this: .*need a GPU.*backend='sdpa'"):
         run()
-    monkeypatch.setattr(dispatch, "has_triton", lambda: False)
+    monkeypatch.setattr(dispatch, "HAS_TRITON", False)
     with pytest.raises(ValueError, match="Triton is not installed: pip install triton"):
         run()
 
 
-@pytest.mark.skipif(not dispatch.has_triton(), reason="needs Triton")
+@pytest.mark.skipif(not dispatch.HAS_TRITON, reason="needs Triton")
 @pytest.mark.parametrize(
     ("shapes", "options", "message"),
     [
@@ -89,7 +89,7 @@ def test_what_the_fused_kernels_refuse(shapes: Any, options: dict[str, Any], mes
     assert message in explained
 
 
-@pytest.mark.skipif(not dispatch.has_triton(), reason="needs Triton")
+@pytest.mark.skipif(not dispatch.HAS_TRITON, reason="needs Triton")
 def test_decoding_is_told_from_training() -> None:
     mask = torch.ones(1, 20, dtype=torch.bool)
     assert "decode kernel" in explain(query=ONE, attn_mask=mask, backend="triton")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from exsel.kernels import cpp
 from exsel.kernels.call import DECODE_TOKENS, Call
-from exsel.kernels.exclude import has_triton
+from exsel.kernels.exclude import HAS_TRITON
 from exsel.kernels.sdpa import owns_stock_kernel
 
 Backend = Literal["auto", "reference", "sdpa", "triton"]
@@ -74,7 +74,7 @@ def triton_refusal(call: Call) -> str | None:
 
 def triton_device_refusal(x: Tensor) -> str | None:
     """Why no Triton kernel can run on a tensor's device or dtype; None where one can."""
-    if not has_triton():
+    if not HAS_TRITON:
         return "Triton is not installed: pip install triton"
     if x.dtype == torch.float64:
         return "its kernels have no float64: use backend='reference' or 'sdpa'"
@@ -83,6 +83,7 @@ def triton_device_refusal(x: Tensor) -> str | None:
     return None
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _interprets() -> bool:
     """Whether this process runs Triton's kernels in its interpreter (TRITON_INTERPRET=1)."""
     import triton
@@ -172,6 +173,6 @@ def _how(chosen: str, call: Call) -> str:
 def _pass_language(x: Tensor) -> str:
     if x.device.type == "cpu":
         return "one loop in C++" if cpp.available() else f"several PyTorch operators, since {cpp.why_not()}"
-    if x.is_cuda and has_triton() and x.dtype != torch.float64:
+    if x.is_cuda and HAS_TRITON and x.dtype != torch.float64:
         return "one Triton kernel"
     return "several PyTorch operators"

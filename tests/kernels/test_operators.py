@@ -17,9 +17,9 @@ from exsel import reference
 from exsel.dispatch import Backend
 from exsel.kernels import exclude as exclude_operators
 from exsel.kernels import fused, sdpa
-from exsel.kernels.exclude import has_triton
+from exsel.kernels.exclude import HAS_TRITON
 
-needs_triton = pytest.mark.skipif(not has_triton(), reason="needs Triton")
+needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="needs Triton")
 
 
 def leaf(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

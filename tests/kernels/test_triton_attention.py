@@ -188,6 +188,8 @@ def fused(inputs: Inputs, forward: tuple[int, int] = (32, 32), backward: tuple[i
 def check(case: Case, device: torch.device, **sizes: tuple[int, int]) -> None:
     inputs = make_inputs(case, device)
     # The gradients per token are float32, sums of products of numbers in the inputs' dtype: these set their precision.
+    if case.tokens > 100 and not sizes:
+        sizes = {"forward": (64, 32), "backward": (64, 64)}  # the interpreter's time is by the block
     got, exact, eager = fused(inputs, **sizes), plain(inputs, torch.float64), plain(inputs, case.dtype)
     assert_within_budget([x.to(case.dtype) for x in got], exact, [x.to(case.dtype) for x in eager])
 
@@ -254,7 +256,7 @@ def test_as_many_keys_as_you_like(case: Case, device: torch.device) -> None:
 @pytest.mark.parametrize("is_causal", [True, False])
 def test_several_batches_and_blocks_of_other_sizes(is_causal: bool, device: torch.device) -> None:
     case = Case(heads=(4, 2), batch_size=2, is_causal=is_causal, exclusive="token", scales="query value")
-    check(case, device, forward=(16, 64), backward=(64, 16))
+    check(case, device, forward=(16, 64), backward=(64, 32))
 
 
 def test_head_dim_256(device: torch.device) -> None:
@@ -358,7 +360,7 @@ def test_the_gradient_may_be_expanded(device: torch.device) -> None:
 
 
 def test_same_bits_on_every_run(device: torch.device) -> None:
-    case = Case(torch.bfloat16, heads=(4, 2), exclusive="token", scales="query value", packed=True)
+    case = Case(torch.bfloat16, heads=(2, 1), exclusive="token", scales="query value", packed=True)
     inputs = make_inputs(case, device)
     for first, second in zip(fused(inputs), fused(inputs), strict=True):
         assert torch.equal(first, second)

@@ -6,7 +6,6 @@ of the output's size (fewer with grouped heads). Only y and v are saved, which a
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 from types import ModuleType
 from typing import Any
@@ -23,15 +22,13 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-@functools.cache
-def has_triton() -> bool:
-    """Whether Triton can be imported."""
-    return importlib.util.find_spec("triton") is not None
+#: Whether Triton can be imported.
+HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 def passes_for(x: Tensor, backend: str) -> ModuleType:
     """The module with ``project`` and ``project_backward`` for tensors like x."""
-    if backend == "triton" or (x.is_cuda and x.dtype != torch.float64 and has_triton()):
+    if backend == "triton" or (x.is_cuda and x.dtype != torch.float64 and HAS_TRITON):
         from exsel.kernels.triton import project
 
         return project
@@ -44,6 +41,9 @@ def exclude(
     y: Tensor, own_value: Tensor, strength: Tensor | None, gate: Tensor | None, eps: float, backend: str
 ) -> Tensor:
     """As :func:`exsel.reference.exclude`, times ``gate``; twice differentiable."""
+    if is_traced_for_cpu(y) and backend != "triton":
+        traced: Tensor = _Traced.apply(y, own_value, strength, gate, float(eps))  # type: ignore[no-untyped-call]
+        return traced
     lead = y.shape[:-3]
 
     def four(x: Tensor | None, trailing: int) -> Tensor | None:
@@ -56,6 +56,29 @@ def exclude(
         four(y, 3), four(own_value, 3), four(strength, 2), four(gate, 2), float(eps), backend
     )
     return z.reshape(*lead, *z.shape[1:])
+
+
+def is_traced_for_cpu(x: Tensor) -> bool:
+    """Whether a compiler is at work that will make one loop of the passes and of what stands around them on the CPU."""
+    return torch.compiler.is_compiling() and x.device.type == "cpu"
+
+
+class _Traced(torch.autograd.Function):
+    """The passes' formulas, for a compiler to see through; an operator it could not."""
+
+    @staticmethod
+    def forward(y: Tensor, own_value: Tensor, strength: Tensor | None, gate: Tensor | None, eps: float) -> Tensor:
+        return passes.forward_formula(y, own_value, strength, gate, eps)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        *tensors, ctx.eps = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, dz: Tensor) -> tuple[Tensor | None, ...]:
+        y, own_value, strength, gate = ctx.saved_tensors
+        return *passes.backward_formula(dz, y, own_value, strength, gate, ctx.eps), None
 
 
 @torch.library.custom_op("exsel::exclude", mutates_args=())

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from exsel.kernels.exclude import accumulation_dtype, exclude, passes_for
+from exsel.kernels.exclude import accumulation_dtype, exclude, is_traced_for_cpu, passes_for
 from exsel.kernels.registration import differentiable, register_vmap, without_gradient
 from exsel.kernels.scale import scale_heads
 
@@ -45,7 +45,8 @@ def attention(
         query = scale_heads(query, query_scale.to(accumulation_dtype(query.dtype)))
     if value_scale is not None:
         value = scale_heads(value, value_scale.to(accumulation_dtype(value.dtype)))
-    if own_value is None or not owns_stock_kernel(query, value, attn_mask, dropout_p):
+    is_plain = own_value is None or is_traced_for_cpu(query)
+    if is_plain or not owns_stock_kernel(query, value, attn_mask, dropout_p):
         y = F.scaled_dot_product_attention(
             query,
             key,

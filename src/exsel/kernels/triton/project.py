@@ -130,6 +130,7 @@ def project_backward_kernel(
     dgate_b: tl.tensor, dgate_h: tl.tensor, dgate_t: tl.tensor,
     num_tokens: tl.tensor, num_kv_heads: tl.tensor, eps: tl.tensor,
     GROUP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr, TOKEN_MAJOR: tl.constexpr,
+    ACCUMULATE: tl.constexpr,
 ) -> None:  # fmt: skip
     """With dz = gate · dout and s = dz·v̂: dy = dz − α s v̂; dv = −Σ (α/‖v‖)(c (dz − s v̂) + s (y − c v̂)); dα = −c s.
 
@@ -174,13 +175,17 @@ def project_backward_kernel(
         dy = dz - large * (alpha * s)[:, None]
         of_dz, of_x = alpha * c / length, alpha * s / length
         dv += large * (s * is_unit * of_dz + across * of_x)[:, None] - dz * of_dz[:, None] - x * of_x[:, None]
-        dy_at = dy_ptr + batch * dy_b + head * dy_h + tokens[:, None] * dy_t + columns[None, :] * dy_d
-        tl.store(dy_at, dy.to(dy_ptr.dtype.element_ty), mask=inside)
+        if dy_ptr is not None:
+            dy_at = dy_ptr + batch * dy_b + head * dy_h + tokens[:, None] * dy_t + columns[None, :] * dy_d
+            tl.store(dy_at, dy.to(dy_ptr.dtype.element_ty), mask=inside)
         if dstrength_ptr is not None:
             dstrength_at = dstrength_ptr + batch * dstrength_b + head * dstrength_h + tokens * dstrength_t
             tl.store(dstrength_at, -(c * s) * _LARGE_OVER_SMALL, mask=in_rows)
-    dv_at = dv_ptr + batch * dv_b + kv_head * dv_h + tokens[:, None] * dv_t + columns[None, :] * dv_d
-    tl.store(dv_at, dv.to(dv_ptr.dtype.element_ty), mask=inside)
+    if dv_ptr is not None:
+        dv_at = dv_ptr + batch * dv_b + kv_head * dv_h + tokens[:, None] * dv_t + columns[None, :] * dv_d
+        if ACCUMULATE:
+            dv += tl.load(dv_at, mask=inside, other=0.0).to(tl.float32)
+        tl.store(dv_at, dv.to(dv_ptr.dtype.element_ty), mask=inside)
 
 
 def default_config(head_dim: int, numbers_a_thread: int) -> Config:
@@ -191,6 +196,10 @@ def default_config(head_dim: int, numbers_a_thread: int) -> Config:
 
 def _token_strides(x: Tensor | None) -> tuple[int, ...]:
     return (0, 0, 0) if x is None else x.stride()
+
+
+def _strides(x: Tensor | None) -> tuple[int, ...]:
+    return (0, 0, 0, 0) if x is None else x.stride()
 
 
 def project(
@@ -233,17 +242,18 @@ def project_backward(
     gate: Tensor | None,
     eps: float,
     along: Tensor | None,
-    dy: Tensor,
-    dv: Tensor,
+    dy: Tensor | None,
+    dv: Tensor | None,
     dstrength: Tensor | None = None,
     dgate: Tensor | None = None,
     *,
+    accumulate: bool = False,
     config: Config | None = None,
 ) -> None:
     """The gradients of :func:`project`, written into dy [B, H, T, D], dv [B, Hkv, T, D], dstrength and dgate [B, H, T].
 
     x is y where ``along`` is None, else the z whose c = y·v̂ ``along`` holds (without a gate). dy may be dout or x, and
-    dv own_value; all with any strides.
+    dv own_value; all with any strides; what is None is not wanted. ``accumulate``: add to what dv holds.
     """
     batch_size, num_heads, num_tokens, head_dim = x.shape
     num_kv_heads = own_value.shape[1]
@@ -253,9 +263,9 @@ def project_backward(
         project_backward_kernel[grid](
             dout, x, own_value, strength, gate, along, dy, dv, dstrength, dgate,
             *dout.stride(), *x.stride(), *own_value.stride(), *_token_strides(strength), *_token_strides(gate),
-            *_token_strides(along), *dy.stride(), *dv.stride(), *_token_strides(dstrength), *_token_strides(dgate),
+            *_token_strides(along), *_strides(dy), *_strides(dv), *_token_strides(dstrength), *_token_strides(dgate),
             num_tokens, num_kv_heads, eps,
             GROUP=num_heads // num_kv_heads, D=head_dim, BLOCK_D=padded(head_dim),
-            TOKEN_MAJOR=x.stride(1) < x.stride(2),
+            TOKEN_MAJOR=x.stride(1) < x.stride(2), ACCUMULATE=accumulate,
             **config, enable_fp_fusion=True,
         )  # fmt: skip
