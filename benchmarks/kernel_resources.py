@@ -96,10 +96,14 @@ def project_backward(
     strength: bool = False,
     gate: bool = False,
     from_z: bool = False,
+    wanted: str = "dy dv",
 ) -> None:
     x = Inputs(head_dim, dtype)
     alpha, gates, along = x.row() if strength else None, x.row() if gate else None, x.row() if from_z else None
-    project.project_backward(x.heads(), x.heads(), x.kv(), alpha, gates, EPS, along, x.heads(), x.kv(), alpha, gates)
+    dy, dv = x.heads() if "dy" in wanted else None, x.kv() if "dv" in wanted else None
+    project.project_backward(
+        x.heads(), x.heads(), x.kv(), alpha, gates, EPS, along, dy, dv, alpha, gates, accumulate=wanted == "dv"
+    )
 
 
 def forward(
@@ -199,6 +203,8 @@ LAUNCHES: dict[str, dict[str, Launch]] = {
         "plain": project_backward,
         "strength, gate": partial(project_backward, strength=True, gate=True),
         "strength, from z": partial(project_backward, strength=True, from_z=True),
+        "from z, dy": partial(project_backward, from_z=True, wanted="dy"),
+        "from z, dv added": partial(project_backward, from_z=True, wanted="dv"),
     },
     "attention_forward": {
         "plain": partial(forward, exclusive=False),
