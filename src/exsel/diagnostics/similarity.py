@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from exsel.data import collate
 from exsel.models import ExselForCausalLM
+from exsel.models.attention import IMPLEMENTATION
 from exsel.models.modeling import ExselAttention
 
 
@@ -77,8 +78,13 @@ def similarity_bias(
     """
     was_training = model.training
     model.eval()
+    implementation = model.config._attn_implementation
     probes = [_LayerProbe(layer.self_attn) for layer in model.model.layers]  # type: ignore[arg-type]
     with ExitStack() as stack, torch.compiler.set_stance("force_eager"):
+        if implementation == IMPLEMENTATION:
+            # Our operator never shows attention's own output.
+            model.set_attn_implementation("sdpa")
+            stack.callback(model.set_attn_implementation, implementation)
         for probe in probes:
             probe.hook(stack)
         for start in range(0, len(blocks), batch_size):
