@@ -19,7 +19,8 @@ def explain(**options: Any) -> str:
     return exsel.explain_backend(options.pop("query", Q), K, K, enable_gqa=True, **options)
 
 
-def test_says_what_would_run_and_why() -> None:
+def test_says_what_would_run_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpp, "available", lambda: True)
     text = explain(is_causal=True, exclusive=True)
     assert text.startswith(
         "exclusive attention of 20 queries over 20 keys, causal, 4 heads over 2, head_dim 16, float32 on cpu: sdpa."

@@ -8,6 +8,7 @@ from torch import Tensor
 
 import exsel
 from exsel.dispatch import Backend
+from exsel.kernels import cpp
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +29,10 @@ def exclusive_and_selective(q: Tensor, k: Tensor, v: Tensor, tau_q: Tensor, tau_
 ATTENTION_SHAPES = ((2, 4, 7, 8), (2, 2, 7, 8), (2, 2, 7, 8), (2, 4, 7), (2, 2, 7), (4,))
 
 
-@pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
+@pytest.mark.parametrize(
+    "compiler",
+    ["aot_eager", pytest.param("inductor", marks=pytest.mark.skipif(not cpp.available(), reason=cpp.why_not()))],
+)
 def test_compiled_attention_equals_eager(compiler: str) -> None:
     inputs = leaves(*ATTENTION_SHAPES)
     compiled = torch.compile(exclusive_and_selective, fullgraph=True, backend=compiler)

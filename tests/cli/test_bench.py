@@ -16,6 +16,7 @@ from exsel.bench.attention import NAMES
 from exsel.bench.cases import SHAPES
 from exsel.bench.session import SUBJECTS
 from exsel.bench.timing import CpuClock, Work
+from exsel.training.environment import can_compile
 
 SMALL = ["--device", "cpu", "--shapes", "2x1x16", "--rounds", "2"]
 QUICK = ["--contenders", "eager normalize,exsel auto,exsel triton"]
@@ -69,6 +70,7 @@ def test_json_on_standard_output(tmp_path: Path) -> None:
     assert json.loads(outcome.out) == json.loads((tmp_path / "bench.json").read_text())
 
 
+@pytest.mark.skipif(not can_compile(), reason="needs a C++ compiler")
 def test_compiled_contenders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Traced as a whole and differentiated ahead of time, but not translated to C++, which takes most of the time.
     monkeypatch.setattr("torch.compile", functools.partial(torch.compile, backend="aot_eager"))

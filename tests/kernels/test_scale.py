@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from budget import assert_within_budget
-from exsel.kernels import scale
+from exsel.kernels import cpp, scale
 from exsel.kernels.scale import scale_heads
 
 
@@ -55,6 +55,7 @@ def test_batch_dimensions(lead: tuple[int, ...]) -> None:
     torch.testing.assert_close(scale_heads(x, tau), plain(x, tau), rtol=0, atol=0)
 
 
+@pytest.mark.skipif(not cpp.available(), reason=cpp.why_not())
 def test_passes_opcheck() -> None:
     x, tau = torch.randn(2, 3, 5, 4, requires_grad=True), torch.rand(2, 3, 5, requires_grad=True)
     torch.library.opcheck(scale._scale, (x, tau))
