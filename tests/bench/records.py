@@ -38,9 +38,9 @@ def record(device: str = "cpu") -> dict[str, Any]:
             row("stock", "baseline", 1.0, tokens=tokens),
             row("eager normalize", "exclusive", 2.0, tokens=tokens),
             row("compiled normalize", "exclusive", 1.08, tokens=tokens),
-            row("exsel auto", "exclusive", ours, tokens=tokens),
+            row("exsel sdpa", "exclusive", ours, tokens=tokens),
             row("exsel triton", "exclusive", None, tokens=tokens),
-            row("exsel auto", "exclusive+selective", 1.06, tokens=tokens),
+            row("exsel sdpa", "exclusive+selective", 1.06, tokens=tokens),
         ]
     return {
         "format": 1,

@@ -21,7 +21,7 @@ def test_svg_and_png(tmp_path: Path) -> None:
     root = ElementTree.fromstring(text)
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
     words = {element.text for element in root.iter() if element.tag.endswith("text")}
-    assert {"exsel auto", "eager normalize", "tokens", "2k", "4k", "1.4b, exclusive"} <= words
+    assert {"exsel sdpa", "eager normalize", "tokens", "2k", "4k", "1.4b, exclusive"} <= words
     assert "exsel triton" not in words  # it was not measured: no line, no entry
 
 
@@ -36,7 +36,7 @@ def test_it_follows_light_and_dark(tmp_path: Path) -> None:
 
 def test_nothing_measured_no_picture(tmp_path: Path) -> None:
     assert write_pictures([], tmp_path) == []
-    assert write_pictures([row("stock", "baseline", 1.0), row("exsel auto", "exclusive", None)], tmp_path) == []
+    assert write_pictures([row("stock", "baseline", 1.0), row("exsel sdpa", "exclusive", None)], tmp_path) == []
     assert list(tmp_path.iterdir()) == []
 
 

@@ -8,7 +8,7 @@ def test_a_line_a_contender() -> None:
     lines = table_rows(record()["rows"])
     assert len(lines) == 12
     ours = lines[3]
-    assert ours["contender"] == "exsel auto"
+    assert ours["contender"] == "exsel sdpa"
     assert ours["whole"] == "1.030× (1.020–1.050)"
     assert ours["ms"] == "10.3"
     assert [line["case"] for line in lines if line["case"]] == [
