@@ -210,11 +210,11 @@ def attention(
         query_scale = _check_broadcast("query_scale", query_scale, call.query.shape[:-1])
     if value_scale is not None:
         value_scale = _check_broadcast("value_scale", value_scale, call.value.shape[:-1])
-    _check_floating(query_scale=query_scale, value_scale=value_scale)
-    _check_devices(query=query, query_scale=query_scale, value_scale=value_scale)
+    given = exclusive if isinstance(exclusive, Tensor) else None
+    _check_floating(query_scale=query_scale, value_scale=value_scale, exclusive=given)
+    _check_devices(query=query, query_scale=query_scale, value_scale=value_scale, exclusive=given)
     strength = None
     if call.own_value is not None and exclusive is not True:
-        _check_floating(exclusive=exclusive if isinstance(exclusive, Tensor) else None)
         strength = _expand_strength("exclusive", exclusive, call.query)
     chosen = dispatch.choose_backend(backend, call)
     if chosen == "triton":

@@ -232,6 +232,7 @@ def mismatched() -> list[tuple[dict[str, Any], str]]:
     q, k = torch.zeros(1, 4, 20, 16), torch.zeros(1, 2, 20, 16)
     return [
         ({"query": q, "key": k.to("meta"), "value": k}, "on one device, got query on cpu, key on meta"),
+        ({"query": q, "key": k, "value": k, "exclusive": torch.ones(4, device="meta")}, "exclusive on meta"),
         ({"query": q, "key": k, "value": k, "sliding_window": 0}, "sliding_window must be at least 1"),
         ({"query": q, "key": k, "value": k, "cu_seqlens": torch.tensor([0.0, 20.0])}, "cu_seqlens must be integers"),
         ({"query": q.expand(2, -1, -1, -1), "key": k.expand(2, -1, -1, -1), "value": k.expand(2, -1, -1, -1),
