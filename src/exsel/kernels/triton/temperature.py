@@ -19,7 +19,7 @@ _SQRT_HALF = tl.constexpr(0.5**0.5)
 _NORMAL_DENSITY_AT_0 = tl.constexpr(0.3989422804014327)
 
 #: Features that one thread holds: several 16-byte loads in flight, and all that is made of them stays in registers.
-_NUMBERS = 16
+_NUMBERS = 8
 
 #: Programs of the backward kernel, about: some for each multiprocessor of the largest chips, few enough that their
 #: partial sums are small beside the features.
