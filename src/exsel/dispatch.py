@@ -9,9 +9,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from exsel.kernels import cpp
+from exsel.kernels import cpp, passes
 from exsel.kernels.call import DECODE_TOKENS, Call
-from exsel.kernels.exclude import HAS_TRITON
+from exsel.kernels.exclude import HAS_TRITON, passes_for
 from exsel.kernels.sdpa import owns_stock_kernel
 
 Backend = Literal["auto", "reference", "sdpa", "triton"]
@@ -97,31 +97,25 @@ def choose_backend(backend: str, call: Call) -> str:
     Raises:
         ValueError: an unknown backend, or an explicit one that cannot run the call.
     """
-    if backend == "auto":
-        return _first_rule(call).backend
-    if backend not in get_args(Backend):
-        raise ValueError(f"backend must be one of {', '.join(get_args(Backend))}; got {backend!r}")
-    if backend == "triton" and (refusal := triton_refusal(call)) is not None:
-        raise ValueError(f"backend='triton' cannot run this: {refusal}")
-    return backend
+    return _choose(backend, lambda: _first_rule(call).backend, lambda: triton_refusal(call))
 
 
 def choose_pass(backend: str, x: Tensor) -> str:
     """As :func:`choose_backend` for the projection alone."""
-    return _choose_alone(backend, x, "sdpa")
+    return _choose(backend, lambda: "sdpa", lambda: triton_device_refusal(x))
 
 
 def choose_temperature(backend: str, features: Tensor) -> str:
     """As :func:`choose_backend` for the temperatures, whose chain of operators is the reference everywhere."""
-    return _choose_alone(backend, features, "reference")
+    return _choose(backend, lambda: "reference", lambda: triton_device_refusal(features))
 
 
-def _choose_alone(backend: str, x: Tensor, automatic: str) -> str:
+def _choose(backend: str, automatic: Callable[[], str], triton_refuses: Callable[[], str | None]) -> str:
     if backend == "auto":
-        return automatic
+        return automatic()
     if backend not in get_args(Backend):
         raise ValueError(f"backend must be one of {', '.join(get_args(Backend))}; got {backend!r}")
-    if backend == "triton" and (refusal := triton_device_refusal(x)) is not None:
+    if backend == "triton" and (refusal := triton_refuses()) is not None:
         raise ValueError(f"backend='triton' cannot run this: {refusal}")
     return backend
 
@@ -171,8 +165,9 @@ def _how(chosen: str, call: Call) -> str:
 
 
 def _pass_language(x: Tensor) -> str:
-    if x.device.type == "cpu":
-        return "one loop in C++" if cpp.available() else f"several PyTorch operators, since {cpp.why_not()}"
-    if x.is_cuda and HAS_TRITON and x.dtype != torch.float64:
+    module = passes_for(x, "sdpa")
+    if module is cpp:
+        return "one loop in C++"
+    if module is not passes:
         return "one Triton kernel"
-    return "several PyTorch operators"
+    return "several PyTorch operators" + (f", since {cpp.why_not()}" if x.device.type == "cpu" else "")

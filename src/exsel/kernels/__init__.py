@@ -1,5 +1,5 @@
-"""Fast paths, private: one module a backend, each with the functions of :mod:`exsel.reference` that it has.
+"""Fast paths, private: raw functions on checked tensors, and the operators that give them gradients.
 
-A module here imports torch and nothing of exsel: :mod:`exsel.functional` checks the arguments and chooses among
-them, and the tests hold each against the float64 reference.
+A module here imports torch and nothing of exsel beyond this package: :mod:`exsel.functional` checks the arguments and
+:mod:`exsel.dispatch` chooses, and the tests hold each path against the float64 reference.
 """

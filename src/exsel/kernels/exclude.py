@@ -14,13 +14,8 @@ import torch
 from torch import Tensor
 
 from exsel.kernels import cpp, passes
+from exsel.kernels.passes import accumulation_dtype
 from exsel.kernels.registration import differentiable, register_vmap
-
-
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float64 for float64, else float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
 
 #: Whether Triton can be imported.
 HAS_TRITON = importlib.util.find_spec("triton") is not None

@@ -109,7 +109,7 @@ def backward_formula(
         dy, dv, dα (None without strength), dg (None without gate).
     """
     assert along is None or gate is None, "y cannot be told from a gated output"
-    num_kv_heads, dtype = own_value.shape[-3], _accumulation_dtype(x.dtype)
+    num_kv_heads, dtype = own_value.shape[-3], accumulation_dtype(x.dtype)
     unit, length, is_unit = _direction(_by_token(own_value, num_kv_heads, dtype), eps)
     grouped_x, grouped_dout = _by_token(x, num_kv_heads, dtype), _by_token(dout, num_kv_heads, dtype)
     alpha = 1.0 if strength is None else _per_row(strength, num_kv_heads, dtype)
@@ -140,7 +140,7 @@ def _forward(
     y: Tensor, own_value: Tensor, strength: Tensor | None, gate: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor]:
     """What :func:`project` writes, and 2⁻⁸ y·v̂ [..., H, T]."""
-    num_kv_heads, dtype = own_value.shape[-3], _accumulation_dtype(y.dtype)
+    num_kv_heads, dtype = own_value.shape[-3], accumulation_dtype(y.dtype)
     unit, _, is_unit = _direction(_by_token(own_value, num_kv_heads, dtype), eps)
     alpha = 1.0 if strength is None else _per_row(strength, num_kv_heads, dtype)
     z, c = _exclude(_by_token(y, num_kv_heads, dtype), unit, is_unit, alpha)
@@ -179,7 +179,8 @@ def _direction(v: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     return scaled * (_SMALL / length), length * (_SMALL * unscale), (norm > floor).to(v.dtype)
 
 
-def _accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float64 for float64, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 

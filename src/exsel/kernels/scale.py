@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from exsel.kernels import cpp
+from exsel.kernels.passes import accumulation_dtype
 from exsel.kernels.registration import differentiable, register_vmap
 
 
 def scale_heads(x: Tensor, tau: Tensor) -> Tensor:
     """τ ⊙ x in x's dtype: x [..., H, T, D], τ [..., H, T] in float32 (float64 for float64)."""
-    accumulation = torch.float64 if x.dtype == torch.float64 else torch.float32
-    if torch.compiler.is_compiling() or x.device.type != "cpu" or tau.dtype != accumulation or not cpp.available():
+    is_wide = tau.dtype == accumulation_dtype(x.dtype)
+    if torch.compiler.is_compiling() or x.device.type != "cpu" or not is_wide or not cpp.available():
         # A compiler makes one pass of this, together with what is around it.
         return (x * tau.unsqueeze(-1)).to(x.dtype)
     lead = x.shape[:-3]

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from exsel.kernels.exclude import accumulation_dtype, exclude, is_traced_for_cpu, passes_for
+from exsel.kernels.exclude import exclude, is_traced_for_cpu, passes_for
+from exsel.kernels.passes import accumulation_dtype
 from exsel.kernels.registration import differentiable, register_vmap, without_gradient
 from exsel.kernels.scale import scale_heads
 
@@ -47,16 +48,7 @@ def attention(
         value = scale_heads(value, value_scale.to(accumulation_dtype(value.dtype)))
     is_plain = own_value is None or is_traced_for_cpu(query)
     if is_plain or not owns_stock_kernel(query, value, attn_mask, dropout_p):
-        y = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=attn_mask,
-            dropout_p=dropout_p,
-            is_causal=is_causal,
-            scale=scale,
-            enable_gqa=query.shape[-3] != key.shape[-3],
-        )
+        y = _composite(query, key, value, attn_mask, dropout_p, is_causal, scale)
         return y if own_value is None else exclude(y, own_value, strength, None, eps, "sdpa")
     if attn_mask is not None:
         if attn_mask.dtype == torch.bool:
@@ -104,15 +96,24 @@ def _stock_kernel(
     return kernels.get(torch.nn.attention.SDPBackend(choice).name, "math")
 
 
-def _math(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, is_causal: bool, scale: float) -> Tensor:
+def _composite(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None,
+    dropout_p: float,
+    is_causal: bool,
+    scale: float,
+) -> Tensor:
     return F.scaled_dot_product_attention(
         query,
         key,
         value,
         attn_mask=attn_mask,
+        dropout_p=dropout_p,
         is_causal=is_causal,
         scale=scale,
-        enable_gqa=query.shape[1] != key.shape[1],
+        enable_gqa=query.shape[-3] != key.shape[-3],
     )
 
 
@@ -135,7 +136,7 @@ def _stock_forward(
             query, key, value, None, True, 0.0, is_causal, scale=scale
         )
     else:
-        results = _math(query, key, value, attn_mask, is_causal, scale), query.new_empty(query.shape[0], 0)
+        results = _composite(query, key, value, attn_mask, 0.0, is_causal, scale), query.new_empty(query.shape[0], 0)
     return results[0], results[1]
 
 
@@ -155,7 +156,7 @@ def _stock_backward(
     if kernel == "math":
         with torch.enable_grad():
             q, k, v = (x.detach().requires_grad_() for x in (query, key, value))
-            again = _math(q, k, v, attn_mask, is_causal, scale)
+            again = _composite(q, k, v, attn_mask, 0.0, is_causal, scale)
         dq, dk, dv = torch.autograd.grad(again, (q, k, v), dy)
         return dq, dk, dv
     results: tuple[Tensor, ...]

@@ -51,7 +51,7 @@ def exsel_attention_forward(
     """
     for name in ("softcap", "position_bias", "s_aux", "cache"):
         if kwargs.get(name) is not None:
-            raise ValueError(f'attn_implementation="exsel" has no {name}: use "eager" for this model')
+            raise ValueError(f'attn_implementation="exsel" has no {name}: choose another attn_implementation')
     num_queries = query.shape[2]
     if is_causal is None:
         is_causal = getattr(module, "is_causal", True)

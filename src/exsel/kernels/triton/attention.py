@@ -1,5 +1,3 @@
-# ruff: noqa: N803, N806 (Triton's custom: a compile-time constant is in capitals)
-# mypy: disable-error-code="import-untyped,untyped-decorator"
 """Attention forward in one launch: flash attention with the projection as its epilogue.
 
 One program runs one block of queries of one head over the keys they may see, with a running softmax. Each row of

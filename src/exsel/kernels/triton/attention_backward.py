@@ -1,5 +1,3 @@
-# ruff: noqa: N803, N806 (Triton's custom: a compile-time constant is in capitals)
-# mypy: disable-error-code="import-untyped,untyped-decorator"
 """The gradients of attention with the projection as its epilogue, in three launches.
 
 With P the weights, dz the incoming gradient and δ = rowsum(dz ∘ z), which equals rowsum(dy ∘ y) for every strength:

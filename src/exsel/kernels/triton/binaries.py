@@ -1,4 +1,3 @@
-# mypy: disable-error-code="import-untyped"
 """What a kernel costs a chip that is not here: registers, spilled bytes and shared memory, off the compiled binary.
 
 Triton compiles for any target without a device. :func:`compile_launches` runs a launcher as a user would, on tensors

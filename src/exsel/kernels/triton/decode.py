@@ -1,4 +1,3 @@
-# ruff: noqa: N803 (Triton's custom: a compile-time constant is in capitals)
 """One or a few new queries on a key/value cache, with or without the projection: split-KV.
 
 A decoding step has few rows to keep a GPU busy with, so the keys are split: each program runs the queries of one

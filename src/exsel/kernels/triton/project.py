@@ -1,11 +1,9 @@
-# ruff: noqa: N803 (Triton's custom: a compile-time constant is in capitals)
-# mypy: disable-error-code="import-untyped,untyped-decorator"
 """z = gate · (y − α (y·v̂) v̂) and its gradients, one launch each.
 
 A program takes a block of tokens of one key/value head: it reads v once, loops over the query heads of the group and
 sums their dv in registers. Nothing else moves: forward y, v → z; backward dz, y (or z), v → dy, dv.
 
-As in :mod:`exsel.kernels.sdpa`, sums run over 2⁻⁸ v̂ and products use 2⁸ v̂, so that y·v̂ may exceed the largest float
+As in :mod:`exsel.kernels.passes`, sums run over 2⁻⁸ v̂ and products use 2⁸ v̂, so that y·v̂ may exceed the largest float
 where z does not; ``unit`` is 2⁻⁸ v̂ throughout and 2¹⁶ ``unit`` is 2⁸ v̂.
 """
 

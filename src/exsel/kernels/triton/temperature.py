@@ -1,4 +1,3 @@
-# ruff: noqa: N803 (Triton's custom: a compile-time constant is in capitals)
 """Inverse temperatures τ = tanh(w · GELU(x)) + 1 + σ(a) log n of all heads, and their gradients: one pass each.
 
 Floor: read the features once, forward; read them once and write their gradient once, backward. The gradients of w and
