@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from exsel.config import ExclusiveConfig, SelectiveConfig
     from exsel.functional import attention, exclude, explain_backend, inverse_temperature
     from exsel.models import ExselConfig, ExselForCausalLM, ExselModel
+    from exsel.upgrading import downgrade, upgrade
 
 _HOMES = {
     "attention": "exsel.functional",
@@ -28,6 +29,8 @@ _HOMES = {
     "ExselConfig": "exsel.models",
     "ExselForCausalLM": "exsel.models",
     "ExselModel": "exsel.models",
+    "downgrade": "exsel.upgrading",
+    "upgrade": "exsel.upgrading",
 }
 
 __all__ = [
@@ -37,10 +40,12 @@ __all__ = [
     "ExselModel",
     "SelectiveConfig",
     "attention",
+    "downgrade",
     "exclude",
     "explain_backend",
     "inverse_temperature",
     "nn",
+    "upgrade",
 ]
 
 

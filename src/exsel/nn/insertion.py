@@ -1,0 +1,271 @@
+"""What the mechanisms do in one forward pass of an attention layer, at the places where the mathematics has them.
+
+An attention layer calls an :class:`Insertion` at up to four places: its projections (:meth:`Insertion.project`), its
+cache (:meth:`Insertion.update`), its attention (:meth:`Insertion.attend`, :meth:`Insertion.sdpa`), or, where the
+attention is written out in the layer, what comes out of it (:meth:`Insertion.mixed`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from exsel.config import ExclusiveConfig, SelectiveConfig
+from exsel.kernels.scale import scale_heads
+from exsel.nn.attention import Exclusive
+from exsel.nn.packing import PACKINGS, Geometry
+from exsel.nn.temperature import Temperature, build_temperatures
+
+_ACROSS = (
+    "an upgraded layer was called to attend to other tokens than its own: cross-attention has no own values; "
+    "leave this layer out with layers=…"
+)
+
+
+class Mechanisms(nn.Module):
+    """The mechanisms of one attention layer: their parameters, and what reads the layer's projections.
+
+    Args:
+        geometry: the layer's heads.
+        exclusive: strength of the projection; ``None``: without it.
+        selective: which temperatures; ``None``: none.
+        projections: by the name of the layer's projection, how its output is packed: a name in :data:`PACKINGS`.
+        scales_projections: whether :meth:`Insertion.project` scales queries and values at once, for a layer whose
+            attention is written out; otherwise they are scaled where they are cached and attended with.
+        hidden_size: width of the layer's input, for ``token="mlp"``.
+        layer_index: the layer's index in a cache.
+
+    Raises:
+        ValueError: ``token="frequency"``, whose feature no existing model hands to its layers.
+    """
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        exclusive: ExclusiveConfig | None,
+        selective: SelectiveConfig | None,
+        *,
+        projections: dict[str, str],
+        scales_projections: bool,
+        hidden_size: int,
+        layer_index: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.geometry = geometry
+        self.projections = projections
+        self.scales_projections = scales_projections
+        self.layer_index = layer_index
+        self.exclusive = None if exclusive is None else Exclusive(geometry.num_heads, exclusive.strength)
+        self.temperatures = nn.ModuleDict()
+        if selective is not None:
+            if selective.token == "frequency":
+                raise ValueError("token='frequency' needs each token's frequency, which a model's layers do not get")
+            self.temperatures.update(
+                build_temperatures(
+                    selective,
+                    num_heads=geometry.num_heads,
+                    num_kv_heads=geometry.num_kv_heads,
+                    head_dim=geometry.head_dim,
+                    hidden_size=hidden_size,
+                )
+            )
+        self.needs_position = any(
+            isinstance(temperature, Temperature) and temperature.position_logit is not None
+            for temperature in self.temperatures.values()
+        )
+
+    def begin(self, position_ids: Tensor | None = None, cache: Any = None, context: Tensor | None = None) -> Insertion:
+        """One forward pass.
+
+        Args:
+            position_ids: ``[B, T]``, 0-based in each token's own sequence; ``None`` (or of another shape): counted
+                on from what the cache holds.
+            cache: the layer's cache in transformers' protocol, before this pass.
+            context: what a layer that attends across attends to.
+
+        Raises:
+            RuntimeError: a ``context``: it is no self-attention.
+        """
+        if context is not None:
+            raise RuntimeError(_ACROSS)
+        past: int | Tensor = 0
+        if position_ids is not None and position_ids.ndim != 2:
+            position_ids = None
+        if self.needs_position and position_ids is None and cache is not None:
+            past = cache.get_seq_length(self.layer_index or 0)
+        return Insertion(self, position_ids, past)
+
+
+class Insertion:
+    """One forward pass of one attention layer; see the module's description.
+
+    Raises:
+        RuntimeError: from :meth:`end`, a pass that went around the places above: nothing is dropped silently.
+    """
+
+    def __init__(self, mechanisms: Mechanisms, position_ids: Tensor | None, past: int | Tensor) -> None:
+        self.mechanisms = mechanisms
+        self.position_ids = position_ids
+        self.past = past
+        self.features: dict[str, Tensor] = {}
+        self.hidden_states: Tensor | None = None
+        self.own_value: Tensor | None = None
+        self.value_is_scaled = False
+        self.first_token = 0
+        self.is_done = False
+
+    def project(
+        self, name: str, module: Callable[..., Tensor], hidden_states: Tensor, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """``module(hidden_states)``, one of the layer's projections; its output is what temperatures read."""
+        packed = module(hidden_states, *args, **kwargs)
+        mechanisms = self.mechanisms
+        packing = PACKINGS[mechanisms.projections[name]]
+        parts = packing.split(packed, mechanisms.geometry)
+        if not mechanisms.scales_projections:
+            self.features.update(parts)
+            if "query" in parts:
+                self.hidden_states = hidden_states
+            return packed
+        self.hidden_states = hidden_states
+        tau: dict[str, Tensor] = {}
+        for kind, part in parts.items():
+            heads_first = _heads_first(part)
+            self.features[kind] = heads_first
+            if kind == "value":
+                self.own_value = heads_first
+            if kind in mechanisms.temperatures:
+                tau[kind] = self._tau(kind, heads_first).movedim(-2, -1)
+        if tau:
+            packed = packing.scale(packed, tau, mechanisms.geometry)
+        return packed
+
+    def update(self, cache: Any, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """``cache.update(key, value, …)``; the values go in scaled, and unscaled they are the tokens' own."""
+        self.own_value = value
+        key, value = self._scaled("key", key), self._scaled("value", value)
+        self.value_is_scaled = True
+        updated: tuple[Tensor, Tensor] = cache.update(key, value, *args, **kwargs)
+        return updated
+
+    def attend(
+        self,
+        function: Callable[..., Any],
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """``function(module, query, key, value, …)``, an attention function as transformers calls them.
+
+        query ``[B, H, T, D]``, key and value ``[B, Hkv, S, D]``; returns ``[B, T, H, D]`` and what comes with it.
+        """
+        key, value, own_value = self._before(query, key, value)
+        query = self._scaled("query", query)
+        result = function(module, query, key, value, *args, **kwargs)
+        self._after(query)
+        exclusive = self.mechanisms.exclusive
+        if exclusive is None:
+            return result
+        y = result[0] if isinstance(result, tuple) else result
+        shape = y.shape
+        y = y.reshape(query.shape[0], query.shape[2], query.shape[1], -1).transpose(1, 2)
+        z = exclusive(y, own_value.to(y.dtype)).transpose(1, 2).reshape(shape)
+        return (z, *result[1:]) if isinstance(result, tuple) else z
+
+    def sdpa(
+        self, function: Callable[..., Tensor], query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """``function(query, key, value, …)``, which is ``scaled_dot_product_attention``: ``[B, H, T, D]``."""
+        key, value, own_value = self._before(query, key, value)
+        query = self._scaled("query", query)
+        exclusive = self.mechanisms.exclusive
+        y = function(query, key, value, *args, **kwargs)
+        self._after(query)
+        return y if exclusive is None else exclusive(y, own_value.to(y.dtype))
+
+    def mixed(self, y: Tensor) -> Tensor:
+        """What comes out of an attention that is written out in the layer, ``[…, T, H·D]``."""
+        self.is_done = True
+        exclusive = self.mechanisms.exclusive
+        if exclusive is None:
+            return y
+        if self.own_value is None:
+            raise RuntimeError(_ACROSS)
+        own_value = self.own_value
+        heads = y.reshape(*own_value.shape[:-3], own_value.shape[-2], -1, own_value.shape[-1])
+        z: Tensor = exclusive(_heads_first(heads), own_value.to(y.dtype))
+        return z.movedim(-3, -2).reshape(y.shape)
+
+    def end(self, result: Any) -> Any:
+        """``result``, of a layer in which every mechanism has had its place."""
+        if not self.is_done:
+            raise RuntimeError(
+                "an upgraded attention layer took a path around its attention function, on which its mechanisms would "
+                "be lost: call it as it is called in the model's own forward pass"
+            )
+        return result
+
+    def end_mixed(self, result: Any) -> Any:
+        """:meth:`end` of a layer that returns what it mixed, alone or first in a tuple."""
+        if isinstance(result, tuple):
+            return (self.mixed(result[0]), *result[1:])
+        return self.mixed(result)
+
+    def _before(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Key, value and the tokens' own value; scaled already where there is a cache."""
+        if self.value_is_scaled:
+            assert self.own_value is not None
+            own_value = self.own_value
+        else:
+            own_value = value
+            key, value = self._scaled("key", key), self._scaled("value", value)
+        if own_value.shape[-2] != query.shape[-2]:
+            raise RuntimeError(_ACROSS)
+        return key, value, own_value
+
+    def _after(self, query: Tensor) -> None:
+        self.first_token += query.shape[-2]
+        self.is_done = True
+
+    def _scaled(self, kind: str, states: Tensor) -> Tensor:
+        """Query, key or value ``[B, heads, T, D]`` times its inverse temperature."""
+        if kind not in self.mechanisms.temperatures:
+            return states
+        if kind not in self.features:
+            raise RuntimeError(f"an upgraded layer attended before its {kind} projection: its temperature has no input")
+        num_tokens = states.shape[-2]
+        features = self.features[kind]
+        features = features.reshape(states.shape[0], -1, *features.shape[-2:])
+        # A layer that attends sequence by sequence does so in their order.
+        features = features[:, self.first_token : self.first_token + num_tokens]
+        tau = self._tau(kind, features.transpose(1, 2))
+        if tau.shape[1] != states.shape[1]:
+            tau = tau.repeat_interleave(states.shape[1] // tau.shape[1], dim=1)
+        return scale_heads(states, tau)
+
+    def _tau(self, kind: str, features: Tensor) -> Tensor:
+        """τ ``[…, heads, T]`` of features ``[…, heads, T, D]``."""
+        num_tokens = features.shape[-2]
+        position = None
+        if self.mechanisms.needs_position:
+            if self.position_ids is not None and self.position_ids.shape[-1] == num_tokens:
+                position = self.position_ids.clamp_min(0) + 1
+            else:
+                position = torch.arange(1, num_tokens + 1, device=features.device) + self.past
+        hidden_states = self.hidden_states
+        if hidden_states is not None:
+            hidden_states = hidden_states.reshape(features.shape[0], -1, hidden_states.shape[-1])
+            hidden_states = hidden_states[:, self.first_token : self.first_token + num_tokens]
+        tau: Tensor = self.mechanisms.temperatures[kind](features, position, hidden_states=hidden_states)
+        return tau
+
+
+def _heads_first(states: Tensor) -> Tensor:
+    """``[…, T, H, D]`` → ``[…, H, T, D]``."""
+    return states.movedim(-2, -3)

@@ -1,0 +1,98 @@
+"""How a layer's projections hold the heads of its queries, keys and values."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+#: What each head-sized slot of a projection's output is, in order: "query", "key", "value", or "" for something else.
+Slots = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The heads of one attention layer: H query heads, Hkv key/value heads, D numbers each."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+
+
+@dataclass(frozen=True)
+class Packing:
+    """The order of heads in a projection's output.
+
+    Args:
+        name: the name in the table of layouts.
+        slots: of (H, Hkv).
+    """
+
+    name: str
+    slots: Callable[[int, int], Slots]
+
+    def split(self, packed: Tensor, geometry: Geometry) -> dict[str, Tensor]:
+        """``[…, T, slots·D]`` → by kind ``[…, T, heads, D]``, views where the heads of a kind lie evenly."""
+        states = packed.unflatten(-1, (-1, geometry.head_dim))
+        return {
+            kind: states[..., _as_slice(where), :] for kind, where in self._where(states.shape[-2], geometry).items()
+        }
+
+    def scale(self, packed: Tensor, tau: Mapping[str, Tensor], geometry: Geometry) -> Tensor:
+        """``[…, T, slots·D]`` with the heads of each kind times τ ``[…, T, heads]``."""
+        states = packed.unflatten(-1, (-1, geometry.head_dim))
+        factor = torch.ones(states.shape[:-1], dtype=next(iter(tau.values())).dtype, device=packed.device)
+        for kind, where in self._where(states.shape[-2], geometry).items():
+            if kind in tau:
+                factor = factor.index_copy(-1, torch.tensor(where, device=packed.device), tau[kind].contiguous())
+        return (states * factor.unsqueeze(-1)).to(packed.dtype).flatten(-2)
+
+    def _where(self, num_slots: int, geometry: Geometry) -> dict[str, list[int]]:
+        slots = self.slots(geometry.num_heads, geometry.num_kv_heads)
+        if num_slots != len(slots):  # tensor parallel: this process has its part of the heads
+            parts = len(slots) // num_slots
+            slots = self.slots(geometry.num_heads // parts, geometry.num_kv_heads // parts)
+        assert num_slots == len(slots), f"{num_slots} heads in a projection that should have {len(slots)}"
+        where: dict[str, list[int]] = {}
+        for index, kind in enumerate(slots):
+            if kind:
+                where.setdefault(kind, []).append(index)
+        return where
+
+
+def _as_slice(where: list[int]) -> slice | list[int]:
+    step = where[1] - where[0] if len(where) > 1 else 1
+    is_even = all(right - left == step for left, right in itertools.pairwise(where))
+    return slice(where[0], where[-1] + 1, step) if is_even else where
+
+
+def _one(kind: str) -> Callable[[int, int], Slots]:
+    return lambda heads, kv_heads: (kind,) * (heads if kind == "query" else kv_heads)
+
+
+def _in_four_parts(heads: int, kv_heads: int) -> Slots:
+    assert heads == kv_heads
+    return (("query",) * (heads // 4) + ("value",) * (heads // 4) + ("key",) * (heads // 4)) * 4
+
+
+#: By name. One kind each: ``query``, ``key``, ``value``. ``query_gate``: each head's query and output gate.
+#: ``key_value``: all keys, all values. Of a fused projection: ``blocks``: all queries, all keys, all values;
+#: ``heads``: query, key and value of one head after the other; ``groups``: the queries of a key/value head, its key,
+#: its value; ``four_parts``: CodeGen's, in four parts with values before keys.
+PACKINGS: Mapping[str, Packing] = {
+    packing.name: packing
+    for packing in (
+        Packing("query", _one("query")),
+        Packing("key", _one("key")),
+        Packing("value", _one("value")),
+        Packing("query_gate", lambda heads, kv_heads: ("query", "") * heads),
+        Packing("key_value", lambda heads, kv_heads: ("key",) * kv_heads + ("value",) * kv_heads),
+        Packing("blocks", lambda heads, kv_heads: ("query",) * heads + ("key",) * kv_heads + ("value",) * kv_heads),
+        Packing("heads", lambda heads, kv_heads: ("query", "key", "value") * heads),
+        Packing("groups", lambda heads, kv_heads: (("query",) * (heads // kv_heads) + ("key", "value")) * kv_heads),
+        Packing("four_parts", _in_four_parts),
+    )
+}

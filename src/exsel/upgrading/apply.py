@@ -1,0 +1,106 @@
+"""Put the mechanisms into a model, and take them out again."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from exsel.config import ExclusiveConfig, SelectiveConfig, resolve_layers
+from exsel.nn.insertion import Mechanisms
+from exsel.upgrading.planning import Target, targets
+from exsel.upgrading.rewriting import CHILD, rewrite
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def upgrade(
+    model: Model,
+    *,
+    exclusive: ExclusiveConfig | bool | None = None,
+    selective: SelectiveConfig | bool | None = None,
+) -> Model:
+    """Put either or both mechanisms into ``model``, in place."""
+    plan = _plan(model, _configured(ExclusiveConfig, exclusive), _configured(SelectiveConfig, selective))
+    for target, exclusive_config, selective_config in plan:
+        _upgrade_module(model.get_submodule(target.name), target, exclusive_config, selective_config)
+    return model
+
+
+def downgrade(model: Model) -> Model:
+    """Take the mechanisms out of ``model`` again, in place: its modules, classes and weights are what they were."""
+    for module in list(model.modules()):
+        if isinstance(module, Upgraded):
+            del module._modules[CHILD]
+            module.__class__ = type(module).__mro__[2]
+    return model
+
+
+class Upgraded:
+    """What every upgraded attention module is beside what it was."""
+
+
+def _configured(cls: type[Any], value: Any) -> Any:
+    if value is True:
+        return cls()
+    return None if value is False else value
+
+
+def _plan(
+    model: nn.Module, exclusive: ExclusiveConfig | None, selective: SelectiveConfig | None
+) -> list[tuple[Target, ExclusiveConfig | None, SelectiveConfig | None]]:
+    if exclusive is None and selective is None:
+        raise ValueError("upgrade needs exclusive or selective: True, or a configuration")
+    found = [target for target in targets(model) if target.kind != "cross"]
+    if not found:
+        raise ValueError(f"{type(model).__name__} has no self-attention that could be upgraded")
+    if any(isinstance(module, Upgraded) for module in model.modules()):
+        raise ValueError(f"this {type(model).__name__} is upgraded already: exsel.downgrade(model) it first")
+    layers = {
+        "exclusive": resolve_layers(exclusive.layers, len(found)) if exclusive else frozenset(),
+        "selective": resolve_layers(selective.layers, len(found)) if selective else frozenset(),
+    }
+    plan = []
+    for index, target in enumerate(found):
+        for name, indices in layers.items():
+            if index in indices and (reason := getattr(target, name)):
+                raise ValueError(f"{target.name} (layer {index}) cannot be upgraded: {reason}")
+        chosen = (
+            exclusive if index in layers["exclusive"] else None,
+            selective if index in layers["selective"] else None,
+        )
+        if any(chosen):
+            plan.append((target, *chosen))
+    return plan
+
+
+@functools.cache
+def _upgraded_class(cls: Any, projections: tuple[tuple[str, str], ...], output: str | None) -> type[Any]:
+    methods = rewrite(cls, dict(projections), output)
+    return type(cls.__name__, (Upgraded, cls), {"__module__": cls.__module__, "__doc__": cls.__doc__, **methods})
+
+
+def _upgrade_module(
+    module: nn.Module, target: Target, exclusive: ExclusiveConfig | None, selective: SelectiveConfig | None
+) -> None:
+    projections = {} if target.layout is None else dict(target.layout.projections)
+    output = None if target.layout is None else target.layout.output
+    layer_index = getattr(module, "layer_idx", getattr(module, "layer_id", None))
+    assert target.geometry is not None
+    mechanisms = Mechanisms(
+        target.geometry,
+        exclusive,
+        selective,
+        projections=projections,
+        scales_projections=output is not None,
+        hidden_size=target.hidden_size,
+        layer_index=layer_index,
+    )
+    sample = next((tensor for tensor in module.parameters() if tensor.is_floating_point()), torch.empty(()))
+    mechanisms.to(device=sample.device, dtype=sample.dtype)
+    mechanisms.train(module.training)
+    upgraded = _upgraded_class(type(module), tuple(projections.items()), output)
+    module._modules[CHILD] = mechanisms
+    module.__class__ = upgraded

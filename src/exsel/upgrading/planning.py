@@ -1,0 +1,186 @@
+"""What an upgrade would do to each attention layer of a model, decided before anything is touched."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from exsel.nn.packing import PACKINGS, Geometry
+from exsel.upgrading import layouts
+from exsel.upgrading.layouts import Layout
+from exsel.upgrading.rewriting import CHILD, RewritingError, Sites, find_sites
+
+_CROSS = re.compile(r"cross|encoder_attn|encdec|enc_dec|multihead_attn", re.IGNORECASE)
+_ATTENTION = re.compile(r"attention|attn", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is known of one attention module.
+
+    Args:
+        name: its name in the model, as ``named_modules`` has it.
+        cls: the class's name.
+        kind: ``"self"``: standard self-attention; ``"cross"``: left alone; ``"other"``: attention that cannot be
+            upgraded.
+        exclusive, selective: why not; empty where it can be.
+        layout: where its projections are, if that is known.
+        geometry: its heads, if they are known.
+        hidden_size: the width of its input, if that is known.
+    """
+
+    name: str
+    cls: str
+    kind: str
+    exclusive: str = ""
+    selective: str = ""
+    layout: Layout | None = None
+    geometry: Geometry | None = None
+    hidden_size: int = 0
+
+
+def targets(model: nn.Module) -> list[Target]:
+    """Every attention module of ``model``, in its order."""
+    found: list[Target] = []
+    wrappers: set[str] = set()
+    modules = dict(model.named_modules())
+    for name, module in modules.items():
+        target = _target(name, module)
+        if target is not None:
+            found.append(target)
+            parts = name.split(".")
+            wrappers |= {".".join(parts[:length]) for length in range(len(parts))}
+    # A wrapper around an attention module, like BertAttention, is not one itself.
+    return [target for target in found if not (target.name in wrappers and target.kind == "other")]
+
+
+def _target(name: str, module: nn.Module) -> Target | None:
+    cls = _original_class(module)
+    if cls.__module__.startswith(("torch.", "exsel.")) or isinstance(module, (nn.ModuleList, nn.ModuleDict)):
+        return None
+    known = layouts.CLASSES.get(cls.__name__)
+    sites = _sites(cls)
+    calls_function = isinstance(sites, Sites) and sites.total("attention") > 0
+    is_attention = _ATTENTION.search(cls.__name__) and any(True for _ in module.parameters())
+    if known is None and not calls_function and not is_attention:
+        return None
+    if known is None and not is_attention and not _layout(module, cls):
+        return None  # a model that calls something of its own with itself first
+
+    def refused(reason: str) -> Target:
+        return Target(name, cls.__name__, "other", reason, reason)
+
+    if _CROSS.search(name.rsplit(".", 1)[-1]) or _CROSS.search(cls.__name__) or _is_true(module, "is_cross_attention"):
+        return Target(name, cls.__name__, "cross", "cross-attention has no own values", "cross-attention")
+    if cls.__name__ in layouts.REFUSED_CLASSES:
+        return refused(layouts.REFUSED_CLASSES[cls.__name__])
+    for child, reason in layouts.REFUSED_CHILDREN.items():
+        if hasattr(module, child):
+            return refused(reason)
+    for flag, reason in layouts.REFUSED_FLAGS.items():
+        if _is_true(module, flag):
+            return refused(reason)
+    if isinstance(sites, RewritingError):
+        return refused(f"{cls.__name__} {sites}")
+    assert isinstance(sites, Sites)
+    if known is None and sites.total("softmax"):
+        return refused(f"{cls.__name__} writes its attention out in code that is not known here")
+    if known is None and not calls_function:
+        return refused(f"{cls.__name__} calls no attention function")
+    layout = known or _layout(module, cls)
+    if layout is None:
+        return Target(name, cls.__name__, "self", selective=f"the projections of {cls.__name__} are not known here")
+    geometry = _geometry(module, layout)
+    if geometry is None:
+        return Target(name, cls.__name__, "self", selective=f"the heads of {cls.__name__} are not known here")
+    return Target(
+        name, cls.__name__, "self", layout=layout, geometry=geometry, hidden_size=_width(module, layout, "in")
+    )
+
+
+def _is_true(module: nn.Module, attribute: str) -> bool:
+    return getattr(module, attribute, None) is True
+
+
+def _original_class(module: nn.Module) -> type[nn.Module]:
+    cls = type(module)
+    return cls.__mro__[1] if CHILD in module._modules else cls
+
+
+@functools.cache
+def _sites(cls: type) -> Sites | RewritingError:
+    try:
+        return find_sites(cls)
+    except RewritingError as error:
+        return error
+
+
+def _layout(module: nn.Module, cls: type) -> Layout | None:
+    for layout in layouts.LAYOUTS:
+        if all(isinstance(getattr(module, name, None), nn.Module) for name in layout.projections):
+            return layout
+    return None
+
+
+def _features(module: nn.Module, direction: str) -> int | None:
+    """The number of outputs or inputs of a linear layer, quantised, adapted or transposed as it may be."""
+    module = getattr(module, "base_layer", module)
+    names = {"out": ("out_features", "nf"), "in": ("in_features", "nx")}[direction]
+    for name in names:
+        if isinstance(getattr(module, name, None), int):
+            return int(getattr(module, name))
+    return None
+
+
+def _width(module: nn.Module, layout: Layout, direction: str) -> int:
+    return _features(getattr(module, next(iter(layout.projections))), direction) or 0
+
+
+def _geometry(module: nn.Module, layout: Layout) -> Geometry | None:
+    sizes = {name: _features(getattr(module, name, None) or nn.Identity(), "out") for name in layout.projections}
+    if None in sizes.values():
+        return None
+    totals = {layout.projections[name]: int(size or 0) for name, size in sizes.items()}
+    head_dim = _first_int(module, layouts.HEAD_DIMS)
+    num_heads = _first_int(module, layouts.NUM_HEADS) or _first_int(getattr(module, "config", None), layouts.NUM_HEADS)
+    first = next(iter(totals))
+    if head_dim is None and num_heads is None:
+        return None
+    for kv_heads in _possible_kv_heads(module, num_heads, totals, head_dim):
+        heads = num_heads
+        if heads is None or (first == "query" and head_dim is not None):
+            assert head_dim is not None
+            heads = totals[first] // (head_dim * len(PACKINGS[first].slots(1, 1)))
+        slots = {kind: len(PACKINGS[kind].slots(heads, kv_heads)) for kind in totals}
+        dim = head_dim or totals[first] // slots[first]
+        if all(slots[kind] * dim == total for kind, total in totals.items()):
+            return Geometry(heads, kv_heads, dim)
+    return None
+
+
+def _possible_kv_heads(
+    module: nn.Module, num_heads: int | None, totals: Mapping[str, int], head_dim: int | None
+) -> list[int]:
+    possible = []
+    if "value" in totals and head_dim:
+        possible.append(totals["value"] // head_dim)
+    for holder in (module, getattr(module, "config", None)):
+        for name in ("num_key_value_heads", "num_kv_heads", "n_kv_heads"):
+            value = _first_int(holder, (name,))
+            possible += [] if value is None else [value]
+    if num_heads is not None:
+        possible.append(num_heads)
+    return [kv_heads for kv_heads in possible if kv_heads > 0]
+
+
+def _first_int(holder: Any, names: tuple[str, ...]) -> int | None:
+    for name in names:
+        value = getattr(holder, name, None)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+    return None
