@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast, get_args
 
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, IterableDataset, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
-from exsel.data.documents import Row, rows_to_dataset
+from exsel.data.documents import Row, rows_to_dataset, to_dataset
 from exsel.data.files import find_files, is_local, load_files
 from exsel.data.hub import StreamedDocuments, open_hub
 from exsel.data.packing import Pack, batches_of, pack_side, pack_stream, spread
+from exsel.data.passkey import is_passkey, passkey_documents
 from exsel.data.splitting import Side, split_by_content, split_by_name, whole
 from exsel.data.standard_library import corpus_name, read_standard_library
 from exsel.data.tokenization import Encoder, load_tokenizer, vocabulary_size
@@ -74,8 +75,9 @@ def load_data(
 
     Args:
         data: nothing for the Python standard library's source; text, ``.jsonl`` and ``.parquet`` files, folders and
-            globs of them; or one Hugging Face data set as ``name`` or ``name:configuration``, which is streamed
-            (something local of that name comes first).
+            globs of them, and made-up documents with a passkey (``passkey`` or ``passkey:length=256,count=2000``, see
+            `exsel.data.passkey`); or one Hugging Face data set as ``name`` or ``name:configuration``, which is
+            streamed (something local of that name comes first).
         tokenizer: see `load_tokenizer`.
         seq_len: tokens a block.
         pack: ``"concat"`` joins documents; ``"isolate"`` also adds ``position_ids`` that restart with each document.
@@ -95,7 +97,11 @@ def load_data(
         side = _begin_of_stream(validation_documents, encoder, seq_len, validation_blocks)
         train_side, train_tokens, sha256 = None, None, None
     else:
-        train_side, side = _load_sides(specs, text_field)
+        train_side, side = (
+            split_by_content(_load_rows(specs, text_field, encoder.tokenizer, seq_len))
+            if specs
+            else split_by_name(read_standard_library())
+        )
         train, train_tokens = pack_side(train_side, encoder, seq_len=seq_len, pack=packing)
         _check_length("training", seq_len, train_tokens)
         sha256 = hashlib.sha256(train_side.digest + side.digest).hexdigest()
@@ -156,7 +162,7 @@ def load_evaluation_data(
     if _is_stream(specs):
         side = _begin_of_stream(open_hub(specs[0], text_field)[1], encoder, seq_len, max_blocks)
     elif specs:
-        side = whole(load_files(find_files(specs), text_field))
+        side = whole(_load_rows(specs, text_field, tokenizer, seq_len))
     else:
         side = split_by_name(read_standard_library())[1]
     blocks, num_tokens = pack_side(side, encoder, seq_len=seq_len, pack=packing)
@@ -190,7 +196,7 @@ def _check_specs(data: str | Sequence[str]) -> tuple[str, ...]:
     specs = (data,) if isinstance(data, str) else tuple(data)
     if "" in specs:
         raise UserError("--data got an empty value: name a file, a folder, a glob or a Hugging Face data set")
-    streams = [spec for spec in specs if not is_local(spec)]
+    streams = [spec for spec in specs if not (is_passkey(spec) or is_local(spec))]
     if streams and len(specs) > 1:
         raise UserError(
             f"no such file or folder: {streams[0]} (and a Hugging Face data set cannot be mixed with other data)"
@@ -199,17 +205,20 @@ def _check_specs(data: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def _is_stream(specs: tuple[str, ...]) -> bool:
-    return len(specs) == 1 and not is_local(specs[0])
+    return len(specs) == 1 and not (is_passkey(specs[0]) or is_local(specs[0]))
 
 
 def _name(specs: tuple[str, ...]) -> str:
     return " ".join(specs) or corpus_name()
 
 
-def _load_sides(specs: tuple[str, ...], text_field: str) -> tuple[Side, Side]:
-    if specs:
-        return split_by_content(load_files(find_files(specs), text_field))
-    return split_by_name(read_standard_library())
+def _load_rows(specs: tuple[str, ...], text_field: str, tokenizer: PreTrainedTokenizerBase, seq_len: int) -> Dataset:
+    """The documents of files, and after them those that are made up."""
+    made_up = [spec for spec in specs if is_passkey(spec)]
+    files = [spec for spec in specs if spec not in made_up]
+    parts = [load_files(find_files(files), text_field)] if files else []
+    parts += [to_dataset(passkey_documents(spec, tokenizer, seq_len)) for spec in made_up]
+    return parts[0] if len(parts) == 1 else concatenate_datasets(parts)
 
 
 def _begin_of_stream(documents: StreamedDocuments, encoder: Encoder, seq_len: int, blocks: int | None) -> Side:
