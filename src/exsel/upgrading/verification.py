@@ -1,0 +1,302 @@
+"""Is an upgraded model right? Measured on the model itself, by what must hold whatever its architecture.
+
+No check looks at how the upgrade was done. That the projection is at its place and has the right values, for one:
+where all tokens of a layer's input are alike, each attends to copies of itself, y = v, and what is left of it is
+nothing; so the layer's output must not depend on its input at all, whatever norms and gates follow, and in the plain
+layer it does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from exsel.config import ExclusiveConfig, SelectiveConfig
+from exsel.nn.attention import Exclusive
+from exsel.nn.insertion import Mechanisms
+from exsel.nn.temperature import Temperature
+from exsel.upgrading.apply import Upgraded, downgrade, upgrade
+from exsel.upgrading.planning import targets
+from exsel.upgrading.rewriting import CHILD
+
+#: Of float32 sums in another order, relative to the largest number of a tensor.
+TOLERANCE = 2e-4
+
+
+class VerificationError(Exception):
+    """An upgraded model computes something wrong; the message says which check and where."""
+
+
+def verify(model: nn.Module, inputs: Mapping[str, Any], *, can_generate: bool = False) -> dict[str, float]:
+    """Upgrade ``model`` where it can be, check it, and take everything out again.
+
+    Args:
+        model: in eval mode, in float32, with weights that hide nothing (norms and biases that are not 1 and 0).
+        inputs: what to call it on.
+        can_generate: whether a cached pass over its tokens must equal the full one.
+
+    Returns:
+        The measured deviations by check, relative.
+
+    Raises:
+        VerificationError: a check that failed.
+        ValueError: a model that cannot be upgraded.
+    """
+    chosen = [target for target in targets(model) if target.kind != "cross"]
+    layers = tuple(index for index, target in enumerate(chosen) if not target.exclusive)
+    selective_layers = tuple(index for index in layers if not chosen[index].selective)
+    plain = _outputs(model, inputs)
+    state, classes = list(model.state_dict()), [type(module) for module in model.modules()]
+    plain_cached = _cached_deviation(model, inputs) if can_generate else None
+    measured = {}
+
+    def put_in(strength: Any, position: bool) -> None:
+        upgrade(
+            model,
+            exclusive=ExclusiveConfig(layers=layers, strength=strength),
+            selective=SelectiveConfig(layers=selective_layers, position=position, value_position=position)
+            if selective_layers
+            else None,
+        )
+
+    put_in("learned", False)
+    measured["identity"] = _deviation(_outputs(model, inputs), plain)
+    _expect(measured["identity"] < TOLERANCE, f"identity settings change the output by {measured['identity']:.1e}")
+    _check_gradients(model, inputs)
+    downgrade(model)
+
+    put_in(1.0, True)
+    _randomise(model)
+    with _probing(model) as probe:
+        _outputs(model, inputs)
+    measured["orthogonality"] = probe.check(text="input_ids" in inputs)
+    measured["own values"] = _check_alike_tokens(model, inputs)
+    if plain_cached is not None and plain_cached < TOLERANCE:
+        measured["cache"] = _cached_deviation(model, inputs)
+        _expect(measured["cache"] < TOLERANCE, f"a cached pass differs by {measured['cache']:.1e} from the full one")
+    downgrade(model)
+
+    again = _outputs(model, inputs)
+    _expect(all(torch.equal(left, right) for left, right in zip(again, plain, strict=True)), "downgrade leaves traces")
+    _expect(list(model.state_dict()) == state, "downgrade leaves parameters")
+    _expect([type(module) for module in model.modules()] == classes, "downgrade leaves classes")
+    return measured
+
+
+def _expect(is_so: bool, failure: str) -> None:
+    if not is_so:
+        raise VerificationError(failure)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """The floating-point tensors in an output, in order; caches are left out."""
+    if isinstance(value, Tensor):
+        if value.is_floating_point():
+            yield value
+    elif isinstance(value, Mapping):
+        for name, item in value.items():
+            if "past_key_values" not in name and "cache" not in name:
+                yield from _tensors(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors(item)
+
+
+@contextlib.contextmanager
+def _seeded() -> Iterator[None]:
+    """Some models draw noise even in eval mode: the same each time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+def _outputs(model: nn.Module, inputs: Mapping[str, Any]) -> list[Tensor]:
+    with torch.no_grad(), _seeded():
+        return [tensor.clone() for tensor in _tensors(model(**inputs))]
+
+
+def _deviation(found: list[Tensor], expected: list[Tensor]) -> float:
+    _expect(len(found) == len(expected), "the outputs are others")
+    worst = 0.0
+    for left, right in zip(found, expected, strict=True):
+        if right.numel():
+            finite = torch.isfinite(right)
+            difference = (left - right)[finite].abs()
+            if difference.numel():
+                worst = max(worst, (difference.max() / right[finite].abs().max().clamp_min(1e-6)).item())
+    return worst
+
+
+def _mechanisms(model: nn.Module) -> dict[str, Mechanisms]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, Mechanisms)}
+
+
+def _check_gradients(model: nn.Module, inputs: Mapping[str, Any]) -> None:
+    generator = torch.Generator().manual_seed(1)
+    with torch.enable_grad(), _seeded():
+        loss = sum(
+            (tensor * torch.randn(tensor.shape, generator=generator)).sum()
+            for tensor in _tensors(model(**inputs))
+            if tensor.requires_grad and torch.isfinite(tensor).all()
+        )
+    _expect(isinstance(loss, Tensor), "no output has a gradient")
+    assert isinstance(loss, Tensor)
+    loss.backward()  # type: ignore[no-untyped-call]
+    for name, mechanisms in _mechanisms(model).items():
+        for parameter_name, parameter in mechanisms.named_parameters():
+            reached = parameter.grad is not None and bool(parameter.grad.abs().max() > 0)
+            _expect(reached, f"no gradient reaches {name}.{parameter_name}")
+    model.zero_grad(set_to_none=True)
+
+
+def _randomise(model: nn.Module) -> None:
+    """Temperatures of an effect that cannot be overlooked."""
+    generator = torch.Generator().manual_seed(2)
+    for module in model.modules():
+        if isinstance(module, Temperature):
+            with torch.no_grad():
+                if module.weight is not None:
+                    module.weight.copy_(torch.randn(module.weight.shape, generator=generator))
+                if module.position_logit is not None:
+                    module.position_logit.copy_(torch.randn(module.position_logit.shape, generator=generator) - 1)
+
+
+class _Probe:
+    def __init__(self) -> None:
+        self.worst: dict[str, float] = {}
+        self.positions: dict[str, Tensor] = {}
+
+    def check(self, text: bool) -> float:
+        for name, cosine in self.worst.items():
+            _expect(cosine < TOLERANCE, f"{name} leaves {cosine:.1e} along the own value")
+        if text:
+            for name, position in self.positions.items():
+                counted = torch.arange(1, position.shape[-1] + 1).expand(position.shape)
+                _expect(torch.equal(position, counted), f"{name} counts positions {position.flatten()[:9].tolist()}")
+        return max(self.worst.values(), default=0.0)
+
+
+@contextlib.contextmanager
+def _probing(model: nn.Module) -> Iterator[_Probe]:
+    probe = _Probe()
+    handles = []
+
+    def watch_exclusive(name: str) -> Any:
+        def hook(module: nn.Module, arguments: tuple[Tensor, Tensor], z: Tensor) -> None:
+            y, v = (argument.double() for argument in arguments)
+            v = v.repeat_interleave(y.shape[-3] // v.shape[-3], dim=-3)
+            along = (z.double() * torch.nn.functional.normalize(v, dim=-1)).sum(-1).abs()
+            probe.worst[name] = max(probe.worst.get(name, 0.0), (along.max() / y.abs().max().clamp_min(1e-9)).item())
+
+        return hook
+
+    def watch_temperature(name: str) -> Any:
+        def hook(module: nn.Module, arguments: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if isinstance(arguments[1], Tensor):
+                probe.positions[name] = arguments[1]
+
+        return hook
+
+    for name, module in model.named_modules():
+        if isinstance(module, Exclusive):
+            handles.append(module.register_forward_hook(watch_exclusive(name)))
+        elif isinstance(module, Temperature):
+            handles.append(module.register_forward_pre_hook(watch_temperature(name), with_kwargs=True))
+    try:
+        yield probe
+    finally:
+        for handle in handles:
+            handle.remove()
+    expected = {f"{name}.exclusive" for name, module in _mechanisms(model).items() if module.exclusive is not None}
+    _expect(bool(expected) and expected == set(probe.worst), f"not called: {sorted(expected - set(probe.worst))[:3]}")
+
+
+_INPUTS = ("hidden_states", "hidden_state", "query", "key", "value", "x", "query_states", "queries", "keys", "values")
+
+
+def _check_alike_tokens(model: nn.Module, inputs: Mapping[str, Any]) -> float:
+    """Each upgraded layer, called as the model calls it but on tokens that are all alike: see the module."""
+    calls: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+    handles = []
+    for name, module in model.named_modules():
+        if isinstance(module, Upgraded):
+
+            def hook(module: nn.Module, arguments: tuple[Any, ...], kwargs: dict[str, Any], name: str = name) -> None:
+                calls.setdefault(name, (arguments, kwargs))
+
+            handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))  # type: ignore[attr-defined]
+    try:
+        _outputs(model, {**inputs, "use_cache": False} if "input_ids" in inputs else inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    worst = 0.0
+    for name, (arguments, kwargs) in calls.items():
+        module = model.get_submodule(name)
+        upgraded = _change_between_inputs(module, module.forward, arguments, kwargs)
+        plain_forward = type(module).__mro__[2].forward.__get__(module)  # type: ignore[attr-defined]
+        plain = _change_between_inputs(module, plain_forward, arguments, kwargs)
+        _expect(plain > 0, f"{name}: the plain layer does not depend on its input, so nothing was tested")
+        ratio = upgraded / plain
+        _expect(ratio < TOLERANCE, f"{name}: {ratio:.1e} of its own tokens' values is left in its output")
+        worst = max(worst, ratio)
+    return worst
+
+
+def _change_between_inputs(
+    module: nn.Module, forward: Any, arguments: tuple[Any, ...], kwargs: dict[str, Any]
+) -> float:
+    """How much the layer's output moves between two inputs of tokens that are all alike."""
+    outputs = []
+    for seed in (3, 4):
+        drawn: dict[int, Tensor] = {}
+
+        def alike(tensor: Tensor, drawn: dict[int, Tensor] = drawn, seed: int = seed) -> Tensor:
+            width = tensor.shape[-1]
+            if width not in drawn:
+                drawn[width] = torch.randn(width, generator=torch.Generator().manual_seed(seed))
+            return drawn[width].expand(tensor.shape).clone()
+
+        is_input = [
+            isinstance(item, Tensor) and item.is_floating_point() and index == 0 for index, item in enumerate(arguments)
+        ]
+        changed = [alike(item) if flag else item for item, flag in zip(arguments, is_input, strict=True)]
+        named = {
+            name: alike(item) if name in _INPUTS and isinstance(item, Tensor) else _without_cache(name, item)
+            for name, item in kwargs.items()
+        }
+        with torch.no_grad(), _seeded():
+            outputs.append(next(_tensors(forward(*changed, **named))))
+    return (outputs[0] - outputs[1]).abs().max().item()
+
+
+def _without_cache(name: str, item: Any) -> Any:
+    return None if name in ("past_key_values", "past_key_value", "layer_past") else item
+
+
+def _cached_deviation(model: nn.Module, inputs: Mapping[str, Any]) -> float | None:
+    """How far logits from a cache, token by token, are from those of one pass; ``None``: not to be had."""
+    name = "decoder_input_ids" if "decoder_input_ids" in inputs else "input_ids"
+    ids = inputs[name]
+    rest = {key: item for key, item in inputs.items() if key not in (name, "attention_mask", "decoder_attention_mask")}
+    if name == "decoder_input_ids" and "attention_mask" in inputs:
+        rest["attention_mask"] = inputs["attention_mask"]
+    try:
+        with torch.no_grad(), _seeded():
+            full = model(**{**rest, name: ids}).logits
+            cache, pieces = None, []
+            for start, stop in ((0, 3), *((at, at + 1) for at in range(3, ids.shape[1]))):
+                output = model(**{**rest, name: ids[:, start:stop], "past_key_values": cache, "use_cache": True})
+                cache = output.past_key_values
+                pieces.append(output.logits)
+                if cache is None:
+                    return None
+    except (TypeError, ValueError, AttributeError, RuntimeError, KeyError, IndexError):
+        if any(True for module in model.modules() if hasattr(module, CHILD)):
+            raise
+        return None  # the plain model itself cannot do it so
+    return _deviation([torch.cat(pieces, dim=1)], [full])
