@@ -12,15 +12,17 @@ from exsel.upgrade.zoo_table import COMPOSITES, OVERRIDES, Overrides
 # Token ids: ordinary tokens lie in [FIRST_TOKEN, LAST_TOKEN), every special one that lay above is moved behind them.
 VOCAB_SIZE = 160
 FIRST_TOKEN, LAST_TOKEN = 10, 100
+HEADS = 4
 
 # The first pattern that matches a whole field name gives its cap; None leaves the field alone.
 _CAPS: tuple[tuple[str, int | None], ...] = (
     (r".*(num_labels|num_channels|_divisible_by|rate|ratio|temperature|base|theta|alpha|bias_max)", None),
     (r"(num_|n_)?(kv|key_value)(_attention)?_heads|.*_(kv|key_value)_heads?", 2),
     (r".*(token_id|token_index|ignore_index|_id)", None),
+    (r"qk_head_dim", None),
     (r".*(head_dim|d_head|d_kv|kv_channels|dim_head|headdim|head_size)", 16),
     (r"num_feat_extract_layers", None),
-    (r".*heads?", 4),
+    (r".*heads?", HEADS),
     (r"codebook_size", 128),
     (r".*vocab(_size)?.*|n_codes_total", VOCAB_SIZE),
     (r".*(layers|n_layer|depth|num_blocks)", 2),
@@ -36,7 +38,7 @@ _CAPS: tuple[tuple[str, int | None], ...] = (
     (r"sliding_window|sliding_window_size|attention_chunk_size|local_attention|attention_window(_size)?", 4),
     (r".*(position_embeddings|n_positions|n_ctx|context_length|max_.*positions|max_seq_len)", 128),
     (r"num_queries|.*num_latents|num_query_tokens|num_image_tokens", 5),
-    (r"image_size|img_size|image_size_.*", 24),
+    (r"image_size|img_size|image_size_.*", 48),
     (r"patch_size", 8),
 )
 _COMPILED = tuple((re.compile(pattern), cap) for pattern, cap in _CAPS)
@@ -91,16 +93,17 @@ def _shrink(config: PretrainedConfig, overrides: Overrides) -> PretrainedConfig:
             small[name] = [_capped(name.removesuffix("s"), value[i]) for i in keep.layers]
         elif name == keep.depth:
             small[name] = len(keep.layers)
+        elif name == "num_key_value_heads" and "kv_lora_rank" in vars(config):
+            small[name] = HEADS  # latent attention has no groups
         else:
             capped = _capped(name, value)
             if capped != value:
                 small[name] = capped
-    small |= {
-        name: value
-        for name, value in overrides.items()
-        if name != "__init__"
-        and not (isinstance(value, dict) and isinstance(getattr(config, name, None), PretrainedConfig))
-    }
+    for name, value in overrides.items():
+        default = vars(config).get(name)
+        if name == "__init__" or (isinstance(default, PretrainedConfig) and isinstance(value, dict)):
+            continue
+        small[name] = default | value if isinstance(default, dict) and isinstance(value, dict) else value
     return type(config)(**_base(config.model_type) | small)
 
 
@@ -154,8 +157,8 @@ def _capped(name: str, value: Any) -> Any:
         return _token(value)
     for pattern, cap in _COMPILED:
         if pattern.fullmatch(name):
-            if cap == 4 and "head" in name and value > 2:  # 3, 6, 12 … do not divide the capped widths
-                return 4
+            if cap == HEADS and "head" in name and value > 2:  # 3, 6, 12 … do not divide the capped widths
+                return HEADS
             return value if cap is None else min(value, cap)
     return value
 

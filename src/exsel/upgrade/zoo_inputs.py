@@ -1,6 +1,7 @@
 """Dummy inputs for the zoo's models, chosen by the names of their forward's parameters."""
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,7 +15,8 @@ BATCH = 2
 TOKENS = 7  # differs from the batch, the heads (4, 2) and the head's width (16)
 TARGET_TOKENS = 5  # of a decoder, in an encoder-decoder
 SAMPLES = 3000  # of audio at whatever rate
-FRAMES = 30  # of a spectrogram
+FRAMES = 40  # of a spectrogram
+GRID = (4, 6)  # an image's patches, where images come cut into patches
 
 
 def inputs_of(model: PreTrainedModel, model_type: str, generator: torch.Generator) -> dict[str, Any]:
@@ -31,26 +33,57 @@ def inputs_of(model: PreTrainedModel, model_type: str, generator: torch.Generato
     special = INPUTS.get(model_type, {})
     maker = _Maker(model.config, generator)
     parameters = inspect.signature(model.forward).parameters
-    required = {
+    wanted = [
         name
         for name, p in parameters.items()
-        if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
-    }
-    wanted = [n for n in parameters if n in required or n == model.main_input_name]
+        if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) and (p.default is p.empty or name == model.main_input_name)
+    ]
+    if _is_multimodal(model, "image"):
+        wanted = list(dict.fromkeys(["input_ids", "pixel_values", *wanted]))
     inputs: dict[str, Any] = {}
+    if "image_grid_thw" in parameters or "grid_thw" in parameters:
+        inputs |= maker.patches(wanted, parameters)
     for name in wanted:
-        if name not in special:
+        if name not in special and name not in inputs:
             inputs[name] = maker.make(name)
     for name, given in special.items():
         if given is not None:
             inputs[name] = maker.given(*given)
     if not inputs and "input_ids" in parameters:
         inputs["input_ids"] = maker.make("input_ids")
+    if _image_token(model.config) is not None and "pixel_values" in inputs and "input_ids" not in special:
+        inputs |= maker.with_image_tokens(model, inputs, parameters)
     if model.config.is_encoder_decoder and "decoder_input_ids" in parameters and "decoder_input_ids" not in special:
         inputs["decoder_input_ids"] = maker.tokens(BATCH, TARGET_TOKENS)
     if "input_ids" in inputs and "attention_mask" in parameters and "attention_mask" not in special:
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
     return inputs
+
+
+def _is_multimodal(model: PreTrainedModel, kind: str) -> bool:
+    """Whether a model takes text and something else together."""
+    parameters = inspect.signature(model.forward).parameters
+    return hasattr(model, f"get_{kind}_features") and {"input_ids", "pixel_values"} <= set(parameters)
+
+
+def _image_token(config: PretrainedConfig) -> int | None:
+    """The token in whose place an image's features go."""
+    for name in ("image_token_id", "image_token_index", "media_placeholder_token_id"):
+        token = getattr(config, name, None)
+        if token is not None:
+            return int(token)
+    return None
+
+
+def _features(output: Any) -> Tensor:
+    """One image's features from what ``get_image_features`` returned, in whatever form."""
+    features: Any = getattr(output, "pooler_output", output)
+    while isinstance(features, (list, tuple)):
+        if len(features) > 1 and isinstance(features[0], Tensor) and features[0].dim() == 2:
+            return features[0]
+        features = features[0]
+    assert isinstance(features, Tensor)
+    return features
 
 
 class _Maker:
@@ -77,6 +110,35 @@ class _Maker:
             return self.normal(BATCH, TOKENS, self.size("hidden_size", 64))
         raise NotImplementedError(f"the zoo knows no input {name!r}")
 
+    def patches(self, wanted: list[str], parameters: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Images already cut into patches, two of them in one row, as Qwen2-VL and its heirs take them."""
+        grid = torch.tensor([[1, *GRID]] * BATCH)
+        width = self.size("patch_size", 8) ** 2 * self.size("num_channels", self.size("in_channels", 3))
+        width *= self.size("temporal_patch_size", 1)
+        name = "hidden_states" if "hidden_states" in wanted else "pixel_values"
+        grid_name = "grid_thw" if "grid_thw" in parameters else "image_grid_thw"
+        return {name: self.normal(BATCH * GRID[0] * GRID[1], width), grid_name: grid}
+
+    def with_image_tokens(
+        self, model: PreTrainedModel, inputs: dict[str, Any], parameters: Mapping[str, Any]
+    ) -> dict[str, Tensor]:
+        """Text around as many image tokens as the model makes of one image."""
+        own = inspect.signature(model.get_image_features).parameters
+        with torch.no_grad():
+            features = _features(model.get_image_features(**{k: v for k, v in inputs.items() if k in own}))
+        per_image = features.shape[-2] if features.dim() == 3 else features.shape[0]
+        if features.dim() == 2 and "image_grid_thw" in inputs and per_image > _merged(self):
+            per_image //= BATCH
+        token = _image_token(self.config)
+        assert token is not None
+        image = torch.full((BATCH, per_image), token)
+        ids = torch.cat([self.tokens(BATCH, 3), image, self.tokens(BATCH, TOKENS - 3)], dim=1)
+        made = {"input_ids": ids}
+        for name in ("mm_token_type_ids", "token_type_ids"):
+            if name in parameters:
+                made[name] = (ids == token).long()
+        return made
+
     def given(self, kind: str, *shape: Any) -> Any:
         """An input that the table describes."""
         match kind:
@@ -84,6 +146,12 @@ class _Maker:
                 return self.normal(*shape)
             case "tokens":
                 return self.tokens(*shape)
+            case "boxes":
+                return self.tokens(*shape, 4).sort(dim=-1).values
+            case "unit_boxes":
+                return torch.rand((*shape, 4), generator=self.generator).sort(dim=-1).values
+            case "frames":
+                return self.normal(BATCH, FRAMES, self.size("num_mel_bins", 80))
             case "ones" | "zeros":
                 return torch.full(shape, int(kind == "ones"), dtype=torch.long)
             case "true" | "false":
@@ -103,7 +171,7 @@ class _Maker:
 
     def image(self) -> tuple[int, int, int]:
         """Channels, height and width of an image."""
-        side = self.size("image_size", 24)
+        side = self.size("image_size", 48)
         height, width = side if isinstance(side, (tuple, list)) else (side, side)
         return self.size("num_channels", self.size("in_channels", 3)), height, width
 
@@ -114,6 +182,10 @@ class _Maker:
             if value is not None:
                 return value
         return default
+
+
+def _merged(maker: _Maker) -> int:
+    return GRID[0] * GRID[1] // int(maker.size("spatial_merge_size", 1)) ** 2
 
 
 def _parts(config: PretrainedConfig) -> list[PretrainedConfig]:
