@@ -1,0 +1,217 @@
+"""Passkey retrieval: how often a model finds a key, by the length of the text and by the place of the key in it."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from exsel.data.passkey import PasskeyDocument, fit_documents, random_key
+from exsel.data.tokenization import Encoder
+from exsel.errors import UserError
+
+DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+SAMPLES = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class PasskeyResult:
+    """How many keys were found at each length and depth."""
+
+    lengths: tuple[int, ...]
+    """In tokens."""
+    depths: tuple[float, ...]
+    """From 0, before all filler, to 1, right before the question."""
+    samples: int
+    """Keys asked for at each length and depth."""
+    seed: int
+    correct: tuple[tuple[int, ...], ...]
+    """Keys found: a row for each length, in it a number for each depth."""
+
+    @property
+    def accuracy(self) -> tuple[tuple[float, ...], ...]:
+        """The share of keys found: a row for each length, in it a number for each depth."""
+        return tuple(tuple(found / self.samples for found in row) for row in self.correct)
+
+    @property
+    def by_length(self) -> tuple[float, ...]:
+        """The share of keys found at each length, over all depths."""
+        return tuple(sum(row) / (self.samples * len(row)) for row in self.correct)
+
+    @property
+    def by_depth(self) -> tuple[float, ...]:
+        """The share of keys found at each depth, over all lengths."""
+        return tuple(sum(column) / (self.samples * len(column)) for column in zip(*self.correct, strict=True))
+
+    @property
+    def mean(self) -> float:
+        """The share of all keys found."""
+        return sum(self.by_length) / len(self.lengths)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types, with the shares."""
+        return {
+            "lengths": list(self.lengths),
+            "depths": list(self.depths),
+            "samples": self.samples,
+            "seed": self.seed,
+            "correct": [list(row) for row in self.correct],
+            "accuracy": [list(row) for row in self.accuracy],
+            "by_length": list(self.by_length),
+            "by_depth": list(self.by_depth),
+            "mean": self.mean,
+        }
+
+
+@dataclass(frozen=True)
+class _Question:
+    """A document as tokens, and what is asked of it."""
+
+    cell: tuple[int, int]
+    prompt: list[int]
+    answer: list[int]
+
+    @property
+    def tokens(self) -> list[int]:
+        return self.prompt + self.answer
+
+
+@torch.no_grad()
+def passkey(
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    lengths: Sequence[int],
+    depths: Sequence[float] = DEPTHS,
+    samples: int = SAMPLES,
+    seed: int = 0,
+    batch_size: int = 8,
+    on_batch: Callable[[int, int], None] | None = None,
+) -> PasskeyResult:
+    """Ask a transformers language model for keys hidden in filler text (see `exsel.data.passkey`).
+
+    A key counts as found if greedy decoding continues the prompt with its five digits. No token is generated: greedy
+    decoding writes the key if and only if each of the key's tokens is the likeliest after the prompt and the tokens
+    before it, and one pass over prompt and key tells.
+
+    Args:
+        model: in which a token depends on those before it alone; evaluated uncompiled, in evaluation mode.
+        tokenizer: the model's own.
+        lengths: of the documents in tokens, as for training data: with the key and the end-of-text token.
+        depths: where the key stands among the filler, from 0 (before all of it) to 1 (right before the question); what
+            falls between the same two sentences of a short text is the same place.
+        samples: keys for each length and depth.
+        seed: of the keys, which do not depend on the other lengths and depths that are asked for.
+        batch_size: documents at a time.
+        on_batch: told (documents done, documents in all).
+
+    Raises:
+        UserError: a length beyond the model's learned positions or too short for the key and the question, a depth that
+            is none, nothing to ask, or a tokenizer that cannot write digits.
+    """
+    _check(model, lengths, depths, samples, batch_size)
+    questions = _questions(tokenizer, lengths, depths, samples, seed)
+    correct = [[0] * len(depths) for _ in lengths]
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            for start in range(0, len(questions), batch_size):
+                batch = questions[start : start + batch_size]
+                for question, found in zip(batch, _answer(model, batch), strict=True):
+                    row, column = question.cell
+                    correct[row][column] += found
+                if on_batch is not None:
+                    on_batch(start + len(batch), len(questions))
+    finally:
+        model.train(was_training)
+    return PasskeyResult(
+        lengths=tuple(lengths),
+        depths=tuple(depths),
+        samples=samples,
+        seed=seed,
+        correct=tuple(map(tuple, correct)),
+    )
+
+
+def _check(
+    model: torch.nn.Module, lengths: Sequence[int], depths: Sequence[float], samples: int, batch_size: int
+) -> None:
+    for what, values in (("lengths", lengths), ("depths", depths)):
+        if not values or len(set(values)) < len(values):
+            raise UserError(f"passkey {what} must be given, each once, got {list(values)}")
+    for depth in depths:
+        if not (math.isfinite(depth) and 0 <= depth <= 1):
+            raise UserError(f"a passkey depth lies between 0 (before the text) and 1 (after it), got {depth}")
+    if samples < 1 or batch_size < 1:
+        raise UserError(f"passkey samples and batch_size must be at least 1, got {samples} and {batch_size}")
+    config: Any = model.config
+    limit = getattr(config, "max_position_embeddings", None)
+    # Rotary positions go on for ever, learned ones do not.
+    if limit is not None and getattr(config, "rope_parameters", None) is None and max(lengths) > limit:
+        raise UserError(f"this model has positions for {limit} tokens, not for {max(lengths)}: ask for shorter lengths")
+
+
+def _questions(
+    tokenizer: PreTrainedTokenizerBase, lengths: Sequence[int], depths: Sequence[float], samples: int, seed: int
+) -> list[_Question]:
+    questions = []
+    for row, length in enumerate(lengths):
+        wanted = []
+        for depth in depths:
+            chance = random.Random(f"{seed} {length} {depth:g}")
+            wanted += [(random_key(chance), depth) for _ in range(samples)]
+        for index, document in enumerate(fit_documents(wanted, tokenizer, length)):
+            prompt, answer = _encode(document, tokenizer)
+            questions.append(_Question((row, index // samples), prompt, answer))
+    return questions
+
+
+def _encode(document: PasskeyDocument, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    ids, (size, _) = Encoder(tokenizer)([(document.prompt, False), (document.text, False)])
+    prompt, whole = ids[:size].tolist(), ids[size:].tolist()
+    if whole[:size] != prompt:
+        raise UserError(
+            "this tokenizer makes one token of the question's end and the key's beginning, so that the key cannot be "
+            "asked for: choose one that splits words"
+        )
+    return prompt, whole[size:]
+
+
+def _answer(model: torch.nn.Module, batch: Sequence[_Question]) -> list[bool]:
+    """Whether each key is what greedy decoding writes."""
+    longest = max(len(question.tokens) for question in batch)
+    input_ids = torch.zeros(len(batch), longest, dtype=torch.long)
+    mask = torch.zeros(len(batch), longest, dtype=torch.long)
+    for row, question in enumerate(batch):
+        # Padded on the right, where a causal model does not look.
+        input_ids[row, : len(question.tokens)] = torch.tensor(question.tokens)
+        mask[row, : len(question.tokens)] = 1
+    first = min(len(question.prompt) for question in batch) - 1
+    likeliest = _likeliest(model, input_ids, None if mask.all() else mask, first)
+    found = []
+    for row, question in enumerate(batch):
+        start = len(question.prompt) - 1 - first
+        found.append(likeliest[row, start : start + len(question.answer)].tolist() == question.answer)
+    return found
+
+
+def _likeliest(model: torch.nn.Module, input_ids: Tensor, mask: Tensor | None, first: int) -> Tensor:
+    """The likeliest next token after each position from ``first`` on, ``[batch, length - first]``."""
+    device = next(model.parameters()).device
+    arguments: dict[str, Any] = {"input_ids": input_ids.to(device), "use_cache": False}
+    if mask is not None:
+        arguments["attention_mask"] = mask.to(device)
+    kept = input_ids.shape[1] - first
+    # The logits of a long text with a large vocabulary are larger than the model.
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+        arguments["logits_to_keep"] = kept
+    likeliest: Tensor = model(**arguments).logits[:, -kept:].argmax(-1).cpu()
+    return likeliest
