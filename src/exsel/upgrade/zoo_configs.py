@@ -97,13 +97,15 @@ def _shrink(config: PretrainedConfig, overrides: Overrides) -> PretrainedConfig:
             small[name] = HEADS  # latent attention has no groups
         else:
             capped = _capped(name, value)
-            if capped != value:
+            default = getattr(type(config), name, None)
+            # A part's value that is not its class's default was chosen by the whole, even where it is small already.
+            if capped != value or (config.base_config_key and default is not None and value != default):
                 small[name] = capped
     for name, value in overrides.items():
-        default = vars(config).get(name)
-        if name == "__init__" or (isinstance(default, PretrainedConfig) and isinstance(value, dict)):
+        chosen = vars(config).get(name)
+        if name == "__init__" or (isinstance(chosen, PretrainedConfig) and isinstance(value, dict)):
             continue
-        small[name] = default | value if isinstance(default, dict) and isinstance(value, dict) else value
+        small[name] = chosen | value if isinstance(chosen, dict) and isinstance(value, dict) else value
     return type(config)(**_base(config.model_type) | small)
 
 

@@ -1,6 +1,7 @@
 """Dummy inputs for the zoo's models, chosen by the names of their forward's parameters."""
 
 import inspect
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -75,15 +76,18 @@ def _image_token(config: PretrainedConfig) -> int | None:
     return None
 
 
-def _features(output: Any) -> Tensor:
-    """One image's features from what ``get_image_features`` returned, in whatever form."""
-    features: Any = getattr(output, "pooler_output", output)
-    while isinstance(features, (list, tuple)):
-        if len(features) > 1 and isinstance(features[0], Tensor) and features[0].dim() == 2:
-            return features[0]
-        features = features[0]
-    assert isinstance(features, Tensor)
-    return features
+def _per_image(output: Any) -> int:
+    """How many tokens one image takes, from what ``get_image_features`` returned in whatever form."""
+    features = getattr(output, "pooler_output", output)
+    if features is None:
+        features = output.last_hidden_state
+    return _rows(features) // BATCH
+
+
+def _rows(features: Any) -> int:
+    if isinstance(features, Tensor):
+        return math.prod(features.shape[:-1])
+    return sum(_rows(part) for part in features)
 
 
 class _Maker:
@@ -114,7 +118,7 @@ class _Maker:
         """Images already cut into patches, two of them in one row, as Qwen2-VL and its heirs take them."""
         grid = torch.tensor([[1, *GRID]] * BATCH)
         width = self.size("patch_size", 8) ** 2 * self.size("num_channels", self.size("in_channels", 3))
-        width *= self.size("temporal_patch_size", 1)
+        width *= self.size("temporal_patch_size", self.size("patch_temporal", 1))
         name = "hidden_states" if "hidden_states" in wanted else "pixel_values"
         grid_name = "grid_thw" if "grid_thw" in parameters else "image_grid_thw"
         return {name: self.normal(BATCH * GRID[0] * GRID[1], width), grid_name: grid}
@@ -125,14 +129,12 @@ class _Maker:
         """Text around as many image tokens as the model makes of one image."""
         own = inspect.signature(model.get_image_features).parameters
         with torch.no_grad():
-            features = _features(model.get_image_features(**{k: v for k, v in inputs.items() if k in own}))
-        per_image = features.shape[-2] if features.dim() == 3 else features.shape[0]
-        if features.dim() == 2 and "image_grid_thw" in inputs and per_image > _merged(self):
-            per_image //= BATCH
+            per_image = _per_image(model.get_image_features(**{k: v for k, v in inputs.items() if k in own}))
         token = _image_token(self.config)
         assert token is not None
         image = torch.full((BATCH, per_image), token)
-        ids = torch.cat([self.tokens(BATCH, 3), image, self.tokens(BATCH, TOKENS - 3)], dim=1)
+        after = TOKENS - 3 + (TOKENS + per_image == 16)  # never as many tokens as a head is wide
+        ids = torch.cat([self.tokens(BATCH, 3), image, self.tokens(BATCH, after)], dim=1)
         made = {"input_ids": ids}
         for name in ("mm_token_type_ids", "token_type_ids"):
             if name in parameters:
@@ -150,6 +152,19 @@ class _Maker:
                 return self.tokens(*shape, 4).sort(dim=-1).values
             case "unit_boxes":
                 return torch.rand((*shape, 4), generator=self.generator).sort(dim=-1).values
+            case "around":
+                token, count = shape
+                between = torch.full((BATCH, count), token)
+                return torch.cat([self.tokens(BATCH, 3), between, self.tokens(BATCH, TOKENS - 3)], dim=1)
+            case "span":
+                length, count = shape
+                mask = torch.zeros(BATCH, length, dtype=torch.bool)
+                mask[:, 1 : 1 + count] = True
+                return mask
+            case "patches":  # each with its row and column, from 1, before its pixels
+                count, width = shape
+                where = torch.stack([torch.arange(count) // 3 + 1, torch.arange(count) % 3 + 1], dim=-1).float()
+                return torch.cat([where.expand(BATCH, -1, -1), self.normal(BATCH, count, width)], dim=-1)
             case "frames":
                 return self.normal(BATCH, FRAMES, self.size("num_mel_bins", 80))
             case "ones" | "zeros":
@@ -182,10 +197,6 @@ class _Maker:
             if value is not None:
                 return value
         return default
-
-
-def _merged(maker: _Maker) -> int:
-    return GRID[0] * GRID[1] // int(maker.size("spatial_merge_size", 1)) ** 2
 
 
 def _parts(config: PretrainedConfig) -> list[PretrainedConfig]:
