@@ -10,6 +10,7 @@ from torch import nn
 
 from exsel.config import ExclusiveConfig, SelectiveConfig, resolve_layers
 from exsel.nn.insertion import Mechanisms
+from exsel.upgrading import multihead
 from exsel.upgrading.planning import Target, targets
 from exsel.upgrading.rewriting import CHILD, rewrite
 
@@ -78,7 +79,7 @@ def _plan(
 
 @functools.cache
 def _upgraded_class(cls: Any, projections: tuple[tuple[str, str], ...], output: str | None) -> type[Any]:
-    methods = rewrite(cls, dict(projections), output)
+    methods = multihead.METHODS if issubclass(cls, nn.MultiheadAttention) else rewrite(cls, dict(projections), output)
     return type(cls.__name__, (Upgraded, cls), {"__module__": cls.__module__, "__doc__": cls.__doc__, **methods})
 
 

@@ -11,12 +11,14 @@ from typing import Any
 from torch import nn
 
 from exsel.nn.packing import PACKINGS, Geometry
-from exsel.upgrading import layouts
+from exsel.upgrading import layouts, multihead
 from exsel.upgrading.layouts import Layout
 from exsel.upgrading.rewriting import CHILD, RewritingError, Sites, find_sites
 
-_CROSS = re.compile(r"cross|encoder_attn|encdec|enc_dec|multihead_attn", re.IGNORECASE)
+_CROSS = re.compile(r"cross|encoder_attn|encdec|enc_dec", re.IGNORECASE)
+_POOLING = re.compile(r"pool", re.IGNORECASE)
 _ATTENTION = re.compile(r"attention|attn", re.IGNORECASE)
+_NO_OWN_VALUES = "cross-attention has no own values"
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def targets(model: nn.Module) -> list[Target]:
     wrappers: set[str] = set()
     modules = dict(model.named_modules())
     for name, module in modules.items():
-        target = _target(name, module)
+        target = _target(name, module, modules.get(name.rpartition(".")[0]))
         if target is not None:
             found.append(target)
             parts = name.split(".")
@@ -59,8 +61,10 @@ def targets(model: nn.Module) -> list[Target]:
     return [target for target in found if not (target.name in wrappers and target.kind == "other")]
 
 
-def _target(name: str, module: nn.Module) -> Target | None:
+def _target(name: str, module: nn.Module, parent: nn.Module | None) -> Target | None:
     cls = _original_class(module)
+    if isinstance(module, nn.MultiheadAttention):
+        return _multihead_target(name, module, cls, parent)
     if cls.__module__.startswith(("torch.", "exsel.")) or isinstance(module, (nn.ModuleList, nn.ModuleDict)):
         return None
     known = layouts.CLASSES.get(cls.__name__)
@@ -76,7 +80,7 @@ def _target(name: str, module: nn.Module) -> Target | None:
         return Target(name, cls.__name__, "other", reason, reason)
 
     if _CROSS.search(name.rsplit(".", 1)[-1]) or _CROSS.search(cls.__name__) or _is_true(module, "is_cross_attention"):
-        return Target(name, cls.__name__, "cross", "cross-attention has no own values", "cross-attention")
+        return Target(name, cls.__name__, "cross", _NO_OWN_VALUES, _NO_OWN_VALUES)
     if cls.__name__ in layouts.REFUSED_CLASSES:
         return refused(layouts.REFUSED_CLASSES[cls.__name__])
     for child, reason in layouts.REFUSED_CHILDREN.items():
@@ -101,6 +105,21 @@ def _target(name: str, module: nn.Module) -> Target | None:
     return Target(
         name, cls.__name__, "self", layout=layout, geometry=geometry, hidden_size=_width(module, layout, "in")
     )
+
+
+def _multihead_target(
+    name: str, module: nn.MultiheadAttention, cls: type[nn.Module], parent: nn.Module | None
+) -> Target:
+    own_name = name.rsplit(".", 1)[-1]
+    # In PyTorch's decoder layer, and in copies of it.
+    is_decoders = own_name == "multihead_attn" and isinstance(getattr(parent, "self_attn", None), nn.Module)
+    across = is_decoders or multihead.is_across(module) or _POOLING.search(type(parent).__name__)
+    if across or _CROSS.search(own_name) or _CROSS.search(type(parent).__name__):
+        return Target(name, cls.__name__, "cross", _NO_OWN_VALUES, _NO_OWN_VALUES)
+    if reason := multihead.refusal(cls):
+        return Target(name, cls.__name__, "other", reason, reason)
+    geometry = multihead.geometry(module)
+    return Target(name, cls.__name__, "self", layout=multihead.LAYOUT, geometry=geometry, hidden_size=module.embed_dim)
 
 
 def _is_true(module: nn.Module, attribute: str) -> bool:
@@ -179,8 +198,10 @@ def _possible_kv_heads(
 
 
 def _first_int(holder: Any, names: tuple[str, ...]) -> int | None:
+    # What the object itself holds: a configuration's properties may speak for all layers, or refuse to.
+    values = getattr(holder, "__dict__", {})
     for name in names:
-        value = getattr(holder, name, None)
+        value = values.get(name)
         if isinstance(value, int) and not isinstance(value, bool):
             return value
     return None

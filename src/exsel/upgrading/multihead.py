@@ -1,0 +1,246 @@
+"""PyTorch's own attention layer, :class:`torch.nn.MultiheadAttention`, with the mechanisms in its forward pass.
+
+Its forward pass lies in one function of PyTorch's (and, for inference, in one kernel), into which no call can be put:
+here it is written again. ``TransformerEncoderLayer`` reads the weights and goes around it for inference where it can:
+:data:`METHODS` makes its own conditions say that it cannot.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from exsel.nn.insertion import Insertion
+from exsel.nn.packing import Geometry
+from exsel.upgrading.layouts import Layout
+
+#: The projections, by the names that :func:`forward` gives them.
+LAYOUT = Layout({"query": "query", "key": "key", "value": "value"})
+
+
+def geometry(module: nn.MultiheadAttention) -> Geometry:
+    """The heads of ``module``."""
+    return Geometry(module.num_heads, module.num_heads, module.head_dim)
+
+
+def is_across(module: nn.MultiheadAttention) -> bool:
+    """Whether ``module`` is made for keys of another width than its queries: it can only attend across."""
+    return bool(module.kdim != module.embed_dim)
+
+
+def refusal(cls: type) -> str:
+    """Why ``cls``, a subclass of ``nn.MultiheadAttention``, cannot be upgraded; empty where it can be."""
+    if cls.forward is not nn.MultiheadAttention.forward:  # type: ignore[attr-defined]
+        return f"{cls.__name__} has a forward of its own in the place of nn.MultiheadAttention's"
+    return ""
+
+
+def forward(
+    self: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    key_padding_mask: Tensor | None = None,
+    need_weights: bool = True,
+    attn_mask: Tensor | None = None,
+    average_attn_weights: bool = True,
+    is_causal: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """``nn.MultiheadAttention.forward`` with the mechanisms; arguments, shapes and results are its own.
+
+    With a boolean or float ``key_padding_mask`` a token's position is counted over the tokens that are not padding.
+
+    Raises:
+        RuntimeError: ``key`` is not ``query``: cross-attention has no own values. Or a mask of a wrong shape.
+    """
+    if key is not query:
+        raise RuntimeError(
+            "an upgraded nn.MultiheadAttention was called with a key that is not its query: cross-attention has no own "
+            "values. Pass one tensor as both, or leave this layer out with layers=…"
+        )
+    if query.is_nested:
+        if need_weights or attn_mask is not None or key_padding_mask is not None or not self.batch_first:
+            raise RuntimeError(
+                "an upgraded nn.MultiheadAttention takes nested tensors with batch_first=True and need_weights=False, "
+                "and without masks"
+            )
+        return _forward_nested(self, query, value)
+    if query.ndim not in (2, 3):
+        raise RuntimeError(f"query must be [T, E] or batched, with three dimensions, got {tuple(query.shape)}")
+    is_batched = query.ndim == 3
+    same_value = value is query
+    if not is_batched:
+        query, value = query.unsqueeze(0), value.unsqueeze(0)
+        key_padding_mask = None if key_padding_mask is None else key_padding_mask.unsqueeze(0)
+    elif not self.batch_first:
+        query, value = query.transpose(0, 1), value.transpose(0, 1)
+    if value.shape[:2] != query.shape[:2]:
+        raise RuntimeError(
+            f"value must have the batch and tokens of query, got {value.shape[:2]} for {query.shape[:2]}"
+        )
+    if is_causal and attn_mask is None:
+        raise RuntimeError("is_causal is a hint about attn_mask: pass the mask too")
+
+    use_causal_hint = is_causal and key_padding_mask is None and not need_weights
+    padding = _as_bias(key_padding_mask, query.dtype)
+    mask = None if use_causal_hint else _as_bias(attn_mask, query.dtype)
+    insertion: Insertion = self.exsel.begin(position_ids=None if padding is None else _positions(padding))
+    heads = _project(self, insertion, query, query if same_value else value)
+    states = _Extended(self.bias_k, self.bias_v, self.add_zero_attn)
+    keys, values = heads["key"], heads["value"]
+    if states.num_extra:
+        keys, values = insertion.update(states, keys, values)
+    mixed, weights = insertion.attend(
+        functools.partial(_attend, need_weights=need_weights),
+        self,
+        heads["query"],
+        keys,
+        values,
+        attn_mask=_merged(mask, padding, query.shape[0], self.num_heads, query.shape[1], states.num_extra),
+        dropout_p=self.dropout if self.training else 0.0,
+        is_causal=use_causal_hint,
+    )
+    output = F.linear(mixed.flatten(2), self.out_proj.weight, self.out_proj.bias)
+    if weights is not None and average_attn_weights:
+        weights = weights.mean(1)
+    if not is_batched:
+        output, weights = output.squeeze(0), None if weights is None else weights.squeeze(0)
+    elif not self.batch_first:
+        output = output.transpose(0, 1)
+    return insertion.end((output, weights))  # type: ignore[no-any-return]
+
+
+#: What a subclass of ``nn.MultiheadAttention`` needs. The property is what PyTorch asks first before it goes around
+#: :func:`forward` for inference; nothing else reads it there.
+METHODS: Mapping[str, Any] = {"forward": forward, "_qkv_same_embed_dim": property(lambda self: False)}
+
+
+@dataclass(frozen=True)
+class _Extended:
+    """The keys and values that the layer has beside its tokens': not selected, and nobody's own."""
+
+    bias_k: Tensor | None
+    bias_v: Tensor | None
+    zero: bool
+
+    @property
+    def num_extra(self) -> int:
+        return int(self.bias_k is not None) + int(self.zero)
+
+    def update(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Key and value ``[B, H, T, D]`` and what comes after them."""
+        return self._extended(key, self.bias_k), self._extended(value, self.bias_v)
+
+    def _extended(self, states: Tensor, bias: Tensor | None) -> Tensor:
+        batch, num_heads, _, head_dim = states.shape
+        parts = [states]
+        if bias is not None:
+            parts.append(bias.to(states.dtype).reshape(1, num_heads, 1, head_dim).expand(batch, -1, -1, -1))
+        if self.zero:
+            parts.append(states.new_zeros(batch, num_heads, 1, head_dim))
+        return torch.cat(parts, dim=-2)
+
+
+def _project(module: Any, insertion: Insertion, query: Tensor, value: Tensor) -> dict[str, Tensor]:
+    """By kind ``[B, H, T, D]``."""
+    bias = module.in_proj_bias
+    width = module.embed_dim
+    if module.in_proj_weight is None:
+        biases = (None, None, None) if bias is None else bias.chunk(3)
+        packed = {
+            "query": F.linear(query, module.q_proj_weight, biases[0]),
+            "key": F.linear(query, module.k_proj_weight, biases[1]),
+            "value": F.linear(value, module.v_proj_weight, biases[2]),
+        }
+    elif value is query:
+        packed = dict(
+            zip(("query", "key", "value"), F.linear(query, module.in_proj_weight, bias).chunk(3, dim=-1), strict=True)
+        )
+    else:
+        weights = module.in_proj_weight.split([2 * width, width])
+        biases = (None, None) if bias is None else bias.split([2 * width, width])
+        both = F.linear(query, weights[0], biases[0]).chunk(2, dim=-1)
+        packed = {"query": both[0], "key": both[1], "value": F.linear(value, weights[1], biases[1])}
+    sources = {"query": query, "key": query, "value": value}
+    return {
+        kind: insertion.project(kind, _returning(states), sources[kind])
+        .unflatten(-1, (module.num_heads, module.head_dim))
+        .transpose(1, 2)
+        for kind, states in packed.items()
+    }
+
+
+def _returning(states: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda _: states
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    attn_mask: Tensor | None,
+    dropout_p: float,
+    is_causal: bool,
+    need_weights: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """y ``[B, T, H, D]``, and the weights ``[B, H, T, S]`` after dropout, as ``nn.MultiheadAttention`` returns them."""
+    if not need_weights:
+        y = F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal)
+        return y.transpose(1, 2), None
+    scores = query * math.sqrt(1 / query.shape[-1]) @ key.transpose(-2, -1)
+    weights = F.dropout(F.softmax(scores if attn_mask is None else scores + attn_mask, dim=-1), dropout_p)
+    return (weights @ value).transpose(1, 2), weights
+
+
+def _as_bias(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """What is added to the scores, of a mask that is boolean (True: may *not* attend) or is added itself."""
+    if mask is None:
+        return None
+    if mask.dtype == torch.bool:
+        return torch.zeros_like(mask, dtype=dtype).masked_fill_(mask, float("-inf"))
+    if not mask.is_floating_point():
+        raise RuntimeError(f"masks of nn.MultiheadAttention are boolean or floating-point, got {mask.dtype}")
+    return mask.to(dtype)
+
+
+def _positions(padding: Tensor) -> Tensor:
+    """0-based ``[B, T]``, counted over the tokens that are not padding."""
+    return (padding != float("-inf")).long().cumsum(-1) - 1
+
+
+def _merged(
+    mask: Tensor | None, padding: Tensor | None, batch: int, num_heads: int, num_tokens: int, num_extra: int
+) -> Tensor | None:
+    """Both masks over all heads, ``[B or 1, H or 1, T or 1, S]``; what comes after the tokens is never masked."""
+    if mask is not None:
+        per_head = (batch * num_heads, num_tokens, num_tokens)
+        if mask.shape not in (per_head, per_head[1:]):
+            raise RuntimeError(f"attn_mask must be {per_head[1:]} or {per_head}, got {tuple(mask.shape)}")
+        mask = mask.view(-1, num_heads, *per_head[1:]) if mask.ndim == 3 else mask.view(1, 1, *mask.shape)
+    if padding is not None:
+        if padding.shape != (batch, num_tokens):
+            raise RuntimeError(f"key_padding_mask must be {(batch, num_tokens)}, got {tuple(padding.shape)}")
+        padding = padding.view(batch, 1, 1, num_tokens)
+        mask = padding if mask is None else mask + padding
+    return mask if mask is None or num_extra == 0 else F.pad(mask, (0, num_extra))
+
+
+def _forward_nested(module: Any, query: Tensor, value: Tensor) -> tuple[Tensor, None]:
+    """The sequences of a nested tensor ``[B, T (ragged), E]``, in which ``TransformerEncoder`` packs a padded batch."""
+    lengths = [sequence.shape[0] for sequence in query.unbind()]
+    padded = query.to_padded_tensor(0.0)
+    padded_value = padded if value is query else value.to_padded_tensor(0.0)
+    index = torch.arange(padded.shape[1], device=padded.device)
+    padding = index >= torch.tensor(lengths, device=padded.device).unsqueeze(-1)
+    output, _ = forward(module, padded, padded, padded_value, key_padding_mask=padding, need_weights=False)
+    rows = [sequence[:length] for sequence, length in zip(output.unbind(), lengths, strict=True)]
+    return torch.nested.as_nested_tensor(rows, layout=query.layout), None
