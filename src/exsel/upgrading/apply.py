@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from typing import Any, TypeVar
 
-import torch
 from torch import nn
 
 from exsel.config import ExclusiveConfig, SelectiveConfig, resolve_layers
@@ -24,9 +23,12 @@ def upgrade(
     selective: SelectiveConfig | bool | None = None,
 ) -> Model:
     """Put either or both mechanisms into ``model``, in place."""
-    plan = _plan(model, _configured(ExclusiveConfig, exclusive), _configured(SelectiveConfig, selective))
-    for target, exclusive_config, selective_config in plan:
-        _upgrade_module(model.get_submodule(target.name), target, exclusive_config, selective_config)
+    if any(isinstance(module, Upgraded) for module in model.modules()):
+        raise ValueError(f"this {type(model).__name__} is upgraded already: exsel.downgrade(model) it first")
+    steps = plan(model, _configured(ExclusiveConfig, exclusive), _configured(SelectiveConfig, selective))
+    for target, exclusive_config, selective_config in steps:
+        module = model.get_submodule(target.name)
+        insert(module, target, build_mechanisms(module, target, exclusive_config, selective_config))
     return model
 
 
@@ -49,21 +51,24 @@ def _configured(cls: type[Any], value: Any) -> Any:
     return None if value is False else value
 
 
-def _plan(
+def plan(
     model: nn.Module, exclusive: ExclusiveConfig | None, selective: SelectiveConfig | None
 ) -> list[tuple[Target, ExclusiveConfig | None, SelectiveConfig | None]]:
+    """What goes where, before anything is touched: the layers that get one of the two, and which.
+
+    Raises:
+        ValueError: nothing asked for, no layer that could be upgraded, or a layer named that cannot be.
+    """
     if exclusive is None and selective is None:
         raise ValueError("upgrade needs exclusive or selective: True, or a configuration")
     found = [target for target in targets(model) if target.kind != "cross"]
     if not found:
         raise ValueError(f"{type(model).__name__} has no self-attention that could be upgraded")
-    if any(isinstance(module, Upgraded) for module in model.modules()):
-        raise ValueError(f"this {type(model).__name__} is upgraded already: exsel.downgrade(model) it first")
     layers = {
         "exclusive": resolve_layers(exclusive.layers, len(found)) if exclusive else frozenset(),
         "selective": resolve_layers(selective.layers, len(found)) if selective else frozenset(),
     }
-    plan = []
+    steps = []
     for index, target in enumerate(found):
         for name, indices in layers.items():
             if index in indices and (reason := getattr(target, name)):
@@ -73,8 +78,8 @@ def _plan(
             selective if index in layers["selective"] else None,
         )
         if any(chosen):
-            plan.append((target, *chosen))
-    return plan
+            steps.append((target, *chosen))
+    return steps
 
 
 @functools.cache
@@ -83,25 +88,31 @@ def _upgraded_class(cls: Any, projections: tuple[tuple[str, str], ...], output: 
     return type(cls.__name__, (Upgraded, cls), {"__module__": cls.__module__, "__doc__": cls.__doc__, **methods})
 
 
-def _upgrade_module(
+def build_mechanisms(
     module: nn.Module, target: Target, exclusive: ExclusiveConfig | None, selective: SelectiveConfig | None
-) -> None:
-    projections = {} if target.layout is None else dict(target.layout.projections)
-    output = None if target.layout is None else target.layout.output
+) -> Mechanisms:
+    """The mechanisms of ``module``, on its device and in its dtype (float32 where its weights are quantised)."""
     layer_index = getattr(module, "layer_idx", getattr(module, "layer_id", None))
-    assert target.geometry is not None
     mechanisms = Mechanisms(
         target.geometry,
         exclusive,
         selective,
-        projections=projections,
-        scales_projections=output is not None,
+        projections={} if target.layout is None else dict(target.layout.projections),
+        scales_projections=target.layout is not None and target.layout.output is not None,
         hidden_size=target.hidden_size,
         layer_index=layer_index,
     )
-    sample = next((tensor for tensor in module.parameters() if tensor.is_floating_point()), torch.empty(()))
-    mechanisms.to(device=sample.device, dtype=sample.dtype)
-    mechanisms.train(module.training)
-    upgraded = _upgraded_class(type(module), tuple(projections.items()), output)
-    module._modules[CHILD] = mechanisms
+    device = next((parameter.device for parameter in module.parameters()), None)
+    dtype = next((parameter.dtype for parameter in module.parameters() if parameter.is_floating_point()), None)
+    mechanisms.to(device=device, dtype=dtype)
+    return mechanisms.train(module.training)
+
+
+def insert(module: nn.Module, target: Target, child: nn.Module) -> None:
+    """Have the forward pass of ``module`` go through ``child``, which begins an insertion as Mechanisms do."""
+    projections = {} if target.layout is None else target.layout.projections
+    output = None if target.layout is None else target.layout.output
+    cls: Any = type(module)
+    upgraded = _upgraded_class(cls, tuple(projections.items()), output)
+    module._modules[CHILD] = child
     module.__class__ = upgraded
