@@ -128,7 +128,7 @@ def _is_true(module: nn.Module, attribute: str) -> bool:
 
 def _original_class(module: nn.Module) -> type[nn.Module]:
     cls = type(module)
-    return cls.__mro__[1] if CHILD in module._modules else cls
+    return cls.__mro__[2] if CHILD in module._modules else cls
 
 
 @functools.cache
