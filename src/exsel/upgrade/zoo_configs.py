@@ -38,6 +38,8 @@ _CAPS: tuple[tuple[str, int | None], ...] = (
     (r"sliding_window|sliding_window_size|attention_chunk_size|local_attention|attention_window(_size)?", 4),
     (r".*(position_embeddings|n_positions|n_ctx|context_length|max_.*positions|max_seq_len)", 128),
     (r"num_queries|.*num_latents|num_query_tokens|num_image_tokens", 5),
+    (r"num_pos_feats", 32),
+    (r"upsample_groups", 4),
     (r"image_size|img_size|image_size_.*", 48),
     (r"patch_size", 8),
 )
@@ -79,7 +81,7 @@ def _composite(model_type: str, parts: Mapping[str, str]) -> PretrainedConfig:
     return config_class(**{name: sub.to_dict() for name, sub in subs.items()}, **OVERRIDES.get(model_type, {}))
 
 
-def _shrink(config: PretrainedConfig, overrides: Overrides) -> PretrainedConfig:
+def _shrink(config: PretrainedConfig, overrides: Overrides, *, is_part: bool = False) -> PretrainedConfig:
     """A new configuration like ``config`` with small sizes; ``overrides`` wins over the caps, parts included."""
     keep = _layers_kept(config)
     small: dict[str, Any] = {}
@@ -88,7 +90,7 @@ def _shrink(config: PretrainedConfig, overrides: Overrides) -> PretrainedConfig:
             continue
         if isinstance(value, PretrainedConfig):
             part = OVERRIDES.get(value.model_type, {}) | _sub_overrides(overrides, name)
-            small[name] = _shrink(value, part)
+            small[name] = _shrink(value, part, is_part=True)
         elif name in keep.per_layer:
             small[name] = [_capped(name.removesuffix("s"), value[i]) for i in keep.layers]
         elif name == keep.depth:
@@ -99,8 +101,9 @@ def _shrink(config: PretrainedConfig, overrides: Overrides) -> PretrainedConfig:
             capped = _capped(name, value)
             default = getattr(type(config), name, None)
             # A part's value that is not its class's default was chosen by the whole, even where it is small already.
-            if capped != value or (config.base_config_key and default is not None and value != default):
+            if capped != value or (is_part and default is not None and value != default):
                 small[name] = capped
+    small |= _outputs_kept(config)
     for name, value in overrides.items():
         chosen = vars(config).get(name)
         if name == "__init__" or (isinstance(chosen, PretrainedConfig) and isinstance(value, dict)):
@@ -112,6 +115,20 @@ def _shrink(config: PretrainedConfig, overrides: Overrides) -> PretrainedConfig:
 def _sub_overrides(overrides: Overrides, name: str) -> dict[str, Any]:
     part = overrides.get(name, {})
     return dict(part) if isinstance(part, Mapping) else {}
+
+
+def _outputs_kept(config: PretrainedConfig) -> dict[str, Any]:
+    """Where a backbone gives out several stages' features, the small one gives out as many."""
+    indices = vars(config).get("_out_indices")
+    if not indices or len(indices) < 2:
+        return {}
+    if (
+        "num_hidden_layers" in vars(config)
+        and "depths" not in vars(config)
+        and "stage_out_channels" not in vars(config)
+    ):
+        return {"num_hidden_layers": len(indices), "out_indices": list(range(1, len(indices) + 1))}
+    return {"out_features": vars(config)["_out_features"]}
 
 
 class _Kept:
@@ -149,7 +166,9 @@ def _capped(name: str, value: Any) -> Any:
         return value
     if isinstance(value, (list, tuple)):
         if all(isinstance(item, int) for item in value) and name.endswith("s"):
-            return type(value)(_capped(name.removesuffix("s"), item) for item in value)
+            singular = name.removesuffix("s")
+            known = any(pattern.fullmatch(singular) for pattern, _ in _COMPILED)
+            return type(value)(_capped(singular if known else name, item) for item in value)
         return value
     if isinstance(value, dict):
         return _small_rope(value)

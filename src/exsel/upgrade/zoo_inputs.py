@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from exsel.upgrade.zoo_configs import FIRST_TOKEN, LAST_TOKEN
-from exsel.upgrade.zoo_table import INPUTS
+from exsel.upgrade.zoo_inputs_table import INPUTS
 
 BATCH = 2
 TOKENS = 7  # differs from the batch, the heads (4, 2) and the head's width (16)
@@ -156,6 +156,9 @@ class _Maker:
                 token, count = shape
                 between = torch.full((BATCH, count), token)
                 return torch.cat([self.tokens(BATCH, 3), between, self.tokens(BATCH, TOKENS - 3)], dim=1)
+            case "grid":
+                rows, columns = shape
+                return torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).flip(-1).expand(BATCH, -1, -1)
             case "span":
                 length, count = shape
                 mask = torch.zeros(BATCH, length, dtype=torch.bool)

@@ -14,6 +14,18 @@ _ZAMBA = {
     "attention_hidden_size": 128,
     "attention_head_dim": 32,
 }
+_RESNET = {
+    "model_type": "resnet",
+    "embedding_size": 16,
+    "hidden_sizes": [16, 16, 32, 32],
+    "depths": [1, 1, 1, 1],
+    "layer_type": "basic",
+    "out_features": ["stage1", "stage2", "stage3", "stage4"],
+}
+_NO_TIMM = {"__init__": {"use_timm_backbone": False, "backbone_config": _RESNET}}
+_SERIES = {"prediction_length": 4, "context_length": 8, "lags_sequence": [1, 2, 3], "num_time_features": 1}
+_SWIN = {"embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 3}
+_SHARED_KV = {"model_type": "gemma4_text", "hidden_size_per_layer_input": 0}
 _HALF_MROPE = {"rope_parameters": {"mrope_section": [1, 1, 2]}}
 
 # Fields of a type's small configuration, wherever that type is a part of others too; a dict for a sub-configuration's
@@ -115,6 +127,47 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "step3p7_text": {"sliding_window": 4},
     "t5gemma2_encoder": {"mm_tokens_per_image": 9},
     "vipllava": {"vision_feature_layers": [-1, -2]},
+    "gemma3n_text": {
+        "num_hidden_layers": 4,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+        "num_kv_shared_layers": 2,
+        "intermediate_size": 96,
+        "activation_sparsity_pattern": [0.95, 0.95, 0.0, 0.0],
+    },
+    "gemma4_assistant": {"__init__": {"text_config": _SHARED_KV}},
+    "gemma4_unified_assistant": {"__init__": {"text_config": _SHARED_KV}},
+    "moonshine_streaming": {"num_key_value_heads": 4},
+    "muse_glimmer": {"out_hidden_size": 256},
+    "muse_spark": {"out_hidden_size": 256},
+    "paddleocr_vl_text": _MROPE,
+    "qwen2_5_omni_text": _MROPE,
+    "qwen3_omni_moe_talker": {"spatial_merge_size": 2},
+    "step3p7": {"text_config": {"sliding_window": 4}},
+    "pix2struct_vision_model": {"patch_embed_hidden_size": 192},
+    # vision
+    "align_vision_model": {"hidden_dim": 64},
+    "bit": {"num_groups": 4},
+    "conditional_detr": _NO_TIMM,
+    "dab-detr": _NO_TIMM,
+    "deformable_detr": _NO_TIMM,
+    "detr": _NO_TIMM,
+    "donut-swin": _SWIN,
+    "granite_docling": {"vision_config": {"scale_factor": 2}},
+    "table-transformer": _NO_TIMM,
+    "layoutlmv3": {"coordinate_size": 11, "shape_size": 10, "hidden_size": 64},
+    "lw_detr_vit": {"num_windows": 4, "image_size": 48},
+    "rf_detr_dinov2": {"num_windows": 2},
+    "sapiens2": _NO_GROUPS,
+    "swin": _SWIN,
+    "swinv2": _SWIN,
+    "maskformer-swin": _SWIN,
+    "timesfm": {"head_dim": 16},
+    # audio
+    "esmfold2": {"head_dim": 16},
+    # time series
+    "autoformer": {**_SERIES, "label_length": 2, "moving_average": 3},
+    "informer": _SERIES,
+    "time_series_transformer": _SERIES,
 }
 
 # Types without a default configuration, made of other types' small ones.
@@ -127,97 +180,12 @@ COMPOSITES: dict[str, dict[str, str]] = {
 }
 
 # Types that are not worth an attempt, and why.
-REFUSED: dict[str, str] = {}
-
-_IMAGE_SIZES = ("tensor", [[48, 48], [48, 48]])
-
-# Inputs that the general rules get wrong, by type: name → (kind, *shape), or None to leave the input out. Kinds: see
-# exsel.upgrade.zoo_inputs.
-INPUTS: dict[str, dict[str, tuple[Any, ...] | None]] = {
-    "bros": {"input_ids": ("tokens", 2, 7), "bbox": ("normal", 2, 7, 8)},
-    "dia": {"input_ids": ("tokens", 2, 7), "decoder_input_ids": ("tokens", 2, 5, 9)},
-    "lilt": {"input_ids": ("tokens", 2, 7), "bbox": ("boxes", 2, 7)},
-    "udop": {"input_ids": ("tokens", 2, 7), "bbox": ("unit_boxes", 2, 7)},
-    "lxmert": {
-        "input_ids": ("tokens", 2, 7),
-        "visual_feats": ("normal", 2, 5, 2048),
-        "visual_pos": ("normal", 2, 5, 4),
-    },
-    "canary": {"input_features": ("frames",)},
-    "cohere_asr": {"input_features": ("frames",)},
-    "parakeet_ctc": {"input_features": ("frames",)},
-    "parakeet_encoder": {"input_features": ("frames",)},
-    "parakeet_rnnt": {"input_features": ("frames",)},
-    "parakeet_tdt": {"input_features": ("frames",)},
-    "nemotron3_5_asr": {"input_features": ("frames",)},
-    "nemotron3_5_transcribe_asr_audio": {"input_features": ("frames",)},
-    "nemotron3_5_transcribe_audio": {"input_features": ("frames",)},
-    "nemotron3_diarization": {"input_features": ("frames",)},
-    "nemotron3_diarization_audio": {"input_features": ("frames",)},
-    "nemotron_asr_streaming": {"input_features": ("frames",)},
-    "nemotron_asr_streaming_encoder": {"input_features": ("frames",)},
-    "lasr_ctc": {"input_features": ("frames",)},
-    "lasr_encoder": {"input_features": ("frames",)},
-    "granite_speech5_ctc": {"input_features": ("normal", 2, 40, 320)},
-    "granite_speech5_encoder": {"input_features": ("normal", 2, 40, 320)},
-    "wav2vec2-bert": {"input_features": ("normal", 2, 40, 160)},
-    "speech_to_text": {"input_features": ("frames",)},
-    "gemma4_audio": {"input_features": ("normal", 2, 40, 128), "attention_mask": ("true", 2, 40)},
-    "audio-spectrogram-transformer": {"input_values": ("normal", 2, 40, 128)},
-    "musicgen": {"input_ids": ("tokens", 2, 7), "decoder_input_ids": ("tokens", 8, 5)},
-    "musicgen_melody": {"input_ids": ("tokens", 2, 7), "decoder_input_ids": ("tokens", 8, 5)},
-    # images and text
-    "blip": {"input_ids": ("tokens", 2, 7)},
-    "blip-2": {"input_ids": ("around", 150, 5)},
-    "chameleon": {"pixel_values": None},
-    "emu3": {"pixel_values": None},
-    "gemma4": {"pixel_values": None},
-    "gemma4_unified": {"pixel_values": None},
-    "granite_docling": {"pixel_values": ("normal", 2, 1, 3, 48, 48), "pixel_attention_mask": ("true", 2, 1)},
-    "idefics": {"pixel_values": ("normal", 2, 1, 3, 48, 48), "image_attention_mask": ("ones", 2, 7, 1)},
-    "idefics2": {"pixel_values": ("normal", 2, 1, 3, 48, 48)},
-    "idefics3": {"pixel_values": ("normal", 2, 1, 3, 48, 48)},
-    "smolvlm": {"pixel_values": ("normal", 2, 1, 3, 48, 48)},
-    "instructblip": {"input_ids": ("around", 150, 5), "qformer_input_ids": ("tokens", 2, 5)},
-    "instructblipvideo": {
-        "pixel_values": ("normal", 2, 2, 3, 48, 48),
-        "input_ids": ("around", 150, 10),
-        "qformer_input_ids": ("tokens", 2, 5),
-    },
-    "kimi_k25": {"pixel_values": ("normal", 48, 3, 8, 8)},
-    "kosmos-2": {"input_ids": ("tokens", 2, 12), "image_embeds_position_mask": ("span", 12, 5)},
-    "kosmos-2.5": {
-        "input_ids": ("tokens", 2, 12),
-        "flattened_patches": ("patches", 9, 3 * 64),
-        "image_embeds_position_mask": ("span", 12, 5),
-    },
-    "lfm2_vl": {
-        "pixel_values": ("normal", 2, 36, 192),
-        "spatial_shapes": ("tensor", [[6, 6], [6, 6]]),
-        "pixel_attention_mask": ("ones", 2, 36),
-    },
-    "lighton_ocr": {"image_sizes": _IMAGE_SIZES},
-    "llava_next": {"pixel_values": ("normal", 2, 2, 3, 48, 48), "image_sizes": _IMAGE_SIZES},
-    "llava_next_video": {"pixel_values": ("normal", 2, 2, 3, 48, 48), "image_sizes": _IMAGE_SIZES},
-    "llava_onevision": {"pixel_values": ("normal", 2, 2, 3, 48, 48), "image_sizes": _IMAGE_SIZES},
-    "mistral3": {"image_sizes": _IMAGE_SIZES},
-    "mistral4": {"image_sizes": _IMAGE_SIZES},
-    "mistral_large4": {"image_sizes": _IMAGE_SIZES},
-    "paddleocr_vl": {"pixel_values": ("normal", 48, 3, 8, 8)},
-    "paddleocr_vl_vision": {"pixel_values": ("normal", 48, 3, 8, 8)},
-    "pix2struct": {"flattened_patches": ("patches", 9, 768), "attention_mask": ("ones", 2, 9)},
-    "siglip2": {
-        "pixel_values": ("normal", 2, 36, 192),
-        "pixel_attention_mask": ("ones", 2, 36),
-        "spatial_shapes": ("tensor", [[6, 6], [6, 6]]),
-    },
-    "siglip2_vision_model": {
-        "pixel_values": ("normal", 2, 36, 192),
-        "pixel_attention_mask": ("ones", 2, 36),
-        "spatial_shapes": ("tensor", [[6, 6], [6, 6]]),
-    },
-    "t5gemma2_encoder": {"pixel_values": None},
-    "video_llama_3": {"image_merge_sizes": ("tensor", [2, 2])},
-    "video_llama_3_vision": {"merge_sizes": ("tensor", [2, 2])},
-    "voxtral_realtime": {"pixel_values": None},
+REFUSED: dict[str, str] = {
+    "bark": "has no forward of its own: its parts are bark's semantic, coarse and fine models",
+    "edgetam_video": "runs on a video session, not on a batch",
+    "glm_image_vqmodel": "has no forward of its own",
+    "qwen2_5_omni": "has no forward of its own: its parts are the thinker and the talker",
+    "sam2_video": "runs on a video session, not on a batch",
+    "sam3_tracker_video": "runs on a video session, not on a batch",
+    "sam3_video": "runs on a video session, not on a batch",
 }
