@@ -17,11 +17,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch.nn.functional as F
+
 #: The local variable that holds the insertion, and the child module that holds the parameters.
 INSERTION = "_exsel"
 CHILD = "exsel"
 
-_CACHES = ("past_key_values", "past_key_value", "layer_past", "cache")
+#: Names of a cache among the parameters of attention modules.
+CACHES = ("past_key_values", "past_key_value", "layer_past", "cache")
 _CONTEXTS = ("key_value_states", "encoder_hidden_states")
 
 
@@ -48,7 +51,7 @@ class Sites:
 
 
 @functools.cache
-def _tree(function: Callable[..., Any]) -> ast.FunctionDef:
+def syntax_tree(function: Callable[..., Any]) -> ast.FunctionDef:
     """The source of a method, parsed, with the lines that it has in its file."""
     try:
         lines, first = inspect.getsourcelines(function)
@@ -62,25 +65,43 @@ def _tree(function: Callable[..., Any]) -> ast.FunctionDef:
     return definition
 
 
-def _method(cls: type, name: str) -> types.FunctionType:
+def method_of(cls: type, name: str) -> types.FunctionType:
+    """The plain function that is method ``name`` of ``cls``."""
     function = inspect.unwrap(getattr(cls, name))
     if not isinstance(function, types.FunctionType):
         raise RewritingError(f"has a {name} that is not a plain method")
     return function
 
 
-def _self_attribute(node: ast.expr) -> str | None:
+def self_attribute(node: ast.expr) -> str | None:
     """``name`` of the expression ``self.name``."""
     if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self":
         return node.attr
     return None
 
 
-def _is_sdpa(call: ast.Call) -> bool:
-    return ast.unparse(call.func).endswith("scaled_dot_product_attention")
+def is_sdpa(call: ast.Call, function: types.FunctionType) -> bool:
+    """Whether ``call``, in ``function``, is one of PyTorch's attention, under whatever name it was imported."""
+    found = _named_value(call.func, function)
+    if found is not None:
+        return found is F.scaled_dot_product_attention
+    path = ast.unparse(call.func)  # imported in the function itself
+    return path.endswith("scaled_dot_product_attention") and not path.startswith("self.")
 
 
-def _is_attention_function(call: ast.Call) -> bool:
+def _named_value(expression: ast.expr, function: types.FunctionType) -> Any:
+    """What a name or ``name.attribute`` means in ``function``; ``None`` if it is a local variable."""
+    if isinstance(expression, ast.Attribute):
+        return getattr(_named_value(expression.value, function), expression.attr, None)
+    if not isinstance(expression, ast.Name):
+        return None
+    cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+    if expression.id in cells:
+        return cells[expression.id].cell_contents
+    return function.__globals__.get(expression.id)
+
+
+def is_attention_function(call: ast.Call) -> bool:
     """``function(self, query, key, value, …)``: transformers' convention."""
     if any(isinstance(argument, ast.Starred) for argument in call.args[:4]):
         return False
@@ -98,11 +119,12 @@ def find_sites(cls: type, name: str = "forward", seen: frozenset[str] = frozense
         RewritingError: no source to read.
     """
     sites = Sites()
-    for node in ast.walk(_tree(_method(cls, name))):
+    function = method_of(cls, name)
+    for node in ast.walk(syntax_tree(function)):
         if not isinstance(node, ast.Call):
             continue
-        called = _self_attribute(node.func)
-        if _is_sdpa(node) or _is_attention_function(node):
+        called = self_attribute(node.func)
+        if is_sdpa(node, function) or is_attention_function(node):
             sites.attention += 1
         elif called is not None:
             if called not in seen | {name} and isinstance(
@@ -117,8 +139,14 @@ def find_sites(cls: type, name: str = "forward", seen: frozenset[str] = frozense
 
 
 class _Rewriter(ast.NodeTransformer):
-    def __init__(self, cls: type, projections: Mapping[str, str], output: str | None, methods: Mapping[str, Sites]):
-        self.cls = cls
+    def __init__(
+        self,
+        function: types.FunctionType,
+        projections: Mapping[str, str],
+        output: str | None,
+        methods: Mapping[str, Sites],
+    ):
+        self.function = function
         self.projections = projections
         self.output = output
         self.methods = methods
@@ -131,11 +159,11 @@ class _Rewriter(ast.NodeTransformer):
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         self.generic_visit(node)
-        called = _self_attribute(node.func)
+        called = self_attribute(node.func)
         calls_function = self.output is None
-        if calls_function and _is_sdpa(node):
+        if calls_function and is_sdpa(node, self.function):
             call = self._insertion("sdpa", node.func, *node.args, keywords=node.keywords)
-        elif calls_function and _is_attention_function(node):
+        elif calls_function and is_attention_function(node):
             call = self._insertion("attend", node.func, *node.args, keywords=node.keywords)
         elif calls_function and _is_cache_update(node):
             assert isinstance(node.func, ast.Attribute)
@@ -202,9 +230,9 @@ def rewrite(cls: type, projections: Mapping[str, str], output: str | None) -> di
     inner = _with_sites(sites, projections, output)
     methods = {}
     for name in ("forward", *inner):
-        function = _method(cls, name)
-        tree = copy.deepcopy(_tree(function))
-        rewriter = _Rewriter(cls, projections, output, inner)
+        function = method_of(cls, name)
+        tree = copy.deepcopy(syntax_tree(function))
+        rewriter = _Rewriter(function, projections, output, inner)
         rewriter.wraps_returns = name == "forward"
         definition = rewriter.visit(tree)
         assert isinstance(definition, ast.FunctionDef)
@@ -252,8 +280,9 @@ def _begin(definition: ast.FunctionDef) -> ast.stmt:
         keywords.append("position_ids=position_ids")
     elif definition.args.kwarg is not None:
         keywords.append(f"position_ids={definition.args.kwarg.arg}.get('position_ids')")
-    keywords += [f"cache={name}" for name in _CACHES if name in names][:1]
+    keywords += [f"cache={name}" for name in CACHES if name in names][:1]
     keywords += [f"context={name}" for name in _CONTEXTS if name in names][:1]
+    keywords += ["layer_index=layer_idx"] if "layer_idx" in names else []
     statement = ast.parse(f"{INSERTION} = self.{CHILD}.begin({', '.join(keywords)})").body[0]
     for node in ast.walk(statement):
         ast.copy_location(node, definition)
