@@ -54,6 +54,7 @@ class Mechanisms(nn.Module):
         layer_index: int | None = None,
     ) -> None:
         super().__init__()
+        self.exclusive_config, self.selective_config = exclusive, selective
         self.geometry = geometry
         self.projections = projections
         self.scales_projections = scales_projections
