@@ -29,7 +29,7 @@ class Mechanisms(nn.Module):
     """The mechanisms of one attention layer: their parameters, and what reads the layer's projections.
 
     Args:
-        geometry: the layer's heads.
+        geometry: the layer's heads; ``None``: not known, which is enough for a strength that is not learned.
         exclusive: strength of the projection; ``None``: without it.
         selective: which temperatures; ``None``: none.
         projections: by the name of the layer's projection, how its output is packed: a name in :data:`PACKINGS`.
@@ -44,7 +44,7 @@ class Mechanisms(nn.Module):
 
     def __init__(
         self,
-        geometry: Geometry,
+        geometry: Geometry | None,
         exclusive: ExclusiveConfig | None,
         selective: SelectiveConfig | None,
         *,
@@ -59,11 +59,14 @@ class Mechanisms(nn.Module):
         self.projections = projections
         self.scales_projections = scales_projections
         self.layer_index = layer_index
-        self.exclusive = None if exclusive is None else Exclusive(geometry.num_heads, exclusive.strength)
+        self.exclusive = None
+        if exclusive is not None:
+            self.exclusive = Exclusive(0 if geometry is None else geometry.num_heads, exclusive.strength)
         self.temperatures = nn.ModuleDict()
         if selective is not None:
             if selective.token == "frequency":
                 raise ValueError("token='frequency' needs each token's frequency, which a model's layers do not get")
+            assert geometry is not None
             self.temperatures.update(
                 build_temperatures(
                     selective,
@@ -78,7 +81,13 @@ class Mechanisms(nn.Module):
             for temperature in self.temperatures.values()
         )
 
-    def begin(self, position_ids: Tensor | None = None, cache: Any = None, context: Tensor | None = None) -> Insertion:
+    def begin(
+        self,
+        position_ids: Tensor | None = None,
+        cache: Any = None,
+        context: Tensor | None = None,
+        layer_index: int | None = None,
+    ) -> Insertion:
         """One forward pass.
 
         Args:
@@ -86,6 +95,7 @@ class Mechanisms(nn.Module):
                 on from what the cache holds.
             cache: the layer's cache in transformers' protocol, before this pass.
             context: what a layer that attends across attends to.
+            layer_index: of the layer in the cache, where one module is several layers.
 
         Raises:
             RuntimeError: a ``context``: it is no self-attention.
@@ -96,7 +106,7 @@ class Mechanisms(nn.Module):
         if position_ids is not None and position_ids.ndim != 2:
             position_ids = None
         if self.needs_position and position_ids is None and cache is not None:
-            past = cache.get_seq_length(self.layer_index or 0)
+            past = cache.get_seq_length((layer_index if layer_index is not None else self.layer_index) or 0)
         return Insertion(self, position_ids, past)
 
 
@@ -125,6 +135,7 @@ class Insertion:
         packed = module(hidden_states, *args, **kwargs)
         mechanisms = self.mechanisms
         packing = PACKINGS[mechanisms.projections[name]]
+        assert mechanisms.geometry is not None
         parts = packing.split(packed, mechanisms.geometry)
         if not mechanisms.scales_projections:
             self.features.update(parts)
@@ -134,12 +145,13 @@ class Insertion:
         self.hidden_states = hidden_states
         tau: dict[str, Tensor] = {}
         for kind, part in parts.items():
-            heads_first = _heads_first(part)
+            # A picture's tokens have two dimensions; the mechanisms know one.
+            heads_first = part.flatten(1, -3).transpose(1, 2) if part.ndim > 3 else part.transpose(0, 1)
             self.features[kind] = heads_first
             if kind == "value":
                 self.own_value = heads_first
             if kind in mechanisms.temperatures:
-                tau[kind] = self._tau(kind, heads_first).movedim(-2, -1)
+                tau[kind] = self._tau(kind, heads_first).transpose(-2, -1).reshape(part.shape[:-1])
         if tau:
             packed = packing.scale(packed, tau, mechanisms.geometry)
         return packed
@@ -200,8 +212,8 @@ class Insertion:
             raise RuntimeError(_ACROSS)
         own_value = self.own_value
         heads = y.reshape(*own_value.shape[:-3], own_value.shape[-2], -1, own_value.shape[-1])
-        z: Tensor = exclusive(_heads_first(heads), own_value.to(y.dtype))
-        return z.movedim(-3, -2).reshape(y.shape)
+        z: Tensor = exclusive(heads.transpose(-3, -2), own_value.to(y.dtype))
+        return z.transpose(-3, -2).reshape(y.shape)
 
     def end(self, result: Any) -> Any:
         """``result``, of a layer in which every mechanism has had its place."""
@@ -265,8 +277,3 @@ class Insertion:
             hidden_states = hidden_states[:, self.first_token : self.first_token + num_tokens]
         tau: Tensor = self.mechanisms.temperatures[kind](features, position, hidden_states=hidden_states)
         return tau
-
-
-def _heads_first(states: Tensor) -> Tensor:
-    """``[…, T, H, D]`` → ``[…, H, T, D]``."""
-    return states.movedim(-2, -3)

@@ -45,34 +45,89 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout({"c_attn": "blocks"}),
 )
 
-#: By class: what the children's names do not tell.
-CLASSES: Mapping[str, Layout] = {
-    # Fused projections that interleave the heads.
-    "GPTNeoXAttention": Layout({"query_key_value": "heads"}),
-    "PersimmonAttention": Layout({"query_key_value": "heads"}),
-    # Another path, which reorder_and_upcast_attn switches on, writes the attention out; it is refused below.
-    "GPT2Attention": Layout({"c_attn": "blocks"}),
-    "DecisionTransformerGPT2Attention": Layout({"c_attn": "blocks"}),
-    # The query projection holds an output gate too.
-    "Qwen3NextAttention": Layout({"q_proj": "query_gate", "k_proj": "key", "v_proj": "value"}),
-    "Qwen3_5Attention": Layout({"q_proj": "query_gate", "k_proj": "key", "v_proj": "value"}),
-    "Qwen3_5MoeAttention": Layout({"q_proj": "query_gate", "k_proj": "key", "v_proj": "value"}),
-    # Written out: scaled at the projections, projected before the output projection.
-    "BloomAttention": Layout({"query_key_value": "heads"}, "dense"),
-    "GPTNeoXJapaneseAttention": Layout({"query_key_value": "heads"}, "dense"),
-    "GPTJAttention": _separate("q_proj", "k_proj", "v_proj", "out_proj"),
-    "CodeGenAttention": Layout({"qkv_proj": "four_parts"}, "out_proj"),
-    "GPTNeoSelfAttention": _separate("q_proj", "k_proj", "v_proj", "out_proj"),
-    "MptAttention": Layout({"Wqkv": "blocks"}, "out_proj"),
-    "XGLMAttention": _separate("q_proj", "k_proj", "v_proj", "out_proj"),
-    "RemBertSelfAttention": _separate("query", "key", "value", ""),
-    "MegatronBertSelfAttention": _separate("query", "key", "value", ""),
-}
+def key(cls: type) -> str:
+    """A class as the tables below name it: its package and its name, ``gptj.GPTJAttention``, ``timm.Attention``."""
+    packages = cls.__module__.split(".")
+    return f"{packages[2] if packages[:2] == ['transformers', 'models'] else packages[0]}.{cls.__name__}"
 
-#: Children (or attributes) whose presence means another mathematics, and the reason for refusing.
+
+def _by_class(rows: tuple[tuple[Layout, str], ...]) -> dict[str, Layout]:
+    return {name: layout for layout, names in rows for name in names.split()}
+
+
+_QUERY_GATE = Layout({"q_proj": "query_gate", "k_proj": "key", "v_proj": "value"})
+
+#: By class: what the children's names do not tell. The second half is attention that is written out: it is scaled
+#: at its projections, and projected before its output projection.
+CLASSES: Mapping[str, Layout] = _by_class(
+    (
+        (Layout({"query_key_value": "heads"}), "gpt_neox.GPTNeoXAttention persimmon.PersimmonAttention"),
+        # Another path, which reorder_and_upcast_attn switches on, writes the attention out; it is refused below.
+        (Layout({"c_attn": "blocks"}), "gpt2.GPT2Attention decision_transformer.DecisionTransformerGPT2Attention"),
+        # The query projection holds an output gate too.
+        (
+            _QUERY_GATE,
+            "qwen3_next.Qwen3NextAttention qwen3_5.Qwen3_5Attention qwen3_5_moe.Qwen3_5MoeAttention",
+        ),
+        (Layout({"query_key_value": "heads"}, "dense"), "bloom.BloomAttention"),
+        (Layout({"query_key_value": "heads"}, "dense"), "gpt_neox_japanese.GPTNeoXJapaneseAttention"),
+        (Layout({"qkv_proj": "four_parts"}, "out_proj"), "codegen.CodeGenAttention"),
+        (Layout({"Wqkv": "blocks"}, "out_proj"), "mpt.MptAttention"),
+        (Layout({"c_attn": "blocks"}, "c_proj"), "openai.Attention imagegpt.ImageGPTAttention"),
+        (Layout({"att_proj": "blocks"}, "out_proj"), "bark.BarkSelfAttention"),
+        (
+            Layout({"qkv": "blocks"}, "proj"),
+            "sam.SamVisionAttention sam_hq.SamHQVisionAttention seggpt.SegGptAttention vitdet.VitDetAttention "
+            "slanext.SLANeXtVisionAttention got_ocr2.GotOcr2VisionAttention mgp_str.MgpstrAttention "
+            "pp_formulanet.PPFormulaNetVisionAttention deepseek_ocr2.DeepseekOcr2SamVisionAttention "
+            "unlimited_ocr.UnlimitedOcrSamVisionAttention sam.SamVisionSdpaAttention sam_hq.SamHQVisionSdpaAttention "
+            "deepseek_ocr2.DeepseekOcr2SamVisionSdpaAttention unlimited_ocr.UnlimitedOcrSamVisionSdpaAttention",
+        ),
+        (Layout({"qkv": "blocks"}, "projection"), "blip.BlipAttention"),
+        (Layout({"qkv": "blocks"}, ""), "timesformer.TimesformerSelfAttention"),
+        (
+            _separate("q_proj", "k_proj", "v_proj", "out_proj"),
+            "gptj.GPTJAttention gpt_neo.GPTNeoSelfAttention xglm.XGLMAttention clvp.ClvpSelfAttention "
+            "dab_detr.DetrAttention groupvit.GroupViTAttention led.LEDDecoderAttention mvp.MvpAttention "
+            "mask2former.Mask2FormerAttention oneformer.OneFormerAttention speecht5.SpeechT5Attention "
+            "table_transformer.TableTransformerAttention trocr.TrOCRAttention vits.VitsAttention",
+        ),
+        (_separate("query_proj", "key_proj", "value_proj", "out_proj"), "prophetnet.ProphetNetAttention"),
+        (_separate("query_proj", "key_proj", "value_proj", ""), "deberta_v2.DisentangledSelfAttention"),
+        (_separate("q_lin", "k_lin", "v_lin", "out_lin"), "xlm.MultiHeadAttention flaubert.MultiHeadAttention"),
+        (_separate("q", "k", "v", "o"), "mpnet.MPNetSelfAttention longt5.LongT5LocalAttention"),
+        (_separate("project_q", "project_k", "project_v", "attention_out"), "cpmant.CpmAntAttention"),
+        (_separate("query", "key", "value", "dense"), "tvp.TvpAttention"),
+        (
+            _separate("query", "key", "value", "out_proj"),
+            "grounding_dino.GroundingDinoMultiheadAttention mm_grounding_dino.MMGroundingDinoMultiheadAttention "
+            "omdet_turbo.OmDetTurboMultiheadAttention",
+        ),
+        (
+            _separate("query", "key", "value", ""),
+            "rembert.RemBertSelfAttention megatron_bert.MegatronBertSelfAttention canine.CanineSelfAttention "
+            "flava.FlavaSelfAttention git.GitSelfAttention lxmert.LxmertAttention tapas.TapasSelfAttention "
+            "roformer.RoFormerSelfAttention visual_bert.VisualBertSelfAttention bros.BrosSelfAttention "
+            "layoutlmv3.LayoutLMv3SelfAttention blip_text.BlipTextSelfAttention blip.BlipTextSelfAttention "
+            "superglue.SuperGlueSelfAttention data2vec.Data2VecVisionSelfAttention "
+            "data2vec.Data2VecVisionSdpaSelfAttention mobilevit.MobileViTSelfAttention clap.ClapAudioSelfAttention "
+            "donut.DonutSwinSelfAttention maskformer.MaskFormerSwinSelfAttention swin2sr.Swin2SRSelfAttention "
+            "swinv2.Swinv2SelfAttention big_bird.BigBirdSelfAttention bigbird_pegasus.BigBirdPegasusSelfAttention "
+            "zoedepth.ZoeDepthMultiheadAttention layoutlmv2.LayoutLMv2SelfAttention yoso.YosoSelfAttention",
+        ),
+    )
+)
+
+_LATENT = "latent attention: what it caches are not the values that it mixes"
+_LINEAR = "linear attention: it has no softmax, and no values of its own kind"
+_REDUCED = "its keys and values are a reduced sequence: its tokens have no own values"
+_SPARSE = "sparse attention with code of its own for parts of the sequence"
+
+#: Children whose presence means another mathematics, and the reason for refusing.
 REFUSED_CHILDREN: Mapping[str, str] = {
-    "kv_b_proj": "latent attention: what it caches are not the values that it mixes",
-    "kv_a_proj_with_mqa": "latent attention: what it caches are not the values that it mixes",
+    "kv_b_proj": _LATENT,
+    "kv_a_proj_with_mqa": _LATENT,
+    "exclusive_self_attention": "it is exclusive already, by its own code",
 }
 
 #: Attributes that, when true, mean the same.
@@ -83,7 +138,43 @@ REFUSED_FLAGS: Mapping[str, str] = {
 
 #: By class, with the reason.
 REFUSED_CLASSES: Mapping[str, str] = {
-    "DiffLlamaAttention": "differential attention: its output is a difference of two attentions",
+    name: reason
+    for reason, names in (
+        ("differential attention: its output is a difference of two attentions", "diffllama.DiffLlamaAttention"),
+        (
+            "its keys and values are repeated over experts in an order of their own",
+            "jetmoe.JetMoeAttention",
+        ),
+        (
+            _LINEAR,
+            "minimax.MiniMaxLightningAttention olmo_hybrid.OlmoHybridLinearAttentionDecoderLayer "
+            "glm5_next.Glm5NextTextLinearAttention bailing_hybrid.BailingHybridDeltaAttention "
+            "kimi_linear.KimiLinearDeltaAttention mobilevitv2.MobileViTV2LinearSelfAttention "
+            "rwkv.RwkvSelfAttention swiftformer.SwiftFormerEfficientAdditiveAttention",
+        ),
+        (
+            _REDUCED,
+            "pvt.PvtEfficientSelfAttention pvt_v2.PvtV2SelfAttention glpn.GLPNEfficientSelfAttention "
+            "segformer.SegformerEfficientSelfAttention hiera.HieraMaskUnitAttention",
+        ),
+        (
+            _SPARSE,
+            "big_bird.BigBirdBlockSparseAttention bigbird_pegasus.BigBirdPegasusBlockSparseAttention "
+            "longformer.LongformerSelfAttention led.LEDEncoderSelfAttention reformer.LSHSelfAttention "
+            "reformer.LocalSelfAttention pegasus_x.PegasusXGlobalLocalAttention informer.InformerProbSparseAttention",
+        ),
+        (
+            "its attention matrix is an approximation in code of its own",
+            "mra.MraSelfAttention nystromformer.NystromformerSelfAttention",
+        ),
+    )
+    for name in names.split()
+}
+
+#: By class, why it can be exclusive but not selective.
+REFUSED_SELECTIVE: Mapping[str, str] = {
+    name: "its scores are cosines, in which a query's temperature cancels"
+    for name in ("swinv2.Swinv2SelfAttention", "swin2sr.Swin2SRSelfAttention")
 }
 
 #: Names of head sizes and of numbers of heads in attention modules.

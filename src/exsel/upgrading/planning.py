@@ -11,11 +11,11 @@ from typing import Any
 from torch import nn
 
 from exsel.nn.packing import PACKINGS, Geometry
-from exsel.upgrading import layouts, multihead
+from exsel.upgrading import layouts, multihead, paths
 from exsel.upgrading.layouts import Layout
 from exsel.upgrading.rewriting import CHILD, RewritingError, Sites, find_sites
 
-_CROSS = re.compile(r"cross|encoder_attn|encdec|enc_dec", re.IGNORECASE)
+_CROSS = re.compile(r"cross|encoder_attn|encdec|enc_dec|token_to_image|image_to_token", re.IGNORECASE)
 _POOLING = re.compile(r"pool", re.IGNORECASE)
 _ATTENTION = re.compile(r"attention|attn", re.IGNORECASE)
 _NO_OWN_VALUES = "cross-attention has no own values"
@@ -57,8 +57,8 @@ def targets(model: nn.Module) -> list[Target]:
             found.append(target)
             parts = name.split(".")
             wrappers |= {".".join(parts[:length]) for length in range(len(parts))}
-    # A wrapper around an attention module, like BertAttention, is not one itself.
-    return [target for target in found if not (target.name in wrappers and target.kind == "other")]
+    # A wrapper around attention modules, like BertAttention or a whole model, is not one itself.
+    return [target for target in found if not (target.name in wrappers and target.layout is None)]
 
 
 def _target(name: str, module: nn.Module, parent: nn.Module | None) -> Target | None:
@@ -67,22 +67,21 @@ def _target(name: str, module: nn.Module, parent: nn.Module | None) -> Target | 
         return _multihead_target(name, module, cls, parent)
     if cls.__module__.startswith(("torch.", "exsel.")) or isinstance(module, (nn.ModuleList, nn.ModuleDict)):
         return None
-    known = layouts.CLASSES.get(cls.__name__)
+    known = layouts.CLASSES.get(layouts.key(cls))
     sites = _sites(cls)
     calls_function = isinstance(sites, Sites) and sites.total("attention") > 0
     is_attention = _ATTENTION.search(cls.__name__) and any(True for _ in module.parameters())
     if known is None and not calls_function and not is_attention:
         return None
-    if known is None and not is_attention and not _layout(module, cls):
-        return None  # a model that calls something of its own with itself first
 
     def refused(reason: str) -> Target:
         return Target(name, cls.__name__, "other", reason, reason)
 
-    if _CROSS.search(name.rsplit(".", 1)[-1]) or _CROSS.search(cls.__name__) or _is_true(module, "is_cross_attention"):
+    names = f"{name.rpartition('.')[2]} {cls.__name__}"
+    if _CROSS.search(names) or _POOLING.search(names) or _is_true(module, "is_cross_attention"):
         return Target(name, cls.__name__, "cross", _NO_OWN_VALUES, _NO_OWN_VALUES)
-    if cls.__name__ in layouts.REFUSED_CLASSES:
-        return refused(layouts.REFUSED_CLASSES[cls.__name__])
+    if layouts.key(cls) in layouts.REFUSED_CLASSES:
+        return refused(layouts.REFUSED_CLASSES[layouts.key(cls)])
     for child, reason in layouts.REFUSED_CHILDREN.items():
         if hasattr(module, child):
             return refused(reason)
@@ -92,10 +91,10 @@ def _target(name: str, module: nn.Module, parent: nn.Module | None) -> Target | 
     if isinstance(sites, RewritingError):
         return refused(f"{cls.__name__} {sites}")
     assert isinstance(sites, Sites)
-    if known is None and sites.total("softmax"):
-        return refused(f"{cls.__name__} writes its attention out in code that is not known here")
     if known is None and not calls_function:
         return refused(f"{cls.__name__} calls no attention function")
+    if known is None and (reason := paths.refusal(module, cls)):
+        return refused(reason)
     layout = known or _layout(module, cls)
     if layout is None:
         return Target(name, cls.__name__, "self", selective=f"the projections of {cls.__name__} are not known here")
@@ -103,7 +102,13 @@ def _target(name: str, module: nn.Module, parent: nn.Module | None) -> Target | 
     if geometry is None:
         return Target(name, cls.__name__, "self", selective=f"the heads of {cls.__name__} are not known here")
     return Target(
-        name, cls.__name__, "self", layout=layout, geometry=geometry, hidden_size=_width(module, layout, "in")
+        name,
+        cls.__name__,
+        "self",
+        selective=layouts.REFUSED_SELECTIVE.get(layouts.key(cls), ""),
+        layout=layout,
+        geometry=geometry,
+        hidden_size=_width(module, layout, "in"),
     )
 
 
@@ -149,6 +154,7 @@ def _layout(module: nn.Module, cls: type) -> Layout | None:
 def _features(module: nn.Module, direction: str) -> int | None:
     """The number of outputs or inputs of a linear layer, quantised, adapted or transposed as it may be."""
     module = getattr(module, "base_layer", module)
+    module = getattr(module, "linear", module)
     names = {"out": ("out_features", "nf"), "in": ("in_features", "nx")}[direction]
     for name in names:
         if isinstance(getattr(module, name, None), int):

@@ -2,13 +2,13 @@
 
 No check looks at how the upgrade was done. That the projection is at its place and has the right values, for one:
 where all tokens of a layer's input are alike, each attends to copies of itself, y = v, and what is left of it is
-nothing; so the layer's output must not depend on its input at all, whatever norms and gates follow, and in the plain
-layer it does.
+nothing; so the upgraded layer must give what the plain one gives without values, whatever norms and gates follow.
 """
 
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from exsel.config import ExclusiveConfig, SelectiveConfig
 from exsel.nn.attention import Exclusive
 from exsel.nn.insertion import Mechanisms
+from exsel.nn.packing import PACKINGS, Packing
 from exsel.nn.temperature import Temperature
 from exsel.upgrading.apply import Upgraded, downgrade, upgrade
 from exsel.upgrading.planning import targets
-from exsel.upgrading.rewriting import CHILD
+from exsel.upgrading.rewriting import CACHES, CHILD
 
 #: Of float32 sums in another order, relative to the largest number of a tensor.
 TOLERANCE = 2e-4
@@ -73,7 +74,7 @@ def verify(model: nn.Module, inputs: Mapping[str, Any], *, can_generate: bool = 
     _randomise(model)
     with _probing(model) as probe:
         _outputs(model, inputs)
-    measured["orthogonality"] = probe.check(text="input_ids" in inputs)
+    measured["orthogonality"] = probe.check(counts=can_generate)
     measured["own values"] = _check_alike_tokens(model, inputs)
     if plain_cached is not None and plain_cached < TOLERANCE:
         measured["cache"] = _cached_deviation(model, inputs)
@@ -147,9 +148,17 @@ def _check_gradients(model: nn.Module, inputs: Mapping[str, Any]) -> None:
     assert isinstance(loss, Tensor)
     loss.backward()  # type: ignore[no-untyped-call]
     for name, mechanisms in _mechanisms(model).items():
-        for parameter_name, parameter in mechanisms.named_parameters():
-            reached = parameter.grad is not None and bool(parameter.grad.abs().max() > 0)
-            _expect(reached, f"no gradient reaches {name}.{parameter_name}")
+        layer = model.get_submodule(name.rpartition(".")[0])
+        own = [parameter.grad for child, parameter in layer.named_parameters() if not child.startswith(f"{CHILD}.")]
+        if not any(grad is not None and grad.abs().max() > 0 for grad in own):
+            continue  # nothing of this layer is in the output, upgraded or not
+        grads = {
+            child: 0.0 if parameter.grad is None else parameter.grad.abs().max().item()
+            for child, parameter in mechanisms.named_parameters()
+        }
+        for child, grad in grads.items():
+            # One that is rounding's is none.
+            _expect(grad > 1e-5 * max(grads.values()), f"no gradient reaches {name}.{child}")
     model.zero_grad(set_to_none=True)
 
 
@@ -170,10 +179,10 @@ class _Probe:
         self.worst: dict[str, float] = {}
         self.positions: dict[str, Tensor] = {}
 
-    def check(self, text: bool) -> float:
+    def check(self, counts: bool) -> float:
         for name, cosine in self.worst.items():
             _expect(cosine < TOLERANCE, f"{name} leaves {cosine:.1e} along the own value")
-        if text:
+        if counts:
             for name, position in self.positions.items():
                 counted = torch.arange(1, position.shape[-1] + 1).expand(position.shape)
                 _expect(torch.equal(position, counted), f"{name} counts positions {position.flatten()[:9].tolist()}")
@@ -215,11 +224,14 @@ def _probing(model: nn.Module) -> Iterator[_Probe]:
     _expect(bool(expected) and expected == set(probe.worst), f"not called: {sorted(expected - set(probe.worst))[:3]}")
 
 
-_INPUTS = ("hidden_states", "hidden_state", "query", "key", "value", "x", "query_states", "queries", "keys", "values")
+_INPUTS = re.compile(r"hidden_state|query|key$|key_tensor|value|queries|keys|^x$")
 
 
 def _check_alike_tokens(model: nn.Module, inputs: Mapping[str, Any]) -> float:
-    """Each upgraded layer, called as the model calls it but on tokens that are all alike: see the module."""
+    """Each upgraded layer, called as the model calls it but on tokens that are all alike: see the module.
+
+    Such a layer does what the plain one does without values: with a value projection of zeros.
+    """
     calls: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
     handles = []
     for name, module in model.named_modules():
@@ -237,45 +249,74 @@ def _check_alike_tokens(model: nn.Module, inputs: Mapping[str, Any]) -> float:
     worst = 0.0
     for name, (arguments, kwargs) in calls.items():
         module = model.get_submodule(name)
-        upgraded = _change_between_inputs(module, module.forward, arguments, kwargs)
         plain_forward = type(module).__mro__[2].forward.__get__(module)  # type: ignore[attr-defined]
-        plain = _change_between_inputs(module, plain_forward, arguments, kwargs)
-        _expect(plain > 0, f"{name}: the plain layer does not depend on its input, so nothing was tested")
-        ratio = upgraded / plain
+        mechanisms = module._modules[CHILD]
+        assert isinstance(mechanisms, Mechanisms)
+
+        def on_alike_tokens(forward: Any, seed: int = 3, call: Any = (arguments, kwargs)) -> Tensor:
+            alike_arguments, alike_kwargs = _alike(*call, seed)
+            with torch.no_grad(), _seeded():
+                return next(_tensors(forward(*alike_arguments, **alike_kwargs)))
+
+        upgraded, plain = on_alike_tokens(module.forward), on_alike_tokens(plain_forward)
+        if mechanisms.geometry is None:  # the layer's output is a constant
+            nothing, scale = on_alike_tokens(module.forward, 4), (plain - on_alike_tokens(plain_forward, 4)).abs().max()
+        else:
+            with _without_values(module, mechanisms):
+                nothing = on_alike_tokens(plain_forward)
+            scale = (plain - nothing).abs().max()
+        _expect(bool(scale > 0), f"{name}: the plain layer has nothing to take away, so nothing was tested")
+        ratio = ((upgraded - nothing).abs().max() / scale).item()
         _expect(ratio < TOLERANCE, f"{name}: {ratio:.1e} of its own tokens' values is left in its output")
         worst = max(worst, ratio)
     return worst
 
 
-def _change_between_inputs(
-    module: nn.Module, forward: Any, arguments: tuple[Any, ...], kwargs: dict[str, Any]
-) -> float:
-    """How much the layer's output moves between two inputs of tokens that are all alike."""
-    outputs = []
-    for seed in (3, 4):
-        drawn: dict[int, Tensor] = {}
+def _alike(
+    arguments: tuple[Any, ...], kwargs: Mapping[str, Any], seed: int
+) -> tuple[list[Any], dict[str, Any]]:
+    """The arguments of an attention module's call with all tokens alike, and without a cache."""
+    drawn: dict[int, Tensor] = {}
 
-        def alike(tensor: Tensor, drawn: dict[int, Tensor] = drawn, seed: int = seed) -> Tensor:
-            width = tensor.shape[-1]
-            if width not in drawn:
-                drawn[width] = torch.randn(width, generator=torch.Generator().manual_seed(seed))
-            return drawn[width].expand(tensor.shape).clone()
+    def alike(item: Any, is_input: bool) -> Any:
+        if not (is_input and isinstance(item, Tensor) and item.is_floating_point()):
+            return item
+        width = item.shape[-1]
+        if width not in drawn:
+            drawn[width] = torch.randn(width, generator=torch.Generator().manual_seed(seed))
+        return drawn[width].expand(item.shape).clone()
 
-        is_input = [
-            isinstance(item, Tensor) and item.is_floating_point() and index == 0 for index, item in enumerate(arguments)
-        ]
-        changed = [alike(item) if flag else item for item, flag in zip(arguments, is_input, strict=True)]
-        named = {
-            name: alike(item) if name in _INPUTS and isinstance(item, Tensor) else _without_cache(name, item)
+    shape = getattr(arguments[0], "shape", None) if arguments else None
+    return (
+        [alike(item, getattr(item, "shape", None) == shape) for item in arguments],
+        {
+            name: None if name in CACHES else alike(item, _INPUTS.search(name) is not None)
             for name, item in kwargs.items()
-        }
-        with torch.no_grad(), _seeded():
-            outputs.append(next(_tensors(forward(*changed, **named))))
-    return (outputs[0] - outputs[1]).abs().max().item()
+        },
+    )
 
 
-def _without_cache(name: str, item: Any) -> Any:
-    return None if name in ("past_key_values", "past_key_value", "layer_past") else item
+@contextlib.contextmanager
+def _without_values(module: nn.Module, mechanisms: Mechanisms) -> Iterator[None]:
+    """The module's value projection gives zeros."""
+    assert mechanisms.geometry is not None
+    handles = []
+    for name, packing_name in mechanisms.projections.items():
+        packing = PACKINGS[packing_name]
+
+        def hook(child: nn.Module, arguments: Any, output: Tensor, packing: Packing = packing) -> Tensor:
+            assert mechanisms.geometry is not None
+            values = packing.split(output, mechanisms.geometry).get("value")
+            if values is None:
+                return output
+            return packing.scale(output, {"value": torch.zeros(values.shape[:-1])}, mechanisms.geometry)
+
+        handles.append(getattr(module, name).register_forward_hook(hook))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _cached_deviation(model: nn.Module, inputs: Mapping[str, Any]) -> float | None:
