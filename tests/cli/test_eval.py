@@ -116,3 +116,127 @@ def test_a_model_that_predicts_no_number(trained: Path, text_file: Path, tmp_pat
     assert outcome.code == 2
     assert "is nan: its weights are of no use" in outcome.err
     assert not (tmp_path / "numbers.json").exists()
+
+
+class TestPasskey:
+    def test_table_json_and_picture(self, trained: Path, tmp_path: Path) -> None:
+        flags = ["--passkey", "110,128", "--depths", "0,0.5,1", "--samples", "2", "--seed", "3"]
+        files = ["--json", tmp_path / "numbers.json", "--picture", tmp_path / "passkey.svg"]
+        outcome = run_main("eval", trained, *flags, *files)
+        assert outcome.code == 0, outcome.err
+        numbers = json.loads((tmp_path / "numbers.json").read_text())
+        assert numbers["passkey"]["lengths"] == [110, 128]
+        assert numbers["passkey"]["depths"] == [0.0, 0.5, 1.0]
+        assert (numbers["passkey"]["samples"], numbers["passkey"]["seed"]) == (2, 3)
+        assert "loss" not in numbers
+        lines = [line.split() for line in outcome.out.splitlines()]
+        assert ["Length", "Depth", "0", "Depth", "0.5", "Depth", "1", "All"] in lines
+        for length, row, mean in zip(
+            ("110", "128"), numbers["passkey"]["accuracy"], numbers["passkey"]["by_length"], strict=True
+        ):
+            assert [length, *(f"{share:.1%}" for share in (*row, mean))] in lines
+        assert (tmp_path / "passkey.svg").read_text().startswith("<svg")
+
+    def test_beside_the_loss(self, trained: Path, text_file: Path, tmp_path: Path) -> None:
+        flags = ["--passkey", "110", "--samples", "1", "--data", text_file, "--json", tmp_path / "numbers.json"]
+        assert run_main("eval", trained, *flags).code == 0
+        numbers = json.loads((tmp_path / "numbers.json").read_text())
+        assert numbers["loss"] > 0
+        assert numbers["passkey"]["samples"] == 1
+
+    @pytest.mark.parametrize(
+        ("given", "message"),
+        [
+            (["--passkey", "50"], "a length of 50 tokens is too short for a passkey"),
+            (["--passkey", "128,x"], "--passkey takes numbers separated by commas, got '128,x'"),
+            (["--passkey", ""], "--passkey takes numbers separated by commas"),
+            (["--passkey", "128", "--depths", "2"], "a passkey depth lies between 0"),
+            (["--passkey", "128", "--depths", ";"], "--depths takes numbers separated by commas"),
+            (["--passkey", "128", "--samples", "0"], "--samples must be at least 1, got 0"),
+            (["--passkey", "128", "--seed", "-1"], "--seed must be 0 or more, got -1"),
+            (["--passkey", "128", "--picture", "a.gif"], "--picture a.gif: its name must end with .svg or .png"),
+            (["--passkey", "128", "--picture", "no/such/a.svg"], "--picture no/such/a.svg cannot be written"),
+            (["--depths", "0.5"], "--depths belongs to --passkey, which is not given"),
+            (["--limit", "5"], "--limit belongs to --tasks, which is not given"),
+        ],
+    )
+    def test_mistakes(self, trained: Path, given: list[str], message: str) -> None:
+        outcome = run_main("eval", trained, *given)
+        assert outcome.code == 2
+        assert message in outcome.err
+
+
+class TestTasks:
+    @pytest.fixture
+    def task_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        pytest.importorskip("lm_eval")
+        import datasets
+
+        from evaluation.test_tasks import write_tasks
+
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+        (tmp_path / "tasks").mkdir()
+        return write_tasks(tmp_path / "tasks")
+
+    def test_table_and_json(self, trained: Path, task_folder: Path, tmp_path: Path) -> None:
+        flags = ["--tasks", "local_choices,local_rolling", "--task-path", task_folder, "--limit", "3"]
+        outcome = run_main("eval", trained, *flags, "--json", tmp_path / "numbers.json")
+        assert outcome.code == 0, outcome.err
+        found = json.loads((tmp_path / "numbers.json").read_text())["tasks"]
+        assert [(score["task"], score["metric"]) for score in found["scores"]] == [
+            ("local_choices", "acc"),
+            ("local_choices", "acc_norm"),
+            ("local_rolling", "bits_per_byte"),
+        ]
+        lines = [line.split() for line in outcome.out.splitlines()]
+        for score in found["scores"]:
+            stderr = "–" if score["stderr"] is None else f"{score['stderr']:.4f}"
+            assert [score["task"], score["metric"], f"{score['value']:.4f}", stderr, "3", "0"] in lines
+
+    def test_the_mean_of_a_set(
+        self, trained: Path, task_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        own = {"tiny-paper": {"local_choices": ("acc_norm",), "local_last_word": ("acc",)}}
+        monkeypatch.setattr("exsel.evaluation.tasks.TASK_SETS", own)
+        flags = ["--tasks", "tiny-paper", "--task-path", task_folder, "--json", tmp_path / "numbers.json"]
+        outcome = run_main("eval", trained, *flags)
+        assert outcome.code == 0, outcome.err
+        found = json.loads((tmp_path / "numbers.json").read_text())["tasks"]
+        mean = sum(score["value"] for score in found["scores"]) / 2
+        assert found["means"] == {"tiny-paper": pytest.approx(mean)}
+        assert any(line.split()[:3] == ["tiny-paper", "mean", f"{mean:.4f}"] for line in outcome.out.splitlines())
+
+    def test_what_was_cut_is_said(self, trained: Path, task_folder: Path) -> None:
+        """The model's context of 32 bytes holds a question and its answer, but not with three examples before it."""
+        flags = ["--tasks", "local_last_word", "--task-path", task_folder, "--num-fewshot", "3"]
+        outcome = run_main("eval", trained, *flags)
+        assert outcome.code == 0, outcome.err
+        assert "4 of 4 requests are longer than the model's context: their beginnings were cut off" in outcome.err
+
+    def test_an_unknown_task_is_refused_before_the_model_is_loaded(
+        self, task_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from lm_eval.tasks import TaskManager
+
+        monkeypatch.setattr(
+            "exsel.evaluation.tasks.TaskManager",
+            lambda include_path, include_defaults=False: TaskManager(include_path=include_path, include_defaults=False),
+        )
+        outcome = run_main("eval", tmp_path / "no-model", "--tasks", "local_choises", "--task-path", task_folder)
+        assert outcome.code == 2
+        assert "no task is called 'local_choises'" in outcome.err
+        assert "did you mean local_choices" in outcome.err
+
+    def test_without_the_extra(self, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        import sys
+
+        monkeypatch.setitem(sys.modules, "lm_eval", None)
+        outcome = run_main("eval", trained, "--tasks", "piqa")
+        assert outcome.code == 2
+        assert "lm_eval is not installed: pip install 'exsel[eval]'" in outcome.err
+
+    def test_help_names_the_sets(self) -> None:
+        pytest.importorskip("lm_eval")
+        from exsel.evaluation.tasks import TASK_SETS
+
+        assert ", ".join(TASK_SETS) in " ".join(run_main("eval", "--help").out.split())

@@ -208,3 +208,11 @@ class TestPicture:
     def test_another_suffix(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"ends with \.svg or \.png"):
             write_picture(RESULT, tmp_path / "a.pdf")
+
+
+def test_a_model_that_predicts_no_number() -> None:
+    model = small_model()
+    with torch.no_grad():
+        model.model.norm.weight[0] = float("nan")
+    with pytest.raises(UserError, match="its weights are of no use"):
+        passkey(model, BYTES, lengths=[128], depths=[0.5], samples=1)

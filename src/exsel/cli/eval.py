@@ -1,4 +1,4 @@
-"""``exsel eval``: how well a model predicts text."""
+"""``exsel eval``: how well a model predicts text, finds a key in it, and answers the questions of known tasks."""
 
 from __future__ import annotations
 
@@ -6,49 +6,113 @@ import argparse
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 from exsel.cli.arguments import add_data_arguments, add_device_argument
+from exsel.errors import UserError
+
+_PICTURES = (".svg", ".png")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags."""
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a run's folder, or one that holds a saved model")
-    add_data_arguments(parser)
-    parser.add_argument("--seq-len", type=int, metavar="N", help="tokens a sequence (the model's context)")
-    parser.add_argument("--pack", choices=["concat", "isolate"], default="concat", help="as in training (%(default)s)")
+    loss = parser.add_argument_group("loss", "evaluated if --data or neither --passkey nor --tasks is given")
+    add_data_arguments(loss)  # type: ignore[arg-type]
+    loss.add_argument("--seq-len", type=int, metavar="N", help="tokens a sequence (the model's context)")
+    loss.add_argument("--pack", choices=["concat", "isolate"], default="concat", help="as in training (%(default)s)")
+    loss.add_argument("--max-blocks", type=int, metavar="N", help="at most so many sequences, evenly spread (all)")
+    keys = parser.add_argument_group("passkey", "find a five-digit key in filler text; train with --data passkey")
+    keys.add_argument("--passkey", metavar="N,N", help="lengths of the text in tokens, such as 128,256,512")
+    keys.add_argument(
+        "--depths", metavar="X,X", help="where the key stands, from 0 (first) to 1 (last) (0,0.25,0.5,0.75,1)"
+    )
+    keys.add_argument("--samples", type=int, metavar="N", help="keys for each length and depth (20)")
+    keys.add_argument("--seed", type=int, metavar="N", help="of the keys (0)")
+    keys.add_argument("--picture", type=Path, metavar="FILE", help="also draw the table there (.svg or .png)")
+    tasks = parser.add_argument_group("tasks", "of lm-evaluation-harness; needs exsel[eval]")
+    tasks.add_argument(
+        "--tasks",
+        metavar="NAME,NAME",
+        help="names of the harness, such as hellaswag,piqa, or a paper's: exclusive-paper, selective-paper",
+    )
+    tasks.add_argument("--task-path", type=Path, metavar="DIR", help="a folder of your own tasks, whose code may run")
+    tasks.add_argument("--num-fewshot", type=int, metavar="N", help="examples before each question (by task)")
+    tasks.add_argument("--limit", type=int, metavar="N", help="questions of each task (all)")
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="sequences at a time (%(default)s)")
-    parser.add_argument("--max-blocks", type=int, metavar="N", help="at most so many sequences, evenly spread (all)")
     add_device_argument(parser)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers there")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Load, evaluate, print."""
-    from dataclasses import asdict
-
-    from exsel.errors import UserError, require_all
+    """Check the flags and the tasks, load the model, evaluate, print."""
+    from exsel.errors import require, require_all
 
     require_all("train")
-    for name in ("seq_len", "batch_size", "max_blocks"):
-        value = getattr(arguments, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
-    if arguments.json is not None and (
-        arguments.json.is_dir() or not os.access(arguments.json.absolute().parent, os.W_OK)
-    ):
-        raise UserError(f"--json {arguments.json} cannot be written: name a file in a folder that exists")
+    if arguments.tasks is not None:
+        require("lm_eval", "eval")
+    _check(arguments)
+    lengths = None if arguments.passkey is None else _numbers("passkey", arguments.passkey, int)
+    depths = None if arguments.depths is None else _numbers("depths", arguments.depths, float)
 
-    import torch
-
-    from exsel.cli.checkpoint import check_length, load_checkpoint
-    from exsel.cli.display import evaluation_progress, print_table
-    from exsel.data import load_evaluation_data
-    from exsel.evaluation import evaluate_loss
+    from exsel.cli.checkpoint import load_checkpoint
     from exsel.files import write_json
     from exsel.training.environment import describe_machine, resolve_device
 
     device = resolve_device(arguments.device)
+    tasks = _load_tasks(arguments) if arguments.tasks is not None else None
     model, tokenizer = load_checkpoint(arguments.checkpoint, device)
+    numbers: dict[str, Any] = {}
+    if arguments.data or (lengths is None and tasks is None):
+        numbers |= _loss(arguments, model, tokenizer)
+    if lengths is not None:
+        numbers["passkey"] = _passkey(arguments, model, tokenizer, lengths, depths)
+    if tasks is not None:
+        numbers["tasks"] = _tasks(arguments, model, tokenizer, tasks)
+    if arguments.json is not None:
+        write_json(arguments.json, {**numbers, "checkpoint": arguments.checkpoint, "machine": describe_machine(device)})
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    for name in ("seq_len", "batch_size", "max_blocks", "samples", "limit"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    for name in ("seed", "num_fewshot"):
+        value = getattr(arguments, name)
+        if value is not None and value < 0:
+            raise UserError(f"--{name.replace('_', '-')} must be 0 or more, got {value}")
+    for owner, names in {
+        "passkey": ("depths", "samples", "seed", "picture"),
+        "tasks": ("task_path", "num_fewshot", "limit"),
+    }.items():
+        given = [name for name in names if getattr(arguments, name) is not None]
+        if given and getattr(arguments, owner) is None:
+            raise UserError(f"--{given[0].replace('_', '-')} belongs to --{owner}, which is not given: add it")
+    for name in ("json", "picture"):
+        path = getattr(arguments, name)
+        if path is not None and (path.is_dir() or not os.access(path.absolute().parent, os.W_OK)):
+            raise UserError(f"--{name} {path} cannot be written: name a file in a folder that exists")
+    if arguments.picture is not None and arguments.picture.suffix not in _PICTURES:
+        raise UserError(f"--picture {arguments.picture}: its name must end with {' or '.join(_PICTURES)}")
+
+
+def _numbers(flag: str, text: str, kind: type) -> list[Any]:
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"--{flag} takes numbers separated by commas, got {text!r}") from None
+
+
+def _loss(arguments: argparse.Namespace, model: Any, tokenizer: Any) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from exsel.cli.checkpoint import check_length
+    from exsel.cli.display import evaluation_progress, print_table
+    from exsel.data import load_evaluation_data
+    from exsel.evaluation import evaluate_loss
+
     seq_len = arguments.seq_len or getattr(model.config, "max_position_embeddings", 1024)
     check_length(model, seq_len)
     blocks, description = load_evaluation_data(
@@ -61,7 +125,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     with evaluation_progress() as on_batch:
         evaluation = evaluate_loss(
-            model, blocks, batch_size=arguments.batch_size, device=torch.device(device), on_batch=on_batch
+            model, blocks, batch_size=arguments.batch_size, device=model.device, on_batch=on_batch
         )
     if not math.isfinite(evaluation.loss):
         raise UserError(f"the loss of {arguments.checkpoint} is {evaluation.loss}: its weights are of no use")
@@ -76,21 +140,104 @@ def run(arguments: argparse.Namespace) -> int:
     rows[-1]["value"] = f"{numbers['tokens']:,}"
     print_table(rows, {"name": "Measure", "value": "Value"})
     print()
-    buckets = [
-        {"positions": f"{first} to {end - 1}", "loss": f"{loss:.4f}"} for first, end, loss in evaluation.by_position()
-    ]
-    print_table(buckets, {"positions": "Position in the sequence", "loss": "Loss"})
-    if arguments.json is not None:
-        write_json(
-            arguments.json,
-            {
-                **numbers,
-                "by_position": [
-                    {"first": first, "last": end - 1, "loss": loss} for first, end, loss in evaluation.by_position()
-                ],
-                "checkpoint": arguments.checkpoint,
-                "data": asdict(description),
-                "machine": describe_machine(device),
-            },
+    buckets = evaluation.by_position()
+    print_table(
+        [{"positions": f"{first} to {end - 1}", "loss": f"{loss:.4f}"} for first, end, loss in buckets],
+        {"positions": "Position in the sequence", "loss": "Loss"},
+    )
+    print()
+    return {
+        **numbers,
+        "by_position": [{"first": first, "last": end - 1, "loss": loss} for first, end, loss in buckets],
+        "data": asdict(description),
+    }
+
+
+def _passkey(
+    arguments: argparse.Namespace, model: Any, tokenizer: Any, lengths: list[int], depths: list[float] | None
+) -> dict[str, Any]:
+    from exsel.cli.display import evaluation_progress, print_table
+    from exsel.evaluation.passkey import DEPTHS, SAMPLES, passkey
+
+    with evaluation_progress() as on_batch:
+        result = passkey(
+            model,
+            tokenizer,
+            lengths=lengths,
+            depths=DEPTHS if depths is None else depths,
+            samples=SAMPLES if arguments.samples is None else arguments.samples,
+            seed=arguments.seed or 0,
+            batch_size=arguments.batch_size,
+            on_batch=on_batch,
         )
-    return 0
+    print(f"passkeys found, of {result.samples} for each length and depth\n")
+    rows = [
+        {
+            "length": f"{length:,}",
+            **{str(depth): f"{share:.1%}" for depth, share in zip(result.depths, row, strict=True)},
+        }
+        | {"all": f"{mean:.1%}"}
+        for length, row, mean in zip(result.lengths, result.accuracy, result.by_length, strict=True)
+    ]
+    if len(rows) > 1:
+        shares = {str(depth): f"{share:.1%}" for depth, share in zip(result.depths, result.by_depth, strict=True)}
+        rows.append({"length": "all", **shares, "all": f"{result.mean:.1%}"})
+    headings = {str(depth): f"Depth {depth:.4g}" for depth in result.depths}
+    print_table(rows, {"length": "Length", **headings, "all": "All"})
+    print()
+    if arguments.picture is not None:
+        from exsel.evaluation.passkey_picture import write_picture
+
+        write_picture(result, arguments.picture)
+    return result.to_dict()
+
+
+def _load_tasks(arguments: argparse.Namespace) -> Any:
+    from exsel.evaluation.tasks import load_tasks
+
+    return load_tasks(arguments.tasks.split(","), task_path=arguments.task_path)
+
+
+def _tasks(arguments: argparse.Namespace, model: Any, tokenizer: Any, tasks: Any) -> dict[str, Any]:
+    from importlib.metadata import version
+
+    from exsel.cli.display import print_table, warn
+    from exsel.evaluation.tasks import TASK_SETS, evaluate_tasks
+
+    result = evaluate_tasks(
+        model,
+        tokenizer,
+        tasks,
+        num_fewshot=arguments.num_fewshot,
+        limit=arguments.limit,
+        batch_size=arguments.batch_size,
+    )
+    rows = [
+        {
+            "task": score.task,
+            "metric": score.metric,
+            "value": _short(score.value),
+            "stderr": "–" if score.stderr is None else _short(score.stderr),
+            "documents": "–" if score.documents is None else f"{score.documents:,}",
+            "fewshot": "–" if score.fewshot is None else str(score.fewshot),
+        }
+        for score in result.scores
+    ]
+    named = {name: result.mean(name) for name in arguments.tasks.split(",") if name in TASK_SETS}
+    means = {name: mean for name, mean in named.items() if mean is not None}
+    for name, mean in means.items():
+        rows.append({**dict.fromkeys(rows[0], "–"), "task": name, "metric": "mean", "value": f"{mean:,.4f}"})
+    headings = {"task": "Task", "metric": "Metric", "value": "Value", "stderr": "Std. error", "documents": "Documents"}
+    print_table(rows, {**headings, "fewshot": "Examples"})
+    print()
+    if result.truncated:
+        warn(
+            f"{result.truncated:,} of {result.requests:,} requests are longer than the model's context: "
+            f"their beginnings were cut off"
+        )
+    return {**result.to_dict(), "means": means, "lm_eval": version("lm_eval")}
+
+
+def _short(value: float) -> str:
+    """Four decimals, or four digits of what is too large for a table (the perplexity of an untrained model)."""
+    return f"{value:,.4f}" if abs(value) < 1e6 else f"{value:.4g}"

@@ -114,7 +114,7 @@ def passkey(
 
     Raises:
         UserError: a length beyond the model's learned positions or too short for the key and the question, a depth that
-            is none, nothing to ask, or a tokenizer that cannot write digits.
+            is none, nothing to ask, a tokenizer that cannot write digits, or a model that gives no numbers.
     """
     _check(model, lengths, depths, samples, batch_size)
     questions = _questions(tokenizer, lengths, depths, samples, seed)
@@ -213,5 +213,8 @@ def _likeliest(model: torch.nn.Module, input_ids: Tensor, mask: Tensor | None, f
     # The logits of a long text with a large vocabulary are larger than the model.
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         arguments["logits_to_keep"] = kept
-    likeliest: Tensor = model(**arguments).logits[:, -kept:].argmax(-1).cpu()
-    return likeliest
+    logits: Tensor = model(**arguments).logits[:, -kept:]
+    if logits.isnan().any():
+        # They would have a largest one, and look like keys that were not found.
+        raise UserError("the model gives logits that are no numbers: its weights are of no use")
+    return logits.argmax(-1).cpu()

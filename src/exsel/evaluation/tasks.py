@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -168,7 +169,7 @@ def evaluate_tasks(
         batch_size: continuations at a time.
 
     Raises:
-        UserError: an answer that is longer than the model's context.
+        UserError: an answer that is longer than the model's context, or a model that gives no numbers.
     """
     for task in tasks.tasks.values():
         own = task.get_config("num_fewshot")
@@ -192,6 +193,8 @@ def evaluate_tasks(
                 bootstrap_iters=0,
                 log_samples=True,
             )
+    except OverflowError as error:
+        raise UserError("a perplexity is too large for a number: the model knows nothing of these tasks") from error
     finally:
         model.train(was_training)
     return TaskResult(scores=tuple(_scores(results, tasks)), requests=asked.num_requests, truncated=asked.num_truncated)
@@ -212,7 +215,10 @@ class _Model(HFLM):
                 )
             self.num_truncated += len(context) + len(continuation) > self.max_length + 1
         self.num_requests += len(requests)
-        return super()._loglikelihood_tokens(requests, **options)
+        answers = super()._loglikelihood_tokens(requests, **options)
+        if any(math.isnan(log_probability) for log_probability, _ in answers):
+            raise UserError("the model gives probabilities that are no numbers: its weights are of no use")
+        return answers
 
 
 def _begins_texts(tokenizer: PreTrainedTokenizerBase) -> bool:
