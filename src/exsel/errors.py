@@ -22,6 +22,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "models": ("transformers",),
     "data": ("transformers", "datasets"),
     "report": ("jinja2", "matplotlib"),
+    "peft": ("transformers", "peft"),
     "train": ("transformers", "datasets", "jinja2", "matplotlib", "accelerate", "psutil", "rich"),
 }
 

@@ -109,6 +109,8 @@ class Temperature(nn.Module):
             if self.feature_proj is not None:
                 if hidden_states is None:
                     raise ValueError("token='mlp' needs hidden_states, the layer's input")
+                # An adapter's weights stay in float32 beside a model in bfloat16.
+                hidden_states = hidden_states.to(self.feature_proj.weight.dtype)
                 features = self.feature_proj(hidden_states).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             return inverse_temperature(
                 features,

@@ -104,6 +104,8 @@ def build_mechanisms(
     )
     device = next((parameter.device for parameter in module.parameters()), None)
     dtype = next((parameter.dtype for parameter in module.parameters() if parameter.is_floating_point()), None)
+    if any(parameter.is_meta for parameter in mechanisms.parameters()):
+        device = None  # PEFT makes an adapter that it is about to load without memory
     mechanisms.to(device=device, dtype=dtype)
     return mechanisms.train(module.training)
 

@@ -1,0 +1,211 @@
+"""What an adapter holds: the mechanisms' options as PEFT configurations, and how these are read from a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+from peft import LoraConfig, PeftConfig, PeftType
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
+from safetensors import SafetensorError, safe_open
+
+from exsel import config as mechanisms
+from exsel.config import Layers, TokenTerm
+from exsel.errors import first_line
+
+
+def _peft_type(name: str) -> Any:
+    """A member for ``name`` in PEFT's closed enumeration of methods: its registration takes no other."""
+    member = str.__new__(PeftType, name)
+    member._name_ = member._value_ = name
+    setattr(PeftType, name, member)
+    PeftType._member_names_.append(name)
+    PeftType._member_map_[name] = PeftType._value2member_map_[name] = member
+    return member
+
+
+_SELECTIVE = _peft_type("EXSEL_SELECTIVE")
+_EXCLUSIVE = _peft_type("EXSEL_EXCLUSIVE")
+
+
+@dataclass(kw_only=True)
+class AdapterConfig(PeftConfig):
+    """What both adapters have beside their mechanisms; use :class:`SelectiveConfig` or :class:`ExclusiveConfig`."""
+
+    lora: LoraConfig | None = None
+    modules_to_save: list[str] | None = None
+
+    # PEFT's injection asks for these: the mechanisms say where they go with ``layers``.
+    target_modules: ClassVar[None] = None
+    target_parameters: ClassVar[None] = None
+
+    #: Read from a folder, whose weights have not been loaded yet.
+    awaits_weights = False
+
+    def __new__(cls, *_: Any, **values: Any) -> Self:
+        """PEFT drops fields that it does not know with a warning; of a mechanism none may be dropped."""
+        _check_known(cls, values)
+        return object.__new__(cls)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.lora = _lora(self.lora)
+        _, _ = self.mechanisms()
+
+    def mechanisms(self) -> tuple[mechanisms.ExclusiveConfig | None, mechanisms.SelectiveConfig | None]:
+        """What ``exsel.upgrade`` takes for the same: exclusive, selective.
+
+        Raises:
+            ValueError: values that contradict each other.
+        """
+        raise NotImplementedError
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON types."""
+        values: dict[str, Any] = super().to_dict()
+        if self.lora is not None:
+            lora = self.lora.to_dict().items()
+            values["lora"] = {name: sorted(value) if isinstance(value, set) else value for name, value in lora}
+        return values
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any
+    ) -> AdapterConfig:
+        """The configuration in a folder, whose weights are looked at before PEFT puts anything into a model.
+
+        Raises:
+            ValueError: no configuration, one of a newer version, or weights that are no readable safetensors.
+        """
+        config: AdapterConfig = super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
+        _check_weights(Path(pretrained_model_name_or_path, subfolder or ""))
+        config.awaits_weights = True
+        return config
+
+
+@dataclass(kw_only=True)
+class SelectiveConfig(AdapterConfig):
+    """An adapter with selective self-attention (SSA), and if wanted exclusive self-attention (XSA) too, for PEFT.
+
+    ``get_peft_model(model, SelectiveConfig())`` freezes the model and puts temperatures into it, which alone are
+    trained and saved. LoRA beside them goes into the same adapter, is trained, switched and saved with it, and the
+    temperatures read what it makes of the projections::
+
+        SelectiveConfig(exclusive=True, lora=LoraConfig(r=8, target_modules=["q_proj", "v_proj"]))
+
+    ``merge_and_unload()`` returns an upgraded model as ``exsel.upgrade`` makes it, with what was trained: temperatures
+    are no linear maps, so only LoRA goes into the weights. ``unload()`` returns the model as it was. One adapter is
+    active at a time.
+
+    Args:
+        layers, query, key, value, token, position, value_position, per_head, position_per_head, position_init: as in
+            :class:`exsel.SelectiveConfig`; ``layers`` counts the model's self-attention layers, and is what
+            ``target_modules`` and ``layers_to_transform`` are in other methods.
+        exclusive: XSA with it: True, or an :class:`exsel.ExclusiveConfig` with layers of its own.
+        lora: LoRA in the same adapter.
+        modules_to_save: modules to train in full, as in other methods.
+        task_type, base_model_name_or_path, revision, inference_mode: as in :class:`peft.PeftConfig`.
+
+    Raises:
+        ValueError: impossible values, or a field that this version does not know.
+    """
+
+    layers: Layers = "all"
+    query: bool = True
+    key: bool = False
+    value: bool = True
+    token: TokenTerm = "shared"
+    position: bool = True
+    value_position: bool = True
+    per_head: bool = True
+    position_per_head: bool = True
+    position_init: float = 6e-4
+    exclusive: mechanisms.ExclusiveConfig | bool | None = None
+
+    def __post_init__(self) -> None:
+        self.peft_type = _SELECTIVE
+        if isinstance(self.exclusive, Mapping):
+            self.exclusive = mechanisms.ExclusiveConfig.from_dict(self.exclusive)
+        if isinstance(self.exclusive, bool):
+            self.exclusive = mechanisms.ExclusiveConfig() if self.exclusive else None
+        super().__post_init__()
+        if self.token == "frequency":
+            raise ValueError("token='frequency' needs each token's frequency, which a model's layers do not get")
+
+    def mechanisms(self) -> tuple[mechanisms.ExclusiveConfig | None, mechanisms.SelectiveConfig | None]:
+        """What ``exsel.upgrade`` takes for the same: exclusive, selective."""
+        assert not isinstance(self.exclusive, bool)
+        names = [field.name for field in fields(mechanisms.SelectiveConfig)]
+        return self.exclusive, mechanisms.SelectiveConfig(**{name: getattr(self, name) for name in names})
+
+
+@dataclass(kw_only=True)
+class ExclusiveConfig(AdapterConfig):
+    """An adapter with exclusive self-attention (XSA) alone, for PEFT; see :class:`SelectiveConfig` for the rest.
+
+    Args:
+        layers, strength: as in :class:`exsel.ExclusiveConfig`. A fixed strength has nothing to train, so it needs
+            something beside it that has.
+        lora: LoRA in the same adapter.
+        modules_to_save: modules to train in full.
+        task_type, base_model_name_or_path, revision, inference_mode: as in :class:`peft.PeftConfig`.
+
+    Raises:
+        ValueError: impossible values, nothing to train, or a field that this version does not know.
+    """
+
+    layers: Layers = "all"
+    strength: float | Literal["learned"] = 1.0
+
+    def __post_init__(self) -> None:
+        self.peft_type = _EXCLUSIVE
+        super().__post_init__()
+        if self.strength != "learned" and self.lora is None and not self.modules_to_save:
+            raise ValueError(
+                "a fixed strength has nothing to train: pass strength='learned' or lora=LoraConfig(…), or put the "
+                "mechanism in with exsel.upgrade(model, exclusive=True)"
+            )
+
+    def mechanisms(self) -> tuple[mechanisms.ExclusiveConfig | None, mechanisms.SelectiveConfig | None]:
+        """What ``exsel.upgrade`` takes for the same: exclusive, and no selective."""
+        return mechanisms.ExclusiveConfig(layers=self.layers, strength=self.strength), None
+
+
+def _check_known(cls: type[Any], values: Mapping[str, Any]) -> None:
+    known = {field.name for field in fields(cls)}
+    # Another version of PEFT may have fields of its own, which say nothing as long as they are empty.
+    unknown = [name for name, value in values.items() if name not in known and value is not None]
+    if unknown:
+        raise ValueError(
+            f"{cls.__name__} has no field {unknown[0]!r}: it is misspelt, or from a newer version of exsel or PEFT"
+        )
+
+
+def _lora(lora: LoraConfig | Mapping[str, Any] | None) -> LoraConfig | None:
+    if isinstance(lora, Mapping):
+        _check_known(LoraConfig, lora)
+        lora = LoraConfig(**{name: value for name, value in lora.items() if value is not None})
+    if lora is None:
+        return None
+    if type(lora) is not LoraConfig:
+        raise ValueError(f"lora must be a peft.LoraConfig, got {type(lora).__name__}")
+    for name, empty in (("modules_to_save", None), ("trainable_token_indices", None), ("bias", "none")):
+        if getattr(lora, name) != empty:
+            raise ValueError(
+                f"lora={name}={getattr(lora, name)!r} is not saved from here: use modules_to_save= beside lora="
+            )
+    return lora
+
+
+def _check_weights(folder: Path) -> None:
+    weights = folder / SAFETENSORS_WEIGHTS_NAME
+    if weights.exists():
+        try:
+            with safe_open(weights, framework="pt"):
+                return
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{weights} is not a readable safetensors file: {first_line(error)}") from error
+    if (folder / WEIGHTS_NAME).exists():
+        raise ValueError(f"{folder / WEIGHTS_NAME} is a pickle, which can run code: only {weights.name} is loaded")

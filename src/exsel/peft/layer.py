@@ -1,0 +1,82 @@
+"""An attention layer's adapters: what the layer's rewritten forward pass begins with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from exsel.nn.insertion import Insertion, Mechanisms
+
+
+class AdapterLayer(nn.Module, BaseTunerLayer):
+    """The mechanisms of one attention layer by adapter, in the place where an upgraded layer has its own.
+
+    It stands beside the projections and not around them, so LoRA may wrap these before or after.
+    """
+
+    adapter_layer_names = ("adapters",)
+    # Others read these of a layer that PEFT wraps: there is none here.
+    weight = None
+    bias = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.adapters = nn.ModuleDict()
+        self.merged_adapters: list[str] = []
+
+    def begin(
+        self, position_ids: Tensor | None = None, cache: Any = None, context: Tensor | None = None
+    ) -> Insertion | Untouched:
+        """One forward pass with the active adapter, or with none as the layer was; see :meth:`Mechanisms.begin`."""
+        active: Any = () if self.disable_adapters else self.active_adapters
+        for name in active:
+            if name in self.adapters:
+                mechanisms = self.adapters[name]
+                assert isinstance(mechanisms, Mechanisms)
+                return mechanisms.begin(position_ids, cache, context)
+        return UNTOUCHED
+
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        """Make an adapter the active one; those of other methods may be named too.
+
+        Raises:
+            ValueError: two adapters of this layer.
+        """
+        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+        own = [name for name in names if name in self.adapters]
+        if len(own) > 1:
+            raise ValueError(
+                f"the adapters {own[0]!r} and {own[1]!r} cannot both be active: a layer has one temperature"
+            )
+        super().set_adapter(names, inference_mode=inference_mode)
+
+
+class Untouched:
+    """The places that :class:`exsel.nn.insertion.Insertion` has in a layer, with nothing put into them."""
+
+    def project(self, name: str, module: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """``module(…)``."""
+        return module(*args, **kwargs)
+
+    def update(self, cache: Any, *args: Any, **kwargs: Any) -> Any:
+        """``cache.update(…)``."""
+        return cache.update(*args, **kwargs)
+
+    def attend(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """``function(…)``."""
+        return function(*args, **kwargs)
+
+    sdpa = attend
+
+    def mixed(self, result: Any) -> Any:
+        """``result``."""
+        return result
+
+    end = mixed
+    end_mixed = mixed
+
+
+UNTOUCHED = Untouched()
