@@ -21,7 +21,7 @@ _CAPS: tuple[tuple[str, int | None], ...] = (
     (r".*(token_id|token_index|ignore_index|_id)", None),
     (r"qk_head_dim", None),
     (r".*(head_dim|d_head|d_kv|kv_channels|dim_head|headdim|head_size)", 16),
-    (r"num_feat_extract_layers", None),
+    (r"num_feat_extract_layers|stem_channels?", None),
     (r".*heads?", HEADS),
     (r"codebook_size", 128),
     (r".*vocab(_size)?.*|n_codes_total", VOCAB_SIZE),
@@ -38,6 +38,7 @@ _CAPS: tuple[tuple[str, int | None], ...] = (
     (r"sliding_window|sliding_window_size|attention_chunk_size|local_attention|attention_window(_size)?", 4),
     (r".*(position_embeddings|n_positions|n_ctx|context_length|max_.*positions|max_seq_len)", 128),
     (r"num_queries|.*num_latents|num_query_tokens|num_image_tokens", 5),
+    (r".*hidden_dimension", 64),
     (r"num_pos_feats", 32),
     (r"upsample_groups", 4),
     (r"image_size|img_size|image_size_.*", 48),
@@ -128,7 +129,8 @@ def _outputs_kept(config: PretrainedConfig) -> dict[str, Any]:
         and "stage_out_channels" not in vars(config)
     ):
         return {"num_hidden_layers": len(indices), "out_indices": list(range(1, len(indices) + 1))}
-    return {"out_features": vars(config)["_out_features"]}
+    features = vars(config).get("_out_features")
+    return {} if features is None else {"out_features": features}
 
 
 class _Kept:
@@ -174,6 +176,8 @@ def _capped(name: str, value: Any) -> Any:
         return _small_rope(value)
     if not isinstance(value, int) or value < 2:
         return value
+    if name == "vocab_size":  # small ones too: the inputs' tokens and the special ones must be in it
+        return VOCAB_SIZE
     if re.fullmatch(r".*token(_id|_index)|.*_token_ids|pad_id|bos_id|eos_id", name):
         return _token(value)
     for pattern, cap in _COMPILED:

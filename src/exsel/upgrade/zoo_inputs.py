@@ -42,7 +42,8 @@ def inputs_of(model: PreTrainedModel, model_type: str, generator: torch.Generato
     if _is_multimodal(model, "image"):
         wanted = list(dict.fromkeys(["input_ids", "pixel_values", *wanted]))
     inputs: dict[str, Any] = {}
-    if "image_grid_thw" in parameters or "grid_thw" in parameters:
+    takes_images = special.get("pixel_values", ()) is not None
+    if takes_images and ("image_grid_thw" in parameters or "grid_thw" in parameters):
         inputs |= maker.patches(wanted, parameters)
     for name in wanted:
         if name not in special and name not in inputs:
@@ -57,7 +58,7 @@ def inputs_of(model: PreTrainedModel, model_type: str, generator: torch.Generato
     if model.config.is_encoder_decoder and "decoder_input_ids" in parameters and "decoder_input_ids" not in special:
         inputs["decoder_input_ids"] = maker.tokens(BATCH, TARGET_TOKENS)
     if "input_ids" in inputs and "attention_mask" in parameters and "attention_mask" not in special:
-        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        inputs["attention_mask"] = torch.ones(inputs["input_ids"].shape[:2], dtype=torch.long)
     return inputs
 
 
@@ -128,8 +129,9 @@ class _Maker:
     ) -> dict[str, Tensor]:
         """Text around as many image tokens as the model makes of one image."""
         own = inspect.signature(model.get_image_features).parameters
+        taken = {name: value for name, value in inputs.items() if name in own or name.startswith("image_")}
         with torch.no_grad():
-            per_image = _per_image(model.get_image_features(**{k: v for k, v in inputs.items() if k in own}))
+            per_image = _per_image(model.get_image_features(**taken))
         token = _image_token(self.config)
         assert token is not None
         image = torch.full((BATCH, per_image), token)

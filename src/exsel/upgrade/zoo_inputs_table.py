@@ -2,10 +2,13 @@
 
 from typing import Any
 
-_CLIP = {"pixel_values": ("normal", 2, 8, 3, 48, 48)}
+Inputs = dict[str, tuple[Any, ...] | None]
+
+_CLIP: Inputs = {"pixel_values": ("normal", 2, 8, 3, 48, 48)}
+_IMAGE: Inputs = {"pixel_values": ("normal", 2, 3, 64, 64)}
 _MEL = ("normal", 2, 128, 256)
-_MONO = {"input_values": ("normal", 2, 1, 3200)}
-_PAST = {
+_MONO: Inputs = {"input_values": ("normal", 2, 1, 3200)}
+_PAST: Inputs = {
     "past_values": ("normal", 2, 11),
     "past_time_features": ("normal", 2, 11, 1),
     "past_observed_mask": ("ones", 2, 11),
@@ -16,7 +19,7 @@ _IMAGE_SIZES = ("tensor", [[48, 48], [48, 48]])
 
 # Inputs that the general rules get wrong, by type: name → (kind, *shape), or None to leave the input out. Kinds: see
 # exsel.upgrade.zoo_inputs.
-INPUTS: dict[str, dict[str, tuple[Any, ...] | None]] = {
+INPUTS: dict[str, Inputs] = {
     "bros": {"input_ids": ("tokens", 2, 7), "bbox": ("normal", 2, 7, 8)},
     "dia": {"input_ids": ("tokens", 2, 7), "decoder_input_ids": ("tokens", 2, 5, 9)},
     "lilt": {"input_ids": ("tokens", 2, 7), "bbox": ("boxes", 2, 7)},
@@ -56,7 +59,7 @@ INPUTS: dict[str, dict[str, tuple[Any, ...] | None]] = {
     "emu3": {"pixel_values": None},
     "gemma4": {"pixel_values": None},
     "gemma4_unified": {"pixel_values": None},
-    "granite_docling": {"pixel_values": ("normal", 2, 1, 3, 48, 48), "pixel_attention_mask": ("true", 2, 1)},
+    "granite_docling": {"pixel_values": ("normal", 2, 1, 3, 64, 64), "pixel_attention_mask": ("true", 2, 1)},
     "idefics": {"pixel_values": ("normal", 2, 1, 3, 48, 48), "image_attention_mask": ("ones", 2, 7, 1)},
     "idefics2": {"pixel_values": ("normal", 2, 1, 3, 48, 48)},
     "idefics3": {"pixel_values": ("normal", 2, 1, 3, 48, 48)},
@@ -88,7 +91,7 @@ INPUTS: dict[str, dict[str, tuple[Any, ...] | None]] = {
     "mistral_large4": {"image_sizes": _IMAGE_SIZES},
     "paddleocr_vl": {"pixel_values": ("normal", 48, 3, 8, 8)},
     "paddleocr_vl_vision": {"pixel_values": ("normal", 48, 3, 8, 8)},
-    "pix2struct": {"flattened_patches": ("patches", 9, 768), "attention_mask": ("ones", 2, 9)},
+    "pix2struct": {"flattened_patches": ("patches", 9, 192), "attention_mask": ("ones", 2, 9)},
     "siglip2": {
         "pixel_values": ("normal", 2, 36, 192),
         "pixel_attention_mask": ("ones", 2, 36),
@@ -102,15 +105,14 @@ INPUTS: dict[str, dict[str, tuple[Any, ...] | None]] = {
     "t5gemma2_encoder": {"pixel_values": None},
     "video_llama_3": {"image_merge_sizes": ("tensor", [2, 2])},
     "video_llama_3_vision": {"merge_sizes": ("tensor", [2, 2])},
-    "voxtral_realtime": {"pixel_values": None},
     "bridgetower": {"input_ids": ("tokens", 2, 7), "pixel_values": ("normal", 2, 3, 48, 48)},
     "colqwen2": {"pixel_values": None},
     "embedding_gemma2": {"pixel_values": None},
     "gemma4_vision": {"pixel_values": ("normal", 2, 36, 192), "pixel_position_ids": ("grid", 6, 6)},
     "kimi_k25_vision": {"pixel_values": ("normal", 48, 3, 8, 8)},
     "lightglue": {"pixel_values": ("normal", 2, 2, 3, 48, 48)},
-    "minicpm_ocr_vision": {"target_sizes": ("tensor", [[6, 6], [6, 6]])},
-    "minicpmv4_7_vision": {"target_sizes": ("tensor", [[6, 6], [6, 6]])},
+    "minicpm_ocr_vision": {"pixel_values": ("normal", 1, 3, 8, 576), "target_sizes": ("tensor", [[6, 6], [6, 6]])},
+    "minicpmv4_7_vision": {"pixel_values": ("normal", 1, 3, 8, 576), "target_sizes": ("tensor", [[6, 6], [6, 6]])},
     "sam3": {"input_ids": ("tokens", 2, 7)},
     "sam3_lite_text": {"input_ids": ("tokens", 2, 7)},
     "seggpt": {"prompt_pixel_values": ("normal", 2, 3, 48, 48), "prompt_masks": ("normal", 2, 3, 48, 48)},
@@ -166,4 +168,21 @@ INPUTS: dict[str, dict[str, tuple[Any, ...] | None]] = {
     "time_series_transformer": _PAST,
     "timesfm": {"past_values": ("normal", 2, 128), "past_values_padding": ("zeros", 2, 128), "freq": ("zeros", 2, 1)},
     "timesfm2_5": {"past_values": ("normal", 2, 128)},
+    "blt": {"input_ids": ("tokens", 2, 7), "use_cache": ("value", False)},
+    "d_fine": _IMAGE,
+    "deimv2": _IMAGE,
+    "dots3_note": {"pixel_values": None},
+    "inkling2": {"pixel_values": None},
+    "inkling_mm_model": {"pixel_values": None},
+    "kyutai_speech_to_text": {"input_ids": ("tokens", 2, 7, 33)},
+    "mimi_decoder": {"latents": ("normal", 2, 64, 7)},
+    "molmo2": {"pixel_values": None},
+    "moonshine_streaming": {"input_values": ("normal", 2, 3200)},
+    "pocket_tts_audio_tokenizer_decoder": {"latents": ("normal", 2, 64, 7)},
+    "pp_doclayout_v2": _IMAGE,
+    "pp_doclayout_v3": _IMAGE,
+    "pp_doclayout_v4": _IMAGE,
+    "pp_ocrv5_mobile_det": _IMAGE,
+    "rt_detr": _IMAGE,
+    "rt_detr_v2": _IMAGE,
 }

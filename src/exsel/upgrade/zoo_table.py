@@ -24,8 +24,7 @@ _RESNET = {
 }
 _NO_TIMM = {"__init__": {"use_timm_backbone": False, "backbone_config": _RESNET}}
 _SERIES = {"prediction_length": 4, "context_length": 8, "lags_sequence": [1, 2, 3], "num_time_features": 1}
-_SWIN = {"embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 3}
-_SHARED_KV = {"model_type": "gemma4_text", "hidden_size_per_layer_input": 0}
+_SWIN = {"embed_dim": 16, "depths": [2, 2, 1, 1], "num_heads": [2, 2, 4, 4], "window_size": 3}
 _HALF_MROPE = {"rope_parameters": {"mrope_section": [1, 1, 2]}}
 
 # Fields of a type's small configuration, wherever that type is a part of others too; a dict for a sub-configuration's
@@ -134,25 +133,20 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "intermediate_size": 96,
         "activation_sparsity_pattern": [0.95, 0.95, 0.0, 0.0],
     },
-    "gemma4_assistant": {"__init__": {"text_config": _SHARED_KV}},
-    "gemma4_unified_assistant": {"__init__": {"text_config": _SHARED_KV}},
     "moonshine_streaming": {"num_key_value_heads": 4},
     "muse_glimmer": {"out_hidden_size": 256},
     "muse_spark": {"out_hidden_size": 256},
     "paddleocr_vl_text": _MROPE,
     "qwen2_5_omni_text": _MROPE,
-    "qwen3_omni_moe_talker": {"spatial_merge_size": 2},
     "step3p7": {"text_config": {"sliding_window": 4}},
     "pix2struct_vision_model": {"patch_embed_hidden_size": 192},
     # vision
-    "align_vision_model": {"hidden_dim": 64},
     "bit": {"num_groups": 4},
     "conditional_detr": _NO_TIMM,
     "dab-detr": _NO_TIMM,
     "deformable_detr": _NO_TIMM,
     "detr": _NO_TIMM,
     "donut-swin": _SWIN,
-    "granite_docling": {"vision_config": {"scale_factor": 2}},
     "table-transformer": _NO_TIMM,
     "layoutlmv3": {"coordinate_size": 11, "shape_size": 10, "hidden_size": 64},
     "lw_detr_vit": {"num_windows": 4, "image_size": 48},
@@ -163,11 +157,38 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "maskformer-swin": _SWIN,
     "timesfm": {"head_dim": 16},
     # audio
-    "esmfold2": {"head_dim": 16},
     # time series
     "autoformer": {**_SERIES, "label_length": 2, "moving_average": 3},
     "informer": _SERIES,
     "time_series_transformer": _SERIES,
+    "align": {"projection_dim": 128},
+    "chmv2": {"backbone_config": {"return_class_token": True}},
+    "clap_audio_model": {"patch_embeds_hidden_size": 8},
+    "clvp_encoder": {"hidden_size": 128},
+    "clvp_decoder": {"hidden_size": 128},
+    "efficientnet": {"hidden_dim": 2560},
+    "gemma4_audio": {"subsampling_conv_channels": [128, 32]},
+    "granite_docling_vision": {"image_size": 64},
+    "kosmos_2_5_vision_model": {"patch_embed_hidden_size": 192},
+    "levit": {"patch_size": 16},
+    "nemotron_h_omni": {"vision_config": {"video_temporal_patch_size": 2}},
+    "qwen3_omni_moe": {"talker_config": {"spatial_merge_size": 2}},
+    "sam2_hiera_det_model": {
+        "hidden_size": 16,
+        "image_size": [48, 48],
+        "embed_dim_per_stage": [16, 32, 64, 64],
+        "num_attention_heads_per_stage": [1, 2, 4, 4],
+        "blocks_per_stage": [1, 2, 2, 1],
+        "window_size_per_stage": [4, 2, 2, 2],
+        "global_attention_blocks": [3],
+        "window_positional_embedding_background_size": [4, 4],
+    },
+    "seggpt": {"image_size": [96, 48], "pretrain_image_size": 48},
+    "superpoint": {"descriptor_decoder_dim": 64},
+    "tvp": {"max_img_size": 48},
+    "videomae": {"num_frames": 8},
+    "vitmatte": {"convstream_hidden_sizes": [16, 16, 16]},
+    "vivit": {"num_frames": 8},
 }
 
 # Types without a default configuration, made of other types' small ones.
@@ -183,6 +204,8 @@ COMPOSITES: dict[str, dict[str, str]] = {
 REFUSED: dict[str, str] = {
     "bark": "has no forward of its own: its parts are bark's semantic, coarse and fine models",
     "edgetam_video": "runs on a video session, not on a batch",
+    "gemma4_assistant": "an assistant: attends to the cache of the model that it assists",
+    "gemma4_unified_assistant": "an assistant: attends to the cache of the model that it assists",
     "glm_image_vqmodel": "has no forward of its own",
     "qwen2_5_omni": "has no forward of its own: its parts are the thinker and the talker",
     "sam2_video": "runs on a video session, not on a batch",
