@@ -157,7 +157,7 @@ def _passkey(
     arguments: argparse.Namespace, model: Any, tokenizer: Any, lengths: list[int], depths: list[float] | None
 ) -> dict[str, Any]:
     from exsel.cli.display import evaluation_progress, print_table
-    from exsel.evaluation.passkey import DEPTHS, SAMPLES, passkey
+    from exsel.evaluation.retrieval import DEPTHS, SAMPLES, passkey
 
     with evaluation_progress() as on_batch:
         result = passkey(

@@ -5,6 +5,6 @@
 """
 
 from exsel.evaluation.loss import Evaluation, evaluate_loss
-from exsel.evaluation.passkey import PasskeyResult, passkey
+from exsel.evaluation.retrieval import PasskeyResult, passkey
 
 __all__ = ["Evaluation", "PasskeyResult", "evaluate_loss", "passkey"]

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from exsel.evaluation.passkey import PasskeyResult
+from exsel.evaluation.retrieval import PasskeyResult
 from exsel.files import write_text
 from exsel.report import svg
 

@@ -16,8 +16,8 @@ from exsel.data import load_tokenizer
 from exsel.data.passkey import fit_documents
 from exsel.errors import UserError
 from exsel.evaluation import PasskeyResult, passkey
-from exsel.evaluation.passkey import _answer, _Question, _questions
 from exsel.evaluation.passkey_picture import write_picture
+from exsel.evaluation.retrieval import _answer, _Question, _questions
 
 BYTES = load_tokenizer("bytes")
 FACT = re.compile(r"The pass key is (\d{5})\. Remember")
