@@ -258,6 +258,8 @@ class Insertion:
         # A layer that attends sequence by sequence does so in their order.
         features = features[:, self.first_token : self.first_token + num_tokens]
         tau = self._tau(kind, features.transpose(1, 2))
+        if states.shape[1] % tau.shape[1]:
+            raise RuntimeError(f"an upgraded layer has {states.shape[1]} {kind} heads and {tau.shape[1]} temperatures")
         if tau.shape[1] != states.shape[1]:
             tau = tau.repeat_interleave(states.shape[1] // tau.shape[1], dim=1)
         return scale_heads(states, tau)

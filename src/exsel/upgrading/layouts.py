@@ -67,10 +67,14 @@ CLASSES: Mapping[str, Layout] = _by_class(
         # The query projection holds an output gate too.
         (
             _QUERY_GATE,
-            "qwen3_next.Qwen3NextAttention qwen3_5.Qwen3_5Attention qwen3_5_moe.Qwen3_5MoeAttention",
+            "qwen3_next.Qwen3NextAttention qwen3_5.Qwen3_5Attention qwen3_5_moe.Qwen3_5MoeAttention "
+            "qwen4_exp.Qwen4ExpTextAttention",
         ),
-        (Layout({"query_key_value": "heads"}, "dense"), "bloom.BloomAttention"),
-        (Layout({"query_key_value": "heads"}, "dense"), "gpt_neox_japanese.GPTNeoXJapaneseAttention"),
+        (
+            Layout({"query_key_value": "heads"}, "dense"),
+            "bloom.BloomAttention gpt_neox_japanese.GPTNeoXJapaneseAttention",
+        ),
+        (Layout({"query_key_value": "groups"}, "dense"), "falcon.FalconAttention falcon.FalconFlashAttention2"),
         (Layout({"qkv_proj": "four_parts"}, "out_proj"), "codegen.CodeGenAttention"),
         (Layout({"Wqkv": "blocks"}, "out_proj"), "mpt.MptAttention"),
         (Layout({"c_attn": "blocks"}, "c_proj"), "openai.Attention imagegpt.ImageGPTAttention"),
@@ -90,10 +94,15 @@ CLASSES: Mapping[str, Layout] = _by_class(
             "gptj.GPTJAttention gpt_neo.GPTNeoSelfAttention xglm.XGLMAttention clvp.ClvpSelfAttention "
             "dab_detr.DetrAttention groupvit.GroupViTAttention led.LEDDecoderAttention mvp.MvpAttention "
             "mask2former.Mask2FormerAttention oneformer.OneFormerAttention speecht5.SpeechT5Attention "
-            "table_transformer.TableTransformerAttention trocr.TrOCRAttention vits.VitsAttention",
+            "table_transformer.TableTransformerAttention trocr.TrOCRAttention fsmt.Attention vits.VitsAttention",
         ),
         (_separate("query_proj", "key_proj", "value_proj", "out_proj"), "prophetnet.ProphetNetAttention"),
-        (_separate("query_proj", "key_proj", "value_proj", ""), "deberta_v2.DisentangledSelfAttention"),
+        (
+            _separate("query_proj", "key_proj", "value_proj", ""),
+            "deberta_v2.DisentangledSelfAttention sew_d.DisentangledSelfAttention",
+        ),
+        (_separate("q_proj", "k_proj", "v_proj", "post"), "gemma4.Gemma4AudioAttention"),
+        (_separate("q_proj", "k_proj", "v_proj", ""), "gemma3n.Gemma3nAudioAttention"),
         (_separate("q_lin", "k_lin", "v_lin", "out_lin"), "xlm.MultiHeadAttention flaubert.MultiHeadAttention"),
         (_separate("q", "k", "v", "o"), "mpnet.MPNetSelfAttention longt5.LongT5LocalAttention"),
         (_separate("project_q", "project_k", "project_v", "attention_out"), "cpmant.CpmAntAttention"),
@@ -113,7 +122,7 @@ CLASSES: Mapping[str, Layout] = _by_class(
             "data2vec.Data2VecVisionSdpaSelfAttention mobilevit.MobileViTSelfAttention clap.ClapAudioSelfAttention "
             "donut.DonutSwinSelfAttention maskformer.MaskFormerSwinSelfAttention swin2sr.Swin2SRSelfAttention "
             "swinv2.Swinv2SelfAttention big_bird.BigBirdSelfAttention bigbird_pegasus.BigBirdPegasusSelfAttention "
-            "zoedepth.ZoeDepthMultiheadAttention layoutlmv2.LayoutLMv2SelfAttention yoso.YosoSelfAttention",
+            "zoedepth.ZoeDepthMultiheadAttention layoutlmv2.LayoutLMv2SelfAttention vilt.ViltSelfAttention",
         ),
     )
 )
@@ -165,16 +174,27 @@ REFUSED_CLASSES: Mapping[str, str] = {
         ),
         (
             "its attention matrix is an approximation in code of its own",
-            "mra.MraSelfAttention nystromformer.NystromformerSelfAttention",
+            "mra.MraSelfAttention nystromformer.NystromformerSelfAttention yoso.YosoSelfAttention",
         ),
+        ("its queries are pooled: they are not its values' tokens", "funnel.FunnelRelMultiheadAttention"),
+        ("its values are convolved: they are not single tokens' own", "cvt.CvtSelfAttention"),
+        ("it mixes attention with convolutions", "convbert.ConvBertSelfAttention fun_asr_nano.FunAsrNanoAttention"),
+        ("it attends by autocorrelation of whole sequences", "autoformer.AutoformerAttention"),
+        ("it adds a bias to values after their projection", "deberta.DisentangledSelfAttention"),
+        ("two streams share their attention", "lilt.LiltSelfAttention luke.LukeSelfAttention"),
+        ("its projections are quantised in code of its own", "ibert.IBertSelfAttention"),
+        ("its projections are convolutions over channels first", "squeezebert.SqueezeBertSelfAttention"),
+        ("it hands its weights, not its values, to PyTorch's attention", "wavlm.WavLMAttention"),
+        (_LATENT, "deepseek_v4.DeepseekV4Attention"),
     )
     for name in names.split()
 }
 
 #: By class, why it can be exclusive but not selective.
 REFUSED_SELECTIVE: Mapping[str, str] = {
-    name: "its scores are cosines, in which a query's temperature cancels"
-    for name in ("swinv2.Swinv2SelfAttention", "swin2sr.Swin2SRSelfAttention")
+    "swinv2.Swinv2SelfAttention": "its scores are cosines, in which a query's temperature cancels",
+    "swin2sr.Swin2SRSelfAttention": "its scores are cosines, in which a query's temperature cancels",
+    "fsmt.Attention": "its tokens come before the batch, so that their positions are not known",
 }
 
 #: Names of head sizes and of numbers of heads in attention modules.

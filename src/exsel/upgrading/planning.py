@@ -77,7 +77,8 @@ def _target(name: str, module: nn.Module, parent: nn.Module | None) -> Target | 
     def refused(reason: str) -> Target:
         return Target(name, cls.__name__, "other", reason, reason)
 
-    names = f"{name.rpartition('.')[2]} {cls.__name__}"
+    # The module's name within its layer: layers.0.crossattention.self is one, cross_encoder.layers.0.self_attn not.
+    names = f"{re.split(r'[.][0-9]+[.]', name)[-1]} {cls.__name__}"
     if _CROSS.search(names) or _POOLING.search(names) or _is_true(module, "is_cross_attention"):
         return Target(name, cls.__name__, "cross", _NO_OWN_VALUES, _NO_OWN_VALUES)
     if layouts.key(cls) in layouts.REFUSED_CLASSES:
@@ -181,6 +182,8 @@ def _geometry(module: nn.Module, layout: Layout) -> Geometry | None:
         if heads is None or (first == "query" and head_dim is not None):
             assert head_dim is not None
             heads = totals[first] // (head_dim * len(PACKINGS[first].slots(1, 1)))
+            if num_heads not in (None, heads):
+                return None  # there is more in the projection than queries
         slots = {kind: len(PACKINGS[kind].slots(heads, kv_heads)) for kind in totals}
         dim = head_dim or totals[first] // slots[first]
         if all(slots[kind] * dim == total for kind, total in totals.items()):

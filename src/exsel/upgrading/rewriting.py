@@ -103,9 +103,11 @@ def _named_value(expression: ast.expr, function: types.FunctionType) -> Any:
 
 def is_attention_function(call: ast.Call) -> bool:
     """``function(self, query, key, value, …)``: transformers' convention."""
+    if not call.args or not (isinstance(call.args[0], ast.Name) and call.args[0].id == "self"):
+        return False
     if any(isinstance(argument, ast.Starred) for argument in call.args[:4]):
         return False
-    return len(call.args) >= 4 and isinstance(call.args[0], ast.Name) and call.args[0].id == "self"
+    return len(call.args) >= 4 or {"query", "key", "value"} <= {keyword.arg for keyword in call.keywords}
 
 
 def _is_cache_update(call: ast.Call) -> bool:
@@ -133,7 +135,7 @@ def find_sites(cls: type, name: str = "forward", seen: frozenset[str] = frozense
                 sites.methods[called] = find_sites(cls, called, seen | {name})
             else:
                 sites.projections.add(called)
-        if "softmax" in ast.unparse(node.func):
+        if "softmax" in ast.unparse(node.func).lower():
             sites.softmax += 1
     return sites
 
