@@ -10,6 +10,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from exsel.registration import register as _register
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from exsel.config import ExclusiveConfig, SelectiveConfig
     from exsel.functional import attention, exclude, explain_backend, inverse_temperature
     from exsel.models import ExselConfig, ExselForCausalLM, ExselModel
-    from exsel.upgrading import downgrade, upgrade
+    from exsel.upgrading import downgrade, from_pretrained, upgrade
 
 _HOMES = {
     "attention": "exsel.functional",
@@ -30,6 +32,7 @@ _HOMES = {
     "ExselForCausalLM": "exsel.models",
     "ExselModel": "exsel.models",
     "downgrade": "exsel.upgrading",
+    "from_pretrained": "exsel.upgrading",
     "upgrade": "exsel.upgrading",
 }
 
@@ -43,10 +46,13 @@ __all__ = [
     "downgrade",
     "exclude",
     "explain_backend",
+    "from_pretrained",
     "inverse_temperature",
     "nn",
     "upgrade",
 ]
+
+_register()
 
 
 def __getattr__(name: str) -> Any:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import importlib
+import sys
 from typing import Any, TypeVar
 
 from torch import nn
@@ -29,6 +31,9 @@ def upgrade(
     for target, exclusive_config, selective_config in steps:
         module = model.get_submodule(target.name)
         insert(module, target, build_mechanisms(module, target, exclusive_config, selective_config))
+    if "transformers.modeling_utils" in sys.modules:
+        # From here on a transformers model that is this one, or holds it, is saved as what it is.
+        importlib.import_module("exsel.upgrading.wrapping")
     return model
 
 

@@ -1,0 +1,165 @@
+"""What a saved model says of its mechanisms, and the mechanisms put back as it says.
+
+The description names modules, not layers: a model's class decides how many layers are counted, and one checkpoint
+loads into several classes. Names are those in the base model, without the prefix that a task head's model adds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, TypedDict
+
+from torch import nn
+
+from exsel.config import ExclusiveConfig, SelectiveConfig
+from exsel.errors import UserError
+from exsel.nn.insertion import Mechanisms
+from exsel.upgrading.apply import Upgraded, build_mechanisms, insert
+from exsel.upgrading.planning import Target, targets
+from exsel.upgrading.rewriting import CHILD
+
+#: The version of :class:`Description`'s form; a reader of one form refuses a later one.
+FORMAT = 1
+
+
+class Upgrade(TypedDict):
+    """Modules that were upgraded alike; both configurations without their ``layers``, which the names are."""
+
+    modules: list[str]
+    exclusive: dict[str, Any] | None
+    selective: dict[str, Any] | None
+
+
+class Description(TypedDict):
+    """The mechanisms of a model, as JSON types."""
+
+    format: int
+    version: str
+    upgrades: list[Upgrade]
+
+
+def describe(model: nn.Module) -> Description | None:
+    """The mechanisms of ``model``; ``None`` where it has none.
+
+    Raises:
+        UserError: mechanisms that a saved model cannot carry, such as those of an adapter.
+    """
+    from exsel import __version__
+
+    alike: dict[tuple[ExclusiveConfig | None, SelectiveConfig | None], list[str]] = {}
+    for name, module in model.named_modules():
+        if not isinstance(module, Upgraded):
+            continue
+        mechanisms: Any = getattr(module, CHILD)
+        if not isinstance(mechanisms, Mechanisms):
+            raise UserError(f"{name} has its mechanisms from an adapter: save the adapter, or merge it first")
+        both = (_everywhere(mechanisms.exclusive_config), _everywhere(mechanisms.selective_config))
+        alike.setdefault(both, []).append(_base_name(model, name))
+    if not alike:
+        return None
+    upgrades: list[Upgrade] = [
+        {"modules": names, "exclusive": _values(exclusive), "selective": _values(selective)}
+        for (exclusive, selective), names in alike.items()
+    ]
+    return {"format": FORMAT, "version": __version__, "upgrades": upgrades}
+
+
+def check(description: Any) -> Description:
+    """``description`` if it is one that this version reads.
+
+    Raises:
+        UserError: a later format, or anything that :func:`describe` would not have written.
+    """
+    if not isinstance(description, dict) or type(description.get("format")) is not int:
+        raise UserError(f"the configuration's 'exsel' entry has no format: {description!r:.80}; it is damaged")
+    if description["format"] > FORMAT:
+        from exsel import __version__
+
+        raise UserError(
+            f"this model was saved by exsel {description.get('version')} in format {description['format']}, and exsel "
+            f"{__version__} reads up to format {FORMAT}: pip install -U 'exsel>={description.get('version')}'"
+        )
+    upgrades = description.get("upgrades")
+    if not isinstance(upgrades, list) or not upgrades:
+        raise UserError("the configuration's 'exsel' entry names no upgraded modules: it is damaged")
+    for upgrade in upgrades:
+        _configurations(upgrade)
+        names = upgrade.get("modules")
+        if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+            raise UserError(f"the configuration's 'exsel' entry has modules {names!r:.80}: it is damaged")
+    return description  # type: ignore[return-value]
+
+
+def restore(model: nn.Module, description: Description) -> None:
+    """Put the mechanisms of ``description`` into ``model``, a plain one; their parameters start as new ones do.
+
+    A class that builds a part of the saved model, as an encoder alone, gets that part's mechanisms.
+
+    Raises:
+        UserError: the model's attention modules are not those that were upgraded; nothing is changed then.
+    """
+    found = {_base_name(model, target.name): target for target in targets(model)}
+    base = _base(model) or model
+    steps: list[tuple[Target, ExclusiveConfig | None, SelectiveConfig | None]] = []
+    missing = []
+    for upgrade in description["upgrades"]:
+        exclusive, selective = _configurations(upgrade)
+        for name in upgrade["modules"]:
+            target = found.get(name)
+            if target is not None:
+                for reason in (target.exclusive if exclusive else "", target.selective if selective else ""):
+                    if reason:
+                        raise UserError(f"{target.name} was saved upgraded and cannot be here: {reason}")
+                steps.append((target, exclusive, selective))
+            elif hasattr(base, name.split(".")[0]) or hasattr(model, name.split(".")[0]):
+                missing.append(name)
+    if missing or not steps:
+        names = missing or [name for upgrade in description["upgrades"] for name in upgrade["modules"]]
+        raise UserError(
+            f"{type(model).__name__} has no attention {names[0]!r}, which the saved model has upgraded "
+            f"({len(names)} such); its own: {', '.join(list(found)[:3]) or 'none'}, …"
+        )
+    for target, exclusive, selective in steps:
+        module = model.get_submodule(target.name)
+        insert(module, target, build_mechanisms(module, target, exclusive, selective))
+
+
+def _configurations(upgrade: Any) -> tuple[ExclusiveConfig | None, SelectiveConfig | None]:
+    if not isinstance(upgrade, dict):
+        raise UserError(f"the configuration's 'exsel' entry has {upgrade!r:.80} for an upgrade: it is damaged")
+    try:
+        exclusive, selective = upgrade.get("exclusive"), upgrade.get("selective")
+        read = (
+            None if exclusive is None else ExclusiveConfig.from_dict(exclusive),
+            None if selective is None else SelectiveConfig.from_dict(selective),
+        )
+    except (TypeError, ValueError) as error:
+        raise UserError(f"the configuration's 'exsel' entry is damaged: {error}") from error
+    if not any(read):
+        raise UserError("the configuration's 'exsel' entry has an upgrade without a mechanism: it is damaged")
+    return read
+
+
+def _everywhere(config: Any) -> Any:
+    return None if config is None else dataclasses.replace(config, layers="all")
+
+
+def _values(config: ExclusiveConfig | SelectiveConfig | None) -> dict[str, Any] | None:
+    if config is None:
+        return None
+    values: Mapping[str, Any] = config.to_dict()
+    return {name: value for name, value in values.items() if name != "layers"}
+
+
+def _base(model: nn.Module) -> nn.Module | None:
+    """The base model inside a model with a task's head, as transformers names it."""
+    prefix = getattr(model, "base_model_prefix", "")
+    base = getattr(model, prefix, None) if isinstance(prefix, str) and prefix else None
+    return base if isinstance(base, nn.Module) else None
+
+
+def _base_name(model: nn.Module, name: str) -> str:
+    if _base(model) is None:
+        return name
+    return name.removeprefix(f"{model.base_model_prefix}.")

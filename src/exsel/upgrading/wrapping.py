@@ -1,0 +1,267 @@
+"""Upgraded transformers models as folders: the configuration that wraps the base model's, and what loads it.
+
+A program without exsel must not load such a folder and drop its mechanisms in silence. So ``config.json`` has a
+model type of its own, which ``AutoModel`` refuses, around the base model's configuration, and an ``id2label`` that
+stops a class that does not look at the model type. With exsel, the configuration is an instance of the base
+model's own configuration class, upgraded: a subclass under the same name, by which the Auto classes find one that
+builds the base model and puts its mechanisms in.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import transformers
+from transformers import PreTrainedModel
+from transformers.models.auto.auto_factory import _BaseAutoModelClass
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from exsel.errors import UserError
+from exsel.registration import MODEL_TYPE
+from exsel.registration.config import UpgradedConfig
+from exsel.upgrading.persistence import Description, check, describe, restore
+from exsel.upgrading.rewriting import CHILD
+
+_PREFIX = "Upgraded"
+_ENTRY = "exsel"
+
+#: Every configuration class reads the keys of ``id2label`` as numbers, and quotes the one that is none.
+_STOP = "this model was upgraded by exsel, and loads with: import exsel; exsel.from_pretrained(folder)"
+
+#: The arguments of ``from_pretrained`` that say where files are, which a configuration's own takes and keeps.
+PLACES = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+#: Those that a configuration's own takes though the model's needs them too.
+_SHARED = ("dtype", "torch_dtype", "quantization_config")
+
+
+class UpgradedFields:
+    """What an upgraded configuration is beside what it was: ``exsel``, and how it is written."""
+
+    plain_class: ClassVar[type[Any]]
+    exsel: Description
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As the plain class; the values may be the wrapping ones too."""
+        if config_dict.get("model_type") == MODEL_TYPE:
+            return read_config(config_dict, **kwargs)
+        return super().from_dict(config_dict, **kwargs)  # type: ignore[misc]
+
+    def to_json_string(self, use_diff: bool = True) -> str:
+        """The wrapping configuration."""
+        base = json.loads(super().to_json_string(use_diff))  # type: ignore[misc]
+        del base[_ENTRY]
+        names = _plain_names(base.get("architectures") or [])
+        base["architectures"] = names
+        wrapping = {
+            "model_type": MODEL_TYPE,
+            "architectures": [_PREFIX + name for name in names],
+            "id2label": {_STOP: "exsel"},
+            _ENTRY: {**self.exsel, "base": base},
+            "transformers_version": base.get("transformers_version"),
+        }
+        return json.dumps(wrapping, indent=2, sort_keys=True) + "\n"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Its class has no name under which pickle could find it.
+        return _new_config, (self.plain_class,), self.__dict__
+
+
+class UpgradingLoader:
+    """Builds the base model and puts the mechanisms in: what the Auto classes find for an upgraded configuration.
+
+    A subclass of the base model's class, for all that ``from_pretrained`` asks it; but what it builds is the base
+    model's class itself.
+    """
+
+    model_class: ClassVar[type[Any]]
+    config_class: ClassVar[type[Any]]
+
+    def __new__(cls, config: Any, *args: Any, **kwargs: Any) -> Any:
+        """The model of ``config``, upgraded."""
+        if not issubclass(config.plain_class, cls.model_class.config_class):
+            raise UserError(
+                f"{cls.model_class.__name__} is a part of what this folder holds, and would leave mechanisms out: "
+                f"use exsel.from_pretrained(folder)"
+            )
+        plain: Any = copy.deepcopy(config)
+        plain.__class__ = config.plain_class
+        del plain.__dict__[_ENTRY]
+        if plain.architectures is not None:
+            plain.architectures = _plain_names(plain.architectures)
+        model = cls.model_class(plain, *args, **kwargs)
+        restore(model, config.exsel)
+        return model
+
+    @classmethod
+    def from_pretrained(cls, folder: Any, *args: Any, config: Any = None, **kwargs: Any) -> Any:
+        """As ``PreTrainedModel.from_pretrained``; safetensors only, and all of the mechanisms' parameters.
+
+        Raises:
+            UserError: files of another kind, or without the mechanisms' parameters.
+        """
+        if kwargs.pop("use_safetensors", True) is False or kwargs.get("gguf_file") is not None:
+            raise UserError("upgraded models are read from safetensors files alone: leave use_safetensors out")
+        with_info = kwargs.pop("output_loading_info", False)
+        if not isinstance(config, UpgradedFields):
+            config, kwargs = _config_of(folder if config is None else config, kwargs)
+        model, info = super().from_pretrained(  # type: ignore[misc]
+            folder, *args, config=config, use_safetensors=True, output_loading_info=True, **kwargs
+        )
+        lost = sorted(key for key in info["missing_keys"] if CHILD in key.split("."))
+        if lost:
+            raise UserError(f"{folder} lacks {len(lost)} of its mechanisms' parameters, such as {lost[0]}")
+        return (model, info) if with_info else model
+
+
+def read_config(values: dict[str, Any], **kwargs: Any) -> Any:
+    """The upgraded configuration in a ``config.json``'s ``values``; ``kwargs`` as ``PreTrainedConfig.from_dict``.
+
+    Raises:
+        UserError: from a newer exsel, damaged, or of a base model that transformers does not know.
+    """
+    entry = values.get(_ENTRY)
+    description = check(entry)
+    assert isinstance(entry, dict)
+    base = entry.get("base")
+    if not isinstance(base, dict) or not isinstance(base.get("model_type"), str):
+        raise UserError("the configuration's 'exsel' entry has no base model: it is damaged")
+    if base["model_type"] not in CONFIG_MAPPING or base["model_type"] == MODEL_TYPE:
+        raise UserError(
+            f"this upgraded model's base is a {base['model_type']!r}, which transformers does not know here: install "
+            "the version that saved it, or import the package that registers it"
+        )
+    architectures = [_PREFIX + name for name in base.get("architectures") or ()]
+    config_class = upgraded_config_class(CONFIG_MAPPING[base["model_type"]])
+    return config_class.from_dict({**base, "architectures": architectures or None, _ENTRY: description}, **kwargs)
+
+
+@functools.cache
+def upgraded_config_class(plain_class: Any) -> Any:
+    """The subclass of a configuration's class that an upgraded model's has, under the same name."""
+
+    def initialise(self: Any, *args: Any, **kwargs: Any) -> None:
+        plain_class.__init__(self, *args, **kwargs)
+
+    members = {
+        "__module__": __name__,
+        "__doc__": plain_class.__doc__,
+        # Without one of its own, transformers would write one that skips the plain class's validation.
+        "__init__": initialise,
+        "plain_class": plain_class,
+    }
+    upgraded = type(plain_class)(plain_class.__name__, (UpgradedFields, plain_class), members)
+    for mapping in _auto_mappings(_BaseAutoModelClass):
+        if plain_class in mapping:
+            found = mapping[plain_class]
+            loaders = [loader_class(cls, upgraded) for cls in (found if isinstance(found, (list, tuple)) else [found])]
+            mapping.register(
+                upgraded, tuple(loaders) if isinstance(found, (list, tuple)) else loaders[0], exist_ok=True
+            )
+    return upgraded
+
+
+@functools.cache
+def loader_class(model_class: Any, config_class: Any) -> Any:
+    """The :class:`UpgradingLoader` of a model's class with an upgraded configuration's class."""
+    members = {"__module__": __name__, "model_class": model_class, "config_class": config_class}
+    return type(model_class)(_PREFIX + model_class.__name__, (UpgradingLoader, model_class), members)
+
+
+def _auto_mappings(auto_class: Any) -> Iterator[Any]:
+    """From a configuration's class to one or several model classes: what each Auto class goes by."""
+    if auto_class._model_mapping is not None:
+        yield auto_class._model_mapping
+    for subclass in auto_class.__subclasses__():
+        yield from _auto_mappings(subclass)
+
+
+def model_class_of(config: Any) -> Any:
+    """The class that saved a model of this configuration, or its loader; ``None``: there is none of that name."""
+    config_class: Any = type(config)
+    for name in config.architectures or ():
+        for mapping in _auto_mappings(_BaseAutoModelClass):
+            found = mapping.get(config_class, None)
+            for model_class in found if isinstance(found, (list, tuple)) else [found]:
+                if model_class is not None and model_class.__name__ == name:
+                    return model_class
+        model_class = getattr(transformers, name.removeprefix(_PREFIX), None)
+        if model_class is not None:
+            return loader_class(model_class, config_class) if isinstance(config, UpgradedFields) else model_class
+    return None
+
+
+def _config_of(folder: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The configuration in ``folder``, and the arguments of ``from_pretrained`` that are left for the model."""
+    kept = {name: kwargs[name] for name in (*PLACES, *_SHARED) if name in kwargs}
+    given = {name: value for name, value in kwargs.items() if name not in _SHARED}
+    config, rest = UpgradedConfig.from_pretrained(folder, return_unused_kwargs=True, **given)
+    return config, {**rest, **kept}
+
+
+def _new_config(plain_class: Any) -> Any:
+    upgraded = upgraded_config_class(plain_class)
+    return upgraded.__new__(upgraded)
+
+
+def _plain_names(names: list[str]) -> list[str]:
+    return [name.removeprefix(_PREFIX) for name in names]
+
+
+@contextmanager
+def _described(model: Any) -> Iterator[None]:
+    """Within, the configuration of ``model`` says which of its modules are upgraded, and how."""
+    description = describe(model)
+    if description is None:
+        yield
+        return
+    config = model.config
+    plain_class: Any = type(config)
+    own_code = plain_class.__module__.startswith("transformers_modules.") or model.is_remote_code()
+    if own_code or config.model_type not in CONFIG_MAPPING:
+        raise UserError(
+            f"{type(model).__name__} has code that transformers would not find again from a folder: register it with "
+            "the Auto classes, or exsel.downgrade(model) and save what is left"
+        )
+    config.__class__ = upgraded_config_class(plain_class)
+    config.exsel = description
+    try:
+        yield
+    finally:
+        config.__class__ = plain_class
+        del config.__dict__[_ENTRY]
+
+
+def _guard() -> None:
+    """Have transformers save what is upgraded as such, and build nothing plain from what is described as upgraded.
+
+    Both go by methods of every model, since any model may have an upgraded part that it knows nothing of.
+    """
+    initialise, save = PreTrainedModel.__init__, PreTrainedModel.save_pretrained
+
+    @functools.wraps(initialise)
+    def guarded_initialise(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
+        if isinstance(config, UpgradedFields):
+            name = type(self).__name__
+            raise UserError(
+                f"{name} by itself would drop the mechanisms of this upgraded configuration: use "
+                f"exsel.from_pretrained(folder), or an Auto class; for a plain {name} take {name}'s own configuration"
+            )
+        initialise(self, config, *args, **kwargs)
+
+    @functools.wraps(save)
+    def guarded_save(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if getattr(self, "_hf_peft_config_loaded", False):
+            return save(self, *args, **kwargs)  # an adapter alone, without a configuration
+        with _described(self):
+            return save(self, *args, **kwargs)
+
+    PreTrainedModel.__init__, PreTrainedModel.save_pretrained = guarded_initialise, guarded_save
+
+
+_guard()
