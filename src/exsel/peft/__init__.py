@@ -12,13 +12,14 @@ A program that loads such an adapter has to import it too: without it PEFT does 
 
 from exsel.errors import require
 
-require("peft", "peft")
+if not hasattr(require("peft", "peft").tuners.tuners_utils.BaseTuner, "_remove_adapter_name_from_key"):
+    raise ImportError("exsel.peft needs peft 0.21 or later, whose methods name their own weights: pip install -U peft")
 
-from peft.utils import register_peft_method  # noqa: E402
+from peft.utils import register_peft_method
 
-from exsel.peft.config import ExclusiveConfig, SelectiveConfig  # noqa: E402
-from exsel.peft.layer import AdapterLayer  # noqa: E402
-from exsel.peft.model import MechanismsModel  # noqa: E402
+from exsel.peft.config import ExclusiveConfig, SelectiveConfig
+from exsel.peft.layer import AdapterLayer
+from exsel.peft.model import MechanismsModel
 
 for _name, _config in (("exsel_selective", SelectiveConfig), ("exsel_exclusive", ExclusiveConfig)):
     register_peft_method(name=_name, config_cls=_config, model_cls=MechanismsModel, prefix=MechanismsModel.prefix)

@@ -112,12 +112,13 @@ class MechanismsModel(BaseTuner):
             self._lora.set_adapter(adapter_name, inference_mode=inference_mode)
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Take ``adapter_name`` out, with its LoRA."""
+        """Take ``adapter_name`` out, with its LoRA; were it active, another one is now, the same in every layer."""
+        was_active = adapter_name in self.active_adapters
         if self._lora is not None and adapter_name in self._lora.peft_config:
             self._lora.delete_adapter(adapter_name)
         super().delete_adapter(adapter_name)
-        if self._lora is not None:
-            self._lora.set_adapter(self.active_adapters)
+        if was_active:
+            self.set_adapter(self.active_adapters)
 
     def withdraw(self, adapter_name: str) -> None:
         """Undo the last injection, of ``adapter_name``: the model is as it was before."""
@@ -224,10 +225,7 @@ def _check_adaptable(model: nn.Module, adapter_name: str) -> None:
                 "take the model that merge_and_unload() returns"
             )
         if isinstance(module, Upgraded) and not isinstance(getattr(module, CHILD), AdapterLayer):
-            raise ValueError(
-                "the model is upgraded already: exsel.downgrade(model) it first, or train what it has with "
-                f"LoraConfig(…, modules_to_save=[{CHILD!r}])"
-            )
+            raise ValueError("the model is upgraded already: exsel.downgrade(model) it, the adapter brings its own")
         if isinstance(module, BaseTunerLayer) and adapter_name in module._get_available_adapters():
             raise ValueError(f"the model has an adapter {adapter_name!r} already: give this one another adapter_name")
 
