@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
 
 from exsel.upgrade.zoo_configs import small_config
 from exsel.upgrade.zoo_inputs import inputs_of
@@ -57,7 +57,7 @@ class Specimen:
 
 def model_types() -> list[str]:
     """Every model type in the installed transformers, sorted; sub-configurations of other types included."""
-    return sorted(CONFIG_MAPPING.keys())
+    return sorted(CONFIG_MAPPING_NAMES)
 
 
 def build(model_type: str, *, seed: int = 0) -> Specimen:
@@ -71,7 +71,7 @@ def build(model_type: str, *, seed: int = 0) -> Specimen:
         NotBuilt: the type is no model of its own, needs a package that is not installed, or transformers refused it
         KeyError: transformers does not know the type
     """
-    if model_type not in CONFIG_MAPPING:
+    if model_type not in CONFIG_MAPPING_NAMES:
         raise KeyError(
             f"transformers has no model type {model_type!r}; the types are in exsel.upgrade.zoo.model_types()"
         )
@@ -106,7 +106,8 @@ def _model_class(model_type: str, config: PretrainedConfig) -> type[PreTrainedMo
     """The best head of a type, see ``_HEADS``."""
     order = list(_HEADS)
     if config.is_encoder_decoder:  # its CAUSAL_LM is the decoder alone
-        order[:2] = reversed(order[:2])
+        order.remove("MODEL_FOR_CAUSAL_LM_MAPPING")
+        order.insert(order.index("MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING") + 1, "MODEL_FOR_CAUSAL_LM_MAPPING")
     elif hasattr(config, "is_decoder") and not config.is_decoder:  # an encoder that may be used as a decoder
         order.insert(0, order.pop(2))
     others = sorted(n for n in vars(modeling_auto) if n.startswith("MODEL_") and n.endswith("_MAPPING"))

@@ -40,7 +40,7 @@ _CAPS: tuple[tuple[str, int | None], ...] = (
     (r"num_queries|.*num_latents|num_query_tokens|num_image_tokens", 5),
     (r".*hidden_dimension", 64),
     (r"num_pos_feats", 32),
-    (r"upsample_groups", 4),
+    (r"upsample_groups|num_filters", 4),
     (r"image_size|img_size|image_size_.*", 48),
     (r"patch_size", 8),
 )
@@ -167,7 +167,7 @@ def _capped(name: str, value: Any) -> Any:
     if isinstance(value, bool) or value is None:
         return value
     if isinstance(value, (list, tuple)):
-        if all(isinstance(item, int) for item in value) and name.endswith("s"):
+        if all(isinstance(item, int) for item in value):
             singular = name.removesuffix("s")
             known = any(pattern.fullmatch(singular) for pattern, _ in _COMPILED)
             return type(value)(_capped(singular if known else name, item) for item in value)

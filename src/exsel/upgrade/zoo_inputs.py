@@ -39,7 +39,7 @@ def inputs_of(model: PreTrainedModel, model_type: str, generator: torch.Generato
         for name, p in parameters.items()
         if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) and (p.default is p.empty or name == model.main_input_name)
     ]
-    if _is_multimodal(model, "image"):
+    if _getters(model, "image") and {"input_ids", "pixel_values"} <= set(parameters):
         wanted = list(dict.fromkeys(["input_ids", "pixel_values", *wanted]))
     inputs: dict[str, Any] = {}
     takes_images = special.get("pixel_values", ()) is not None
@@ -53,8 +53,8 @@ def inputs_of(model: PreTrainedModel, model_type: str, generator: torch.Generato
             inputs[name] = maker.given(*given)
     if not inputs and "input_ids" in parameters:
         inputs["input_ids"] = maker.make("input_ids")
-    if _image_token(model.config) is not None and "pixel_values" in inputs and "input_ids" not in special:
-        inputs |= maker.with_image_tokens(model, inputs, parameters)
+    if "input_ids" not in special:
+        inputs |= maker.with_placeholders(model, inputs, parameters)
     if model.config.is_encoder_decoder and "decoder_input_ids" in parameters and "decoder_input_ids" not in special:
         inputs["decoder_input_ids"] = maker.tokens(BATCH, TARGET_TOKENS)
     if "input_ids" in inputs and "attention_mask" in parameters and "attention_mask" not in special:
@@ -62,33 +62,34 @@ def inputs_of(model: PreTrainedModel, model_type: str, generator: torch.Generato
     return inputs
 
 
-def _is_multimodal(model: PreTrainedModel, kind: str) -> bool:
-    """Whether a model takes text and something else together."""
-    parameters = inspect.signature(model.forward).parameters
-    return hasattr(model, f"get_{kind}_features") and {"input_ids", "pixel_values"} <= set(parameters)
+# The input that carries each kind of content, and the names that the token in whose place it goes may have.
+_CONTENT = {
+    "image": ("pixel_values", ("image_token_id", "image_token_index", "media_placeholder_token_id")),
+    "audio": ("input_features", ("audio_token_id", "audio_token_index")),
+}
 
 
-def _image_token(config: PretrainedConfig) -> int | None:
-    """The token in whose place an image's features go."""
-    for name in ("image_token_id", "image_token_index", "media_placeholder_token_id"):
+def _getters(model: PreTrainedModel, kind: str) -> list[Any]:
+    """The methods of a model and of its base that turn an input into the language model's features."""
+    return [getattr(m, f"get_{kind}_features") for m in (model, model.base_model) if hasattr(m, f"get_{kind}_features")]
+
+
+def _placeholder(config: PretrainedConfig, kind: str) -> int | None:
+    for name in _CONTENT[kind][1]:
         token = getattr(config, name, None)
         if token is not None:
             return int(token)
     return None
 
 
-def _per_image(output: Any) -> int:
-    """How many tokens one image takes, from what ``get_image_features`` returned in whatever form."""
-    features = getattr(output, "pooler_output", output)
-    if features is None:
-        features = output.last_hidden_state
-    return _rows(features) // BATCH
-
-
 def _rows(features: Any) -> int:
+    """How many features there are in what a getter returned, in whatever form."""
     if isinstance(features, Tensor):
         return math.prod(features.shape[:-1])
-    return sum(_rows(part) for part in features)
+    if isinstance(features, (list, tuple)):
+        return sum(_rows(part) for part in features)
+    pooled = getattr(features, "pooler_output", None)
+    return _rows(features.last_hidden_state if pooled is None else pooled)
 
 
 class _Maker:
@@ -124,23 +125,28 @@ class _Maker:
         grid_name = "grid_thw" if "grid_thw" in parameters else "image_grid_thw"
         return {name: self.normal(BATCH * GRID[0] * GRID[1], width), grid_name: grid}
 
-    def with_image_tokens(
+    def with_placeholders(
         self, model: PreTrainedModel, inputs: dict[str, Any], parameters: Mapping[str, Any]
     ) -> dict[str, Tensor]:
-        """Text around as many image tokens as the model makes of one image."""
-        own = inspect.signature(model.get_image_features).parameters
-        taken = {name: value for name, value in inputs.items() if name in own or name.startswith("image_")}
-        with torch.no_grad():
-            per_image = _per_image(model.get_image_features(**taken))
-        token = _image_token(self.config)
-        assert token is not None
-        image = torch.full((BATCH, per_image), token)
-        after = TOKENS - 3 + (TOKENS + per_image == 16)  # never as many tokens as a head is wide
-        ids = torch.cat([self.tokens(BATCH, 3), image, self.tokens(BATCH, after)], dim=1)
+        """Text around as many placeholder tokens as the model makes features of one image or recording."""
+        spans: list[Tensor] = []
+        for kind, (carrier, _) in _CONTENT.items():
+            token, getters = _placeholder(self.config, kind), _getters(model, kind)
+            if token is None or not getters or carrier not in inputs:
+                continue
+            known = {name for getter in getters for name in inspect.signature(getter).parameters}
+            with torch.no_grad():
+                features = getters[0](**{name: value for name, value in inputs.items() if name in known})
+            spans.append(torch.full((BATCH, _rows(features) // BATCH), token))
+        if not spans:
+            return {}
+        length = TOKENS + sum(span.shape[1] for span in spans)
+        after = TOKENS - 3 + (length == 16)  # never as many tokens as a head is wide
+        ids = torch.cat([self.tokens(BATCH, 3), *spans, self.tokens(BATCH, after)], dim=1)
         made = {"input_ids": ids}
         for name in ("mm_token_type_ids", "token_type_ids"):
-            if name in parameters:
-                made[name] = (ids == token).long()
+            if name in parameters and "pixel_values" in inputs:
+                made[name] = torch.eq(ids, _placeholder(self.config, "image") or 0).long()
         return made
 
     def given(self, kind: str, *shape: Any) -> Any:

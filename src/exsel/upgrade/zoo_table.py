@@ -24,7 +24,7 @@ _RESNET = {
 }
 _NO_TIMM = {"__init__": {"use_timm_backbone": False, "backbone_config": _RESNET}}
 _SERIES = {"prediction_length": 4, "context_length": 8, "lags_sequence": [1, 2, 3], "num_time_features": 1}
-_SWIN = {"embed_dim": 16, "depths": [2, 2, 1, 1], "num_heads": [2, 2, 4, 4], "window_size": 3}
+_SWIN = {"embed_dim": 16, "depths": [2, 2, 1, 1], "num_heads": [2, 2, 4, 4], "window_size": 3, "image_size": 96}
 _HALF_MROPE = {"rope_parameters": {"mrope_section": [1, 1, 2]}}
 
 # Fields of a type's small configuration, wherever that type is a part of others too; a dict for a sub-configuration's
@@ -89,7 +89,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
             "full_attention": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]},
         }
     },
-    "deepseek_ocr2_text": {"mlp_layer_types": ["dense", "sparse"]},
+    "deepseek_ocr2_text": {"mlp_layer_types": ["dense", "sparse"], "num_experts_per_tok": 2},
     "diffusion_gemma_text": {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32},
     "dots3_note_audio_encoder": {"adapter_input_size": 64, "adapter_out_dim": 64},
     "dots3_note_vision_encoder": {"adapter_in_dim": 64, "adapter_out_dim": 64, "num_experts_per_tok": 2},
@@ -151,7 +151,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "layoutlmv3": {"coordinate_size": 11, "shape_size": 10, "hidden_size": 64},
     "lw_detr_vit": {"num_windows": 4, "image_size": 48},
     "rf_detr_dinov2": {"num_windows": 2},
-    "sapiens2": _NO_GROUPS,
+    "sapiens2": {"num_key_value_heads_per_layer": [4, 2]},
     "swin": _SWIN,
     "swinv2": _SWIN,
     "maskformer-swin": _SWIN,
@@ -179,16 +179,43 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "embed_dim_per_stage": [16, 32, 64, 64],
         "num_attention_heads_per_stage": [1, 2, 4, 4],
         "blocks_per_stage": [1, 2, 2, 1],
-        "window_size_per_stage": [4, 2, 2, 2],
-        "global_attention_blocks": [3],
+        "window_size_per_stage": [4, 4, 4, 2],
+        "global_attention_blocks": [4],
         "window_positional_embedding_background_size": [4, 4],
     },
     "seggpt": {"image_size": [96, 48], "pretrain_image_size": 48},
     "superpoint": {"descriptor_decoder_dim": 64},
-    "tvp": {"max_img_size": 48},
+    "tvp": {"max_img_size": 48, "visual_prompt_size": 8, "num_frames": 2},
     "videomae": {"num_frames": 8},
-    "vitmatte": {"convstream_hidden_sizes": [16, 16, 16]},
+    "vitmatte": {
+        "backbone_config": {"patch_size": 16},
+        "convstream_hidden_sizes": [16, 16, 16],
+        "fusion_hidden_sizes": [64, 32, 16, 8],
+    },
     "vivit": {"num_frames": 8},
+    "granite4_vision": {"deepstack_layer_map": [], "spatial_target_layers": [], "downsample_rate": "1/2"},
+    "lw_detr": {"projector_scale_factors": [1.0]},
+    "minicpm_ocr": {"image_token_id": 150},
+    "minicpmv4_6": {"image_token_id": 150, "vision_config": {"image_size": 64}},
+    "minicpmv4_7": {"image_token_id": 150, "vision_config": {"image_size": 64}},
+    "mistral4": {"rope_parameters": {"partial_rotary_factor": 1.0}},
+    "neucodec": {"quantization_dim": 128, **_NO_GROUPS},
+    "perceiver": {"d_latents": 64, "num_self_attends_per_block": 2},
+    "pp_doclayout_v2": {"class_thresholds": [0.5] * 25},
+    "pp_doclayout_v3": {"x4_feat_dim": 64, "mask_feature_channels": [64, 64]},
+    "sam3_tracker": {"vision_config": {"backbone_feature_sizes": [[24, 24], [12, 12], [6, 6]]}},
+    "voxtral": {"audio_token_id": 150},
+    "xcodec": {"codebook_dim": 128},
+    "xcodec2": {"quantization_dim": 128, **_NO_GROUPS},
+    "yolos": {"num_detection_tokens": 10},
+    "zoedepth": {"bottleneck_features": 64},
+    "glmasr_encoder": {"intermediate_size": 256},
+    "hiera": {"image_size": [64, 64]},
+    "mllama_vision_model": {"intermediate_layers_indices": [0, 1], "vision_output_dim": 192},
+    "modernvbert": {"vision_config": {"image_size": 64}},
+    "sam_vision_model": {"global_attn_indexes": [1]},
+    "ultravbert": {"vision_config": {"image_size": 64}},
+    "voxtral_encoder": {"intermediate_size": 256},
 }
 
 # Types without a default configuration, made of other types' small ones.
