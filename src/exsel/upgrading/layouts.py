@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from exsel.upgrading import layouts_vision
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -37,6 +39,7 @@ LAYOUTS: tuple[Layout, ...] = (
     _separate("q_lin", "k_lin", "v_lin"),
     _separate("linear_q", "linear_k", "linear_v"),
     _separate("to_q", "to_k", "to_v"),
+    Layout({"to_q": "query", "to_kv": "key_value"}),
     _separate("Wq", "Wk", "Wv"),
     _separate("wq", "wk", "wv"),
     Layout({"qkv": "blocks"}),
@@ -45,9 +48,12 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout({"c_attn": "blocks"}),
 )
 
+
 def key(cls: type) -> str:
-    """A class as the tables below name it: its package and its name, ``gptj.GPTJAttention``, ``timm.Attention``."""
+    """A class as the tables name it: its package and name, ``gptj.GPTJAttention``; in timm the module's as well."""
     packages = cls.__module__.split(".")
+    if packages[0] == "timm":
+        return f"timm.{packages[-1]}.{cls.__name__}"
     return f"{packages[2] if packages[:2] == ['transformers', 'models'] else packages[0]}.{cls.__name__}"
 
 
@@ -61,6 +67,7 @@ _QUERY_GATE = Layout({"q_proj": "query_gate", "k_proj": "key", "v_proj": "value"
 #: at its projections, and projected before its output projection.
 CLASSES: Mapping[str, Layout] = _by_class(
     (
+        *((Layout({"qkv": packing}), names) for packing, names in layouts_vision.FUSED.items()),
         (Layout({"query_key_value": "heads"}), "gpt_neox.GPTNeoXAttention persimmon.PersimmonAttention"),
         # Another path, which reorder_and_upcast_attn switches on, writes the attention out; it is refused below.
         (Layout({"c_attn": "blocks"}), "gpt2.GPT2Attention decision_transformer.DecisionTransformerGPT2Attention"),
@@ -91,10 +98,10 @@ CLASSES: Mapping[str, Layout] = _by_class(
         (Layout({"qkv": "blocks"}, ""), "timesformer.TimesformerSelfAttention"),
         (
             _separate("q_proj", "k_proj", "v_proj", "out_proj"),
-            "gptj.GPTJAttention gpt_neo.GPTNeoSelfAttention xglm.XGLMAttention clvp.ClvpSelfAttention "
+            "gptj.GPTJAttention gpt_neo.GPTNeoSelfAttention xglm.XGLMAttention "
             "dab_detr.DetrAttention groupvit.GroupViTAttention led.LEDDecoderAttention mvp.MvpAttention "
             "mask2former.Mask2FormerAttention oneformer.OneFormerAttention speecht5.SpeechT5Attention "
-            "table_transformer.TableTransformerAttention trocr.TrOCRAttention fsmt.Attention vits.VitsAttention",
+            "table_transformer.TableTransformerAttention trocr.TrOCRAttention fsmt.Attention",
         ),
         (_separate("query_proj", "key_proj", "value_proj", "out_proj"), "prophetnet.ProphetNetAttention"),
         (
@@ -108,6 +115,10 @@ CLASSES: Mapping[str, Layout] = _by_class(
         (_separate("project_q", "project_k", "project_v", "attention_out"), "cpmant.CpmAntAttention"),
         (_separate("query", "key", "value", "dense"), "tvp.TvpAttention"),
         (
+            _separate("linear_q", "linear_k", "linear_v", "linear_out"),
+            "fastspeech2_conformer.FastSpeech2ConformerAttention",
+        ),
+        (
             _separate("query", "key", "value", "out_proj"),
             "grounding_dino.GroundingDinoMultiheadAttention mm_grounding_dino.MMGroundingDinoMultiheadAttention "
             "omdet_turbo.OmDetTurboMultiheadAttention",
@@ -118,7 +129,7 @@ CLASSES: Mapping[str, Layout] = _by_class(
             "flava.FlavaSelfAttention git.GitSelfAttention lxmert.LxmertAttention tapas.TapasSelfAttention "
             "roformer.RoFormerSelfAttention visual_bert.VisualBertSelfAttention bros.BrosSelfAttention "
             "layoutlmv3.LayoutLMv3SelfAttention blip_text.BlipTextSelfAttention blip.BlipTextSelfAttention "
-            "superglue.SuperGlueSelfAttention data2vec.Data2VecVisionSelfAttention "
+            "data2vec.Data2VecVisionSelfAttention "
             "data2vec.Data2VecVisionSdpaSelfAttention mobilevit.MobileViTSelfAttention clap.ClapAudioSelfAttention "
             "donut.DonutSwinSelfAttention maskformer.MaskFormerSwinSelfAttention swin2sr.Swin2SRSelfAttention "
             "swinv2.Swinv2SelfAttention big_bird.BigBirdSelfAttention bigbird_pegasus.BigBirdPegasusSelfAttention "
@@ -136,12 +147,12 @@ _SPARSE = "sparse attention with code of its own for parts of the sequence"
 REFUSED_CHILDREN: Mapping[str, str] = {
     "kv_b_proj": _LATENT,
     "kv_a_proj_with_mqa": _LATENT,
-    "exclusive_self_attention": "it is exclusive already, by its own code",
 }
 
 #: Attributes that, when true, mean the same.
 REFUSED_FLAGS: Mapping[str, str] = {
     "is_kv_shared_layer": "this layer attends with another layer's keys and values: it has none of its own",
+    "rotary_value": "it rotates values too",
     "reorder_and_upcast_attn": "reorder_and_upcast_attn goes around the attention function: switch it off",
 }
 
@@ -164,7 +175,7 @@ REFUSED_CLASSES: Mapping[str, str] = {
         (
             _REDUCED,
             "pvt.PvtEfficientSelfAttention pvt_v2.PvtV2SelfAttention glpn.GLPNEfficientSelfAttention "
-            "segformer.SegformerEfficientSelfAttention hiera.HieraMaskUnitAttention",
+            "segformer.SegformerAttention hiera.HieraMaskUnitAttention",
         ),
         (
             _SPARSE,
@@ -186,6 +197,66 @@ REFUSED_CLASSES: Mapping[str, str] = {
         ("its projections are convolutions over channels first", "squeezebert.SqueezeBertSelfAttention"),
         ("it hands its weights, not its values, to PyTorch's attention", "wavlm.WavLMAttention"),
         (_LATENT, "deepseek_v4.DeepseekV4Attention"),
+        ("it rotates values too", "clvp.ClvpSelfAttention"),
+        ("it adds relative positions to what it mixes", "vits.VitsAttention"),
+        ("it is exclusive already, by its own code", "neomme.NeoMMEAttention"),
+        (
+            "it attends to its own and the encoder's tokens at once",
+            "t5gemma2.T5Gemma2MergedAttention diffusion_gemma.DiffusionGemmaDecoderTextAttention",
+        ),
+        (
+            "it attends to its own and to other tokens with the same weights",
+            "superglue.SuperGlueSelfAttention perceiver.PerceiverSelfAttention",
+        ),
+        ("its weights are no linear layers", "xlnet.XLNetRelativeAttention"),
+        (
+            "its projections are convolutions",
+            "janus.JanusVQVAEAttnBlock chameleon.ChameleonVQVAEEncoderAttnBlock levit.LevitAttention "
+            "emu3.Emu3VQVAEAttentionBlock",
+        ),
+        ("its queries, keys and values are made outside it", "dab_detr.DabDetrAttention"),
+        ("several streams of tokens share their keys and values", "prophetnet.ProphetNetNgramSelfAttention"),
+    )
+    for name in names.split()
+} | layouts_vision.REFUSED
+
+#: By class: what has attention in its name and is not attention among tokens with values of their own.
+LEFT_ALONE: Mapping[str, str] = {
+    name: reason
+    for reason, names in (
+        (
+            "deformable attention samples points: it has no own values",
+            "deformable_detr.DeformableDetrMultiscaleDeformableAttention d_fine.DFineMultiscaleDeformableAttention "
+            "deimv2.Deimv2MultiscaleDeformableAttention rt_detr.RTDetrMultiscaleDeformableAttention "
+            "grounding_dino.GroundingDinoMultiscaleDeformableAttention lw_detr.LwDetrMultiscaleDeformableAttention "
+            "mm_grounding_dino.MMGroundingDinoMultiscaleDeformableAttention "
+            "mask2former.Mask2FormerPixelDecoderEncoderMultiscaleDeformableAttention "
+            "oneformer.OneFormerPixelDecoderEncoderMultiscaleDeformableAttention "
+            "omdet_turbo.OmDetTurboMultiscaleDeformableAttention rf_detr.RfDetrMultiscaleDeformableAttention "
+            "pp_doclayout_v2.PPDocLayoutV2MultiscaleDeformableAttention "
+            "pp_doclayout_v3.PPDocLayoutV3MultiscaleDeformableAttention "
+            "pp_doclayout_v4.PPDocLayoutV4MultiscaleDeformableAttention "
+            "rt_detr_v2.RTDetrV2MultiscaleDeformableAttention",
+        ),
+        (
+            "it draws a map of attention and mixes nothing",
+            "detr.DetrMHAttentionMap conditional_detr.ConditionalDetrMHAttentionMap dab_detr.DabDetrMHAttentionMap "
+            "maskformer.MaskFormerDetrMHAttentionMap",
+        ),
+        (
+            "it attends to other tokens than its own",
+            "grounding_dino.GroundingDinoBiMultiHeadAttention mm_grounding_dino.MMGroundingDinoBiMultiHeadAttention "
+            "groupvit.GroupViTAssignAttention evolla.EvollaSequenceCompressorAttention "
+            "oneformer.OneFormerTextMapperAttention esmfold2.EsmFold2RowAttentionPooling",
+        ),
+        (
+            "it is no attention over tokens",
+            "slanet.SLANetAttentionGRUCell slanext.SLANeXtAttentionGRUCell patchtsmixer.PatchTSMixerGatedAttention "
+            "inkling2.Inkling2BlockAttentionResidual phi4_multimodal.Phi4MultimodalAudioRelativeAttentionBias "
+            "lxmert.LxmertAttentionOutput neomme.NeoMMEExclusiveSelfAttention cvt.CvtSelfAttentionConvProjection "
+            "cvt.CvtSelfAttentionProjection cvt.CvtSelfAttentionLinearProjection "
+            "florence2.Florence2VisionChannelAttention",
+        ),
     )
     for name in names.split()
 }

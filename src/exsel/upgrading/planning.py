@@ -11,11 +11,14 @@ from typing import Any
 from torch import nn
 
 from exsel.nn.packing import PACKINGS, Geometry
-from exsel.upgrading import layouts, multihead, paths
+from exsel.upgrading import layouts, layouts_vision, multihead, paths
 from exsel.upgrading.layouts import Layout
 from exsel.upgrading.rewriting import CHILD, RewritingError, Sites, find_sites
 
-_CROSS = re.compile(r"cross|encoder_attn|encdec|enc_dec|token_to_image|image_to_token", re.IGNORECASE)
+_CROSS = re.compile(
+    r"cross|encoder_attn|encdec|enc_dec|encoder_decoder|x_attn|token_to_image|image_to_token|perceiverattention",
+    re.IGNORECASE,
+)
 _POOLING = re.compile(r"pool", re.IGNORECASE)
 _ATTENTION = re.compile(r"attention|attn", re.IGNORECASE)
 _NO_OWN_VALUES = "cross-attention has no own values"
@@ -48,15 +51,18 @@ class Target:
 
 def targets(model: nn.Module) -> list[Target]:
     """Every attention module of ``model``, in its order."""
-    found: list[Target] = []
-    wrappers: set[str] = set()
     modules = dict(model.named_modules())
-    for name, module in modules.items():
-        target = _target(name, module, modules.get(name.rpartition(".")[0]))
-        if target is not None:
-            found.append(target)
-            parts = name.split(".")
-            wrappers |= {".".join(parts[:length]) for length in range(len(parts))}
+    found = [
+        target
+        for name, module in modules.items()
+        if (target := _target(name, module, modules.get(name.rpartition(".")[0]))) is not None
+    ]
+    wrappers = {
+        ".".join(target.name.split(".")[:length])
+        for target in found
+        if target.kind != "cross"
+        for length in range(target.name.count(".") + 1)
+    }
     # A wrapper around attention modules, like BertAttention or a whole model, is not one itself.
     return [target for target in found if not (target.name in wrappers and target.layout is None)]
 
@@ -77,12 +83,16 @@ def _target(name: str, module: nn.Module, parent: nn.Module | None) -> Target | 
     def refused(reason: str) -> Target:
         return Target(name, cls.__name__, "other", reason, reason)
 
-    # The module's name within its layer: layers.0.crossattention.self is one, cross_encoder.layers.0.self_attn not.
-    names = f"{re.split(r'[.][0-9]+[.]', name)[-1]} {cls.__name__}"
-    if _CROSS.search(names) or _POOLING.search(names) or _is_true(module, "is_cross_attention"):
-        return Target(name, cls.__name__, "cross", _NO_OWN_VALUES, _NO_OWN_VALUES)
     if layouts.key(cls) in layouts.REFUSED_CLASSES:
         return refused(layouts.REFUSED_CLASSES[layouts.key(cls)])
+    # The module's name within its layer: layers.0.crossattention.self is one, cross_encoder.layers.0.self_attn not.
+    names = f"{re.split(r'[.][0-9]+[.]', name)[-1]} {cls.__name__} {type(parent).__name__}"
+    reason = layouts.LEFT_ALONE.get(layouts.key(cls), "")
+    is_across = layouts.key(cls) in layouts_vision.ACROSS or _is_true(module, "is_cross_attention")
+    if is_across or _CROSS.search(names) or _POOLING.search(names):
+        reason = _NO_OWN_VALUES
+    if reason:
+        return Target(name, cls.__name__, "cross", reason, reason)
     for child, reason in layouts.REFUSED_CHILDREN.items():
         if hasattr(module, child):
             return refused(reason)
@@ -94,7 +104,7 @@ def _target(name: str, module: nn.Module, parent: nn.Module | None) -> Target | 
     assert isinstance(sites, Sites)
     if known is None and not calls_function:
         return refused(f"{cls.__name__} calls no attention function")
-    if known is None and (reason := paths.refusal(module, cls)):
+    if (known is None or known.output is None) and (reason := paths.refusal(module, cls, layouts_vision.switches(cls))):
         return refused(reason)
     layout = known or _layout(module, cls)
     if layout is None:

@@ -11,6 +11,7 @@ import ast
 import copy
 import functools
 import inspect
+import re
 import textwrap
 import types
 from collections.abc import Callable, Mapping
@@ -89,6 +90,17 @@ def is_sdpa(call: ast.Call, function: types.FunctionType) -> bool:
     return path.endswith("scaled_dot_product_attention") and not path.startswith("self.")
 
 
+def _linear_of(call: ast.Call, function: types.FunctionType) -> str | None:
+    """``name`` of ``F.linear(x, self.name.weight, …)``: a projection that the layer does itself."""
+    if _named_value(call.func, function) is not F.linear:
+        return None
+    weights = [*call.args[1:2], *(keyword.value for keyword in call.keywords if keyword.arg == "weight")]
+    for weight in weights:
+        if isinstance(weight, ast.Attribute) and weight.attr == "weight":
+            return self_attribute(weight.value)
+    return None
+
+
 def _named_value(expression: ast.expr, function: types.FunctionType) -> Any:
     """What a name or ``name.attribute`` means in ``function``; ``None`` if it is a local variable."""
     if isinstance(expression, ast.Attribute):
@@ -102,7 +114,9 @@ def _named_value(expression: ast.expr, function: types.FunctionType) -> Any:
 
 
 def is_attention_function(call: ast.Call) -> bool:
-    """``function(self, query, key, value, …)``: transformers' convention."""
+    """``attention_interface(self, query, key, value, …)``: transformers' convention."""
+    if not re.search("attention|attn", ast.unparse(call.func)):
+        return False
     if not call.args or not (isinstance(call.args[0], ast.Name) and call.args[0].id == "self"):
         return False
     if any(isinstance(argument, ast.Starred) for argument in call.args[:4]):
@@ -135,6 +149,8 @@ def find_sites(cls: type, name: str = "forward", seen: frozenset[str] = frozense
                 sites.methods[called] = find_sites(cls, called, seen | {name})
             else:
                 sites.projections.add(called)
+        elif (name_of_linear := _linear_of(node, function)) is not None:
+            sites.projections.add(name_of_linear)
         if "softmax" in ast.unparse(node.func).lower():
             sites.softmax += 1
     return sites
@@ -170,6 +186,10 @@ class _Rewriter(ast.NodeTransformer):
         elif calls_function and _is_cache_update(node):
             assert isinstance(node.func, ast.Attribute)
             call = self._insertion("update", node.func.value, *node.args, keywords=node.keywords)
+        elif (name := _linear_of(node, self.function)) in self.projections:
+            source = [*node.args[:1], *(keyword.value for keyword in node.keywords if keyword.arg == "input")]
+            rest = [keyword for keyword in node.keywords if keyword.arg != "input"]
+            call = self._insertion("project", ast.Constant(name), node.func, *source, *node.args[1:], keywords=rest)
         elif called in self.projections:
             call = self._insertion("project", ast.Constant(called), node.func, *node.args, keywords=node.keywords)
         elif called is not None and called == self.output:
