@@ -45,6 +45,12 @@ class MechanismsModel(BaseTuner):
 
     def __init__(self, model: nn.Module, peft_config: Any, adapter_name: str, **options: Any) -> None:
         _check_adaptable(model, adapter_name)
+        if isinstance(peft_config, AdapterConfig) and peft_config.lora is not None:
+            # Not from a PeftModel: transformers would load what it knows by the method's prefix, and leave out LoRA.
+            raise ValueError(
+                "transformers' own adapters cannot have lora= inside: load it with AutoPeftModelForCausalLM or "
+                "PeftModel.from_pretrained, or add the LoRA as an adapter of its own"
+            )
         super().__init__(model, peft_config, adapter_name, **options)
 
     def inject_adapter(
