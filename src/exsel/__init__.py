@@ -56,8 +56,8 @@ _register()
 
 
 def __getattr__(name: str) -> Any:
-    if name == "nn":
-        return importlib.import_module("exsel.nn")
+    if name in ("nn", "peft"):
+        return importlib.import_module(f"exsel.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'exsel' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

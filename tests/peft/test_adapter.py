@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import torch
@@ -124,7 +125,7 @@ def test_unloaded_it_leaves_the_model_as_it_was(with_lora: bool) -> None:
     get_peft_model(base, SelectiveConfig())
 
 
-def test_merged_it_is_an_upgraded_model() -> None:
+def test_merged_it_is_an_upgraded_model(tmp_path: Path) -> None:
     model = trained(get_peft_model(llama(), SelectiveConfig(exclusive=True)))
     logits = model(tokens()).logits
     with pytest.raises(ValueError, match="merge_and_unload"):
@@ -133,6 +134,8 @@ def test_merged_it_is_an_upgraded_model() -> None:
     assert torch.equal(merged(tokens()).logits, logits)
     assert not any(isinstance(module, AdapterLayer) for module in merged.modules())
     assert sum(isinstance(module, Mechanisms) for module in merged.modules()) == 2
+    merged.save_pretrained(tmp_path)
+    assert torch.equal(exsel.from_pretrained(tmp_path)(tokens()).logits, logits)
     assert torch.equal(exsel.downgrade(merged)(tokens()).logits, llama()(tokens()).logits)
 
 
@@ -142,6 +145,10 @@ def test_modules_to_save_are_trained_in_full() -> None:
     assert {name for name in trainable if ".exsel." not in name} == {
         "base_model.model.lm_head.modules_to_save.default.weight"
     }
+
+
+def test_it_is_there_with_exsel() -> None:
+    assert exsel.__getattr__("peft") is exsel.peft
 
 
 def test_the_options_are_those_of_the_mechanisms() -> None:
