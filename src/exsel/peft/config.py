@@ -95,6 +95,10 @@ class SelectiveConfig(AdapterConfig):
 
         SelectiveConfig(exclusive=True, lora=LoraConfig(r=8, target_modules=["q_proj", "v_proj"]))
 
+    To have LoRA as an adapter of its own, use transformers' ``model.add_adapter(config, name)`` for each, in either
+    order, and ``model.set_adapter([…, …])``. A model that PEFT has wrapped already is refused: merge that adapter
+    first. Loading needs ``import exsel.peft`` beforehand, without which PEFT stops at the adapter's type.
+
     ``merge_and_unload()`` returns an upgraded model as ``exsel.upgrade`` makes it, with what was trained: temperatures
     are no linear maps, so only LoRA goes into the weights. ``unload()`` returns the model as it was. One adapter is
     active at a time.
