@@ -194,13 +194,34 @@ class Insertion:
     def sdpa(
         self, function: Callable[..., Tensor], query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
     ) -> Tensor:
-        """``function(query, key, value, …)``, which is ``scaled_dot_product_attention``: ``[B, H, T, D]``."""
+        """``function(query, key, value, …)``, which is ``scaled_dot_product_attention``.
+
+        ``[B, H, T, D]``, or ``[B·H, T, D]``; with more dimensions only where nothing is to be said head by head.
+        """
+        geometry = self.mechanisms.geometry
+        is_folded = query.ndim == 3 and geometry is not None
+        if is_folded:
+            assert geometry is not None
+            batch = query.shape[0] // geometry.num_heads
+            query, key, value = (states.unflatten(0, (batch, -1)) for states in (query, key, value))
+        elif query.ndim > 4 and any(True for _ in self.mechanisms.parameters()):
+            raise RuntimeError(
+                f"an upgraded layer attends with queries {tuple(query.shape)}: which dimension holds the heads is not "
+                "known, so it can have exclusive attention of a fixed strength only"
+            )
         key, value, own_value = self._before(query, key, value)
         query = self._scaled("query", query)
-        exclusive = self.mechanisms.exclusive
+        if is_folded:
+            query, key, value = query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1)
         y = function(query, key, value, *args, **kwargs)
         self._after(query)
-        return y if exclusive is None else exclusive(y, own_value.to(y.dtype))
+        exclusive = self.mechanisms.exclusive
+        if exclusive is None:
+            return y
+        if is_folded:
+            y = y.unflatten(0, (own_value.shape[0], -1))
+        z: Tensor = exclusive(y, own_value.to(y.dtype))
+        return z.flatten(0, 1) if is_folded else z
 
     def mixed(self, y: Tensor) -> Tensor:
         """What comes out of an attention that is written out in the layer, ``[…, T, H·D]``."""

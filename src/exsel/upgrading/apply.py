@@ -5,14 +5,15 @@ from __future__ import annotations
 import functools
 import importlib
 import sys
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from torch import nn
 
 from exsel.config import ExclusiveConfig, SelectiveConfig, resolve_layers
 from exsel.nn.insertion import Mechanisms
-from exsel.upgrading import multihead
-from exsel.upgrading.planning import Target, targets
+from exsel.upgrading import layouts_vision, multihead
+from exsel.upgrading.planning import Target, original_class, targets
 from exsel.upgrading.rewriting import CHILD, rewrite
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -41,8 +42,9 @@ def downgrade(model: Model) -> Model:
     """Take the mechanisms out of ``model`` again, in place: its modules, classes and weights are what they were."""
     for module in list(model.modules()):
         if isinstance(module, Upgraded):
+            cls = original_class(module)
             del module._modules[CHILD]
-            module.__class__ = type(module).__mro__[2]
+            module.__class__ = cls
     return model
 
 
@@ -90,7 +92,13 @@ def plan(
 @functools.cache
 def _upgraded_class(cls: Any, projections: tuple[tuple[str, str], ...], output: str | None) -> type[Any]:
     methods = multihead.METHODS if issubclass(cls, nn.MultiheadAttention) else rewrite(cls, dict(projections), output)
-    return type(cls.__name__, (Upgraded, cls), {"__module__": cls.__module__, "__doc__": cls.__doc__, **methods})
+    switched = {name: property(_returning(value)) for name, value in layouts_vision.switches(cls).items()}
+    described = {"__module__": cls.__module__, "__doc__": cls.__doc__}
+    return type(cls.__name__, (Upgraded, cls), {**described, **switched, **methods})
+
+
+def _returning(value: bool) -> Callable[[Any], bool]:
+    return lambda _: value
 
 
 def build_mechanisms(

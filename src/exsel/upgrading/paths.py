@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ast
 import types
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -44,25 +44,31 @@ class Way:
         return Way(self.attention or other.attention, self.softmax or other.softmax, other.has_returned)
 
 
-def refusal(module: nn.Module, cls: type) -> str:
+def refusal(module: nn.Module, cls: type, switches: Mapping[str, bool]) -> str:
     """Why not to upgrade ``module``, of class ``cls``, by its attention function alone; empty where there is no reason.
+
+    Args:
+        module: as it is.
+        cls: its class.
+        switches: values that some of its attributes will have when it is upgraded.
 
     Raises:
         RewritingError: no source to read.
     """
-    walk = _Walk(module, cls)
+    walk = _Walk(module, cls, switches)
     found = walk.method("forward")
     if not any(way.attention for way in found):
-        switches = ", ".join(f"{name}={value}" for name, value in walk.switches.items())
-        return f"{cls.__name__} writes its attention out when {switches}: switch to its attention function"
+        chosen = ", ".join(f"{name}={value}" for name, value in walk.switches.items())
+        return f"{cls.__name__} writes its attention out when {chosen}: switch to its attention function"
     if any(way.attention and way.softmax for way in found):
         return f"{cls.__name__} writes its attention out in code that is not known here"
     return ""
 
 
 class _Walk:
-    def __init__(self, module: nn.Module, cls: type) -> None:
+    def __init__(self, module: nn.Module, cls: type, chosen: Mapping[str, bool]) -> None:
         self.module = module
+        self.chosen = chosen
         self.cls = cls
         self.open: list[str] = []
         self.switches: dict[str, bool] = {}
@@ -132,7 +138,7 @@ class _Walk:
         """Whether a test holds for this module, as far as its own attributes tell."""
         name = self_attribute(test)
         if name is not None:
-            value = self.module.__dict__.get(name, getattr(self.cls, name, None))
+            value = self.chosen.get(name, self.module.__dict__.get(name, getattr(self.cls, name, None)))
             if not isinstance(value, bool):
                 return None
             self.switches[name] = value

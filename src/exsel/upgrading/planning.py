@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from exsel.nn.packing import PACKINGS, Geometry
-from exsel.upgrading import layouts, layouts_vision, multihead, paths
+from exsel.upgrading import layouts, layouts_vision, multihead, paths, trial
 from exsel.upgrading.layouts import Layout
 from exsel.upgrading.rewriting import CHILD, RewritingError, Sites, find_sites
 
@@ -20,7 +20,7 @@ _CROSS = re.compile(
     re.IGNORECASE,
 )
 _POOLING = re.compile(r"pool", re.IGNORECASE)
-_ATTENTION = re.compile(r"attention|attn", re.IGNORECASE)
+_ATTENTION = re.compile(r"attention|attn|[MG][HP]SA", re.IGNORECASE)
 _NO_OWN_VALUES = "cross-attention has no own values"
 
 
@@ -68,12 +68,12 @@ def targets(model: nn.Module) -> list[Target]:
 
 
 def _target(name: str, module: nn.Module, parent: nn.Module | None) -> Target | None:
-    cls = _original_class(module)
+    cls = original_class(module)
     if isinstance(module, nn.MultiheadAttention):
         return _multihead_target(name, module, cls, parent)
     if cls.__module__.startswith(("torch.", "exsel.")) or isinstance(module, (nn.ModuleList, nn.ModuleDict)):
         return None
-    known = layouts.CLASSES.get(layouts.key(cls))
+    known = _known_layout(module, cls)
     sites = _sites(cls)
     calls_function = isinstance(sites, Sites) and sites.total("attention") > 0
     is_attention = _ATTENTION.search(cls.__name__) and any(True for _ in module.parameters())
@@ -112,6 +112,11 @@ def _target(name: str, module: nn.Module, parent: nn.Module | None) -> Target | 
     geometry = _geometry(module, layout)
     if geometry is None:
         return Target(name, cls.__name__, "self", selective=f"the heads of {cls.__name__} are not known here")
+    tried = layout if known is not None else _tried(module, cls, layout)
+    if tried is None:
+        reason = f"in which order {cls.__name__} packs its fused projection could not be found by trying it"
+        return Target(name, cls.__name__, "self", selective=reason)
+    layout = tried
     return Target(
         name,
         cls.__name__,
@@ -142,7 +147,8 @@ def _is_true(module: nn.Module, attribute: str) -> bool:
     return getattr(module, attribute, None) is True
 
 
-def _original_class(module: nn.Module) -> type[nn.Module]:
+def original_class(module: nn.Module) -> type[nn.Module]:
+    """The class of a module, or the one that it had before its upgrade."""
     cls = type(module)
     return cls.__mro__[2] if CHILD in module._modules else cls
 
@@ -153,6 +159,32 @@ def _sites(cls: type) -> Sites | RewritingError:
         return find_sites(cls)
     except RewritingError as error:
         return error
+
+
+def _known_layout(module: nn.Module, cls: type) -> Layout | None:
+    key = layouts.key(cls)
+    if key in layouts_vision.FUSED_BY_FLAG:
+        flag, packing, other_packing = layouts_vision.FUSED_BY_FLAG[key]
+        return Layout({"qkv": packing if getattr(module, flag) else other_packing})
+    layout = layouts.CLASSES.get(key)
+    if layout is None or any(getattr(module, name, None) is None for name in layout.projections):
+        return None
+    return layout
+
+
+def _tried(module: nn.Module, cls: type, layout: Layout) -> Layout | None:
+    """``layout``, found by the names of children alone, with the packing that a fused projection has indeed."""
+    projections = list(layout.projections.items())
+    if len(projections) > 1 or cls.__module__.startswith("transformers."):
+        return layout
+    name = projections[0][0]
+    candidates = []
+    for packing in ("blocks", "heads", "groups"):
+        geometry = _geometry(module, Layout({name: packing}))
+        if geometry is not None and (packing != "groups" or geometry.num_heads != geometry.num_kv_heads):
+            candidates.append((packing, geometry))
+    packing_found = trial.packing_of(module, cls, name, _width(module, layout, "in"), candidates)
+    return None if packing_found is None else Layout({name: packing_found})
 
 
 def _layout(module: nn.Module, cls: type) -> Layout | None:

@@ -1,0 +1,96 @@
+"""How a fused projection is packed, found by trying: what it gives against what the attention gets.
+
+The name of a child says that it is a fused projection, not in which order it holds queries, keys and values. The
+original forward pass runs on a few made-up tokens, and the packing is the one by which the values that reach the
+attention are the projection's, unchanged.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from exsel.nn.packing import PACKINGS, Geometry
+from exsel.upgrading.rewriting import CHILD, rewrite
+
+_NUM_TOKENS = 4
+
+
+class _Recorder(nn.Module):
+    """Stands in for the mechanisms and for an insertion, and changes nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.packed: list[Tensor] = []
+        self.attended: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def begin(self, **kwargs: Any) -> _Recorder:
+        return self
+
+    def project(self, name: str, module: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        output = module(*args, **kwargs)
+        self.packed.append(output.clone())
+        return output
+
+    def sdpa(self, function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        names = ("query", "key", "value")
+        states = {**dict(zip(names, args, strict=False)), **kwargs}
+        self.attended.append((states["query"].clone(), states["key"].clone(), states["value"].clone()))
+        return function(*args, **kwargs)
+
+    def end(self, result: Any) -> Any:
+        return result
+
+
+def packing_of(
+    module: nn.Module, cls: type, projection: str, hidden_size: int, candidates: Sequence[tuple[str, Geometry]]
+) -> str | None:
+    """Which of ``candidates``, packings with the heads that they mean, ``module.<projection>`` has.
+
+    Args:
+        module: the attention module, of class ``cls``; left as it is.
+        cls: a class whose forward pass takes hidden states ``[B, T, E]`` first and needs no more.
+        projection: the name of the fused projection.
+        hidden_size: E.
+        candidates: names in :data:`exsel.nn.packing.PACKINGS`.
+
+    Returns:
+        ``None``: none of them, more than one, or the module cannot be called like that.
+    """
+    sample = next(module.parameters())
+    if sample.is_meta or not sample.is_floating_point():
+        return None
+    recorder = _Recorder()
+    probe = copy.copy(module)
+    probe.__dict__ = {**module.__dict__, "_modules": {**module._modules, CHILD: recorder}, "training": False}
+    probe._buffers = {name: None if buffer is None else buffer.clone() for name, buffer in module._buffers.items()}
+    probe.__class__ = type(cls.__name__, (cls,), rewrite(cls, {projection: ""}, None))
+    generator = torch.Generator().manual_seed(0)
+    hidden_states = torch.randn(1, _NUM_TOKENS, hidden_size, generator=generator)
+    try:
+        with torch.no_grad():
+            probe(hidden_states.to(device=sample.device, dtype=sample.dtype))
+    except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError, AssertionError):
+        return None  # it needs more than hidden states: what it would have done is not known
+    if len(recorder.packed) != 1 or len(recorder.attended) != 1:
+        return None
+    fitting = [name for name, heads in candidates if _fits(name, heads, recorder.packed[0], *recorder.attended[0])]
+    return fitting[0] if len(fitting) == 1 else None
+
+
+def _fits(name: str, heads: Geometry, packed: Tensor, query: Tensor, key: Tensor, value: Tensor) -> bool:
+    parts = {kind: part.movedim(-2, -3) for kind, part in PACKINGS[name].split(packed, heads).items()}
+    if value.shape != parts["value"].shape or query.shape != parts["query"].shape:
+        return False
+    # Queries may have been normed, rotated or scaled since; they are still nearer to themselves than to the keys.
+    return torch.allclose(value, parts["value"]) and _likeness(query, parts["query"]) > _likeness(query, parts["key"])
+
+
+def _likeness(left: Tensor, right: Tensor) -> float:
+    if left.shape != right.shape:
+        return -1.0
+    return torch.cosine_similarity(left[..., 0, :], right[..., 0, :], dim=-1).mean().item()
