@@ -223,7 +223,7 @@ def _described(model: Any) -> Iterator[None]:
     config = model.config
     plain_class: Any = type(config)
     own_code = plain_class.__module__.startswith("transformers_modules.") or model.is_remote_code()
-    if own_code or config.model_type not in CONFIG_MAPPING:
+    if own_code or plain_class.model_type not in CONFIG_MAPPING:
         raise UserError(
             f"{type(model).__name__} has code that transformers would not find again from a folder: register it with "
             "the Auto classes, or exsel.downgrade(model) and save what is left"
