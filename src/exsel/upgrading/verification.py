@@ -22,7 +22,7 @@ from exsel.nn.insertion import Mechanisms
 from exsel.nn.packing import PACKINGS, Packing
 from exsel.nn.temperature import Temperature
 from exsel.upgrading.apply import Upgraded, downgrade, upgrade
-from exsel.upgrading.planning import targets
+from exsel.upgrading.planning import original_class, targets
 from exsel.upgrading.rewriting import CACHES, CHILD
 
 #: Of float32 sums in another order, relative to the largest number of a tensor.
@@ -270,21 +270,25 @@ def _check_alike_tokens(model: nn.Module, inputs: Mapping[str, Any], can_generat
     worst = 0.0
     for name, (arguments, kwargs) in calls.items():
         module = model.get_submodule(name)
-        plain_forward = type(module).__mro__[2].forward.__get__(module)  # type: ignore[attr-defined]
         mechanisms = module._modules[CHILD]
         assert isinstance(mechanisms, Mechanisms)
 
-        def on_alike_tokens(forward: Any, seed: int = 3, call: Any = (arguments, kwargs)) -> Tensor:
+        def on_alike_tokens(seed: int = 3, module: nn.Module = module, call: Any = (arguments, kwargs)) -> Tensor:
             alike_arguments, alike_kwargs = _alike(*call, seed)
             with torch.no_grad(), _seeded():
-                return next(_tensors(forward(*alike_arguments, **alike_kwargs)))
+                return next(_tensors(module.forward(*alike_arguments, **alike_kwargs)))
 
-        upgraded, plain = on_alike_tokens(module.forward), on_alike_tokens(plain_forward)
-        if mechanisms.geometry is None:  # the layer's output is a constant
-            nothing, scale = on_alike_tokens(module.forward, 4), (plain - on_alike_tokens(plain_forward, 4)).abs().max()
+        upgraded = on_alike_tokens()
+        with _plain(module):
+            plain = on_alike_tokens()
+        has_children = all(isinstance(getattr(module, child, None), nn.Module) for child in mechanisms.projections)
+        if mechanisms.geometry is None or not has_children:  # the layer's output is a constant
+            nothing = on_alike_tokens(4)
+            with _plain(module):
+                scale = (plain - on_alike_tokens(4)).abs().max()
         else:
-            with _without_values(module, mechanisms):
-                nothing = on_alike_tokens(plain_forward)
+            with _plain(module), _without_values(module, mechanisms):
+                nothing = on_alike_tokens()
             scale = (plain - nothing).abs().max()
         _expect(bool(scale > 0), f"{name}: the plain layer has nothing to take away, so nothing was tested")
         ratio = ((upgraded - nothing).abs().max() / scale).item()
@@ -295,8 +299,19 @@ def _check_alike_tokens(model: nn.Module, inputs: Mapping[str, Any], can_generat
     return worst
 
 
+@contextlib.contextmanager
+def _plain(module: nn.Module) -> Iterator[None]:
+    """The module is what it was before its upgrade."""
+    upgraded = type(module)
+    module.__class__ = original_class(module)
+    try:
+        yield
+    finally:
+        module.__class__ = upgraded
+
+
 def _convolves(module: nn.Module) -> bool:
-    return any(isinstance(child, (nn.Conv1d, nn.Conv2d)) for child in module.modules())
+    return any("conv" in type(child).__name__.lower() for child in module.modules())
 
 
 def _alike(arguments: tuple[Any, ...], kwargs: Mapping[str, Any], seed: int) -> tuple[list[Any], dict[str, Any]]:
