@@ -24,6 +24,7 @@ _RESNET = {
 }
 _NO_TIMM = {"__init__": {"use_timm_backbone": False, "backbone_config": _RESNET}}
 _SERIES = {"prediction_length": 4, "context_length": 8, "lags_sequence": [1, 2, 3], "num_time_features": 1}
+_SAM2 = {"backbone_channel_list": [64, 32, 16, 8], "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]]}
 _SWIN = {"embed_dim": 16, "depths": [2, 2, 1, 1], "num_heads": [2, 2, 4, 4], "window_size": 3, "image_size": 96}
 _HALF_MROPE = {"rope_parameters": {"mrope_section": [1, 1, 2]}}
 
@@ -174,10 +175,10 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "nemotron_h_omni": {"vision_config": {"video_temporal_patch_size": 2}},
     "qwen3_omni_moe": {"talker_config": {"spatial_merge_size": 2}},
     "sam2_hiera_det_model": {
-        "hidden_size": 16,
-        "image_size": [48, 48],
-        "embed_dim_per_stage": [16, 32, 64, 64],
-        "num_attention_heads_per_stage": [1, 2, 4, 4],
+        "hidden_size": 8,
+        "image_size": [64, 64],
+        "embed_dim_per_stage": [8, 16, 32, 64],
+        "num_attention_heads_per_stage": [1, 2, 2, 4],
         "blocks_per_stage": [1, 2, 2, 1],
         "window_size_per_stage": [4, 4, 4, 2],
         "global_attention_blocks": [4],
@@ -204,6 +205,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "pp_doclayout_v2": {"class_thresholds": [0.5] * 25},
     "pp_doclayout_v3": {"x4_feat_dim": 64, "mask_feature_channels": [64, 64]},
     "sam3_tracker": {"vision_config": {"backbone_feature_sizes": [[24, 24], [12, 12], [6, 6]]}},
+    "vits": {"noise_scale": 0.0, "noise_scale_duration": 0.0},
     "voxtral": {"audio_token_id": 150},
     "xcodec": {"codebook_dim": 128},
     "xcodec2": {"quantization_dim": 128, **_NO_GROUPS},
@@ -216,6 +218,9 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "sam_vision_model": {"global_attn_indexes": [1]},
     "ultravbert": {"vision_config": {"image_size": 64}},
     "voxtral_encoder": {"intermediate_size": 256},
+    "cvt": {"depth": [2, 2, 3]},
+    "sam2_vision_model": _SAM2,
+    "sam2": {"vision_config": _SAM2, "prompt_encoder_config": {"image_size": 64, "patch_size": 16}},
 }
 
 # Types without a default configuration, made of other types' small ones.
@@ -228,14 +233,32 @@ COMPOSITES: dict[str, dict[str, str]] = {
 }
 
 # Types that are not worth an attempt, and why.
+_SESSION = "runs on a video session, not on a batch"
+_TIMM = "its default vision tower is a timm model, of a size of its own or downloaded"
+_ASSISTANT = "an assistant: reads the states of the model that it assists"
 REFUSED: dict[str, str] = {
     "bark": "has no forward of its own: its parts are bark's semantic, coarse and fine models",
-    "edgetam_video": "runs on a video session, not on a batch",
-    "gemma4_assistant": "an assistant: attends to the cache of the model that it assists",
-    "gemma4_unified_assistant": "an assistant: attends to the cache of the model that it assists",
+    "edgetam": _TIMM,
+    "edgetam_video": _SESSION,
+    "edgetam_vision_model": _TIMM,
+    "fast_vlm": _TIMM,
+    "gemma3n": _TIMM,
+    "gemma3n_vision": _TIMM,
+    "gemma4_assistant": _ASSISTANT,
+    "gemma4_unified_assistant": _ASSISTANT,
     "glm_image_vqmodel": "has no forward of its own",
+    "muse_glimmer_assistant": _ASSISTANT,
+    "pe_audio_video": _TIMM,
+    "pe_audio_video_encoder": _TIMM,
+    "pe_video": _TIMM,
+    "pe_video_encoder": _TIMM,
+    "perception_lm": _TIMM,
     "qwen2_5_omni": "has no forward of its own: its parts are the thinker and the talker",
-    "sam2_video": "runs on a video session, not on a batch",
-    "sam3_tracker_video": "runs on a video session, not on a batch",
-    "sam3_video": "runs on a video session, not on a batch",
+    "qwen3_omni_moe": "has no forward of its own: its parts are the thinker and the talker",
+    "rag": "has no forward without a retriever and its index",
+    "sam2_video": _SESSION,
+    "sam3_tracker_video": _SESSION,
+    "sam3_video": _SESSION,
+    "timm_backbone": "a timm model, not one of transformers' own",
+    "timm_wrapper": "a timm model, not one of transformers' own",
 }
