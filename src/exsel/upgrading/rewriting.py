@@ -26,7 +26,9 @@ CHILD = "exsel"
 
 #: Names of a cache among the parameters of attention modules.
 CACHES = ("past_key_values", "past_key_value", "layer_past", "cache")
-_CONTEXTS = ("key_value_states", "encoder_hidden_states")
+_CONTEXTS = ("key_value_states", "encoder_hidden_states", "context", "memory")
+#: Names of two inputs that are one tensor in self-attention. Only of classes that are not swept by the tests.
+_QUERIES_AND_KEYS = (("query", "key"), ("queries", "keys"), ("q", "k"))
 
 
 class RewritingError(Exception):
@@ -262,7 +264,7 @@ def rewrite(cls: type, projections: Mapping[str, str], output: str | None) -> di
         if name == "forward":
             if output == "":
                 _returns_mixed(definition)
-            definition.body.insert(0 if ast.get_docstring(definition) is None else 1, _begin(definition))
+            definition.body.insert(0 if ast.get_docstring(definition) is None else 1, _begin(definition, function))
             target = "forward"
         else:
             definition.name = target = rewritten_name(name)
@@ -294,7 +296,7 @@ def _returns_mixed(definition: ast.FunctionDef) -> None:
         )
 
 
-def _begin(definition: ast.FunctionDef) -> ast.stmt:
+def _begin(definition: ast.FunctionDef, function: types.FunctionType) -> ast.stmt:
     """``_exsel = self.exsel.begin(…)`` with the positions and the cache that the method is called with."""
     names = {argument.arg for argument in (*definition.args.args, *definition.args.kwonlyargs)}
     keywords = []
@@ -303,7 +305,10 @@ def _begin(definition: ast.FunctionDef) -> ast.stmt:
     elif definition.args.kwarg is not None:
         keywords.append(f"position_ids={definition.args.kwarg.arg}.get('position_ids')")
     keywords += [f"cache={name}" for name in CACHES if name in names][:1]
-    keywords += [f"context={name}" for name in _CONTEXTS if name in names][:1]
+    contexts = [name for name in _CONTEXTS if name in names]
+    if not function.__module__.startswith("transformers."):
+        contexts += [f"None if {k} is {q} else {k}" for q, k in _QUERIES_AND_KEYS if {q, k} <= names]
+    keywords += [f"context={context}" for context in contexts][:1]
     keywords += ["layer_index=layer_idx"] if "layer_idx" in names else []
     statement = ast.parse(f"{INSERTION} = self.{CHILD}.begin({', '.join(keywords)})").body[0]
     for node in ast.walk(statement):

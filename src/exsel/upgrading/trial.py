@@ -84,6 +84,8 @@ def packing_of(
 
 def _fits(name: str, heads: Geometry, packed: Tensor, query: Tensor, key: Tensor, value: Tensor) -> bool:
     parts = {kind: part.movedim(-2, -3) for kind, part in PACKINGS[name].split(packed, heads).items()}
+    if query.ndim == 3:  # heads folded into the batch, which is one
+        query, key, value = query.unsqueeze(0), key.unsqueeze(0), value.unsqueeze(0)
     if value.shape != parts["value"].shape or query.shape != parts["query"].shape:
         return False
     # Queries may have been normed, rotated or scaled since; they are still nearer to themselves than to the keys.
