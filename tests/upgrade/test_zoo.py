@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from exsel.upgrade.zoo import NotBuilt, build, model_types
+from exsel.upgrade.zoo_table import OVERRIDES
 
 FAMILIES = {"llama": "decoder", "bert": "encoder", "t5": "encoder-decoder", "vit": "vision", "wav2vec2": "audio"}
 
@@ -67,3 +68,23 @@ def test_types_are_sorted_and_complete() -> None:
     types = model_types()
     assert types == sorted(types)
     assert {"llama", "bert", "gemma3_text", "siglip_text_model"} <= set(types)
+
+
+def test_images_take_as_many_tokens_as_the_model_makes_of_them() -> None:
+    specimen = build("qwen2_vl")
+    assert specimen.family == "multimodal"
+    placeholders = specimen.inputs["input_ids"] == specimen.model.config.image_token_id
+    assert placeholders.sum(dim=1).tolist() == [6, 6]  # 4 × 6 patches, merged 2 × 2
+
+
+@pytest.mark.parametrize(("model_type", "reason"), [("timm_wrapper", "a timm model"), ("sam2_video", "video session")])
+def test_what_cannot_run_here_is_refused_by_name(model_type: str, reason: str) -> None:
+    with pytest.raises(NotBuilt, match=reason):
+        build(model_type)
+
+
+def test_what_transformers_says_becomes_the_reason_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(OVERRIDES, "gpt2", {"n_head": 3})
+    with pytest.raises(NotBuilt, match="divisible") as caught:
+        build("gpt2")
+    assert "\n" not in str(caught.value)
