@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from exsel.config import ExclusiveConfig, SelectiveConfig
     from exsel.functional import attention, exclude, explain_backend, inverse_temperature
     from exsel.models import ExselConfig, ExselForCausalLM, ExselModel
-    from exsel.upgrading import downgrade, from_pretrained, upgrade
+    from exsel.upgrading import downgrade, from_pretrained, support, upgrade
 
 _HOMES = {
     "attention": "exsel.functional",
@@ -33,6 +33,7 @@ _HOMES = {
     "ExselModel": "exsel.models",
     "downgrade": "exsel.upgrading",
     "from_pretrained": "exsel.upgrading",
+    "support": "exsel.upgrading",
     "upgrade": "exsel.upgrading",
 }
 
@@ -49,6 +50,7 @@ __all__ = [
     "from_pretrained",
     "inverse_temperature",
     "nn",
+    "support",
     "upgrade",
 ]
 

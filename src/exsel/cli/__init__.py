@@ -16,6 +16,7 @@ COMMANDS = {
     "train": "train one variant",
     "generate": "continue a prompt with a trained model",
     "eval": "loss, perplexity and bits per byte of a trained model on text",
+    "support": "say what an upgrade would do to a model, layer by layer, or to every model type there is",
     "bench": "measure what the mechanisms cost on this machine, against everything else that one could use",
 }
 

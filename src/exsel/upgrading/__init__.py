@@ -2,5 +2,6 @@
 
 from exsel.upgrading.apply import Upgraded, downgrade, upgrade
 from exsel.upgrading.loading import from_pretrained
+from exsel.upgrading.supporting import LayerSupport, Support, support
 
-__all__ = ["Upgraded", "downgrade", "from_pretrained", "upgrade"]
+__all__ = ["LayerSupport", "Support", "Upgraded", "downgrade", "from_pretrained", "support", "upgrade"]

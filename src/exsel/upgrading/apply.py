@@ -25,10 +25,33 @@ def upgrade(
     exclusive: ExclusiveConfig | bool | None = None,
     selective: SelectiveConfig | bool | None = None,
 ) -> Model:
-    """Put either or both mechanisms into ``model``, in place."""
+    """Put either or both mechanisms into a model that exists, in place.
+
+    Args:
+        model: a transformers, timm or diffusers model, or any module with attention layers of a known kind:
+            PyTorch's own, and classes that call ``scaled_dot_product_attention``. See :func:`exsel.support`.
+        exclusive: ``True`` for the default :class:`exsel.ExclusiveConfig`, or one.
+        selective: ``True`` for the default :class:`exsel.SelectiveConfig`, or one. As it starts, without its
+            positional term the model computes what it did before, and with it nearly so.
+
+    ``layers`` of either configuration counts the self-attention layers in the model's order, encoder before decoder,
+    as :func:`exsel.support` numbers them; cross-attention is left alone.
+
+    Returns:
+        ``model``. It trains, compiles, caches, generates and saves as before; :func:`exsel.from_pretrained` loads what
+        its ``save_pretrained`` saves, and :func:`exsel.downgrade` takes everything out again.
+
+    Raises:
+        ValueError: nothing asked for, no attention, a layer that cannot be upgraded (with the reason), layers beyond
+            the model, or a model that is upgraded already. The model is as it was.
+        TypeError: a configuration of another class.
+
+    Source: Zhai, arXiv:2603.09078 (2026); Zhang et al., NeurIPS 2024, arXiv:2411.12892, which fine-tunes so. Where each
+    mechanism enters a layer: :mod:`exsel.nn.insertion`.
+    """
     if any(isinstance(module, Upgraded) for module in model.modules()):
         raise ValueError(f"this {type(model).__name__} is upgraded already: exsel.downgrade(model) it first")
-    steps = plan(model, _configured(ExclusiveConfig, exclusive), _configured(SelectiveConfig, selective))
+    steps = plan(model, configured(ExclusiveConfig, exclusive), configured(SelectiveConfig, selective))
     for target, exclusive_config, selective_config in steps:
         module = model.get_submodule(target.name)
         insert(module, target, build_mechanisms(module, target, exclusive_config, selective_config))
@@ -39,12 +62,18 @@ def upgrade(
 
 
 def downgrade(model: Model) -> Model:
-    """Take the mechanisms out of ``model`` again, in place: its modules, classes and weights are what they were."""
-    for module in list(model.modules()):
-        if isinstance(module, Upgraded):
-            cls = original_class(module)
-            del module._modules[CHILD]
-            module.__class__ = cls
+    """Take the mechanisms out of ``model`` again, in place: its modules, classes and weights are what they were.
+
+    Raises:
+        ValueError: a model that holds them as an adapter of PEFT.
+    """
+    upgraded: list[Any] = [module for module in model.modules() if isinstance(module, Upgraded)]
+    if not all(isinstance(module._modules[CHILD], Mechanisms) for module in upgraded):
+        raise ValueError(f"this {type(model).__name__} has its mechanisms from a PEFT adapter: call its unload()")
+    for module in upgraded:
+        cls = original_class(module)
+        del module._modules[CHILD]
+        module.__class__ = cls
     return model
 
 
@@ -52,10 +81,24 @@ class Upgraded:
     """What every upgraded attention module is beside what it was."""
 
 
-def _configured(cls: type[Any], value: Any) -> Any:
+def configured(cls: type[Any], value: Any) -> Any:
+    """A configuration of ``cls``: the default one for ``True``, and ``None`` for ``False``.
+
+    Raises:
+        TypeError: anything but these, ``None`` and a configuration of that class.
+    """
     if value is True:
         return cls()
-    return None if value is False else value
+    if value is None or value is False:
+        return None
+    if not isinstance(value, cls):
+        raise TypeError(f"expected True, False, None or exsel.{cls.__name__}, got {value!r}")
+    return value
+
+
+def layers_of(config: ExclusiveConfig | SelectiveConfig | None, count: int) -> frozenset[int]:
+    """The indices, of ``count`` layers, that ``config`` is for."""
+    return frozenset() if config is None else resolve_layers(config.layers, count)
 
 
 def plan(
@@ -72,18 +115,22 @@ def plan(
     if not found:
         raise ValueError(f"{type(model).__name__} has no self-attention that could be upgraded")
     layers = {
-        "exclusive": resolve_layers(exclusive.layers, len(found)) if exclusive else frozenset(),
-        "selective": resolve_layers(selective.layers, len(found)) if selective else frozenset(),
+        "exclusive": layers_of(exclusive, len(found)),
+        "selective": layers_of(selective, len(found)),
     }
     steps = []
     for index, target in enumerate(found):
         for name, indices in layers.items():
             if index in indices and (reason := getattr(target, name)):
-                raise ValueError(f"{target.name} (layer {index}) cannot be upgraded: {reason}")
+                possible = tuple(number for number, other in enumerate(found) if not getattr(other, name))
+                remedy = f"leave it out with {name.capitalize()}Config(layers={possible})" if possible else "none can"
+                raise ValueError(f"{target.name} (layer {index}, {target.cls}) cannot be {name}: {reason}; {remedy}")
         chosen = (
             exclusive if index in layers["exclusive"] else None,
             selective if index in layers["selective"] else None,
         )
+        if chosen[0] is not None and chosen[0].strength == "learned" and target.geometry is None:
+            raise ValueError(f"{target.name} ({target.cls}) cannot learn its strength: its heads are not known here")
         if any(chosen):
             steps.append((target, *chosen))
     return steps

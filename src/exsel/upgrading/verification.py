@@ -33,6 +33,10 @@ class VerificationError(Exception):
     """An upgraded model computes something wrong; the message says which check and where."""
 
 
+class NotReachedError(Exception):
+    """The inputs do not reach any layer that can be upgraded."""
+
+
 def verify(model: nn.Module, inputs: Mapping[str, Any], *, can_generate: bool = False) -> dict[str, float]:
     """Upgrade ``model`` where it can be, check it, and take everything out again.
 
@@ -46,6 +50,7 @@ def verify(model: nn.Module, inputs: Mapping[str, Any], *, can_generate: bool = 
 
     Raises:
         VerificationError: a check that failed.
+        NotReachedError: there was nothing to check.
         ValueError: a model that cannot be upgraded.
     """
     chosen = [target for target in targets(model) if target.kind != "cross"]
@@ -242,7 +247,9 @@ def _probing(model: nn.Module) -> Iterator[_Probe]:
             handle.remove()
     expected = {f"{name}.exclusive" for name, module in _mechanisms(model).items() if module.exclusive is not None}
     # Layers for other inputs, a picture's or a sound's, are not called.
-    _expect(bool(probe.worst) and set(probe.worst) <= expected, "no upgraded layer was called")
+    _expect(set(probe.worst) <= expected, "a layer projects that was not upgraded")
+    if not probe.worst:
+        raise NotReachedError("its inputs here reach no layer that can be upgraded")
 
 
 _INPUTS = re.compile(r"hidden_state|query|key$|key_tensor|value|queries|keys|^x$")

@@ -22,8 +22,10 @@ from transformers.models.auto.auto_factory import _BaseAutoModelClass
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from exsel.errors import UserError
+from exsel.models.parallel import are_heads_divided, heads_plan
 from exsel.registration import MODEL_TYPE
 from exsel.registration.config import UpgradedConfig
+from exsel.upgrading.apply import Upgraded
 from exsel.upgrading.persistence import Description, check, describe, restore
 from exsel.upgrading.rewriting import CHILD
 
@@ -96,6 +98,7 @@ class UpgradingLoader:
             plain.architectures = _plain_names(plain.architectures)
         model = cls.model_class(plain, *args, **kwargs)
         restore(model, config.exsel)
+        _divide_with_heads(model)
         return model
 
     @classmethod
@@ -207,6 +210,15 @@ def _config_of(folder: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]
 def _new_config(plain_class: Any) -> Any:
     upgraded = upgraded_config_class(plain_class)
     return upgraded.__new__(upgraded)
+
+
+def _divide_with_heads(model: Any) -> None:
+    """Where the model's plan for tensor parallelism divides a layer's heads, have it divide its mechanisms too."""
+    for name, module in model.named_modules():
+        if isinstance(module, Upgraded):
+            projections = [f"{name}.{projection}" for projection in getattr(module, CHILD).projections]
+            if are_heads_divided(model._tp_plan, projections):
+                model._tp_plan.update(heads_plan(module, name))
 
 
 def _plain_names(names: list[str]) -> list[str]:

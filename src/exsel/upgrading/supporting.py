@@ -1,0 +1,123 @@
+"""What an upgrade would do to a model, layer by layer, before it is done."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
+
+from exsel.config import ExclusiveConfig, SelectiveConfig
+from exsel.upgrading.apply import configured, layers_of
+from exsel.upgrading.planning import targets
+
+
+@dataclass(frozen=True)
+class LayerSupport:
+    """One attention layer.
+
+    Args:
+        index: what ``layers=…`` calls it; ``None``: it is left alone whatever is asked for.
+        name: in the model, as ``named_modules`` has it.
+        cls: its class.
+        exclusive, selective: ``"yes"``, ``"no"`` (not among the layers asked for), or why it cannot be.
+    """
+
+    index: int | None
+    name: str
+    cls: str
+    exclusive: str
+    selective: str
+
+
+@dataclass(frozen=True)
+class Support:
+    """The attention layers of a model and what can be done to each; printed, it is a table.
+
+    Args:
+        model: the model's class.
+        layers: in the order of the model.
+    """
+
+    model: str
+    layers: tuple[LayerSupport, ...]
+
+    @property
+    def refusals(self) -> tuple[str, ...]:
+        """Why :func:`exsel.upgrade` would refuse: a line for each kind of layer; empty where it would not."""
+        reasons = []
+        for layer in self.layers:
+            for mechanism in ("exclusive", "selective"):
+                reason = getattr(layer, mechanism)
+                if layer.index is not None and reason not in ("yes", "no"):
+                    reasons.append(f"{layer.cls} cannot be {mechanism}: {reason}")
+        return tuple(dict.fromkeys(reasons))
+
+    def possible_layers(self, mechanism: str) -> tuple[int, ...]:
+        """The indices to pass as ``layers=…`` for ``"exclusive"`` or ``"selective"``."""
+        return tuple(
+            layer.index for layer in self.layers if layer.index is not None and getattr(layer, mechanism) == "yes"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        if not self.layers:
+            return f"{self.model} has no attention layer."
+        rows = [("layer", "name", "class", "exclusive", "selective")]
+        for layer in self.layers:
+            index = "-" if layer.index is None else str(layer.index)
+            same = layer.exclusive == layer.selective and layer.exclusive not in ("yes", "no")
+            rows.append((index, layer.name, layer.cls, layer.exclusive, "likewise" if same else layer.selective))
+        widths = [max(len(row[column]) for row in rows) for column in range(4)]
+        lines = [
+            "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]]) for row in rows
+        ]
+        if self.refusals:
+            lines.append("An upgrade of these layers would be refused. " + "; ".join(self.refusals) + ".")
+            lines += [
+                f"Layers that can be {mechanism}: layers={self.possible_layers(mechanism)}"
+                for mechanism in ("exclusive", "selective")
+            ]
+        return "\n".join(line.rstrip() for line in lines)
+
+    __repr__ = __str__
+
+
+def support(
+    model: nn.Module,
+    *,
+    exclusive: ExclusiveConfig | bool | None = True,
+    selective: SelectiveConfig | bool | None = True,
+) -> Support:
+    """What :func:`exsel.upgrade` with the same arguments would do to each attention layer; nothing is changed.
+
+    Args:
+        model: any module; one on the meta device will do.
+        exclusive, selective: see :func:`exsel.upgrade`.
+
+    Returns:
+        A table for people (``print``), ``.layers`` and ``.to_dict()`` for programs.
+
+    Raises:
+        ValueError: layers beyond the model.
+    """
+    found = targets(model)
+    count = sum(target.kind != "cross" for target in found)
+    chosen = {
+        "exclusive": layers_of(configured(ExclusiveConfig, exclusive), count),
+        "selective": layers_of(configured(SelectiveConfig, selective), count),
+    }
+    layers, index = [], 0
+    for target in found:
+        if target.kind == "cross":
+            layers.append(LayerSupport(None, target.name, target.cls, target.exclusive, target.selective))
+            continue
+        answers = {
+            name: (getattr(target, name) or "yes") if index in indices else "no" for name, indices in chosen.items()
+        }
+        layers.append(LayerSupport(index, target.name, target.cls, **answers))
+        index += 1
+    return Support(type(model).__name__, tuple(layers))
