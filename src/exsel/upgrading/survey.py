@@ -78,7 +78,7 @@ def _record(model_type: str) -> Record:
     if all(target.exclusive for target in layers):
         return Record(model_type, "refused" if layers else "no attention", specimen.family, reasons=reasons)
     try:
-        measured = verify(specimen.model, specimen.inputs, can_generate=specimen.can_generate)
+        verified = verify(specimen.model, specimen.inputs, can_generate=specimen.can_generate)
     except NotReachedError as error:
         return Record(model_type, "not built", specimen.family, reasons=(str(error), *reasons))
     except VerificationError as error:
@@ -88,6 +88,4 @@ def _record(model_type: str) -> Record:
     ) as error:  # a model that breaks when it is upgraded is as wrong as one that computes something else
         return Record(model_type, "wrong", specimen.family, reasons=(f"{type(error).__name__}: {error}", *reasons))
     outcome: Outcome = "partly" if reasons else "verified"
-    return Record(
-        model_type, outcome, specimen.family, int(measured["layers"]), int(measured["called"]), reasons=reasons
-    )
+    return Record(model_type, outcome, specimen.family, verified.layers, verified.called, reasons)
