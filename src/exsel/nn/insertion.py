@@ -223,6 +223,18 @@ class Insertion:
         z: Tensor = exclusive(y, own_value.to(y.dtype))
         return z.flatten(0, 1) if is_folded else z
 
+    def sdpa_tokens_first(
+        self, function: Callable[..., Tensor], query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """:meth:`sdpa` of a function that takes and returns ``[B, T, H, D]``."""
+
+        def heads_first(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            states = (states.transpose(1, 2) for states in (query, key, value))
+            return function(*states, *args, **kwargs).transpose(1, 2)
+
+        states = (states.transpose(1, 2) for states in (query, key, value))
+        return self.sdpa(heads_first, *states, *args, **kwargs).transpose(1, 2)
+
     def mixed(self, y: Tensor) -> Tensor:
         """What comes out of an attention that is written out in the layer, ``[…, T, H·D]``."""
         self.is_done = True

@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from torch import nn
 
 from exsel.config import ExclusiveConfig, SelectiveConfig, resolve_layers
 from exsel.nn.insertion import Mechanisms
-from exsel.upgrading import layouts_vision, multihead
+from exsel.upgrading import layouts_vision, multihead, processors
 from exsel.upgrading.planning import Target, original_class, targets
 from exsel.upgrading.rewriting import CHILD, rewrite
 
@@ -138,10 +138,16 @@ def plan(
 
 @functools.cache
 def _upgraded_class(cls: Any, projections: tuple[tuple[str, str], ...], output: str | None) -> type[Any]:
-    methods = multihead.METHODS if issubclass(cls, nn.MultiheadAttention) else rewrite(cls, dict(projections), output)
+    methods = _methods(cls, dict(projections), output)
     switched = {name: property(_returning(value)) for name, value in layouts_vision.switches(cls).items()}
     described = {"__module__": cls.__module__, "__doc__": cls.__doc__}
     return type(cls.__name__, (Upgraded, cls), {**described, **switched, **methods})
+
+
+def _methods(cls: Any, projections: dict[str, str], output: str | None) -> Mapping[str, Any]:
+    if issubclass(cls, nn.MultiheadAttention):
+        return multihead.METHODS
+    return processors.methods(cls) if processors.has_processor(cls) else rewrite(cls, projections, output)
 
 
 def _returning(value: bool) -> Callable[[Any], bool]:

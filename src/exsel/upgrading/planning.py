@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from exsel.nn.packing import PACKINGS, Geometry
-from exsel.upgrading import layouts, layouts_vision, multihead, paths, trial
+from exsel.upgrading import layouts, layouts_vision, multihead, paths, processors, trial
 from exsel.upgrading.layouts import Layout
 from exsel.upgrading.rewriting import CHILD, RewritingError, Sites, find_sites
 
@@ -71,6 +71,8 @@ def _target(name: str, module: nn.Module, parent: nn.Module | None) -> Target | 
     cls = original_class(module)
     if isinstance(module, nn.MultiheadAttention):
         return _multihead_target(name, module, cls, parent)
+    if processors.has_processor(cls):
+        return _processed_target(name, module, cls)
     if cls.__module__.startswith(("torch.", "exsel.")) or isinstance(module, (nn.ModuleList, nn.ModuleDict)):
         return None
     known = _known_layout(module, cls)
@@ -141,6 +143,23 @@ def _multihead_target(
         return Target(name, cls.__name__, "other", reason, reason)
     geometry = multihead.geometry(module)
     return Target(name, cls.__name__, "self", layout=multihead.LAYOUT, geometry=geometry, hidden_size=module.embed_dim)
+
+
+def _processed_target(name: str, module: nn.Module, cls: type[nn.Module]) -> Target:
+    if processors.is_across(module) or _CROSS.search(name.rpartition(".")[2]):
+        return Target(name, cls.__name__, "cross", _NO_OWN_VALUES, _NO_OWN_VALUES)
+    exclusive, selective = processors.refusals(module, cls)
+    geometry = processors.geometry(module)
+    return Target(
+        name,
+        cls.__name__,
+        "other" if exclusive else "self",
+        exclusive,
+        selective,
+        layout=None if geometry is None else processors.LAYOUT,
+        geometry=geometry,
+        hidden_size=_features(getattr(module, "to_q", None) or nn.Identity(), "in") or 0,
+    )
 
 
 def _is_true(module: nn.Module, attribute: str) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import functools
 import types
 from collections.abc import Callable
 from typing import Any
@@ -45,11 +46,16 @@ _DISPATCH = "dispatch_attention_fn"
 _CONTEXT = "encoder_hidden_states"
 
 
-def is_processed(module: nn.Module, cls: type) -> bool:
-    """Whether ``module``, of class ``cls``, is an attention layer of diffusers with a processor."""
-    if not cls.__module__.startswith("diffusers.") or getattr(module, "processor", None) is None:
+@functools.cache
+def has_processor(cls: type) -> bool:
+    """Whether ``cls`` is an attention class of diffusers that hands its forward pass to a processor."""
+    if not cls.__module__.startswith("diffusers."):
         return False
-    return all(isinstance(getattr(module, name, None), nn.Module) for name in LAYOUT.projections)
+    try:
+        rewritten(cls, "forward")
+    except RewritingError:
+        return False
+    return True
 
 
 def is_across(module: nn.Module) -> bool:
@@ -59,7 +65,7 @@ def is_across(module: nn.Module) -> bool:
 
 def geometry(module: nn.Module) -> Geometry | None:
     """The heads of the layer."""
-    sizes = [getattr(getattr(module, name), "out_features", None) for name in LAYOUT.projections]
+    sizes: list[Any] = [getattr(getattr(module, name, None), "out_features", None) for name in LAYOUT.projections]
     heads = getattr(module, "heads", None)
     if not isinstance(heads, int) or not all(isinstance(size, int) for size in sizes) or sizes[0] % heads:
         return None
@@ -72,7 +78,6 @@ def refusals(module: nn.Module, cls: type) -> tuple[str, str]:
     processor: Any = module.processor
     name = type(processor).__name__
     try:
-        rewritten(cls, "forward")
         sites = _Sites.of(type(processor))
         through(processor)
     except RewritingError as error:
@@ -192,7 +197,9 @@ class _Processor(ast.NodeTransformer):
         self.function = function
         self.receiver = receiver
 
-    def _insertion(self, node: ast.AST, method: str, arguments: list[ast.expr], keywords: list[ast.keyword]) -> ast.Call:
+    def _insertion(
+        self, node: ast.AST, method: str, arguments: list[ast.expr], keywords: list[ast.keyword]
+    ) -> ast.Call:
         function = ast.Attribute(ast.Name(INSERTION, ast.Load()), method, ast.Load())
         return ast.copy_location(ast.Call(function, arguments, keywords), node)
 

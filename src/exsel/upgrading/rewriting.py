@@ -260,7 +260,6 @@ def rewrite(cls: type, projections: Mapping[str, str], output: str | None) -> di
         rewriter.wraps_returns = name == "forward"
         definition = rewriter.visit(tree)
         assert isinstance(definition, ast.FunctionDef)
-        _without_annotations(definition)
         if name == "forward":
             if output == "":
                 _returns_mixed(definition)
@@ -269,7 +268,7 @@ def rewrite(cls: type, projections: Mapping[str, str], output: str | None) -> di
         else:
             definition.name = target = rewritten_name(name)
             definition.args.args.insert(1, ast.arg(INSERTION))
-        methods[target] = _compiled(definition, function, target)
+        methods[target] = compiled(definition, function, target)
     return methods
 
 
@@ -316,8 +315,9 @@ def _begin(definition: ast.FunctionDef, function: types.FunctionType) -> ast.stm
     return statement
 
 
-def _compiled(definition: ast.FunctionDef, original: types.FunctionType, name: str) -> Any:
-    """The function, with the original's globals and closure."""
+def compiled(definition: ast.FunctionDef, original: types.FunctionType, name: str) -> Any:
+    """The function called ``name`` that ``definition`` defines, with the globals and closure of ``original``."""
+    _without_annotations(definition)
     free = original.__code__.co_freevars
     factory = ast.FunctionDef(
         name="_factory",
