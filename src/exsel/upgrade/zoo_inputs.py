@@ -134,9 +134,13 @@ class _Maker:
             token, getters = _placeholder(self.config, kind), _getters(model, kind)
             if token is None or not getters or carrier not in inputs:
                 continue
-            known = {name for getter in getters for name in inspect.signature(getter).parameters}
+            known = {name: p for getter in getters for name, p in inspect.signature(getter).parameters.items()}
+            taken = {name: value for name, value in inputs.items() if name in known}
+            for name, p in known.items():  # what older versions want to be told although the configuration knows it
+                if name not in taken and p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD:
+                    taken |= {name: self.size(name, None)} if self.size(name, None) is not None else {}
             with torch.no_grad():
-                features = getters[0](**{name: value for name, value in inputs.items() if name in known})
+                features = getters[0](**taken)
             spans.append(torch.full((BATCH, _rows(features) // BATCH), token))
         if not spans:
             return {}

@@ -177,7 +177,8 @@ INPUTS: dict[str, Inputs] = {
     "d_fine": _IMAGE,
     "deimv2": _IMAGE,
     "dots3_note": {"pixel_values": None},
-    "inkling2": {"pixel_values": None},
+    "inkling2": {"pixel_values": ("normal", 48, 16, 16, 3)},
+    "inkling2_vision": {"pixel_values": ("normal", 48, 16, 16, 3)},
     "inkling_mm_model": {"pixel_values": None},
     "kyutai_speech_to_text": {"input_ids": ("tokens", 2, 7, 33)},
     "mimi_decoder": {"latents": ("normal", 2, 64, 7)},
@@ -233,4 +234,6 @@ INPUTS: dict[str, Inputs] = {
     "sam2_hiera_det_model": _IMAGE,
     "sam2_vision_model": _IMAGE,
     "diffusion_gemma": {"pixel_values": None, "input_ids": ("tokens", 2, 7), "decoder_input_ids": ("tokens", 2, 5)},
+    "depth_pro": {"pixel_values": ("normal", 2, 3, 192, 192)},
+    "efficientloftr": {"pixel_values": ("normal", 2, 2, 3, 64, 64)},
 }

@@ -28,6 +28,12 @@ _SAM2 = {"backbone_channel_list": [64, 32, 16, 8], "backbone_feature_sizes": [[1
 _SWIN = {"embed_dim": 16, "depths": [2, 2, 1, 1], "num_heads": [2, 2, 4, 4], "window_size": 3, "image_size": 96}
 _HALF_MROPE = {"rope_parameters": {"mrope_section": [1, 1, 2]}}
 
+
+def _music(decoder: str) -> dict[str, Any]:
+    parts = {"text_encoder": "t5", "audio_encoder": "encodec", "decoder": decoder}
+    return {"__init__": {name: {"model_type": part} for name, part in parts.items()}}
+
+
 # Fields of a type's small configuration, wherever that type is a part of others too; a dict for a sub-configuration's
 # name goes into that sub-configuration. "__init__" is given to the default configuration already.
 OVERRIDES: dict[str, dict[str, Any]] = {
@@ -202,7 +208,6 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "mistral4": {"rope_parameters": {"partial_rotary_factor": 1.0}},
     "neucodec": {"quantization_dim": 128, **_NO_GROUPS},
     "perceiver": {"d_latents": 64, "num_self_attends_per_block": 2},
-    "pp_doclayout_v2": {"class_thresholds": [0.5] * 25},
     "pp_doclayout_v3": {"x4_feat_dim": 64, "mask_feature_channels": [64, 64]},
     "sam3_tracker": {"vision_config": {"backbone_feature_sizes": [[24, 24], [12, 12], [6, 6]]}},
     "vits": {"noise_scale": 0.0, "noise_scale_duration": 0.0},
@@ -221,6 +226,13 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "cvt": {"depth": [2, 2, 3]},
     "sam2_vision_model": _SAM2,
     "sam2": {"vision_config": _SAM2, "prompt_encoder_config": {"image_size": 64, "patch_size": 16}},
+    "gradium_phonon_tts": {"flow_head_config": {"condition_dim": 64}},
+    "musicgen": _music("musicgen_decoder"),
+    "musicgen_melody": _music("musicgen_melody_decoder"),
+    "pocket_tts": {"flow_head_config": {"condition_dim": 64}},
+    "depth_pro": {"patch_size": 48, "fusion_hidden_size": 64},
+    "efficientloftr": {"out_features": [16, 16, 32, 64]},
+    "lightglue": {"keypoint_detector_config": {"descriptor_decoder_dim": 64}},
 }
 
 # Types without a default configuration, made of other types' small ones.
