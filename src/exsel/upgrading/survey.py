@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from exsel.upgrade.zoo import NotBuilt, build
 from exsel.upgrading.planning import targets
-from exsel.upgrading.verification import NotReachedError, VerificationError, verify
+from exsel.upgrading.verification import NotReachedError, verify
+from exsel.upgrading.verification_layers import VerificationError
 
 Outcome = Literal["verified", "partly", "refused", "no attention", "not built", "wrong"]
 

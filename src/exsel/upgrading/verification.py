@@ -8,7 +8,6 @@ nothing; so the upgraded layer must give what the plain one gives without values
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,18 +19,19 @@ from transformers.pytorch_utils import Conv1D
 from exsel.config import ExclusiveConfig, SelectiveConfig
 from exsel.nn.attention import Exclusive
 from exsel.nn.insertion import Mechanisms
-from exsel.nn.packing import PACKINGS, Packing
+from exsel.nn.packing import PACKINGS
 from exsel.nn.temperature import Temperature
-from exsel.upgrading.apply import Upgraded, downgrade, upgrade
-from exsel.upgrading.planning import original_class, targets
-from exsel.upgrading.rewriting import CACHES, CHILD
-
-#: A thousand roundings of float32, relative to the largest number of a tensor: sums in another order, through norms.
-TOLERANCE = 1000 * torch.finfo(torch.float32).eps
-
-
-class VerificationError(Exception):
-    """An upgraded model computes something wrong; the message says which check and where."""
+from exsel.upgrading.apply import downgrade, upgrade
+from exsel.upgrading.planning import targets
+from exsel.upgrading.rewriting import CHILD
+from exsel.upgrading.verification_layers import (
+    TOLERANCE,
+    check_alike_tokens,
+    check_own_tokens,
+    expect,
+    seeded,
+    tensors,
+)
 
 
 class NotReachedError(Exception):
@@ -88,8 +88,10 @@ def verify(model: nn.Module, inputs: Mapping[str, Any], *, can_generate: bool = 
 
     put_in("learned" if all(chosen[index].geometry for index in layers) else 0.0, False)
     measured["identity"] = _deviation(_outputs(model, inputs), plain)
-    _expect(measured["identity"] < TOLERANCE, f"identity settings change the output by {measured['identity']:.1e}")
+    expect(measured["identity"] < TOLERANCE, f"identity settings change the output by {measured['identity']:.1e}")
     _check_gradients(model, inputs)
+    plain_inputs = {**inputs, "use_cache": False} if can_generate else inputs
+    measured["own tokens"] = check_own_tokens(model, lambda: _outputs(model, plain_inputs))
     downgrade(model)
 
     put_in(1.0, True)
@@ -97,56 +99,35 @@ def verify(model: nn.Module, inputs: Mapping[str, Any], *, can_generate: bool = 
     with _probing(model) as probe:
         _outputs(model, inputs)
     measured["orthogonality"] = probe.check(counts=can_generate)
-    if "input_ids" in inputs and any(_convolves(module) for module in model.modules() if isinstance(module, Upgraded)):
-        one_token = {name: item[:, :1] if isinstance(item, Tensor) else item for name, item in inputs.items()}
-        _check_alike_tokens(model, one_token, can_generate)
-    measured["own values"] = _check_alike_tokens(model, inputs, can_generate)
+    measured["own values"] = check_alike_tokens(
+        model, lambda: _outputs(model, plain_inputs), skips="input_ids" in inputs
+    )
+    if "input_ids" in inputs:
+        # On one token, where the first tokens of a convolution need not be alike.
+        one_token = {
+            name: item[:, :1] if isinstance(item, Tensor) and item.ndim == 2 and not item.is_floating_point() else item
+            for name, item in plain_inputs.items()
+        }
+        check_alike_tokens(model, lambda: _outputs(model, one_token), only_convolutions=True)
     if plain_cached is not None and plain_cached < TOLERANCE:
         measured["cache"] = _cached_deviation(model, inputs) or 0.0
-        _expect(measured["cache"] < TOLERANCE, f"a cached pass differs by {measured['cache']:.1e} from the full one")
+        expect(measured["cache"] < TOLERANCE, f"a cached pass differs by {measured['cache']:.1e} from the full one")
     downgrade(model)
 
     again = _outputs(model, inputs)
-    _expect(all(torch.equal(left, right) for left, right in zip(again, plain, strict=True)), "downgrade leaves traces")
-    _expect(list(model.state_dict()) == state, "downgrade leaves parameters")
-    _expect([type(module) for module in model.modules()] == classes, "downgrade leaves classes")
+    expect(all(torch.equal(left, right) for left, right in zip(again, plain, strict=True)), "downgrade leaves traces")
+    expect(list(model.state_dict()) == state, "downgrade leaves parameters")
+    expect([type(module) for module in model.modules()] == classes, "downgrade leaves classes")
     return Verification(len(layers), len(probe.worst), measured)
 
 
-def _expect(is_so: bool, failure: str) -> None:
-    if not is_so:
-        raise VerificationError(failure)
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """The floating-point tensors in an output, in order; caches are left out."""
-    if isinstance(value, Tensor):
-        if value.is_floating_point():
-            yield value
-    elif isinstance(value, Mapping):
-        for name, item in value.items():
-            if "past_key_values" not in name and "cache" not in name:
-                yield from _tensors(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _tensors(item)
-
-
-@contextlib.contextmanager
-def _seeded() -> Iterator[None]:
-    """Some models draw noise even in eval mode: the same each time."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        yield
-
-
 def _outputs(model: nn.Module, inputs: Mapping[str, Any]) -> list[Tensor]:
-    with torch.no_grad(), _seeded():
-        return [tensor.clone() for tensor in _tensors(model(**inputs))]
+    with torch.no_grad(), seeded():
+        return [tensor.clone() for tensor in tensors(model(**inputs))]
 
 
 def _deviation(found: list[Tensor], expected: list[Tensor]) -> float:
-    _expect(len(found) == len(expected), "the outputs are others")
+    expect(len(found) == len(expected), "the outputs are others")
     worst = 0.0
     for left, right in zip(found, expected, strict=True):
         if right.numel():
@@ -163,13 +144,13 @@ def _mechanisms(model: nn.Module) -> dict[str, Mechanisms]:
 
 def _check_gradients(model: nn.Module, inputs: Mapping[str, Any]) -> None:
     generator = torch.Generator().manual_seed(1)
-    with torch.enable_grad(), _seeded():
+    with torch.enable_grad(), seeded():
         loss = sum(
             (tensor * torch.randn(tensor.shape, generator=generator)).sum()
-            for tensor in _tensors(model(**inputs))
+            for tensor in tensors(model(**inputs))
             if tensor.requires_grad and torch.isfinite(tensor).all()
         )
-    _expect(isinstance(loss, Tensor), "no output has a gradient")
+    expect(isinstance(loss, Tensor), "no output has a gradient")
     assert isinstance(loss, Tensor)
     loss.backward()
     for name, mechanisms in _mechanisms(model).items():
@@ -182,7 +163,7 @@ def _check_gradients(model: nn.Module, inputs: Mapping[str, Any]) -> None:
             projection = _projection_gradient(layer, mechanisms, "query" if ".query." in child else "value")
             # A projection without a gradient (all its keys or values are alike) gives none to what reads it.
             if projection != 0:
-                _expect(grad > 1e-4 * (projection or 0), f"no gradient reaches {name}.{child}: {grad:.1e}")
+                expect(grad > 1e-4 * (projection or 0), f"no gradient reaches {name}.{child}: {grad:.1e}")
     model.zero_grad(set_to_none=True)
 
 
@@ -220,11 +201,11 @@ class _Probe:
 
     def check(self, counts: bool) -> float:
         for name, cosine in self.worst.items():
-            _expect(cosine < TOLERANCE, f"{name} leaves {cosine:.1e} along the own value")
+            expect(cosine < TOLERANCE, f"{name} leaves {cosine:.1e} along the own value")
         if counts:
             for name, position in self.positions.items():
                 counted = torch.arange(position.shape[-1]) + position[..., :1]
-                _expect(torch.equal(position, counted), f"{name} counts positions {position.flatten()[:9].tolist()}")
+                expect(torch.equal(position, counted), f"{name} counts positions {position.flatten()[:9].tolist()}")
         return max(self.worst.values(), default=0.0)
 
 
@@ -261,126 +242,9 @@ def _probing(model: nn.Module) -> Iterator[_Probe]:
             handle.remove()
     expected = {f"{name}.exclusive" for name, module in _mechanisms(model).items() if module.exclusive is not None}
     # Layers for other inputs, a picture's or a sound's, are not called.
-    _expect(set(probe.worst) <= expected, "a layer projects that was not upgraded")
+    expect(set(probe.worst) <= expected, "a layer projects that was not upgraded")
     if not probe.worst:
         raise NotReachedError("its inputs here reach no layer that can be upgraded")
-
-
-_INPUTS = re.compile(r"hidden_state|query|key$|key_tensor|value|queries|keys|^x$")
-
-
-def _check_alike_tokens(model: nn.Module, inputs: Mapping[str, Any], can_generate: bool) -> float:
-    """Each upgraded layer, called as the model calls it but on tokens that are all alike: see the module.
-
-    Such a layer does what the plain one does without values: with a value projection of zeros.
-    """
-    calls: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
-    handles = []
-    for name, module in model.named_modules():
-        if isinstance(module, Upgraded):
-
-            def hook(module: nn.Module, arguments: tuple[Any, ...], kwargs: dict[str, Any], name: str = name) -> None:
-                calls.setdefault(name, (arguments, kwargs))
-
-            handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))  # type: ignore[attr-defined]
-    try:
-        _outputs(model, {**inputs, "use_cache": False} if can_generate else inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    worst = 0.0
-    for name, (arguments, kwargs) in calls.items():
-        module = model.get_submodule(name)
-        mechanisms = module._modules[CHILD]
-        assert isinstance(mechanisms, Mechanisms)
-
-        def on_alike_tokens(seed: int = 3, module: nn.Module = module, call: Any = (arguments, kwargs)) -> Tensor:
-            alike_arguments, alike_kwargs = _alike(call[0], call[1], seed)
-            with torch.no_grad(), _seeded():
-                return next(_tensors(module.forward(*alike_arguments, **alike_kwargs)))
-
-        upgraded = on_alike_tokens()
-        with _plain(module):
-            plain = on_alike_tokens()
-        has_children = all(isinstance(getattr(module, child, None), nn.Module) for child in mechanisms.projections)
-        if mechanisms.geometry is None or not has_children:  # the layer's output is a constant
-            nothing = on_alike_tokens(4)
-            with _plain(module):
-                scale = (plain - on_alike_tokens(4)).abs().max()
-        else:
-            with _plain(module), _without_values(module, mechanisms):
-                nothing = on_alike_tokens()
-            scale = (plain - nothing).abs().max()
-        _expect(bool(scale > 0), f"{name}: the plain layer has nothing to take away, so nothing was tested")
-        ratio = ((upgraded - nothing).abs().max() / scale).item()
-        if ratio > TOLERANCE and _convolves(module) and "input_ids" in inputs:
-            continue  # a convolution's first tokens are not alike: these layers are checked on one token
-        _expect(ratio < TOLERANCE, f"{name}: {ratio:.1e} of its own tokens' values is left in its output")
-        worst = max(worst, ratio)
-    return worst
-
-
-@contextlib.contextmanager
-def _plain(module: nn.Module) -> Iterator[None]:
-    """The module is what it was before its upgrade."""
-    upgraded = type(module)
-    module.__class__ = original_class(module)
-    try:
-        yield
-    finally:
-        module.__class__ = upgraded
-
-
-def _convolves(module: nn.Module) -> bool:
-    return any("conv" in type(child).__name__.lower() for child in module.modules())
-
-
-def _alike(arguments: tuple[Any, ...], kwargs: Mapping[str, Any], seed: int) -> tuple[list[Any], dict[str, Any]]:
-    """The arguments of an attention module's call with all tokens alike, and without a cache."""
-    drawn: dict[int, Tensor] = {}
-    replaced: dict[int, Tensor] = {}
-
-    def alike(item: Any, is_input: bool) -> Any:
-        if not (is_input and isinstance(item, Tensor) and item.is_floating_point()):
-            return item
-        if id(item) not in replaced:  # one tensor as query and key stays one
-            width = item.shape[-1]
-            if width not in drawn:
-                drawn[width] = torch.randn(width, generator=torch.Generator().manual_seed(seed))
-            replaced[id(item)] = drawn[width].expand(item.shape).clone()
-        return replaced[id(item)]
-
-    shape = getattr(arguments[0], "shape", None) if arguments else None
-    return (
-        [alike(item, getattr(item, "shape", None) == shape) for item in arguments],
-        {
-            name: None if name in CACHES else alike(item, _INPUTS.search(name) is not None)
-            for name, item in kwargs.items()
-        },
-    )
-
-
-@contextlib.contextmanager
-def _without_values(module: nn.Module, mechanisms: Mechanisms) -> Iterator[None]:
-    """The module's value projection gives zeros."""
-    assert mechanisms.geometry is not None
-    handles = []
-    for name, packing_name in mechanisms.projections.items():
-        packing = PACKINGS[packing_name]
-
-        def hook(child: nn.Module, arguments: Any, output: Tensor, packing: Packing = packing) -> Tensor:
-            assert mechanisms.geometry is not None
-            values = packing.split(output, mechanisms.geometry).get("value")
-            if values is None:
-                return output
-            return packing.scale(output, {"value": torch.zeros(values.shape[:-1])}, mechanisms.geometry)
-
-        handles.append(getattr(module, name).register_forward_hook(hook))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _cached_deviation(model: nn.Module, inputs: Mapping[str, Any]) -> float | None:
@@ -391,7 +255,7 @@ def _cached_deviation(model: nn.Module, inputs: Mapping[str, Any]) -> float | No
     if name == "decoder_input_ids" and "attention_mask" in inputs:
         rest["attention_mask"] = inputs["attention_mask"]
     try:
-        with torch.no_grad(), _seeded():
+        with torch.no_grad(), seeded():
             full = model(**{**rest, name: ids}).logits
             cache, pieces = None, []
             for start, stop in ((0, 3), *((at, at + 1) for at in range(3, ids.shape[1]))):

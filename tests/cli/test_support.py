@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from exsel.cli import main
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from transformers import LlamaConfig
+
+    path = tmp_path_factory.mktemp("model")
+    config = LlamaConfig(hidden_size=8192, num_hidden_layers=3, architectures=["LlamaForCausalLM"])
+    config.save_pretrained(path)  # of many gigabytes: nothing but its configuration is needed
+    return path
+
+
+def test_a_model_layer_by_layer(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["support", str(folder), "--json", str(tmp_path / "answer.json")]) == 0
+    assert "model.layers.2.self_attn" in capsys.readouterr().out
+    answer = json.loads((tmp_path / "answer.json").read_text())
+    assert [layer["exclusive"] for layer in answer["layers"]] == ["yes"] * 3
+
+
+def test_types_of_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["support", "--types", "gpt2,deepseek_v3", "--json", str(tmp_path / "survey.json")]) == 0
+    survey = json.loads((tmp_path / "survey.json").read_text())
+    assert survey["counts"] == {"verified": 1, "refused": 1}
+    assert survey["records"][0]["layers"] == survey["records"][0]["called"] == 2
+    assert "latent attention" in survey["records"][1]["reasons"][0]
+    assert "refused by name" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give a MODEL"),
+        (["--all", "folder"], "give a MODEL"),
+        (["--types", "gpt2,no_such"], "no model type 'no_such'"),
+        (["./nowhere"], "no such folder"),
+    ],
+)
+def test_mistakes(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["support", *arguments]) == 2
+    assert message in capsys.readouterr().err
