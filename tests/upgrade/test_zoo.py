@@ -88,3 +88,7 @@ def test_what_transformers_says_becomes_the_reason_in_one_line(monkeypatch: pyte
     with pytest.raises(NotBuilt, match="divisible") as caught:
         build("gpt2")
     assert "\n" not in str(caught.value)
+
+
+def test_a_type_with_another_types_model_class_is_built() -> None:
+    assert type(build("internlm3").model).__name__ == "LlamaForCausalLM"

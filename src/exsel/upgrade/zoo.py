@@ -110,6 +110,7 @@ def _model_class(model_type: str, config: PretrainedConfig) -> type[PreTrainedMo
         order.insert(order.index("MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING") + 1, "MODEL_FOR_CAUSAL_LM_MAPPING")
     elif hasattr(config, "is_decoder") and not config.is_decoder:  # an encoder that may be used as a decoder
         order.insert(0, order.pop(2))
+    parts = {type(value) for value in vars(config).values() if isinstance(value, PretrainedConfig)}
     others = sorted(n for n in vars(modeling_auto) if n.startswith("MODEL_") and n.endswith("_MAPPING"))
     order += [n for n in others if n not in order and n not in _LAST_HEADS]
     order += [n for n in others if n in _LAST_HEADS]
@@ -118,7 +119,7 @@ def _model_class(model_type: str, config: PretrainedConfig) -> type[PreTrainedMo
         if classes is None:
             continue
         model_class: type[PreTrainedModel] = classes[0] if isinstance(classes, tuple) else classes
-        if model_class.config_class in (None, type(config)):
+        if model_class.config_class not in parts:  # else it is the head of a part alone
             return model_class
     raise NotBuilt(f"not a model of its own{_owners(model_type)}")
 

@@ -122,7 +122,6 @@ INPUTS: dict[str, Inputs] = {
     },
     "superglue": {"pixel_values": ("normal", 2, 2, 3, 48, 48)},
     "timesformer": _CLIP,
-    "tvp": {"input_ids": ("tokens", 2, 7), "pixel_values": ("normal", 2, 2, 3, 48, 48)},
     "videomae": _CLIP,
     "vilt": {"input_ids": ("tokens", 2, 7), "pixel_values": ("normal", 2, 3, 48, 48)},
     "vit_mae": {"noise": ("normal", 2, 36)},
@@ -234,6 +233,4 @@ INPUTS: dict[str, Inputs] = {
     "sam2_hiera_det_model": _IMAGE,
     "sam2_vision_model": _IMAGE,
     "diffusion_gemma": {"pixel_values": None, "input_ids": ("tokens", 2, 7), "decoder_input_ids": ("tokens", 2, 5)},
-    "depth_pro": {"pixel_values": ("normal", 2, 3, 192, 192)},
-    "efficientloftr": {"pixel_values": ("normal", 2, 2, 3, 64, 64)},
 }

@@ -192,7 +192,6 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     },
     "seggpt": {"image_size": [96, 48], "pretrain_image_size": 48},
     "superpoint": {"descriptor_decoder_dim": 64},
-    "tvp": {"max_img_size": 48, "visual_prompt_size": 8, "num_frames": 2},
     "videomae": {"num_frames": 8},
     "vitmatte": {
         "backbone_config": {"patch_size": 16},
@@ -230,8 +229,6 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "musicgen": _music("musicgen_decoder"),
     "musicgen_melody": _music("musicgen_melody_decoder"),
     "pocket_tts": {"flow_head_config": {"condition_dim": 64}},
-    "depth_pro": {"patch_size": 48, "fusion_hidden_size": 64},
-    "efficientloftr": {"out_features": [16, 16, 32, 64]},
     "lightglue": {"keypoint_detector_config": {"descriptor_decoder_dim": 64}},
 }
 
