@@ -68,7 +68,7 @@ def targets(model: nn.Module) -> list[Target]:
 
 
 def _target(name: str, module: nn.Module, parent: nn.Module | None) -> Target | None:
-    cls = original_class(module)
+    cls: Any = original_class(module)
     if isinstance(module, nn.MultiheadAttention):
         return _multihead_target(name, module, cls, parent)
     if processors.has_processor(cls):

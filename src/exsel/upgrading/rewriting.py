@@ -319,15 +319,9 @@ def compiled(definition: ast.FunctionDef, original: types.FunctionType, name: st
     """The function called ``name`` that ``definition`` defines, with the globals and closure of ``original``."""
     _without_annotations(definition)
     free = original.__code__.co_freevars
-    factory = ast.FunctionDef(
-        name="_factory",
-        args=ast.arguments(
-            posonlyargs=[], args=[ast.arg(name) for name in free], kwonlyargs=[], kw_defaults=[], defaults=[]
-        ),
-        body=[definition, ast.Return(ast.Name(name, ast.Load()))],
-        decorator_list=[],
-        type_params=[],
-    )
+    factory = ast.parse(f"def _factory({', '.join(free)}): return {name}").body[0]
+    assert isinstance(factory, ast.FunctionDef)
+    factory.body.insert(0, definition)
     module = ast.Module([factory], type_ignores=[])
     ast.fix_missing_locations(module)
     code = compile(module, original.__code__.co_filename, "exec", dont_inherit=True)
