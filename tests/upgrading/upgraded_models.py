@@ -29,7 +29,7 @@ IDS = torch.randint(61, (2, 9), generator=torch.Generator().manual_seed(1))
 
 def llama_config(**options: Any) -> LlamaConfig:
     sizes = {
-        "vocab_size": 61,
+        "vocab_size": 62,
         "hidden_size": 32,
         "intermediate_size": 48,
         "num_hidden_layers": 2,
@@ -42,13 +42,14 @@ def llama_config(**options: Any) -> LlamaConfig:
     return LlamaConfig(**{**sizes, **options})
 
 
-def gpt2_config(**options: Any) -> GPT2Config:
-    return GPT2Config(vocab_size=61, n_positions=64, n_embd=32, n_layer=2, n_head=4, **options)
+def gpt2_config() -> GPT2Config:
+    dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    return GPT2Config(vocab_size=62, n_positions=64, n_embd=32, n_layer=2, n_head=4, **dropout)
 
 
 def bert_config() -> BertConfig:
     return BertConfig(
-        vocab_size=61, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, num_labels=3
+        vocab_size=62, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, num_labels=3
     )
 
 
@@ -74,7 +75,7 @@ def gpt2() -> GPT2LMHeadModel:
 
 def plain_t5() -> T5ForConditionalGeneration:
     torch.manual_seed(0)
-    config = T5Config(vocab_size=61, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4)
+    config = T5Config(vocab_size=62, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4)
     return T5ForConditionalGeneration(config).eval()
 
 

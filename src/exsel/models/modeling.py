@@ -34,6 +34,7 @@ from exsel.models.attention import IMPLEMENTATION
 from exsel.models.configuration import ExselConfig
 from exsel.nn import Exclusive, Temperature
 from exsel.nn.temperature import build_temperatures
+from exsel.tensor_parallel import heads_plan
 
 
 def _norm(config: ExselConfig, size: int) -> nn.Module:
@@ -212,6 +213,14 @@ class ExselPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_record_outputs = {"hidden_states": ExselDecoderLayer, "attentions": ExselAttention}  # noqa: RUF012
 
+    def init_parallel_plans(self) -> None:
+        """The configuration's plan for tensor parallelism, and the mechanisms' parameters divided with their heads."""
+        super().init_parallel_plans()
+        if self.base_model is self:
+            if self.config.mlp == "gelu":
+                del self._tp_plan["layers.*.mlp.gate_proj"]
+            self._tp_plan.update(heads_plan(self, ""))
+
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
         """Our own operator where none is asked for."""
         requested_attention = IMPLEMENTATION if requested_attention is None else requested_attention
@@ -356,6 +365,7 @@ class ExselForCausalLM(ExselPreTrainedModel, GenerationMixin):
     """
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
+    _tp_plan = {"lm_head": "colwise_gather_output"}  # noqa: RUF012
 
     def __init__(self, config: ExselConfig) -> None:
         super().__init__(config)

@@ -11,6 +11,7 @@ from exsel.config import SelectiveConfig
 from exsel.dispatch import Backend
 from exsel.functional import attention, exclude
 from exsel.kernels.scale import scale_heads
+from exsel.nn.parallel import of_own_heads
 from exsel.nn.rotary import Rotary, rotate
 from exsel.nn.temperature import build_temperatures
 
@@ -49,7 +50,7 @@ class Exclusive(nn.Module):
         if self.strength_logit is None:
             assert self.strength != "learned"
             return self.strength
-        return torch.tanh(self.strength_logit)
+        return torch.tanh(of_own_heads(self, self.strength_logit))
 
     def extra_repr(self) -> str:
         """The strength."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from exsel import reference
 from exsel.config import SelectiveConfig, TokenTerm
 from exsel.functional import inverse_temperature
+from exsel.nn.parallel import of_own_heads
 
 
 class Temperature(nn.Module):
@@ -103,29 +104,31 @@ class Temperature(nn.Module):
         """
         if self.position_logit is not None and position is None:
             raise ValueError("the positional term needs position: each token's 1-based place in its sequence")
+        weight = None if self.weight is None else of_own_heads(self, self.weight)
+        position_logit = None if self.position_logit is None else of_own_heads(self, self.position_logit)
         if self.token in ("shared", "mlp"):
-            assert self.weight is not None
+            assert weight is not None
             features = projection
             if self.feature_proj is not None:
                 if hidden_states is None:
                     raise ValueError("token='mlp' needs hidden_states, the layer's input")
                 # An adapter's weights stay in float32 beside a model in bfloat16.
                 hidden_states = hidden_states.to(self.feature_proj.weight.dtype)
-                features = self.feature_proj(hidden_states).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+                features = self.feature_proj(hidden_states).unflatten(-1, (-1, weight.shape[-1])).transpose(1, 2)
             return inverse_temperature(
                 features,
-                self.weight,
-                position=position if self.position_logit is not None else None,
-                position_logit=self.position_logit,
+                weight,
+                position=position if position_logit is not None else None,
+                position_logit=position_logit,
             )
         tau = projection.new_ones((), dtype=reference.accumulation_dtype(projection.dtype))
-        if self.position_logit is not None:
+        if position_logit is not None:
             assert position is not None
-            tau = reference.position_term(position, self.position_logit)
-        if self.weight is not None:
+            tau = reference.position_term(position, position_logit)
+        if weight is not None:
             if token_frequency is None:
                 raise ValueError("token='frequency' needs token_frequency, the standardised log frequencies")
-            tau = tau + torch.tanh(self.weight * token_frequency.unsqueeze(-2).to(tau.dtype))
+            tau = tau + torch.tanh(weight * token_frequency.unsqueeze(-2).to(tau.dtype))
         return tau.expand(projection.shape[:-1])
 
     def extra_repr(self) -> str:

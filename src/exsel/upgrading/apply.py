@@ -6,7 +6,7 @@ import functools
 import importlib
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from torch import nn
 
@@ -80,6 +80,18 @@ def downgrade(model: Model) -> Model:
 class Upgraded:
     """What every upgraded attention module is beside what it was."""
 
+    exsel_layout: ClassVar[tuple[tuple[tuple[str, str], ...], str | None]]
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        # Its class has no name under which pickle could find it.
+        _, _, *state = super().__reduce_ex__(protocol)  # type: ignore[misc]
+        return _new, (type(self).__mro__[2], *self.exsel_layout), *state
+
+
+def _new(cls: Any, projections: tuple[tuple[str, str], ...], output: str | None) -> Any:
+    upgraded = _upgraded_class(cls, projections, output)
+    return upgraded.__new__(upgraded)
+
 
 def configured(cls: type[Any], value: Any) -> Any:
     """A configuration of ``cls``: the default one for ``True``, and ``None`` for ``False``.
@@ -131,6 +143,14 @@ def plan(
         )
         if chosen[0] is not None and chosen[0].strength == "learned" and target.geometry is None:
             raise ValueError(f"{target.name} ({target.cls}) cannot learn its strength: its heads are not known here")
+        has_parameters = chosen[1] is not None or (chosen[0] is not None and chosen[0].strength == "learned")
+        if has_parameters and any(
+            hasattr(part, "device_mesh") for part in model.get_submodule(target.name).parameters()
+        ):
+            raise ValueError(
+                f"{target.name} is distributed already, which new parameters would not be: upgrade before fully_shard, "
+                "or save the upgraded model and load it distributed"
+            )
         if any(chosen):
             steps.append((target, *chosen))
     return steps
@@ -140,7 +160,7 @@ def plan(
 def _upgraded_class(cls: Any, projections: tuple[tuple[str, str], ...], output: str | None) -> type[Any]:
     methods = _methods(cls, dict(projections), output)
     switched = {name: property(_returning(value)) for name, value in layouts_vision.switches(cls).items()}
-    described = {"__module__": cls.__module__, "__doc__": cls.__doc__}
+    described = {"__module__": cls.__module__, "__doc__": cls.__doc__, "exsel_layout": (projections, output)}
     return type(cls.__name__, (Upgraded, cls), {**described, **switched, **methods})
 
 

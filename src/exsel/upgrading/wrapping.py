@@ -22,9 +22,9 @@ from transformers.models.auto.auto_factory import _BaseAutoModelClass
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from exsel.errors import UserError
-from exsel.models.parallel import are_heads_divided, heads_plan
 from exsel.registration import MODEL_TYPE
 from exsel.registration.config import UpgradedConfig
+from exsel.tensor_parallel import are_heads_divided, heads_plan
 from exsel.upgrading.apply import Upgraded
 from exsel.upgrading.persistence import Description, check, describe, restore
 from exsel.upgrading.rewriting import CHILD
@@ -215,10 +215,11 @@ def _new_config(plain_class: Any) -> Any:
 def _divide_with_heads(model: Any) -> None:
     """Where the model's plan for tensor parallelism divides a layer's heads, have it divide its mechanisms too."""
     for name, module in model.named_modules():
-        if isinstance(module, Upgraded):
-            projections = [f"{name}.{projection}" for projection in getattr(module, CHILD).projections]
-            if are_heads_divided(model._tp_plan, projections):
-                model._tp_plan.update(heads_plan(module, name))
+        if not isinstance(module, Upgraded):
+            continue
+        mechanisms: Any = getattr(module, CHILD)
+        if are_heads_divided(model._tp_plan, [f"{name}.{projection}" for projection in mechanisms.projections]):
+            model._tp_plan.update(heads_plan(mechanisms, f"{name}.{CHILD}"))
 
 
 def _plain_names(names: list[str]) -> list[str]:
