@@ -84,12 +84,12 @@ class Upgraded:
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         # Its class has no name under which pickle could find it.
-        _, _, *state = super().__reduce_ex__(protocol)  # type: ignore[misc]
-        return _new, (type(self).__mro__[2], *self.exsel_layout), *state
+        reduced: Any = super().__reduce_ex__(protocol)
+        return _new, (type(self).__mro__[2], *self.exsel_layout), *reduced[2:]
 
 
 def _new(cls: Any, projections: tuple[tuple[str, str], ...], output: str | None) -> Any:
-    upgraded = _upgraded_class(cls, projections, output)
+    upgraded: Any = _upgraded_class(cls, projections, output)
     return upgraded.__new__(upgraded)
 
 
