@@ -65,8 +65,7 @@ def _survey(arguments: argparse.Namespace) -> int:
 
     from exsel.errors import UserError
     from exsel.files import write_json
-    from exsel.upgrade.zoo import model_types
-    from exsel.upgrading.survey import OUTCOMES, Record, survey
+    from exsel.survey import OUTCOMES, Record, model_types, survey
 
     known = model_types()
     chosen = known if arguments.types is None else [name.strip() for name in arguments.types.split(",")]

@@ -48,7 +48,8 @@ class Packing:
         for kind, where in self._where(states.shape[-2], geometry).items():
             if kind in tau:
                 factor = factor.index_copy(-1, torch.tensor(where, device=packed.device), tau[kind].contiguous())
-        return (states * factor.unsqueeze(-1)).to(packed.dtype).flatten(-2)
+        scaled: Tensor = (states * factor.unsqueeze(-1)).to(packed.dtype)
+        return scaled.flatten(-2)
 
     def _where(self, num_slots: int, geometry: Geometry) -> dict[str, list[int]]:
         slots = self.slots(geometry.num_heads, geometry.num_kv_heads)

@@ -304,7 +304,8 @@ def _begin(definition: ast.FunctionDef, function: types.FunctionType) -> ast.stm
     elif definition.args.kwarg is not None:
         keywords.append(f"position_ids={definition.args.kwarg.arg}.get('position_ids')")
     keywords += [f"cache={name}" for name in CACHES if name in names][:1]
-    contexts = [name for name in _CONTEXTS if name in names]
+    tokens = definition.args.args[1].arg
+    contexts = [f"None if {name} is {tokens} else {name}" for name in _CONTEXTS if name in names]
     if not function.__module__.startswith("transformers."):
         contexts += [f"None if {k} is {q} else {k}" for q, k in _QUERIES_AND_KEYS if {q, k} <= names]
     keywords += [f"context={context}" for context in contexts][:1]

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from exsel.upgrade.zoo import NotBuilt, build
+from exsel.survey.layer_checks import VerificationError
+from exsel.survey.verification import NotReachedError, verify
+from exsel.survey.zoo import NotBuilt, build
 from exsel.upgrading.planning import targets
-from exsel.upgrading.verification import NotReachedError, verify
-from exsel.upgrading.verification_layers import VerificationError
 
 Outcome = Literal["verified", "partly", "refused", "no attention", "not built", "wrong"]
 

@@ -7,7 +7,7 @@ from typing import Any
 from transformers import PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from exsel.upgrade.zoo_table import COMPOSITES, OVERRIDES, Overrides
+from exsel.survey.zoo_table import COMPOSITES, OVERRIDES, Overrides
 
 # Token ids: ordinary tokens lie in [FIRST_TOKEN, LAST_TOKEN), every special one that lay above is moved behind them.
 VOCAB_SIZE = 160

@@ -39,7 +39,15 @@ def _music(decoder: str) -> dict[str, Any]:
 OVERRIDES: dict[str, dict[str, Any]] = {
     # text
     "audio-spectrogram-transformer": {"max_length": 40},
+    # Windows that need no padding, whose tokens would be others than the layer's own.
+    "florence2": {"vision_config": {"window_size": 3, "patch_stride": [4, 2, 2, 1]}},
     "granite_speech5_encoder": _NO_GROUPS,
+    # As many values as queries, whatever the configuration says of its keys.
+    "nemotron3_diarization": {"audio_config": _NO_GROUPS},
+    "nemotron3_diarization_audio": _NO_GROUPS,
+    "nemotron3_5_transcribe_asr_audio": _NO_GROUPS,
+    "nemotron3_5_transcribe_audio": {"asr_config": _NO_GROUPS, "diarization_config": {"audio_config": _NO_GROUPS}},
+    "nemotron3_5_transcribe_word_timestamp": _NO_GROUPS,
     "lilt": {"hidden_size": 96},
     "bailing_hybrid": {"num_local_experts": 4, "n_group": 1, "topk_group": 1, "layer_group_size": 2},
     "bamba": {"mamba_n_heads": 4, "mamba_d_head": 32, "attn_layer_indices": [1]},

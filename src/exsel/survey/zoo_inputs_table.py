@@ -18,7 +18,7 @@ _PAST: Inputs = {
 _IMAGE_SIZES = ("tensor", [[48, 48], [48, 48]])
 
 # Inputs that the general rules get wrong, by type: name → (kind, *shape), or None to leave the input out. Kinds: see
-# exsel.upgrade.zoo_inputs.
+# exsel.survey.zoo_inputs.
 INPUTS: dict[str, Inputs] = {
     "bros": {"input_ids": ("tokens", 2, 7), "bbox": ("normal", 2, 7, 8)},
     "dia": {"input_ids": ("tokens", 2, 7), "decoder_input_ids": ("tokens", 2, 5, 9)},

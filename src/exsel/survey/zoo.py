@@ -12,10 +12,10 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
 
-from exsel.upgrade.zoo_configs import small_config
-from exsel.upgrade.zoo_inputs import inputs_of
-from exsel.upgrade.zoo_table import REFUSED
-from exsel.upgrade.zoo_weights import randomise
+from exsel.survey.zoo_configs import small_config
+from exsel.survey.zoo_inputs import inputs_of
+from exsel.survey.zoo_table import REFUSED
+from exsel.survey.zoo_weights import randomise
 
 Family = Literal["decoder", "encoder", "encoder-decoder", "vision", "audio", "multimodal", "other"]
 
@@ -73,7 +73,7 @@ def build(model_type: str, *, seed: int = 0) -> Specimen:
     """
     if model_type not in CONFIG_MAPPING_NAMES:
         raise KeyError(
-            f"transformers has no model type {model_type!r}; the types are in exsel.upgrade.zoo.model_types()"
+            f"transformers has no model type {model_type!r}; the types are in exsel.survey.zoo.model_types()"
         )
     if model_type in REFUSED:
         raise NotBuilt(REFUSED[model_type])

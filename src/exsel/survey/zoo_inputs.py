@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from exsel.upgrade.zoo_configs import FIRST_TOKEN, LAST_TOKEN
-from exsel.upgrade.zoo_inputs_table import INPUTS
+from exsel.survey.zoo_configs import FIRST_TOKEN, LAST_TOKEN
+from exsel.survey.zoo_inputs_table import INPUTS
 
 BATCH = 2
 TOKENS = 7  # differs from the batch, the heads (4, 2) and the head's width (16)
@@ -193,8 +193,12 @@ class _Maker:
         raise ValueError(f"the zoo's table names an unknown kind of input {kind!r}")
 
     def tokens(self, *shape: int) -> Tensor:
-        """Ordinary tokens: no special one among them."""
-        return torch.randint(FIRST_TOKEN, LAST_TOKEN, shape, generator=self.generator)
+        """Ordinary tokens: no special one among them, and none twice in a row of them."""
+        count = LAST_TOKEN - FIRST_TOKEN
+        if shape[-1] > count:
+            return torch.randint(FIRST_TOKEN, LAST_TOKEN, shape, generator=self.generator)
+        drawn = torch.rand(*shape[:-1], count, generator=self.generator)
+        return drawn.argsort(dim=-1)[..., : shape[-1]] + FIRST_TOKEN
 
     def normal(self, *shape: int) -> Tensor:
         return torch.randn(shape, generator=self.generator)
