@@ -9,12 +9,12 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from exsel.errors import UserError
 
 if TYPE_CHECKING:
-    from exsel.training.settings import Settings
+    from exsel.training.settings import Settings, SizeDefaults
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,8 +24,9 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="PATH",
-        help="text, .jsonl or .parquet files, folders or globs of them, or a Hugging Face data set "
-        "(name or name:config; streamed); default: the Python standard library's own source",
+        help="text, .jsonl or .parquet files, folders or globs of them, made-up documents with a key to find "
+        "(passkey[:length=N,count=N,seed=N]), or a Hugging Face data set (name or name:config; streamed); "
+        "default: the Python standard library's own source",
     )
     parser.add_argument(
         "--text-field", default="text", metavar="NAME", help="the field that holds the text (%(default)s)"
@@ -42,8 +43,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     model = parser.add_argument_group("model")
     model.add_argument(
         "--model",
-        default="tiny",
-        help="tiny, 124m, 0.7b, 1.4b, 2.7b, or a path to a transformers configuration (%(default)s)",
+        help="tiny, 124m, 0.7b, 1.4b, 2.7b, or a path to a transformers configuration (tiny)",
     )
     model.add_argument(
         "--exclusive",
@@ -61,9 +61,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     )
     data = parser.add_argument_group("data")
     add_data_arguments(data)  # type: ignore[arg-type]
-    data.add_argument(
-        "--tokenizer", default="bytes", help="bytes, or a Hugging Face tokenizer's name, folder or file (%(default)s)"
-    )
+    data.add_argument("--tokenizer", help="bytes, or a Hugging Face tokenizer's name, folder or file (bytes)")
     data.add_argument("--seq-len", type=int, metavar="N", help="tokens a sequence (by model)")
     data.add_argument(
         "--pack",
@@ -126,8 +124,22 @@ def _count(text: str) -> int:
         raise argparse.ArgumentTypeError(f"not a number: {text!r} (examples: 819200, 500k, 2.5b)") from None
 
 
-def build_settings(arguments: argparse.Namespace, *, variant: str, learning_rate: float | None, seed: int) -> Settings:
-    """The settings that the flags say, completed by the model's defaults.
+def build_settings(
+    arguments: argparse.Namespace,
+    *,
+    variant: str,
+    learning_rate: float | None,
+    seed: int,
+    source: str | None = None,
+    train: Literal["all", "new"] = "all",
+    defaults: SizeDefaults | None = None,
+) -> Settings:
+    """The settings that the flags say.
+
+    Args:
+        arguments: of :func:`add_training_arguments`.
+        variant, learning_rate, seed, source, train: of the settings.
+        defaults: for what neither flag nor argument says; by default the model's.
 
     Raises:
         UserError: a value that cannot work, an absent device, or a logger that is not installed.
@@ -136,7 +148,8 @@ def build_settings(arguments: argparse.Namespace, *, variant: str, learning_rate
     from exsel.training.environment import can_compile, check_loggers, resolve_device
     from exsel.training.settings import DEFAULTS, Settings
 
-    defaults = DEFAULTS.get(arguments.model, DEFAULTS["tiny"])
+    if defaults is None:
+        defaults = DEFAULTS.get(arguments.model, DEFAULTS["tiny"])
     device = resolve_device(arguments.device)
     check_loggers(arguments.report_to)
     dtype = arguments.dtype
@@ -154,10 +167,12 @@ def build_settings(arguments: argparse.Namespace, *, variant: str, learning_rate
         variant=variant,
         seed=seed,
         learning_rate=defaults.learning_rate if learning_rate is None else learning_rate,
-        model=arguments.model,
+        model=source or arguments.model or "tiny",
+        source=source,
+        train=train,
         data=tuple(arguments.data),
         text_field=arguments.text_field,
-        tokenizer=arguments.tokenizer,
+        tokenizer=source or arguments.tokenizer or "bytes",
         pack=arguments.pack,
         tokens=tokens,
         seq_len=seq_len,
@@ -178,11 +193,11 @@ def build_settings(arguments: argparse.Namespace, *, variant: str, learning_rate
     )
 
 
-def default_learning_rate(model: str) -> float:
+def default_learning_rate(model: str | None) -> float:
     """The learning rate of a named size, or of the smallest for anything else."""
     from exsel.training.settings import DEFAULTS
 
-    return DEFAULTS.get(model, DEFAULTS["tiny"]).learning_rate
+    return DEFAULTS.get(model or "tiny", DEFAULTS["tiny"]).learning_rate
 
 
 def _mechanism(kind: Any, flag: str, pairs: Sequence[str]) -> Any:

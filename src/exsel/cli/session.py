@@ -10,6 +10,7 @@ from exsel.cli.arguments import check_output, open_output, resume_command
 from exsel.cli.display import make_progress, warn
 from exsel.data import PackedData, load_data
 from exsel.training.disk import check_disk
+from exsel.training.models import sketch_model
 from exsel.training.monitor import Progress
 from exsel.training.run import Interrupted
 from exsel.training.settings import Settings
@@ -19,12 +20,18 @@ def run_session(
     arguments: argparse.Namespace,
     runs: Sequence[Settings],
     work: Callable[[PackedData, Path, Progress], None],
+    *,
+    prepare: Callable[[PackedData], None] | None = None,
 ) -> int:
-    """Check everything, load the data, and only then touch the output folder and work; returns the exit code."""
+    """Check everything, load the data, prepare, and only then touch the output folder and work.
+
+    Returns:
+        The exit code.
+    """
     check_output(arguments)
     settings = runs[0]
     for run in runs:
-        run.model_config(vocab_size=1, eos_token_id=None)  # heads, layers and strengths fit together
+        sketch_model(run, vocab_size=1)  # heads, layers and strengths fit together
     if arguments.compile is None and not settings.compile:
         warn("no C++ compiler (g++ or clang++) found: training runs eager, without torch.compile")
     data = load_data(
@@ -44,6 +51,8 @@ def run_session(
         f"{settings.device}, {settings.dtype}, {'compiled' if settings.compile else 'eager'}",
         flush=True,
     )
+    if prepare is not None:
+        prepare(data)
     folder = open_output(arguments)
     try:
         work(data, folder, make_progress())

@@ -6,10 +6,9 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
-from exsel.errors import UserError, first_line
-from exsel.models import ExselForCausalLM
+from exsel.errors import UserError
+from exsel.training.models import sketch_model
+from exsel.training.parameters import mechanism_parameters
 from exsel.training.settings import Settings
 
 #: Checkpoints kept while a run goes on: the second is there should the first turn out to be unreadable.
@@ -25,11 +24,11 @@ def check_disk(runs: Sequence[Settings], vocab_size: int, folder: Path) -> None:
         folder: of all of them; what it holds already counts as free, since it is kept or replaced.
 
     Raises:
-        UserError: they do not fit, or one of the models cannot be built.
+        UserError: they do not fit, or one of the models cannot be built (see `exsel.training.models.sketch_model`).
     """
-    models = [_weight_bytes(settings, vocab_size) for settings in runs]
-    # A checkpoint is the weights and the optimizer's two averages; one more than is kept exists while it is written.
-    needed = sum(models) + max(models) * 3 * (KEPT_CHECKPOINTS + 1)
+    sizes = [_sizes(settings, vocab_size) for settings in runs]
+    # One more than is kept exists while it is written.
+    needed = sum(model for model, _ in sizes) + max(checkpoint for _, checkpoint in sizes) * (KEPT_CHECKPOINTS + 1)
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     held = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     free = shutil.disk_usage(existing).free + held
@@ -40,16 +39,12 @@ def check_disk(runs: Sequence[Settings], vocab_size: int, folder: Path) -> None:
         )
 
 
-def _weight_bytes(settings: Settings, vocab_size: int) -> int:
-    config = settings.model_config(vocab_size, None)
-    try:
-        with torch.device("meta"):
-            model = ExselForCausalLM(config)
-    except (ValueError, TypeError, KeyError, IndexError) as error:
-        raise UserError(
-            f"--model {settings.model} cannot be built ({type(error).__name__}: {first_line(error)})"
-        ) from error
-    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+def _sizes(settings: Settings, vocab_size: int) -> tuple[int, int]:
+    """Bytes of the model, and of a checkpoint: the weights, and the optimizer's two averages of those that train."""
+    model = sketch_model(settings, vocab_size)
+    trained = mechanism_parameters(model).values() if settings.train == "new" else model.parameters()
+    weights, averages = (4 * sum(parameter.numel() for parameter in some) for some in (model.parameters(), trained))
+    return weights, weights + 2 * averages
 
 
 def _mebibytes(count: int) -> str:

@@ -2,39 +2,36 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import shutil
 import statistics
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from datasets import IterableDataset
 from safetensors import SafetensorError
-from torch import Tensor
-from transformers import TrainingArguments, set_seed
+from torch import Tensor, nn
+from transformers import TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from exsel.data import PackedData, collate, token_counts
+from exsel.data import PackedData, collate
 from exsel.diagnostics import similarity_bias
 from exsel.errors import UserError, first_line
 from exsel.files import read_json, write_json
 from exsel.models import ExselForCausalLM
-from exsel.nn import Exclusive, Temperature
 from exsel.training.disk import KEPT_CHECKPOINTS
 from exsel.training.layout import CHECKPOINT, METRICS, MODEL, MODEL_STAGING, RESULT, SETTINGS, checkpoints, last_good
+from exsel.training.models import build_model
 from exsel.training.monitor import Interruption, Monitor, Progress, Record
+from exsel.training.parameters import new_parameters
+from exsel.training.quiet import quiet_transformers
 from exsel.training.settings import Settings
 from exsel.training.trainer import ExselTrainer
 
-# Blocks over which the similarity bias and the token counts are taken.
+# Blocks over which the similarity bias is taken.
 _SIMILARITY_BLOCKS = 8
-_COUNTED_BLOCKS = 10_000
 
 
 class Interrupted(Exception):  # noqa: N818 (it is no error)
@@ -46,23 +43,6 @@ class Interrupted(Exception):  # noqa: N818 (it is no error)
         self.step = step
 
 
-def build_model(settings: Settings, data: PackedData) -> ExselForCausalLM:
-    """The run's model with its initial weights: those that variants share are the same for the same seed."""
-    config = settings.model_config(data.description.vocab_size, data.tokenizer.eos_token_id)
-    config.pad_token_id = data.tokenizer.pad_token_id
-    config.bos_token_id = data.tokenizer.bos_token_id
-    set_seed(settings.seed)
-    model = ExselForCausalLM(config)
-    if config.exclusive is not None or config.selective is not None:
-        # An MLP temperature draws weights of its own, which must not shift those of the layers after it.
-        plain = type(config).from_dict({**config.to_dict(), "exclusive": None, "selective": None})
-        set_seed(settings.seed)
-        model.load_state_dict(ExselForCausalLM(plain).state_dict(), strict=False)
-    if model.model.token_log_frequency is not None:
-        model.model.set_token_counts(token_counts(data.train, config.vocab_size, max_blocks=_COUNTED_BLOCKS))
-    return model
-
-
 def train_run(
     settings: Settings,
     data: PackedData,
@@ -71,6 +51,7 @@ def train_run(
     name: str,
     progress: Progress,
     resume: bool = False,
+    model: Any = None,
 ) -> dict[str, Any]:
     """Train, and save the model, its record and its result in ``folder``.
 
@@ -81,6 +62,7 @@ def train_run(
         name: how the run is shown.
         progress: where.
         resume: go on from the last checkpoint in ``folder``; a finished run returns its result.
+        model: what :func:`exsel.training.models.build_model` gave, where it has been called already.
 
     Returns:
         The run's entry in ``results.json``.
@@ -97,7 +79,8 @@ def train_run(
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / SETTINGS, settings.to_dict())
 
-    model = build_model(settings, data)
+    if model is None:
+        model = build_model(settings, data)
     saved = checkpoints(folder)
     checkpoint = saved[-1] if saved else None
     step = 0 if checkpoint is None else int(checkpoint.name.removeprefix(CHECKPOINT))
@@ -117,7 +100,7 @@ def train_run(
     if isinstance(train, IterableDataset):
         # Over and over, so that every step is whole; blocks at hand are repeated by the trainer's own order.
         train = train.shuffle(seed=settings.seed, buffer_size=1000).repeat(None)
-    with _quiet_transformers():
+    with quiet_transformers():
         trainer = ExselTrainer(
             model=model,
             args=_arguments(settings, folder),
@@ -215,13 +198,12 @@ def _arguments(settings: Settings, folder: Path) -> TrainingArguments:
     return arguments
 
 
-def _compile(model: ExselForCausalLM, settings: Settings, data: PackedData) -> float:
+def _compile(model: Any, settings: Settings, data: PackedData) -> float:
     """Compile the layers where asked, and run one step without consequence; the seconds that took."""
     device, dtype = torch.device(settings.device), getattr(torch, settings.dtype)
     torch.compiler.reset()
     if settings.compile:
-        # Layer by layer: the layers of a model share one compilation.
-        for layer in model.model.layers:
+        for layer in _layers(model):
             layer.compile()
     part = settings.batch_size // settings.accumulation
     rows = [row for _, row in zip(range(part), data.train, strict=False)]
@@ -238,8 +220,15 @@ def _compile(model: ExselForCausalLM, settings: Settings, data: PackedData) -> f
     return time.perf_counter() - start
 
 
+def _layers(model: Any) -> list[nn.Module]:
+    """The layers, which share one compilation; the model itself where they cannot be told."""
+    count = model.config.get_text_config(decoder=True).num_hidden_layers
+    stacks = (list(module) for module in model.modules() if isinstance(module, nn.ModuleList))
+    return next((layers for layers in stacks if len(layers) == count), [model])
+
+
 def _result(
-    settings: Settings, data: PackedData, model: ExselForCausalLM, monitor: Monitor, compile_seconds: float
+    settings: Settings, data: PackedData, model: Any, monitor: Monitor, compile_seconds: float
 ) -> dict[str, Any]:
     lines = monitor.record.lines
     curve = [line for line in lines if "validation_loss" in line]
@@ -254,6 +243,7 @@ def _result(
         "learning_rate": settings.learning_rate,
         "parameters": parameters,
         "new_parameters": new_parameters(model),
+        "trained_parameters": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
         "loss": loss,
         "bits_per_byte": loss / math.log(2) / data.description.bytes_per_token,
         "steps": settings.steps,
@@ -273,14 +263,10 @@ def _result(
             similarity_blocks,
             batch_size=settings.batch_size // settings.accumulation,
             device=torch.device(settings.device),
-        ),
+        )
+        if isinstance(model, ExselForCausalLM)
+        else None,
     }
-
-
-def new_parameters(model: ExselForCausalLM) -> int:
-    """How many parameters the mechanisms added."""
-    added = [module for module in model.modules() if isinstance(module, (Exclusive, Temperature))]
-    return sum(parameter.numel() for module in added for parameter in module.parameters())
 
 
 def _thinned(lines: list[dict[str, Any]], most: int = 1000) -> list[dict[str, Any]]:
@@ -288,7 +274,7 @@ def _thinned(lines: list[dict[str, Any]], most: int = 1000) -> list[dict[str, An
     return lines[:: -(-len(lines) // most)] if lines else []
 
 
-def _save_model(model: ExselForCausalLM, data: PackedData, folder: Path) -> None:
+def _save_model(model: Any, data: PackedData, folder: Path) -> None:
     staging = folder / MODEL_STAGING
     shutil.rmtree(staging, ignore_errors=True)
     try:
@@ -303,19 +289,3 @@ def _save_model(model: ExselForCausalLM, data: PackedData, folder: Path) -> None
         ) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """transformers' own bars and notices would run through the progress display; warnings and errors still pass."""
-    from transformers.utils import logging as transformers_logging
-
-    bars, level = transformers_logging.is_progress_bar_enabled(), transformers.logging.get_verbosity()
-    transformers_logging.disable_progress_bar()
-    transformers.logging.set_verbosity(max(level, logging.ERROR))
-    try:
-        yield
-    finally:
-        if bars:
-            transformers_logging.enable_progress_bar()
-        transformers.logging.set_verbosity(level)

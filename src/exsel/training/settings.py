@@ -34,6 +34,9 @@ class SizeDefaults:
     learning_rate: float
 
 
+#: Of a model that exists, at most so many tokens a sequence.
+FINE_TUNING = SizeDefaults(tokens=150 * 4096, seq_len=512, batch_size=8, learning_rate=1e-4)
+
 #: For the three large sizes the paper's: 200,000 steps of 256 sequences of 2048 tokens, at its learning rates.
 DEFAULTS: Mapping[str, SizeDefaults] = {
     "tiny": SizeDefaults(tokens=150 * 4096, seq_len=512, batch_size=8, learning_rate=3e-3),
@@ -52,12 +55,16 @@ class Settings:
         variant: a name of :data:`VARIANTS`.
         seed: of the initial weights and of the order of the blocks.
         learning_rate: at its peak, after the warm-up; it falls along a cosine to a tenth.
-        model: a name of :data:`exsel.models.SIZES`, or a path to a transformers configuration.
+        model: a name of :data:`exsel.models.SIZES`, or a path to a transformers configuration; with ``source``
+            the same as that.
+        source: the folder or the hub name of a model to begin with; ``None``: a new one.
+        train: ``"all"`` parameters, or only the ``"new"`` ones of the mechanisms, in a model that exists.
         data, text_field, tokenizer, seq_len, pack: see :func:`exsel.data.load_data`.
         tokens: to train on; whole steps of ``batch_size`` · ``seq_len`` are taken.
         batch_size: sequences a step.
         accumulation: parts in which a step's sequences are computed.
-        exclusive, selective: what the mechanisms are where the variant has them.
+        exclusive, selective: what the mechanisms are where the variant has them; a ``source`` that has them already
+            keeps its own.
         warmup_steps: of the learning rate.
         weight_decay: of matrices.
         selective_learning_rate: of the temperatures' scalars (w, u, a), at its peak.
@@ -77,6 +84,8 @@ class Settings:
     seed: int
     learning_rate: float
     model: str
+    source: str | None = None
+    train: Literal["all", "new"] = "all"
     data: tuple[str, ...] = ()
     text_field: str = "text"
     tokenizer: str = "bytes"
@@ -101,6 +110,10 @@ class Settings:
     def __post_init__(self) -> None:
         if self.variant not in VARIANTS:
             raise UserError(f"no variant is called {self.variant!r}: choose from {', '.join(VARIANTS)}")
+        if self.train not in ("all", "new"):
+            raise UserError(f"--train must be all or new, got {self.train!r}")
+        if self.train == "new" and self.source is None:
+            raise UserError("--train new belongs to --from: in a new model every parameter is new")
         for name in ("tokens", "seq_len", "batch_size", "accumulation", "evaluations", "evaluation_blocks"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")

@@ -19,20 +19,11 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints
 
 from exsel.errors import UserError, first_line
-from exsel.nn import Exclusive, Temperature
 from exsel.training import state
 from exsel.training.layout import CHECKPOINT, CHECKPOINT_STAGING, last_good
 from exsel.training.order import BlockOrder
-
-
-def scalar_names(model: nn.Module) -> set[str]:
-    """The names of the mechanisms' per-head parameters: w or u, a, γ (of an MLP temperature not its matrix W')."""
-    return {
-        f"{module_name}.{name}"
-        for module_name, module in model.named_modules()
-        if isinstance(module, (Temperature, Exclusive))
-        for name, _ in module.named_parameters(recurse=False)
-    }
+from exsel.training.parameters import scalar_names
+from exsel.upgrading import from_pretrained
 
 
 class ExselTrainer(Trainer):
@@ -122,6 +113,16 @@ class ExselTrainer(Trainer):
             super()._save_optimizer_and_scheduler(output_dir)
         elif self.args.should_save:
             state.save_optimizer(Path(output_dir), self.optimizer.state_dict(), self.lr_scheduler.state_dict())
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """All weights or none: Trainer's own passes over what is missing, and cannot read an upgraded configuration."""
+        if model is not None or self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        saved, loading = from_pretrained(resume_from_checkpoint, dtype=torch.float32, output_loading_info=True)
+        if missing := sorted(loading["missing_keys"]):
+            raise ValueError(f"it lacks {len(missing)} weights, such as {missing[0]}")
+        self.model.load_state_dict(saved.state_dict())
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None or self.is_deepspeed_enabled or self.is_fsdp_enabled:

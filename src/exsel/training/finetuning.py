@@ -1,0 +1,240 @@
+"""A model that exists, as the beginning of a run: read, checked, loaded, and its mechanisms put in.
+
+One of exsel's own gets them in its configuration, since its modelling code has them; any other is upgraded.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, set_seed
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from exsel.data import PackedData
+from exsel.data.hub_access import reason_unavailable
+from exsel.errors import UserError, first_line
+from exsel.models import ExselConfig, ExselForCausalLM
+from exsel.nn import Temperature
+from exsel.training.parameters import mechanism_parameters
+from exsel.training.quiet import quiet_transformers
+from exsel.training.settings import BASELINE, VARIANTS, Settings
+from exsel.upgrading import upgrade
+from exsel.upgrading.wrapping import UpgradedFields
+
+# Under these names configurations say how many tokens the model was made for.
+_CONTEXT = ("max_position_embeddings", "max_seq_len", "seq_length", "n_ctx")
+# How far logits may move by rounding alone, as a share of the largest.
+_TOLERANCE = 1e-4
+
+
+def read_source(source: str) -> Any:
+    """The configuration of the model to begin with.
+
+    Args:
+        source: a folder that holds a saved model, or a name on the Hugging Face hub.
+
+    Raises:
+        UserError: there is none, it is unreadable, or it is of a model that cannot be trained here.
+    """
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False, local_files_only=_is_offline(source))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"--from {source}: neither a folder with a saved model nor one on the hub ({first_line(error)})"
+        ) from error
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UserError(f"--from {source}: a {config.model_type} model is no causal language model, which is needed")
+    if getattr(config, "quantization_config", None) is not None:
+        raise UserError(f"--from {source}: its weights are quantised: train the original, or an adapter of exsel.peft")
+    return config
+
+
+def source_variant(config: Any) -> str:
+    """The variant that a model is already, a name of :data:`exsel.training.settings.VARIANTS`."""
+    if isinstance(config, UpgradedFields):
+        has = {name for entry in config.exsel["upgrades"] for name in ("exclusive", "selective") if entry[name]}
+    else:
+        has = {name for name in ("exclusive", "selective") if getattr(config, name, None) is not None}
+    return next(variant for variant, mechanisms in VARIANTS.items() if mechanisms == has)
+
+
+def source_context(config: Any) -> int | None:
+    """How many tokens a model was made for, if it says so."""
+    text = config.get_text_config(decoder=True)
+    found = (getattr(text, name, None) for name in _CONTEXT)
+    return next((value for value in found if isinstance(value, int)), None)
+
+
+def sketch_source(settings: Settings) -> nn.Module:
+    """The model of a run that begins with one that exists, without memory for its weights.
+
+    Raises:
+        UserError: it cannot be built here, or not be upgraded as the settings say.
+    """
+    source, config = settings.source, read_source(str(settings.source))
+    context = source_context(config)
+    if context is not None and settings.seq_len > context:
+        raise UserError(f"--seq-len {settings.seq_len} is more than the {context} tokens of --from {source}")
+    has = source_variant(config)
+    if has not in (BASELINE, settings.variant):
+        raise UserError(
+            f"--from {source} is {has} already, and cannot become {settings.variant}: leave out --variant to train it "
+            "on as it is, or begin with the plain model"
+        )
+    try:
+        with torch.device("meta"), quiet_transformers():
+            if isinstance(config, ExselConfig):
+                return ExselForCausalLM(_own_config(config, settings))
+            model: nn.Module = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
+            return model if has == settings.variant else _upgraded(model, settings)
+    except (ValueError, TypeError, KeyError, IndexError) as error:
+        raise UserError(f"--from {source} cannot be {settings.variant}: {first_line(error)}") from error
+
+
+def load_source(settings: Settings, data: PackedData) -> Any:
+    """The model to fine-tune, with its mechanisms, in float32 on the CPU.
+
+    Raises:
+        UserError: weights that are damaged or incomplete, a vocabulary smaller than the tokenizer's, or a model in
+            which tokens see those after them, or with ``--pack isolate`` other documents.
+    """
+    source = str(settings.source)
+    config = read_source(source)
+    has = source_variant(config)
+    model = _load_whole(source)
+    set_seed(settings.seed)
+    if has != settings.variant:
+        if isinstance(config, ExselConfig):
+            plain = model
+            model = ExselForCausalLM(_own_config(plain.config, settings))
+            loading = model.load_state_dict(plain.state_dict(), strict=False)
+            brought = {*mechanism_parameters(model), "model.token_log_frequency"}
+            assert brought.issuperset(loading.missing_keys), loading.missing_keys
+            assert not loading.unexpected_keys, loading.unexpected_keys
+        else:
+            _upgraded(model, settings)
+    rows = model.get_input_embeddings().weight.shape[0]
+    if data.description.vocab_size > rows:
+        raise UserError(
+            f"--from {source}: its tokenizer has ids up to {data.description.vocab_size - 1} and the model only {rows} "
+            "embeddings: they do not belong together"
+        )
+    _check_causal(model, rows, source)
+    if settings.pack == "isolate":
+        _check_isolation(model, rows, source)
+    return model
+
+
+def _own_config(config: ExselConfig, settings: Settings) -> ExselConfig:
+    """The configuration with the mechanisms of the settings, where it is plain."""
+    mechanisms = VARIANTS[settings.variant]
+    if source_variant(config) == settings.variant:
+        return config
+    changes = {name: getattr(settings, name).to_dict() for name in mechanisms}
+    own: ExselConfig = ExselConfig.from_dict({**deepcopy(config).to_dict(), **changes})
+    return own
+
+
+def _upgraded(model: Any, settings: Settings) -> Any:
+    mechanisms = VARIANTS[settings.variant]
+    try:
+        return upgrade(
+            model,
+            exclusive=settings.exclusive if "exclusive" in mechanisms else None,
+            selective=settings.selective if "selective" in mechanisms else None,
+        )
+    except ValueError as error:
+        raise UserError(f"--from {settings.source} cannot be {settings.variant}: {first_line(error)}") from error
+
+
+def _load_whole(source: str) -> Any:
+    try:
+        with quiet_transformers():
+            model, loading = AutoModelForCausalLM.from_pretrained(
+                source,
+                dtype=torch.float32,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                local_files_only=_is_offline(source),
+            )
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"--from {source} cannot be loaded: {first_line(error)}") from error
+    if missing := sorted(loading["missing_keys"]):
+        # transformers has filled them with random numbers.
+        raise UserError(f"--from {source} cannot be loaded: it lacks {len(missing)} weights, such as {missing[0]}")
+    return model
+
+
+@functools.cache
+def _is_offline(source: str) -> bool:
+    return not Path(source).exists() and reason_unavailable(source, "model") is not None
+
+
+@torch.no_grad()
+def _check_causal(model: Any, vocab_size: int, source: str) -> None:
+    """An encoder has a language model's head too, and would learn to copy the token that it should predict."""
+    tokens = (torch.arange(24) * 7 + 3).remainder(vocab_size).unsqueeze(0)
+    others = tokens.clone()
+    others[:, 16:] = (tokens[:, 16:] + 1).remainder(vocab_size)
+    if not _close(_logits(model, tokens)[:, :16], _logits(model, others)[:, :16]):
+        raise UserError(
+            f"--from {source}: in this {type(model).__name__} tokens see those after them, so that predicting the "
+            "next one would mean nothing"
+        )
+
+
+@torch.no_grad()
+def _check_isolation(model: Any, vocab_size: int, source: str) -> None:
+    """A second document must be to the model what it is alone: attention, positions and temperatures."""
+    tokens = (torch.arange(32) * 7 + 3).remainder(vocab_size).unsqueeze(0)
+    positions = torch.arange(16).repeat(2).unsqueeze(0)
+    is_isolated = "position_ids" in inspect.signature(model.forward).parameters
+    if is_isolated:
+        with _strong_positions(model):
+            together = _logits(model, tokens, position_ids=positions)[:, 16:]
+            alone = _logits(model, tokens[:, 16:], position_ids=positions[:, 16:])
+        is_isolated = _close(together, alone)
+    if not is_isolated:
+        raise UserError(
+            f"--from {source}: {type(model).__name__} does not keep documents apart by their positions: "
+            "use --pack concat"
+        )
+
+
+def _logits(model: Any, tokens: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
+    was_training = model.training
+    logits: torch.Tensor = model.eval()(input_ids=tokens, use_cache=False, **inputs).logits
+    model.train(was_training)
+    return logits
+
+
+def _close(logits: torch.Tensor, others: torch.Tensor) -> bool:
+    return bool((logits - others).abs().max() <= _TOLERANCE * others.abs().max())
+
+
+@contextmanager
+def _strong_positions(model: nn.Module) -> Iterator[None]:
+    """Within, σ(a) = 0.5 in every temperature: a position counted wrongly shows."""
+    logits = [
+        module.position_logit
+        for module in model.modules()
+        if isinstance(module, Temperature) and module.position_logit is not None
+    ]
+    values = [logit.clone() for logit in logits]
+    for logit in logits:
+        logit.zero_()
+    try:
+        yield
+    finally:
+        for logit, value in zip(logits, values, strict=True):
+            logit.copy_(value)
