@@ -12,7 +12,7 @@ from torch import nn
 
 from exsel.config import ExclusiveConfig, SelectiveConfig, resolve_layers
 from exsel.nn.insertion import Mechanisms
-from exsel.upgrading import layouts_vision, multihead, processors
+from exsel.upgrading import instances, layouts_vision, multihead, processors
 from exsel.upgrading.planning import Target, original_class, targets
 from exsel.upgrading.rewriting import CHILD, rewrite
 
@@ -65,15 +65,19 @@ def downgrade(model: Model) -> Model:
     """Take the mechanisms out of ``model`` again, in place: its modules, classes and weights are what they were.
 
     Raises:
-        ValueError: a model that holds them as an adapter of PEFT.
+        ValueError: a model that holds them as an adapter of PEFT, or whose upgraded modules' ``forward`` something
+            has replaced since, other than accelerate's hooks.
     """
     upgraded: list[Any] = [module for module in model.modules() if isinstance(module, Upgraded)]
     if not all(isinstance(module._modules[CHILD], Mechanisms) for module in upgraded):
         raise ValueError(f"this {type(model).__name__} has its mechanisms from a PEFT adapter: call its unload()")
+    if any(instances.refusal(module) for module in upgraded):
+        raise ValueError("the forward of an upgraded module was replaced on the instance: take that back first")
     for module in upgraded:
         cls = original_class(module)
         del module._modules[CHILD]
         module.__class__ = cls
+        instances.rebind(module)
     return model
 
 
@@ -204,3 +208,4 @@ def insert(module: nn.Module, target: Target, child: nn.Module) -> None:
     upgraded = _upgraded_class(cls, tuple(projections.items()), output)
     module._modules[CHILD] = child
     module.__class__ = upgraded
+    instances.rebind(module)

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from exsel.nn.packing import PACKINGS, Geometry
-from exsel.upgrading import layouts, layouts_vision, multihead, paths, processors, trial
+from exsel.upgrading import instances, layouts, layouts_vision, multihead, paths, processors, trial
 from exsel.upgrading.layouts import Layout
 from exsel.upgrading.rewriting import CHILD, RewritingError, Sites, find_sites
 
@@ -64,7 +64,13 @@ def targets(model: nn.Module) -> list[Target]:
         for length in range(target.name.count(".") + 1)
     }
     # A wrapper around attention modules, like BertAttention or a whole model, is not one itself.
-    return [target for target in found if not (target.name in wrappers and target.layout is None)]
+    kept = [target for target in found if not (target.name in wrappers and target.layout is None)]
+    return [_as_instance(target, modules[target.name]) for target in kept]
+
+
+def _as_instance(target: Target, module: nn.Module) -> Target:
+    reason = instances.refusal(module) if target.kind == "self" else ""
+    return Target(target.name, target.cls, "other", reason, reason) if reason else target
 
 
 def _target(name: str, module: nn.Module, parent: nn.Module | None) -> Target | None:
