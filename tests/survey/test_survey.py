@@ -25,7 +25,10 @@ TYPES = {
 }
 
 
-@pytest.mark.parametrize(("model_type", "outcome"), [(name, key) for key, names in TYPES.items() for name in names.split()])
+CASES = [(name, outcome) for outcome, names in TYPES.items() for name in names.split()]
+
+
+@pytest.mark.parametrize(("model_type", "outcome"), CASES)
 def test_types_of_every_kind(model_type: str, outcome: str) -> None:
     (record,) = survey([model_type])
     assert record.outcome == outcome, record.reasons

@@ -68,7 +68,7 @@ def _record(model_type: str) -> Record:
     except NotBuilt as error:
         return Record(model_type, "not built", reasons=(str(error),))
     found = targets(specimen.model)
-    layers = [target for target in found if target.kind != "cross"]
+    layers = [target for target in found if not target.left_alone]
     reasons = tuple(
         dict.fromkeys(
             f"{target.cls}: {target.exclusive or f'not selective: {target.selective}'}"

@@ -70,7 +70,7 @@ def verify(model: nn.Module, inputs: Mapping[str, Any], *, can_generate: bool = 
         NotReachedError: there was nothing to check.
         ValueError: a model that cannot be upgraded.
     """
-    chosen = [target for target in targets(model) if target.kind != "cross"]
+    chosen = [target for target in targets(model) if not target.left_alone]
     layers = tuple(index for index, target in enumerate(chosen) if not target.exclusive)
     selective_layers = tuple(index for index in layers if not chosen[index].selective)
     plain = _outputs(model, inputs)

@@ -31,9 +31,8 @@ class Target:
     Args:
         name: its name in the model, as ``named_modules`` has it.
         cls: the class's name.
-        kind: ``"self"``: standard self-attention; ``"cross"``: left alone; ``"other"``: attention that cannot be
-            upgraded.
         exclusive, selective: why not; empty where it can be.
+        left_alone: whether it is no self-attention: not counted among the layers, and no reason to refuse a model.
         layout: where its projections are, if that is known.
         geometry: its heads, if they are known.
         hidden_size: the width of its input, if that is known.
@@ -41,9 +40,9 @@ class Target:
 
     name: str
     cls: str
-    kind: str
     exclusive: str = ""
     selective: str = ""
+    left_alone: bool = False
     layout: Layout | None = None
     geometry: Geometry | None = None
     hidden_size: int = 0
@@ -60,7 +59,7 @@ def targets(model: nn.Module) -> list[Target]:
     wrappers = {
         ".".join(target.name.split(".")[:length])
         for target in found
-        if target.kind != "cross"
+        if not target.left_alone
         for length in range(target.name.count(".") + 1)
     }
     # A wrapper around attention modules, like BertAttention or a whole model, is not one itself.
@@ -69,8 +68,8 @@ def targets(model: nn.Module) -> list[Target]:
 
 
 def _as_instance(target: Target, module: nn.Module) -> Target:
-    reason = instances.refusal(module) if target.kind == "self" else ""
-    return Target(target.name, target.cls, "other", reason, reason) if reason else target
+    reason = "" if target.left_alone or target.exclusive else instances.refusal(module)
+    return Target(target.name, target.cls, reason, reason) if reason else target
 
 
 def _target(name: str, module: nn.Module, parent: nn.Module | None) -> Target | None:
@@ -89,7 +88,7 @@ def _target(name: str, module: nn.Module, parent: nn.Module | None) -> Target | 
         return None
 
     def refused(reason: str) -> Target:
-        return Target(name, cls.__name__, "other", reason, reason)
+        return Target(name, cls.__name__, reason, reason)
 
     if layouts.key(cls) in layouts.REFUSED_CLASSES:
         return refused(layouts.REFUSED_CLASSES[layouts.key(cls)])
@@ -100,7 +99,7 @@ def _target(name: str, module: nn.Module, parent: nn.Module | None) -> Target | 
     if is_across or _CROSS.search(names) or _POOLING.search(names):
         reason = _NO_OWN_VALUES
     if reason:
-        return Target(name, cls.__name__, "cross", reason, reason)
+        return Target(name, cls.__name__, reason, reason, left_alone=True)
     for child, reason in layouts.REFUSED_CHILDREN.items():
         if hasattr(module, child):
             return refused(reason)
@@ -116,19 +115,18 @@ def _target(name: str, module: nn.Module, parent: nn.Module | None) -> Target | 
         return refused(reason)
     layout = known or _layout(module, cls)
     if layout is None:
-        return Target(name, cls.__name__, "self", selective=f"the projections of {cls.__name__} are not known here")
+        return Target(name, cls.__name__, selective=f"the projections of {cls.__name__} are not known here")
     geometry = _geometry(module, layout)
     if geometry is None:
-        return Target(name, cls.__name__, "self", selective=f"the heads of {cls.__name__} are not known here")
+        return Target(name, cls.__name__, selective=f"the heads of {cls.__name__} are not known here")
     tried = layout if known is not None else _tried(module, cls, layout)
     if tried is None:
         reason = f"in which order {cls.__name__} packs its fused projection could not be found by trying it"
-        return Target(name, cls.__name__, "self", selective=reason)
+        return Target(name, cls.__name__, selective=reason)
     layout = tried
     return Target(
         name,
         cls.__name__,
-        "self",
         selective=layouts.REFUSED_SELECTIVE.get(layouts.key(cls), ""),
         layout=layout,
         geometry=geometry,
@@ -144,22 +142,21 @@ def _multihead_target(
     is_decoders = own_name == "multihead_attn" and isinstance(getattr(parent, "self_attn", None), nn.Module)
     across = is_decoders or multihead.is_across(module) or _POOLING.search(type(parent).__name__)
     if across or _CROSS.search(own_name) or _CROSS.search(type(parent).__name__):
-        return Target(name, cls.__name__, "cross", _NO_OWN_VALUES, _NO_OWN_VALUES)
+        return Target(name, cls.__name__, _NO_OWN_VALUES, _NO_OWN_VALUES, left_alone=True)
     if reason := multihead.refusal(cls):
-        return Target(name, cls.__name__, "other", reason, reason)
+        return Target(name, cls.__name__, reason, reason)
     geometry = multihead.geometry(module)
-    return Target(name, cls.__name__, "self", layout=multihead.LAYOUT, geometry=geometry, hidden_size=module.embed_dim)
+    return Target(name, cls.__name__, layout=multihead.LAYOUT, geometry=geometry, hidden_size=module.embed_dim)
 
 
 def _processed_target(name: str, module: nn.Module, cls: type[nn.Module]) -> Target:
     if processors.is_across(module) or _CROSS.search(name.rpartition(".")[2]):
-        return Target(name, cls.__name__, "cross", _NO_OWN_VALUES, _NO_OWN_VALUES)
+        return Target(name, cls.__name__, _NO_OWN_VALUES, _NO_OWN_VALUES, left_alone=True)
     exclusive, selective = processors.refusals(module, cls)
     geometry = processors.geometry(module)
     return Target(
         name,
         cls.__name__,
-        "other" if exclusive else "self",
         exclusive,
         selective,
         layout=None if geometry is None else processors.LAYOUT,

@@ -105,14 +105,14 @@ def support(
         ValueError: layers beyond the model.
     """
     found = targets(model)
-    count = sum(target.kind != "cross" for target in found)
+    count = sum(not target.left_alone for target in found)
     chosen = {
         "exclusive": layers_of(configured(ExclusiveConfig, exclusive), count),
         "selective": layers_of(configured(SelectiveConfig, selective), count),
     }
     layers, index = [], 0
     for target in found:
-        if target.kind == "cross":
+        if target.left_alone:
             layers.append(LayerSupport(None, target.name, target.cls, target.exclusive, target.selective))
             continue
         answers = {
