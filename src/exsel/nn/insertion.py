@@ -19,6 +19,8 @@ from exsel.nn.attention import Exclusive
 from exsel.nn.packing import PACKINGS, Geometry
 from exsel.nn.temperature import Temperature, build_temperatures
 
+#: What is added to the scores of hidden tokens is less than this, what else may be added is not.
+_HIDDEN = -9000.0
 _ACROSS = (
     "an upgraded layer was called to attend to other tokens than its own: cross-attention has no own values; "
     "leave this layer out with layers=…"
@@ -37,6 +39,7 @@ class Mechanisms(nn.Module):
             attention is written out; otherwise they are scaled where they are cached and attended with.
         hidden_size: width of the layer's input, for ``token="mlp"``.
         layer_index: the layer's index in a cache.
+        has_window: whether tokens see only some of those before them.
 
     Raises:
         ValueError: ``token="frequency"``, whose feature no existing model hands to its layers.
@@ -52,6 +55,7 @@ class Mechanisms(nn.Module):
         scales_projections: bool,
         hidden_size: int,
         layer_index: int | None = None,
+        has_window: bool = False,
     ) -> None:
         super().__init__()
         self.exclusive_config, self.selective_config = exclusive, selective
@@ -59,6 +63,7 @@ class Mechanisms(nn.Module):
         self.projections = projections
         self.scales_projections = scales_projections
         self.layer_index = layer_index
+        self.has_window = has_window
         self.exclusive = None
         if exclusive is not None:
             self.exclusive = Exclusive(0 if geometry is None else geometry.num_heads, exclusive.strength)
@@ -87,6 +92,7 @@ class Mechanisms(nn.Module):
         cache: Any = None,
         context: Tensor | None = None,
         layer_index: int | None = None,
+        attention_mask: Any = None,
     ) -> Insertion:
         """One forward pass.
 
@@ -96,6 +102,8 @@ class Mechanisms(nn.Module):
             cache: the layer's cache in transformers' protocol, before this pass.
             context: what a layer that attends across attends to.
             layer_index: of the layer in the cache, where one module is several layers.
+            attention_mask: what tells, where there are no ``position_ids``, which tokens are padding; see
+                :func:`_first_of_sequence`.
 
         Raises:
             RuntimeError: a ``context``: it is no self-attention.
@@ -107,7 +115,9 @@ class Mechanisms(nn.Module):
             position_ids = None
         if self.needs_position and position_ids is None and cache is not None:
             past = cache.get_seq_length((layer_index if layer_index is not None else self.layer_index) or 0)
-        return Insertion(self, position_ids, past)
+        if position_ids is not None or self.has_window or not isinstance(attention_mask, Tensor):
+            attention_mask = None
+        return Insertion(self, position_ids, past, attention_mask)
 
 
 class Insertion:
@@ -117,10 +127,17 @@ class Insertion:
         RuntimeError: from :meth:`end`, a pass that went around the places above: nothing is dropped silently.
     """
 
-    def __init__(self, mechanisms: Mechanisms, position_ids: Tensor | None, past: int | Tensor) -> None:
+    def __init__(
+        self,
+        mechanisms: Mechanisms,
+        position_ids: Tensor | None,
+        past: int | Tensor,
+        attention_mask: Tensor | None = None,
+    ) -> None:
         self.mechanisms = mechanisms
         self.position_ids = position_ids
         self.past = past
+        self.attention_mask = attention_mask
         self.features: dict[str, Tensor] = {}
         self.hidden_states: Tensor | None = None
         self.own_value: Tensor | None = None
@@ -302,13 +319,39 @@ class Insertion:
         num_tokens = features.shape[-2]
         position = None
         if self.mechanisms.needs_position:
-            if self.position_ids is not None and self.position_ids.shape[-1] == num_tokens:
-                position = self.position_ids.clamp_min(0) + 1
-            else:
-                position = torch.arange(1, num_tokens + 1, device=features.device) + self.past
+            position = self._position(num_tokens, features.device)
         hidden_states = self.hidden_states
         if hidden_states is not None:
             hidden_states = hidden_states.reshape(features.shape[0], -1, hidden_states.shape[-1])
             hidden_states = hidden_states[:, self.first_token : self.first_token + num_tokens]
         tau: Tensor = self.mechanisms.temperatures[kind](features, position, hidden_states=hidden_states)
         return tau
+
+    def _position(self, num_tokens: int, device: torch.device) -> Tensor:
+        """n ``[B or 1, T]`` or ``[T]``, 1-based in each token's own sequence."""
+        if self.position_ids is not None and self.position_ids.shape[-1] == num_tokens:
+            return self.position_ids.clamp_min(0) + 1
+        place = torch.arange(num_tokens, device=device) + self.past
+        mask = self.attention_mask
+        if mask is None or mask.ndim not in (2, 4):
+            return place + 1
+        # [B, T or 1, S]: 1 or 0 for each token, or what is added to the scores of each.
+        alike = mask.bool().unsqueeze(1) if mask.ndim == 2 else mask[:, 0]
+        alike = alike > _HIDDEN if alike.is_floating_point() else alike
+        if alike.shape[1] not in (1, num_tokens):
+            return place + 1
+        return place + 1 - _first_of_sequence(alike.expand(-1, num_tokens, -1), place)
+
+
+def _first_of_sequence(alike: Tensor, place: Tensor) -> Tensor:
+    """Where in a cache each token's sequence begins, ``[B, T]``: at the first token that it sees as it sees itself.
+
+    Whether a mask says what is seen or what is hidden does not matter then, and padding has some place or other.
+
+    Args:
+        alike: ``[B, T, S]``, the mask.
+        place: of each token in the cache, ``[T]``.
+    """
+    place = place.clamp_max(alike.shape[-1] - 1).expand(alike.shape[0], -1)
+    itself = alike.gather(-1, place.unsqueeze(-1))
+    return torch.minimum((alike == itself).to(torch.uint8).argmax(dim=-1), place)

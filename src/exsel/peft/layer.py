@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import Tensor, nn
+from torch import nn
 
 from exsel.nn.insertion import Insertion, Mechanisms
 
@@ -27,16 +27,14 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         self.adapters = nn.ModuleDict()
         self.merged_adapters: list[str] = []
 
-    def begin(
-        self, position_ids: Tensor | None = None, cache: Any = None, context: Tensor | None = None
-    ) -> Insertion | Untouched:
+    def begin(self, **call: Any) -> Insertion | Untouched:
         """One forward pass with the active adapter, or with none as the layer was; see :meth:`Mechanisms.begin`."""
         active: Any = () if self.disable_adapters else self.active_adapters
         for name in active:
             if name in self.adapters:
                 mechanisms = self.adapters[name]
                 assert isinstance(mechanisms, Mechanisms)
-                return mechanisms.begin(position_ids, cache, context)
+                return mechanisms.begin(**call)
         return UNTOUCHED
 
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:

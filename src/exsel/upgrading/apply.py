@@ -127,7 +127,7 @@ def plan(
     """
     if exclusive is None and selective is None:
         raise ValueError("upgrade needs exclusive or selective: True, or a configuration")
-    found = [target for target in targets(model) if target.kind != "cross"]
+    found = [target for target in targets(model) if not target.left_alone]
     if not found:
         raise ValueError(f"{type(model).__name__} has no self-attention that could be upgraded")
     layers = {
@@ -191,6 +191,7 @@ def build_mechanisms(
         scales_projections=target.layout is not None and target.layout.output is not None,
         hidden_size=target.hidden_size,
         layer_index=layer_index,
+        has_window=_has_window(module),
     )
     device = next((parameter.device for parameter in module.parameters()), None)
     dtype = next((parameter.dtype for parameter in module.parameters() if parameter.is_floating_point()), None)
@@ -198,6 +199,13 @@ def build_mechanisms(
         device = None  # PEFT makes an adapter that it is about to load without memory
     mechanisms.to(device=device, dtype=dtype)
     return mechanisms.train(module.training)
+
+
+def _has_window(module: nn.Module) -> bool:
+    config = getattr(module, "config", None)
+    names = ("sliding_window", "attention_chunk_size")
+    sizes = (getattr(owner, name, None) for owner in (module, config) for name in names)
+    return any(sizes) or bool(getattr(module, "is_sliding", False))
 
 
 def insert(module: nn.Module, target: Target, child: nn.Module) -> None:

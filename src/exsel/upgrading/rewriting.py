@@ -309,6 +309,7 @@ def _begin(definition: ast.FunctionDef, function: types.FunctionType) -> ast.stm
     if not function.__module__.startswith("transformers."):
         contexts += [f"None if {k} is {q} else {k}" for q, k in _QUERIES_AND_KEYS if {q, k} <= names]
     keywords += [f"context={context}" for context in contexts][:1]
+    keywords += ["attention_mask=attention_mask"] if "attention_mask" in names else []
     keywords += ["layer_index=layer_idx"] if "layer_idx" in names else []
     statement = ast.parse(f"{INSERTION} = self.{CHILD}.begin({', '.join(keywords)})").body[0]
     for node in ast.walk(statement):
