@@ -1,5 +1,5 @@
-"""The committed results as pages: every number in ``docs/results.md``, and in ``docs/performance.md`` every number
-between ``<!-- begin NAME -->`` and ``<!-- end NAME -->``, comes from ``benchmarks/results``.
+"""The committed results as pages: all of ``docs/results.md`` and ``docs/support.md``, and in ``docs/performance.md``
+what is between ``<!-- begin NAME -->`` and ``<!-- end NAME -->``, comes from ``benchmarks/results``.
 
     python benchmarks/tables.py [--check]
 
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import performance
+import support
 
 from exsel.files import read_json
 from exsel.report import HEADINGS, headline, spread_sentence, summary_rows
@@ -22,6 +23,7 @@ from exsel.report import HEADINGS, headline, spread_sentence, summary_rows
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "results.md"
+SUPPORT = ROOT / "docs" / "support.md"
 PERFORMANCE = ROOT / "docs" / "performance.md"
 
 
@@ -82,7 +84,13 @@ def main() -> int:
     parser.add_argument("--check", action="store_true")
     is_check = parser.parse_args().check
     stale = 0
-    for page, text in ((PAGE, render()), (PERFORMANCE, fill(PERFORMANCE.read_text(encoding="utf-8")))):
+    newest_survey = max(RESULTS.glob("support_*.json"))
+    pages = {
+        PAGE: render(),
+        PERFORMANCE: fill(PERFORMANCE.read_text(encoding="utf-8")),
+        SUPPORT: support.page(read_json(newest_survey)),
+    }
+    for page, text in pages.items():
         if not is_check:
             page.write_text(text, encoding="utf-8")
         elif not page.exists() or page.read_text(encoding="utf-8") != text:

@@ -8,7 +8,7 @@ import torch
 from transformers import __version__ as transformers_version
 
 from exsel.nn.insertion import Insertion
-from exsel.survey import survey
+from exsel.survey.records import survey
 from exsel.survey.layer_checks import VerificationError
 from exsel.survey.verification import verify
 

@@ -65,7 +65,9 @@ def _survey(arguments: argparse.Namespace) -> int:
 
     from exsel.errors import UserError
     from exsel.files import write_json
-    from exsel.survey import OUTCOMES, Record, model_types, survey
+    from exsel.survey.outcomes import OUTCOMES
+    from exsel.survey.records import Record, survey
+    from exsel.survey.zoo import model_types
 
     known = model_types()
     chosen = known if arguments.types is None else [name.strip() for name in arguments.types.split(",")]

@@ -5,24 +5,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 from exsel.survey.layer_checks import VerificationError
+from exsel.survey.outcomes import Outcome
 from exsel.survey.verification import NotReachedError, verify
 from exsel.survey.zoo import NotBuilt, build
 from exsel.upgrading.planning import targets
-
-Outcome = Literal["verified", "partly", "refused", "no attention", "not built", "wrong"]
-
-#: What each outcome says, in the order in which they are shown.
-OUTCOMES: dict[Outcome, str] = {
-    "verified": "upgraded with both mechanisms and verified",
-    "partly": "verified, with some layers or one mechanism refused",
-    "refused": "refused by name, before anything is changed",
-    "no attention": "has no attention",
-    "not built": "no small model of it can be built and called here",
-    "wrong": "upgraded and wrong",
-}
 
 
 @dataclass(frozen=True)
@@ -31,7 +20,7 @@ class Record:
 
     Args:
         model_type: a key of transformers' ``CONFIG_MAPPING``.
-        outcome: a key of :data:`OUTCOMES`.
+        outcome: a key of :data:`exsel.survey.outcomes.OUTCOMES`.
         family: of the model that was built; empty where none was.
         layers: how many layers were upgraded.
         called: how many of them the inputs reached, and were verified.
