@@ -11,28 +11,30 @@ from typing import Any
 
 from torch import nn
 
-#: Where accelerate keeps the forward pass that its hook stands in for, and the hook.
+#: Where accelerate keeps the forward pass that its hook stands in for, and the hook. A hook that was removed leaves
+#: the class's forward pass on the instance.
 _KEPT, _HOOK = "_old_forward", "_hf_hook"
 
 
 def refusal(module: nn.Module) -> str:
     """Why the class's forward pass is not what ``module`` runs, or not with parameters of its own; else empty."""
-    if "forward" not in vars(module):
-        return ""
-    if not _keeps_its_class(module):
+    own = vars(module)
+    runs = own.get(_KEPT) if _HOOK in own else own.get("forward")
+    if "forward" in own and not _is_of_class(runs, module):
         return "its forward was replaced on the instance: upgrade before whatever replaces it"
-    hook = vars(module)[_HOOK]
-    if any(getattr(each, "offload", False) for each in getattr(hook, "hooks", (hook,))):
-        return "accelerate offloads its weights, and would not load new ones: upgrade before dispatch_model"
+    hooks = [vars(child)[_HOOK] for child in module.modules() if _HOOK in vars(child)]
+    if any(getattr(each, "offload", False) for hook in hooks for each in getattr(hook, "hooks", (hook,))):
+        return "accelerate offloads its weights, and would not load new ones: upgrade before it does"
     return ""
 
 
 def rebind(module: nn.Module) -> None:
-    """After a change of class: have accelerate's hook, if there is one, call the new class's forward pass."""
-    if _KEPT in vars(module):
-        vars(module)[_KEPT] = types.MethodType(type(module).forward, module)
+    """After a change of class: have the instance's own forward pass, if there is one, be the new class's."""
+    own = vars(module)
+    for name in (_KEPT, "forward"):
+        if isinstance(own.get(name), types.MethodType):
+            own[name] = types.MethodType(type(module).forward, module)
 
 
-def _keeps_its_class(module: nn.Module) -> bool:
-    kept: Any = vars(module).get(_KEPT)
-    return _HOOK in vars(module) and getattr(kept, "__func__", None) is type(module).forward
+def _is_of_class(forward: Any, module: nn.Module) -> bool:
+    return getattr(forward, "__func__", None) is type(module).forward and forward.__self__ is module
