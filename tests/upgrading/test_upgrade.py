@@ -73,6 +73,34 @@ def test_downgrade_gives_back_every_class_name_and_bit(model: LlamaForCausalLM) 
     assert exsel.downgrade(model) is model  # a model that is plain stays so
 
 
+def test_nobody_takes_the_plain_models_folder_for_the_upgraded_model(model: LlamaForCausalLM) -> None:
+    """PEFT writes it into an adapter's configuration as the base model."""
+    model.name_or_path = "/models/plain"
+    exsel.upgrade(model, selective=True)
+    assert model.name_or_path == "upgraded by exsel from /models/plain"
+    assert exsel.downgrade(model).name_or_path == "/models/plain"
+
+
+def test_a_layer_that_fails_late_leaves_the_first_ones_alone(
+    model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from exsel.upgrading import apply
+
+    built = []
+
+    def build(*arguments: object) -> nn.Module:
+        built.append(arguments)
+        if len(built) == 2:
+            raise ValueError("the second")
+        return nn.Module()
+
+    monkeypatch.setattr(apply, "build_mechanisms", build)
+    before = state(model)
+    with pytest.raises(ValueError, match="the second"):
+        exsel.upgrade(model, exclusive=True)
+    assert state(model) == before
+
+
 def test_a_copy_is_upgraded_and_independent(model: LlamaForCausalLM) -> None:
     exsel.upgrade(model, exclusive=True)
     other = copy.deepcopy(model)

@@ -18,6 +18,8 @@ from exsel.upgrading.rewriting import CHILD, rewrite
 
 Model = TypeVar("Model", bound=nn.Module)
 
+_UPGRADED_FROM = "upgraded by exsel from "
+
 
 def upgrade(
     model: Model,
@@ -52,9 +54,18 @@ def upgrade(
     if any(isinstance(module, Upgraded) for module in model.modules()):
         raise ValueError(f"this {type(model).__name__} is upgraded already: exsel.downgrade(model) it first")
     steps = plan(model, configured(ExclusiveConfig, exclusive), configured(SelectiveConfig, selective))
+    # All that can fail comes before the first change.
+    parts = []
     for target, exclusive_config, selective_config in steps:
         module = model.get_submodule(target.name)
-        insert(module, target, build_mechanisms(module, target, exclusive_config, selective_config))
+        upgraded_class(module, target)
+        parts.append((module, target, build_mechanisms(module, target, exclusive_config, selective_config)))
+    for module, target, mechanisms in parts:
+        insert(module, target, mechanisms)
+    for module in model.modules():
+        if isinstance(path := module.__dict__.get("name_or_path"), str):
+            # Where transformers found the model; what is there now is not this one, which PEFT would take it for.
+            module.__dict__["name_or_path"] = _UPGRADED_FROM + path
     if "transformers.modeling_utils" in sys.modules:
         # From here on a transformers model that is this one, or holds it, is saved as what it is.
         importlib.import_module("exsel.upgrading.wrapping")
@@ -78,6 +89,9 @@ def downgrade(model: Model) -> Model:
         del module._modules[CHILD]
         module.__class__ = cls
         instances.rebind(module)
+    for module in model.modules():
+        if isinstance(path := module.__dict__.get("name_or_path"), str):
+            module.__dict__["name_or_path"] = path.removeprefix(_UPGRADED_FROM)
     return model
 
 
@@ -208,12 +222,17 @@ def _has_window(module: nn.Module) -> bool:
     return any(sizes) or bool(getattr(module, "is_sliding", False))
 
 
-def insert(module: nn.Module, target: Target, child: nn.Module) -> None:
-    """Have the forward pass of ``module`` go through ``child``, which begins an insertion as Mechanisms do."""
+def upgraded_class(module: nn.Module, target: Target) -> Any:
+    """The class that :func:`insert` gives ``module``."""
     projections = {} if target.layout is None else target.layout.projections
     output = None if target.layout is None else target.layout.output
     cls: Any = type(module)
-    upgraded = _upgraded_class(cls, tuple(projections.items()), output)
+    return _upgraded_class(cls, tuple(projections.items()), output)
+
+
+def insert(module: nn.Module, target: Target, child: nn.Module) -> None:
+    """Have the forward pass of ``module`` go through ``child``, which begins an insertion as Mechanisms do."""
+    upgraded = upgraded_class(module, target)
     module._modules[CHILD] = child
     module.__class__ = upgraded
     instances.rebind(module)

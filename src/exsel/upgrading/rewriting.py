@@ -31,7 +31,7 @@ _CONTEXTS = ("key_value_states", "encoder_hidden_states", "context", "memory")
 _QUERIES_AND_KEYS = (("query", "key"), ("queries", "keys"), ("q", "k"))
 
 
-class RewritingError(Exception):
+class RewritingError(ValueError):
     """Why a class's forward pass cannot be rewritten, in words that follow its name."""
 
 
