@@ -125,8 +125,8 @@ def _find_source(arguments: argparse.Namespace) -> str:
     from exsel.cli.checkpoint import find_checkpoint
 
     text: str = arguments.source
-    if not Path(text).exists():
-        if text.startswith((".", "/", "~")) or not text:
+    if not text or not Path(text).exists():
+        if not text or text.startswith((".", "/", "~")):
             raise UserError(f"--from {text}: no such folder")
         return text
     source = find_checkpoint(text)

@@ -19,7 +19,6 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, set_seed
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from exsel.data import PackedData
 from exsel.data.hub_access import reason_unavailable
 from exsel.errors import UserError, first_line
 from exsel.models import ExselConfig, ExselForCausalLM
@@ -100,12 +99,11 @@ def sketch_source(settings: Settings) -> nn.Module:
         raise UserError(f"--from {source} cannot be {settings.variant}: {first_line(error)}") from error
 
 
-def load_source(settings: Settings, data: PackedData) -> Any:
+def load_source(settings: Settings) -> Any:
     """The model to fine-tune, with its mechanisms, in float32 on the CPU.
 
     Raises:
-        UserError: weights that are damaged or incomplete, a vocabulary smaller than the tokenizer's, or a model in
-            which tokens see those after them, or with ``--pack isolate`` other documents.
+        UserError: weights that are damaged or incomplete.
     """
     source = str(settings.source)
     config = read_source(source)
@@ -122,16 +120,31 @@ def load_source(settings: Settings, data: PackedData) -> Any:
             assert not loading.unexpected_keys, loading.unexpected_keys
         else:
             _upgraded(model, settings)
+    return model
+
+
+def check_source(model: Any, settings: Settings, vocab_size: int) -> None:
+    """Try whether a model that was loaded can learn from the data, by a few small forward passes.
+
+    Args:
+        model: whole, on the CPU.
+        settings: of the run.
+        vocab_size: of its data.
+
+    Raises:
+        UserError: a vocabulary smaller than the tokenizer's, weights that give no numbers, or a model in which tokens
+            see those after them, or with ``--pack isolate`` other documents.
+    """
+    source = str(settings.source)
     rows = model.get_input_embeddings().weight.shape[0]
-    if data.description.vocab_size > rows:
+    if vocab_size > rows:
         raise UserError(
-            f"--from {source}: its tokenizer has ids up to {data.description.vocab_size - 1} and the model only {rows} "
-            "embeddings: they do not belong together"
+            f"--from {source}: its tokenizer has ids up to {vocab_size - 1} and the model only {rows} embeddings: "
+            "they do not belong together"
         )
     _check_causal(model, rows, source)
     if settings.pack == "isolate":
         _check_isolation(model, rows, source)
-    return model
 
 
 def _own_config(config: ExselConfig, settings: Settings) -> ExselConfig:
@@ -186,7 +199,10 @@ def _check_causal(model: Any, vocab_size: int, source: str) -> None:
     tokens = (torch.arange(24) * 7 + 3).remainder(vocab_size).unsqueeze(0)
     others = tokens.clone()
     others[:, 16:] = (tokens[:, 16:] + 1).remainder(vocab_size)
-    if not _close(_logits(model, tokens)[:, :16], _logits(model, others)[:, :16]):
+    logits = _logits(model, tokens)
+    if not logits.isfinite().all():
+        raise UserError(f"--from {source}: the model gives logits that are no numbers: its weights are of no use")
+    if not _close(logits[:, :16], _logits(model, others)[:, :16]):
         raise UserError(
             f"--from {source}: in this {type(model).__name__} tokens see those after them, so that predicting the "
             "next one would mean nothing"

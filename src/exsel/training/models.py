@@ -56,11 +56,13 @@ def build_model(settings: Settings, data: PackedData) -> Any:
         UserError: a model that exists and cannot be fine-tuned so.
     """
     is_new = settings.source is None
-    model: Any = _new_model(settings, data) if is_new else finetuning.load_source(settings, data)
+    model: Any = _new_model(settings, data) if is_new else finetuning.load_source(settings)
     inner = getattr(model, "model", None)
     frequency = getattr(inner, "token_log_frequency", None)
     if inner is not None and frequency is not None and frequency.isnan().any():
         inner.set_token_counts(token_counts(data.train, model.config.vocab_size, max_blocks=_COUNTED_BLOCKS))
+    if not is_new:
+        finetuning.check_source(model, settings, data.description.vocab_size)
     if settings.train == "new":
         new = mechanism_parameters(model)
         for name, parameter in model.named_parameters():
