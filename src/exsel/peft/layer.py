@@ -68,6 +68,7 @@ class Untouched:
         return function(*args, **kwargs)
 
     sdpa = attend
+    sdpa_tokens_first = attend
 
     def mixed(self, result: Any) -> Any:
         """``result``."""

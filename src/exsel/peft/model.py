@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from exsel.config import ExclusiveConfig, SelectiveConfig
 from exsel.peft.config import AdapterConfig
 from exsel.peft.layer import AdapterLayer
-from exsel.upgrading.apply import Upgraded, build_mechanisms, downgrade, insert, plan, upgrade
+from exsel.upgrading.apply import Upgraded, build_mechanisms, insert, plan, remove, upgrade
 from exsel.upgrading.planning import Target
 from exsel.upgrading.rewriting import CHILD
 
@@ -133,7 +133,7 @@ class MechanismsModel(BaseTuner):
             for module in list(self.model.modules()):
                 child = getattr(module, CHILD, None)
                 if isinstance(child, AdapterLayer) and not child.adapters:
-                    downgrade(module)
+                    remove(module)
         else:
             self.unload()
         for name, parameter in self.model.named_parameters():
@@ -164,7 +164,9 @@ class MechanismsModel(BaseTuner):
         }
         base: Any = super() if self._lora is None else self._lora
         base._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
-        downgrade(self.model)
+        for module in list(self.model.modules()):
+            if isinstance(module, Upgraded):
+                remove(module)
         if merge:
             exclusive, selective = self.peft_config[names[0]].mechanisms()
             upgrade(self.model, exclusive=exclusive, selective=selective)

@@ -85,10 +85,7 @@ def downgrade(model: Model) -> Model:
     if any(instances.refusal(module) for module in upgraded):
         raise ValueError("the forward of an upgraded module was replaced on the instance: take that back first")
     for module in upgraded:
-        cls = original_class(module)
-        del module._modules[CHILD]
-        module.__class__ = cls
-        instances.rebind(module)
+        remove(module)
     for module in model.modules():
         if isinstance(path := module.__dict__.get("name_or_path"), str):
             module.__dict__["name_or_path"] = path.removeprefix(_UPGRADED_FROM)
@@ -235,4 +232,12 @@ def insert(module: nn.Module, target: Target, child: nn.Module) -> None:
     upgraded = upgraded_class(module, target)
     module._modules[CHILD] = child
     module.__class__ = upgraded
+    instances.rebind(module)
+
+
+def remove(module: nn.Module) -> None:
+    """The inverse of :func:`insert`."""
+    cls: Any = original_class(module)
+    del module._modules[CHILD]
+    module.__class__ = cls
     instances.rebind(module)
