@@ -81,10 +81,21 @@ class Mechanisms(nn.Module):
                     hidden_size=hidden_size,
                 )
             )
+        #: The projections of which something is read; the others are called and no more.
+        self.reads = frozenset(name for name, packing in projections.items() if self._reads(packing))
         self.needs_position = any(
             isinstance(temperature, Temperature) and temperature.position_logit is not None
             for temperature in self.temperatures.values()
         )
+
+    def _reads(self, packing: str) -> bool:
+        assert self.geometry is not None
+        kinds = set(self.temperatures)
+        if self.scales_projections:
+            kinds.add("value")
+        if self.selective_config is not None and self.selective_config.token == "mlp":
+            kinds.add("query")  # for the layer's input
+        return not kinds.isdisjoint(PACKINGS[packing].slots(self.geometry.num_heads, self.geometry.num_kv_heads))
 
     def begin(
         self,
@@ -144,6 +155,7 @@ class Insertion:
         self.value_is_scaled = False
         self.first_token = 0
         self.is_done = False
+        self.positions: dict[int, Tensor] = {}
 
     def project(
         self, name: str, module: Callable[..., Tensor], hidden_states: Tensor, *args: Any, **kwargs: Any
@@ -151,6 +163,8 @@ class Insertion:
         """``module(hidden_states)``, one of the layer's projections; its output is what temperatures read."""
         packed = module(hidden_states, *args, **kwargs)
         mechanisms = self.mechanisms
+        if name not in mechanisms.reads:
+            return packed
         packing = PACKINGS[mechanisms.projections[name]]
         assert mechanisms.geometry is not None
         parts = packing.split(packed, mechanisms.geometry)
@@ -195,6 +209,8 @@ class Insertion:
 
         query ``[B, H, T, D]``, key and value ``[B, Hkv, S, D]``; returns ``[B, T, H, D]`` and what comes with it.
         """
+        if getattr(function, "takes_mechanisms", False):
+            return self._attend_at_once(function, module, query, key, value, *args, **kwargs)
         key, value, own_value = self._before(query, key, value)
         query = self._scaled("query", query)
         result = function(module, query, key, value, *args, **kwargs)
@@ -207,6 +223,30 @@ class Insertion:
         y = y.reshape(query.shape[0], query.shape[2], query.shape[1], -1).transpose(1, 2)
         z = exclusive(y, own_value.to(y.dtype)).transpose(1, 2).reshape(shape)
         return (z, *result[1:]) if isinstance(result, tuple) else z
+
+    def _attend_at_once(
+        self,
+        function: Callable[..., Any],
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """:meth:`attend` by exsel's own operator, which takes both mechanisms as arguments."""
+        own_value = self.own_value if self.value_is_scaled else value
+        assert own_value is not None
+        self._check_own(query, own_value)
+        kwargs["query_scale"] = self._temperature("query", query)
+        if not self.value_is_scaled:
+            key = self._scaled("key", key)
+            kwargs["value_scale"] = self._temperature("value", value)
+        if self.mechanisms.exclusive is not None:
+            kwargs |= {"exclusive": self.mechanisms.exclusive.alpha(), "own_value": own_value}
+        result = function(module, query, key, value, *args, **kwargs)
+        self._after(query)
+        return result
 
     def sdpa(
         self, function: Callable[..., Tensor], query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
@@ -288,9 +328,12 @@ class Insertion:
         else:
             own_value = value
             key, value = self._scaled("key", key), self._scaled("value", value)
+        self._check_own(query, own_value)
+        return key, value, own_value
+
+    def _check_own(self, query: Tensor, own_value: Tensor) -> None:
         if own_value.shape[-2] != query.shape[-2]:
             raise RuntimeError(_ACROSS)
-        return key, value, own_value
 
     def _after(self, query: Tensor) -> None:
         self.first_token += query.shape[-2]
@@ -298,8 +341,13 @@ class Insertion:
 
     def _scaled(self, kind: str, states: Tensor) -> Tensor:
         """Query, key or value ``[B, heads, T, D]`` times its inverse temperature."""
+        tau = self._temperature(kind, states)
+        return states if tau is None else scale_heads(states, tau)
+
+    def _temperature(self, kind: str, states: Tensor) -> Tensor | None:
+        """The inverse temperature ``[B, heads, T]`` of query, key or value ``[B, heads, T, D]``; ``None``: it has none."""
         if kind not in self.mechanisms.temperatures:
-            return states
+            return None
         if kind not in self.features:
             raise RuntimeError(f"an upgraded layer attended before its {kind} projection: its temperature has no input")
         num_tokens = states.shape[-2]
@@ -312,14 +360,16 @@ class Insertion:
             raise RuntimeError(f"an upgraded layer has {states.shape[1]} {kind} heads and {tau.shape[1]} temperatures")
         if tau.shape[1] != states.shape[1]:
             tau = tau.repeat_interleave(states.shape[1] // tau.shape[1], dim=1)
-        return scale_heads(states, tau)
+        return tau
 
     def _tau(self, kind: str, features: Tensor) -> Tensor:
         """τ ``[…, heads, T]`` of features ``[…, heads, T, D]``."""
         num_tokens = features.shape[-2]
         position = None
         if self.mechanisms.needs_position:
-            position = self._position(num_tokens, features.device)
+            if num_tokens not in self.positions:
+                self.positions[num_tokens] = self._position(num_tokens, features.device)
+            position = self.positions[num_tokens]
         hidden_states = self.hidden_states
         if hidden_states is not None:
             hidden_states = hidden_states.reshape(features.shape[0], -1, hidden_states.shape[-1])

@@ -37,6 +37,8 @@ class Packing:
     def split(self, packed: Tensor, geometry: Geometry) -> dict[str, Tensor]:
         """``[…, T, slots·D]`` → by kind ``[…, T, heads, D]``, views where the heads of a kind lie evenly."""
         states = packed.unflatten(-1, (-1, geometry.head_dim))
+        if self.name in ("query", "key", "value"):
+            return {self.name: states}
         return {
             kind: states[..., _as_slice(where), :] for kind, where in self._where(states.shape[-2], geometry).items()
         }
