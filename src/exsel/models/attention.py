@@ -76,6 +76,8 @@ def exsel_attention_forward(
     return z.transpose(1, 2), None
 
 
+# An upgraded layer hands it the mechanisms instead of working around it.
+exsel_attention_forward.takes_mechanisms = True  # type: ignore[attr-defined]
 AttentionInterface.register(IMPLEMENTATION, exsel_attention_forward)
 # Without this transformers hands the function no mask at all.
 AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)

@@ -345,7 +345,7 @@ class Insertion:
         return states if tau is None else scale_heads(states, tau)
 
     def _temperature(self, kind: str, states: Tensor) -> Tensor | None:
-        """The inverse temperature ``[B, heads, T]`` of query, key or value ``[B, heads, T, D]``; ``None``: it has none."""
+        """τ ``[B, heads, T]`` of query, key or value ``[B, heads, T, D]``; ``None``: it has none."""
         if kind not in self.mechanisms.temperatures:
             return None
         if kind not in self.features:
