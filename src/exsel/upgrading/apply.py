@@ -69,6 +69,8 @@ def upgrade(
     if "transformers.modeling_utils" in sys.modules:
         # From here on a transformers model that is this one, or holds it, is saved as what it is.
         importlib.import_module("exsel.upgrading.wrapping")
+        # And attn_implementation="exsel" is there to be chosen.
+        importlib.import_module("exsel.models.attention")
     return model
 
 
@@ -145,6 +147,7 @@ def plan(
         "exclusive": layers_of(exclusive, len(found)),
         "selective": layers_of(selective, len(found)),
     }
+    implementation = getattr(getattr(model, "config", None), "_attn_implementation", None)
     steps = []
     for index, target in enumerate(found):
         for name, indices in layers.items():
@@ -165,6 +168,11 @@ def plan(
             raise ValueError(
                 f"{target.name} is distributed already, which new parameters would not be: upgrade before fully_shard, "
                 "or save the upgraded model and load it distributed"
+            )
+        if target.layout is not None and target.layout.output is not None and implementation == "exsel":
+            raise ValueError(
+                f"{target.name} ({target.cls}) writes its attention out, and cannot read the masks of "
+                'attn_implementation="exsel": load the model with "eager"'
             )
         if any(chosen):
             steps.append((target, *chosen))
