@@ -40,6 +40,7 @@ class Mechanisms(nn.Module):
         hidden_size: width of the layer's input, for ``token="mlp"``.
         layer_index: the layer's index in a cache.
         has_window: whether tokens see only some of those before them.
+        reuses_projections: whether the layer puts other things than its tokens through its projections later.
 
     Raises:
         ValueError: ``token="frequency"``, whose feature no existing model hands to its layers.
@@ -56,6 +57,7 @@ class Mechanisms(nn.Module):
         hidden_size: int,
         layer_index: int | None = None,
         has_window: bool = False,
+        reuses_projections: bool = False,
     ) -> None:
         super().__init__()
         self.exclusive_config, self.selective_config = exclusive, selective
@@ -64,6 +66,7 @@ class Mechanisms(nn.Module):
         self.scales_projections = scales_projections
         self.layer_index = layer_index
         self.has_window = has_window
+        self.reuses_projections = reuses_projections
         self.exclusive = None
         if exclusive is not None:
             self.exclusive = Exclusive(0 if geometry is None else geometry.num_heads, exclusive.strength)
@@ -149,6 +152,7 @@ class Insertion:
         self.position_ids = position_ids
         self.past = past
         self.attention_mask = attention_mask
+        self.projected: set[str] = set()
         self.features: dict[str, Tensor] = {}
         self.hidden_states: Tensor | None = None
         self.own_value: Tensor | None = None
@@ -165,6 +169,13 @@ class Insertion:
         mechanisms = self.mechanisms
         if name not in mechanisms.reads:
             return packed
+        if name in self.projected:
+            if mechanisms.reuses_projections:
+                return packed
+            raise RuntimeError(
+                f"an upgraded layer called its {name} twice: which of the two is its tokens' is not known"
+            )
+        self.projected.add(name)
         packing = PACKINGS[mechanisms.projections[name]]
         assert mechanisms.geometry is not None
         parts = packing.split(packed, mechanisms.geometry)

@@ -40,6 +40,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     # text
     "audio-spectrogram-transformer": {"max_length": 40},
     # Windows that need no padding, whose tokens would be others than the layer's own.
+    # As DeBERTa-v3 is: relative positions through the layers' own projections.
+    "deberta-v2": {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "share_att_key": True},
     "florence2": {"vision_config": {"window_size": 3, "patch_stride": [4, 2, 2, 1]}},
     "granite_speech5_encoder": _NO_GROUPS,
     # As many values as queries, whatever the configuration says of its keys.

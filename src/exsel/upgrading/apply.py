@@ -208,6 +208,7 @@ def build_mechanisms(
         selective,
         projections={} if target.layout is None else dict(target.layout.projections),
         scales_projections=target.layout is not None and target.layout.output is not None,
+        reuses_projections=target.layout is not None and target.layout.reuses_projections,
         hidden_size=target.hidden_size,
         layer_index=layer_index,
         has_window=_has_window(module),

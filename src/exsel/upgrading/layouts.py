@@ -8,7 +8,7 @@ can see from outside what lies between its projections and its mixing.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from exsel.upgrading import layouts_vision
 
@@ -21,10 +21,12 @@ class Layout:
         projections: by name, how each is packed: a name in :data:`exsel.nn.packing.PACKINGS`.
         output: only for attention that is written out: the output projection, or ``""`` where the module has none
             and returns what it mixed. ``None``: the module calls an attention function.
+        reuses_projections: whether it puts other things than its tokens through its projections, after these.
     """
 
     projections: Mapping[str, str]
     output: str | None = None
+    reuses_projections: bool = False
 
 
 def _separate(query: str, key: str, value: str, output: str | None = None) -> Layout:
@@ -105,7 +107,8 @@ CLASSES: Mapping[str, Layout] = _by_class(
         ),
         (_separate("query_proj", "key_proj", "value_proj", "out_proj"), "prophetnet.ProphetNetAttention"),
         (
-            _separate("query_proj", "key_proj", "value_proj", ""),
+            # Relative positions go through the same projections.
+            replace(_separate("query_proj", "key_proj", "value_proj", ""), reuses_projections=True),
             "deberta_v2.DisentangledSelfAttention sew_d.DisentangledSelfAttention",
         ),
         (_separate("q_proj", "k_proj", "v_proj", "post"), "gemma4.Gemma4AudioAttention"),
