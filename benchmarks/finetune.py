@@ -1,0 +1,183 @@
+"""Can the mechanisms be put into a model that exists? A plain model, trained on for an equal budget as each variant.
+
+    python benchmarks/finetune.py [--out FILE] [--work runs/finetune] [--from MODEL] [--seeds 0] [--resume]
+
+The plain model is one that ``exsel train`` makes of standard-library source, unless ``--from`` names another. Then it
+is trained on with ``exsel train --from``, on three parts documents with a passkey and one part source, nothing twice:
+as it is, and with each of the mechanisms. About MINUTES minutes a seed on two cores; ``--resume`` goes on with what was
+interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import exsel
+from exsel.cli import main as command_line
+from exsel.cli.checkpoint import find_checkpoint
+from exsel.data import load_evaluation_data
+from exsel.data.splitting import is_validation, key_of
+from exsel.data.standard_library import read_standard_library
+from exsel.errors import UserError
+from exsel.evaluation import evaluate_loss
+from exsel.evaluation.retrieval import passkey
+from exsel.files import read_json, write_json, write_text
+from exsel.training.environment import describe_machine, git_revision
+
+# A model that learns what it can in a minute: many small steps find out how to look a key up, few large ones do not.
+MODEL = {
+    "model_type": "exsel",
+    "hidden_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "head_dim": 32,
+    "initializer_range": 0.04,
+}
+# Several documents with a passkey fit into a sequence: one that is cut in two has lost its key.
+SEQ_LEN, BATCH_SIZE = 512, 2
+# Tokens of the documents that are trained on, and their share of all tokens.
+TRAINED_LENGTHS = (112, 128, 160, 192)
+SHARE = 0.75
+LENGTHS = (112, 128, 160, 192, 256)
+SAMPLES = 40
+EVALUATION_BLOCKS = 64
+
+#: What is trained on, by its name in the table, as flags.
+VARIANTS: Mapping[str, Sequence[str]] = {
+    "plain": ("--variant", "baseline"),
+    "+ exclusive": ("--variant", "exclusive"),
+    "+ exclusive, learned strength": ("--variant", "exclusive", "--exclusive", "strength=learned"),
+    "+ selective": ("--variant", "selective"),
+    "+ both": ("--variant", "exclusive+selective"),
+}
+
+
+def train(folder: Path, flags: Sequence[str], *, resume: bool) -> dict[str, Any]:
+    """``exsel train``; its result.
+
+    Raises:
+        SystemExit: it ended otherwise than well, with its exit code.
+    """
+    how = "--resume" if resume and folder.exists() else "--overwrite"
+    code = command_line(["train", *flags, "--seq-len", str(SEQ_LEN), "--out", str(folder), how])
+    if code != 0:
+        raise SystemExit(code)
+    result: dict[str, Any] = read_json(folder / "result.json")
+    return result
+
+
+def write_corpus(path: Path, size: int) -> None:
+    """Files of the standard library that train where it trains, up to ``size`` bytes, in the order of their hashes."""
+    documents = [(key_of(name), text) for name, text in read_standard_library().items()]
+    lines: list[str] = []
+    for key, text in sorted(documents):
+        if not is_validation(key) and size > 0:
+            lines.append(json.dumps({"text": text}) + "\n")
+            size -= len(text.encode())
+    write_text(path, "".join(lines))
+
+
+def evaluate(folder: str) -> dict[str, Any]:
+    """Loss on the files of the standard library that nothing was trained on, and the passkeys found."""
+    from transformers import AutoTokenizer
+
+    model = exsel.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    blocks, description = load_evaluation_data(tokenizer=tokenizer, seq_len=SEQ_LEN, max_blocks=EVALUATION_BLOCKS)
+    loss = evaluate_loss(model, blocks, batch_size=16, device=torch.device("cpu"))
+    found = passkey(model, tokenizer, lengths=LENGTHS, samples=SAMPLES, batch_size=40)
+    return {
+        "loss": loss.loss,
+        "bits_per_byte": loss.bits_per_byte(description.bytes_per_token),
+        "passkey": found.to_dict(),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/finetune_tiny.json"))
+    parser.add_argument("--work", type=Path, default=Path("runs/finetune"))
+    parser.add_argument("--from", dest="source", metavar="MODEL", help="a plain model, rotary (it is trained first)")
+    parser.add_argument(
+        "--base-steps", type=int, default=1200, help="of the plain model, each of 2 × 512 bytes (%(default)s)"
+    )
+    parser.add_argument("--steps", type=int, default=2000, help="of each variant, the same (%(default)s)")
+    parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate of all (%(default)s)")
+    parser.add_argument("--seeds", default="0", help="of the order of the data, as 0,1 (%(default)s)")
+    parser.add_argument("--resume", action="store_true")
+    arguments = parser.parse_args()
+    # What says nothing of the results is not in the command that is on record.
+    measured = {"source": "from", "base_steps": "base-steps", "steps": "steps", "lr": "lr", "seeds": "seeds"}
+    values = {flag: getattr(arguments, name) for name, flag in measured.items()}
+    given = [f"--{flag}={value}" for flag, value in values.items() if value is not None]
+    try:
+        seeds = [int(seed) for seed in arguments.seeds.split(",")]
+        results = run(arguments, seeds, shlex.join(["python", "benchmarks/finetune.py", *given]))
+    except (UserError, ValueError) as error:
+        print(f"finetune: {error}", file=sys.stderr)
+        return 2
+    write_json(arguments.out, results)
+    return 0
+
+
+def run(arguments: argparse.Namespace, seeds: Sequence[int], command: str) -> dict[str, Any]:
+    """Everything, for the record."""
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    work: Path = arguments.work
+    work.mkdir(parents=True, exist_ok=True)
+    tokens_a_step = BATCH_SIZE * SEQ_LEN
+    shared = ["--lr", str(arguments.lr), "--batch-size", str(BATCH_SIZE), "--device", "cpu", "--save-every", "500"]
+    base = find_checkpoint(arguments.source) if arguments.source else str(work / "base" / "model")
+    if not arguments.source:
+        write_json(work / "config.json", MODEL)
+        flags = ["--model", str(work / "config.json"), "--tokens", str(arguments.base_steps * tokens_a_step)]
+        train(work / "base", [*flags, *shared], resume=arguments.resume)
+    tokens = arguments.steps * tokens_a_step
+    # More than is read, since some of it validates.
+    made = max(round(1.2 * tokens), 200_000)
+    corpus = work / "corpus.jsonl"
+    write_corpus(corpus, round((1 - SHARE) * made))
+    each = SHARE * made / len(TRAINED_LENGTHS)
+    keys = [f"passkey:length={length},count={round(each / length)}" for length in TRAINED_LENGTHS]
+    flags = ["--from", base, "--data", str(corpus), *keys, "--tokens", str(tokens)]
+    runs = []
+    for seed in seeds:
+        for name, variant in VARIANTS.items():
+            own = work / f"{name.strip('+ ').replace(', ', '-').replace(' ', '-')}-seed{seed}"
+            print(f"\n{name}, seed {seed}", flush=True)
+            result = train(own, [*flags, *variant, *shared, "--seed", str(seed)], resume=arguments.resume)
+            kept = ("parameters", "new_parameters", "steps", "tokens", "train_seconds", "ms_per_step")
+            record = {"name": name, "flags": list(variant), "seed": seed, **{key: result[key] for key in kept}}
+            runs.append({**record, "loss_in_training": result["loss"], **evaluate(str(own / "model"))})
+            print(f"loss {runs[-1]['loss']:.4f}, passkeys {runs[-1]['passkey']['by_length']}", flush=True)
+    settings = read_json(own / "settings.json")
+    return {
+        "schema": 1,
+        "exsel_version": exsel.__version__,
+        "command": command,
+        "started": started,
+        "git_revision": git_revision(),
+        "machine": describe_machine("cpu"),
+        "config": settings,
+        "passkeys": {"lengths": list(TRAINED_LENGTHS), "share": SHARE},
+        "base": {
+            "name": arguments.source,
+            "config": MODEL if arguments.source is None else None,
+            "steps": None if arguments.source else arguments.base_steps,
+            **evaluate(base),
+        },
+        "runs": runs,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
