@@ -161,6 +161,12 @@ def test_a_model_without_attention_is_refused() -> None:
         exsel.upgrade(nn.Sequential(nn.Linear(4, 4)), exclusive=True)
 
 
+def test_exsels_own_model_is_refused_with_the_remedy() -> None:
+    layer = exsel.nn.SelfAttention(8, num_heads=2)
+    with pytest.raises(ValueError, match="in its own code: choose them in its configuration"):
+        exsel.upgrade(nn.Sequential(layer), exclusive=True)
+
+
 def test_an_upgraded_model_is_refused_with_the_remedy(model: LlamaForCausalLM) -> None:
     exsel.upgrade(model, exclusive=True)
     with pytest.raises(ValueError, match=r"upgraded already: exsel.downgrade"):

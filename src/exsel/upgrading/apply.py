@@ -142,6 +142,10 @@ def plan(
         raise ValueError("upgrade needs exclusive or selective: True, or a configuration")
     found = [target for target in targets(model) if not target.left_alone]
     if not found:
+        if any(type(module).__module__.startswith("exsel.") for module in model.modules()):
+            raise ValueError(
+                f"{type(model).__name__} has both mechanisms in its own code: choose them in its configuration"
+            )
         raise ValueError(f"{type(model).__name__} has no self-attention that could be upgraded")
     layers = {
         "exclusive": layers_of(exclusive, len(found)),
