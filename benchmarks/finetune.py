@@ -4,7 +4,7 @@
 
 The plain model is one that ``exsel train`` makes of standard-library source, unless ``--from`` names another. Then it
 is trained on with ``exsel train --from``, on three parts documents with a passkey and one part source, nothing twice:
-as it is, and with each of the mechanisms. About MINUTES minutes a seed on two cores; ``--resume`` goes on with what was
+as it is, and with each of the mechanisms. About 10 minutes a seed on two cores; ``--resume`` goes on with what was
 interrupted.
 """
 
@@ -111,7 +111,7 @@ def main() -> int:
         "--base-steps", type=int, default=1200, help="of the plain model, each of 2 × 512 bytes (%(default)s)"
     )
     parser.add_argument("--steps", type=int, default=2000, help="of each variant, the same (%(default)s)")
-    parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate of all (%(default)s)")
+    parser.add_argument("--lr", type=float, default=3e-3, help="peak learning rate of all (%(default)s)")
     parser.add_argument("--seeds", default="0", help="of the order of the data, as 0,1 (%(default)s)")
     parser.add_argument("--resume", action="store_true")
     arguments = parser.parse_args()
