@@ -18,9 +18,9 @@ _SMALL = 1 << 14
 def scale_heads(x: Tensor, tau: Tensor) -> Tensor:
     """τ ⊙ x in x's dtype: x [..., H, T, D], τ [..., H, T] in float32 (float64 for float64)."""
     is_wide = tau.dtype == accumulation_dtype(x.dtype)
-    is_small = x.numel() <= _SMALL
-    if torch.compiler.is_compiling() or x.device.type != "cpu" or is_small or not is_wide or not cpp.available():
-        # A compiler makes one pass of this, together with what is around it; and calling ours takes a while.
+    is_traced = torch.compiler.is_compiling()
+    # A compiler makes one pass of this, together with what is around it; and calling ours takes a while.
+    if is_traced or x.device.type != "cpu" or x.numel() <= _SMALL or not is_wide or not cpp.available():
         return (x * tau.unsqueeze(-1)).to(x.dtype)
     lead = x.shape[:-3]
     scaled: Tensor = _scale_with_gradient(x.reshape(-1, *x.shape[-3:]), tau.reshape(-1, *tau.shape[-2:]))

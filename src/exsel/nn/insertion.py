@@ -159,7 +159,7 @@ class Insertion:
         self.value_is_scaled = False
         self.first_token = 0
         self.is_done = False
-        self.positions: dict[int, Tensor] = {}
+        self.position: Tensor | None = None
 
     def project(
         self, name: str, module: Callable[..., Tensor], hidden_states: Tensor, *args: Any, **kwargs: Any
@@ -378,9 +378,9 @@ class Insertion:
         num_tokens = features.shape[-2]
         position = None
         if self.mechanisms.needs_position:
-            if num_tokens not in self.positions:
-                self.positions[num_tokens] = self._position(num_tokens, features.device)
-            position = self.positions[num_tokens]
+            position = self.position
+            if position is None or position.shape[-1] != num_tokens:
+                position = self.position = self._position(num_tokens, features.device)
         hidden_states = self.hidden_states
         if hidden_states is not None:
             hidden_states = hidden_states.reshape(features.shape[0], -1, hidden_states.shape[-1])
