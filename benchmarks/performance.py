@@ -46,6 +46,15 @@ GOALS = (
     Goal("Training step, exclusive", 1.01, "step", "compiled", "exclusive"),
     Goal("Training step, both", 1.03, "step", "compiled", "exclusive+selective"),
     Goal("Decode, exclusive", 1.02, "decode", "", OURS),
+    *(
+        Goal(f"Upgraded model, {what}{how}, {name}", bound, f"upgraded {what}", group, contender)
+        for what, group, how, bound in (
+            ("generation", "eager", ", eager", 1.02),
+            ("generation", "compiled", ", compiled", 1.02),
+            ("training", "compiled", " step, compiled", 1.03),
+        )
+        for name, contender in (("exclusive", "exclusive"), ("both", "exclusive+selective"))
+    ),
 )
 
 
@@ -55,6 +64,7 @@ def sections(records: Sequence[Record]) -> dict[str, str]:
         "goals": goals(records),
         "attention": subject(records, "attention", _attention),
         "block": subject(records, "block", _block),
+        "upgraded": subject(records, "upgraded generation", _upgraded),
         "decode": subject(records, "decode", _decode),
     }
 
@@ -120,6 +130,10 @@ def _place(row: Row) -> tuple[str, int, int]:
     return row["shape"], row["tokens"], row["batch"]
 
 
+#: What is shown in one part with a subject.
+_WITH = {"block": "step", "upgraded generation": "upgraded training"}
+
+
 def subject(records: Sequence[Record], name: str, render: Callable[[Sequence[Row]], list[str]]) -> str:
     """A part for each device that measured it; a kind of device that did not is said to be missing."""
     parts = []
@@ -130,7 +144,7 @@ def subject(records: Sequence[Record], name: str, render: Callable[[Sequence[Row
         for record in own:
             versions = f"torch {record['machine']['torch']}, {record['dtype']}"
             revision = (record["git_revision"] or "unknown")[:10]
-            rows = [row for row in record["rows"] if row["subject"] in (name, "step" if name == "block" else name)]
+            rows = [row for row in record["rows"] if row["subject"] in (name, _WITH.get(name, name))]
             parts.append(f"**{device_name(record)}**, {versions}, revision {revision}: `{record['command']}`")
             parts += render(rows)
             parts += [f"*{gap}*" for gap in gaps(rows)]
@@ -173,6 +187,18 @@ def _block(rows: Sequence[Row]) -> list[str]:
         own = [row for row in rows if row["subject"] == name]
         if own:
             parts += [f"{title}:", _pivot(own, describe, ["Size", "Tokens", "How"], None)]
+    return parts
+
+
+def _upgraded(rows: Sequence[Row]) -> list[str]:
+    def describe(row: Row) -> list[str]:
+        return [row["shape"], str(row["batch"]), row["group"]]
+
+    parts = []
+    for name, title in (("generation", "Eight tokens on a cache"), ("training", "A training step")):
+        own = [row for row in rows if row["subject"] == f"upgraded {name}"]
+        if own:
+            parts += [f"{title} of {own[0]['tokens']}:", _pivot(own, describe, ["Model", "Batch", "How"], None)]
     return parts
 
 

@@ -25,6 +25,7 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "results.md"
 SUPPORT = ROOT / "docs" / "support.md"
+KINDS = ("attention", "block", "upgrade_overhead")
 PERFORMANCE = ROOT / "docs" / "performance.md"
 
 
@@ -122,7 +123,7 @@ def render() -> str:
 
 def fill(page: str) -> str:
     """``docs/performance.md`` with its tables; the prose around the markers stays as it is."""
-    records = [read_json(path) for name in ("attention", "block") for path in sorted(RESULTS.glob(f"{name}_*.json"))]
+    records = [read_json(path) for name in KINDS for path in sorted(RESULTS.glob(f"{name}_*.json"))]
     for name, text in performance.sections(records).items():
         begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
         if page.count(begin) != 1 or page.count(end) != 1:
