@@ -12,6 +12,7 @@ from exsel.dispatch import Backend
 from exsel.kernels import sdpa
 from exsel.kernels.call import Call
 from exsel.kernels.exclude import exclude as exclude_pass
+from exsel.kernels.exclude import exclude_directly
 
 #: The least norm that a value is divided by.
 EPS = 1e-12
@@ -107,6 +108,10 @@ def exclude(
 
     Source: Zhai, "Exclusive Self Attention", arXiv:2603.09078 (2026), Section 3. The strength is follow-up work.
     """
+    is_one = strength is None or (not isinstance(strength, Tensor) and strength == 1)
+    is_usual = is_one and gate is None and backend == "auto" and eps > 0
+    if is_usual and (direct := exclude_directly(y, own_value, eps)) is not None:
+        return direct
     _check_floating(y=y, own_value=own_value, strength=strength if isinstance(strength, Tensor) else None, gate=gate)
     _check_own_value(y.shape, y.dtype, own_value)
     _check_devices(y=y, own_value=own_value, strength=strength if isinstance(strength, Tensor) else None, gate=gate)

@@ -53,6 +53,28 @@ def exclude(
     return z.reshape(*lead, *z.shape[1:])
 
 
+def exclude_directly(y: Tensor, own_value: Tensor, eps: float) -> Tensor | None:
+    """:func:`exclude` of strength 1 by the C++ pass with nothing around it, as for one token on a cache.
+
+    ``None`` where anything is at work that must see an operator (gradients, a compiler, transforms, tensors that are
+    more than tensors), or where y ``[B, H, T, D]`` and own_value ``[B, Hkv, T, D]`` do not fit each other.
+    """
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return None
+    if type(y) is not Tensor or type(own_value) is not Tensor or torch._C._len_torch_dispatch_stack() > 0:
+        return None
+    if not (y.is_cpu and own_value.is_cpu and y.dtype == own_value.dtype and y.is_floating_point()):
+        return None
+    (batches, heads, *tokens), (own_batches, own_heads, *own_tokens) = y.shape, own_value.shape
+    if y.ndim != 4 or batches != own_batches or tokens != own_tokens or not own_heads or heads % own_heads:
+        return None
+    if not cpp.available():
+        return None
+    z = torch.empty_like(y)
+    cpp.project(y, own_value, None, None, eps, z)
+    return z
+
+
 def is_traced_for_cpu(x: Tensor) -> bool:
     """Whether a compiler is at work that will make one loop of the passes and of what stands around them on the CPU."""
     return torch.compiler.is_compiling() and x.device.type == "cpu"
