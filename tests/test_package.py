@@ -16,10 +16,12 @@ def run_python(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
 
 
-def test_readme_example_runs() -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    done = run_python(code)
-    assert done.returncode == 0, done.stderr
+def test_readme_examples_run(tmp_path: Path) -> None:
+    examples = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert len(examples) == 2
+    for code in examples:
+        done = run_python(f"import os; os.chdir({str(tmp_path)!r})\n{code}")
+        assert done.returncode == 0, done.stderr
 
 
 def test_operators_and_modules_need_torch_alone() -> None:
