@@ -138,12 +138,9 @@ def main() -> int:
     parser.add_argument("--check", action="store_true")
     is_check = parser.parse_args().check
     stale = 0
-    newest_survey = max(RESULTS.glob("support_*.json"))
-    pages = {
-        PAGE: render(),
-        PERFORMANCE: fill(PERFORMANCE.read_text(encoding="utf-8")),
-        SUPPORT: support.page(read_json(newest_survey)),
-    }
+    pages = {PAGE: render(), PERFORMANCE: fill(PERFORMANCE.read_text(encoding="utf-8"))}
+    if surveys := sorted(RESULTS.glob("support_*.json")):
+        pages[SUPPORT] = support.page(read_json(surveys[-1]))
     for page, text in pages.items():
         if not is_check:
             page.write_text(text, encoding="utf-8")

@@ -22,7 +22,7 @@ def tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module = importlib.import_module("tables")
     results = tmp_path / "results"
     results.mkdir()
-    for name in ("PAGE", "PERFORMANCE"):
+    for name in ("PAGE", "PERFORMANCE", "SUPPORT"):
         page = tmp_path / getattr(module, name).name
         shutil.copy(getattr(module, name), page)
         monkeypatch.setattr(module, name, page)
@@ -116,3 +116,16 @@ def test_what_is_kept(tables: ModuleType, tmp_path: Path, monkeypatch: pytest.Mo
     assert script.measure("block", ["block"], ["--part", "../else"]) == 2
     assert script.measure("block", ["block"], ["--json"]) == 2
     assert list(tables.RESULTS.iterdir()) == []
+
+
+def test_the_survey_of_model_types(tables: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = {"model_type": "llama", "outcome": "verified", "family": "decoder", "layers": 4, "called": 2, "reasons": []}
+    refused = {**entry, "model_type": "yoso", "outcome": "refused", "reasons": ["Yoso: an approximation"]}
+    survey = {"transformers": "5.23.0", "torch": "2.13.0", "counts": {}, "records": [entry, refused]}
+    (tables.RESULTS / "support_transformers5.23.0.json").write_text(json.dumps(survey))
+    run(tables, monkeypatch)
+    text = tables.SUPPORT.read_text()
+    assert "`llama` (2 of 4 layers reached)" in text
+    assert "| `yoso` | Yoso: an approximation |" in text
+    assert "| 1 | refused by name, before anything is changed |" in text
+    assert run(tables, monkeypatch, "--check") == 0
