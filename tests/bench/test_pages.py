@@ -120,7 +120,14 @@ def test_what_is_kept(tables: ModuleType, tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_the_survey_of_model_types(tables: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     entry = {"model_type": "llama", "outcome": "verified", "family": "decoder", "layers": 4, "called": 2, "reasons": []}
-    refused = {**entry, "model_type": "yoso", "outcome": "refused", "reasons": ["Yoso: an approximation"]}
+    refused = {
+        **entry,
+        "model_type": "yoso",
+        "outcome": "refused",
+        "layers": 0,
+        "called": 0,
+        "reasons": ["Yoso: an approximation"],
+    }
     survey = {"transformers": "5.23.0", "torch": "2.13.0", "counts": {}, "records": [entry, refused]}
     (tables.RESULTS / "support_transformers5.23.0.json").write_text(json.dumps(survey))
     run(tables, monkeypatch)
