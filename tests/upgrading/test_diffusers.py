@@ -140,7 +140,7 @@ def test_joint_attention_is_exclusive_only(build: Callable[[], tuple[nn.Module, 
 @pytest.mark.parametrize("build", [_dit, _unet, _pixart])
 def test_tokens_alike_leave_nothing(build: Callable[[], tuple[nn.Module, dict[str, Any]]]) -> None:
     model, _ = _randomised(build)
-    name = next(target.name for target in targets(model) if target.kind == "self")
+    name = next(target.name for target in targets(model) if not target.left_alone)
     layer = model.get_submodule(name)
     check_alike(model, layer, (2, 7, layer.to_q.in_features))  # type: ignore[union-attr, arg-type]
 

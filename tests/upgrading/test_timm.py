@@ -57,7 +57,7 @@ def _build(name: str, options: dict[str, Any]) -> nn.Module:
 def test_supported(name: str) -> None:
     options, cls = SUPPORTED[name]
     model = _build(name, options)
-    found = [target for target in targets(model) if target.kind == "self"]
+    found = [target for target in targets(model) if not target.left_alone]
     assert {type(model.get_submodule(target.name)).__module__.split(".")[-1] for target in found} == {cls.split(".")[0]}
     assert {target.cls for target in found} == {cls.split(".")[1]}
     images = torch.randn(2, 3, *(options.get("img_size", model.default_cfg["input_size"][-1]),) * 2)  # type: ignore[index]
