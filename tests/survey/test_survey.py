@@ -8,8 +8,8 @@ import torch
 from transformers import __version__ as transformers_version
 
 from exsel.nn.insertion import Insertion
-from exsel.survey.records import survey
 from exsel.survey.layer_checks import VerificationError
+from exsel.survey.records import survey
 from exsel.survey.verification import verify
 
 #: One or two of every layout, family and peculiarity: caches, gates, norms, sinks, fused and written-out attention.
