@@ -3,6 +3,7 @@
 Nothing is downloaded: a model is built from its type's default configuration, made small, with random weights.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -142,7 +143,8 @@ def _reason(error: Exception) -> str:
         for package in ("timm", "detectron2", "natten", "scipy", "torchaudio"):
             if package in text:
                 return f"needs {package}"
-    return f"{type(error).__name__}: {' '.join(lines)[:300]}"
+    said = re.sub(r"'?/[^\s'>]+'?", "…", " ".join(lines))  # no reader has the files of this machine
+    return f"{type(error).__name__}: {said[:300]}"
 
 
 def _family(model: PreTrainedModel, inputs: dict[str, Any]) -> Family:
