@@ -194,10 +194,7 @@ def check_alike_tokens(
         upgraded = call.output(alike(3))
         with call.plain():
             plain = call.output(alike(3))
-        has_children = all(
-            isinstance(getattr(call.module, name, None), nn.Module) for name in call.mechanisms.projections
-        )
-        if call.mechanisms.geometry is None or not has_children:  # the layer's output is a constant
+        if not call.has_projections:  # the layer's output is a constant
             nothing = call.output(alike(4))
             with call.plain():
                 scale = (plain - call.output(alike(4))).abs().max()
@@ -232,17 +229,7 @@ def check_own_tokens(model: nn.Module, run: Callable[[], Any]) -> float:
         if exclusive is None or exclusive.strength_logit is None or convolves(call.module):
             continue
 
-        def taken(
-            replace: Callable[[Tensor], Tensor] | None = None, call: _Call = call, exclusive: Any = exclusive
-        ) -> Tensor:
-            plain = call.output(replace)
-            with torch.no_grad():
-                exclusive.strength_logit[0] = 20.0  # tanh: 1
-                difference = call.output(replace) - plain
-                exclusive.strength_logit[0] = 0.0
-            return difference
-
-        in_sequence = taken()
+        in_sequence = _taken(call, exclusive.strength_logit)
         if in_sequence.shape[:-1] != tokens.shape[:-1]:
             continue  # its output has other tokens than its input
         half = _taken(call, exclusive.strength_logit, strength=0.5)

@@ -11,7 +11,7 @@ from exsel.survey.layer_checks import VerificationError
 from exsel.survey.outcomes import Outcome
 from exsel.survey.verification import NotReachedError, verify
 from exsel.survey.zoo import NotBuilt, build
-from exsel.upgrading.planning import targets
+from exsel.upgrading import planning
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,7 @@ def _record(model_type: str) -> Record:
         specimen = build(model_type)
     except NotBuilt as error:
         return Record(model_type, "not built", reasons=(str(error),))
-    found = targets(specimen.model)
-    layers = [target for target in found if not target.left_alone]
+    layers = planning.layers(specimen.model)
     reasons = tuple(
         dict.fromkeys(
             f"{target.cls}: {target.exclusive or f'not selective: {target.selective}'}"

@@ -30,8 +30,8 @@ from exsel.survey.layer_checks import (
     seeded,
     tensors,
 )
+from exsel.upgrading import planning
 from exsel.upgrading.apply import Upgraded, downgrade, upgrade
-from exsel.upgrading.planning import targets
 from exsel.upgrading.rewriting import CHILD
 
 
@@ -70,7 +70,7 @@ def verify(model: nn.Module, inputs: Mapping[str, Any], *, can_generate: bool = 
         NotReachedError: there was nothing to check.
         ValueError: a model that cannot be upgraded.
     """
-    chosen = [target for target in targets(model) if not target.left_alone]
+    chosen = planning.layers(model)
     layers = tuple(index for index, target in enumerate(chosen) if not target.exclusive)
     selective_layers = tuple(index for index in layers if not chosen[index].selective)
     plain = _outputs(model, inputs)

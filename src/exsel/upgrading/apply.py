@@ -5,18 +5,21 @@ from __future__ import annotations
 import functools
 import importlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, TypeVar
 
 from torch import nn
 
 from exsel.config import ExclusiveConfig, SelectiveConfig, resolve_layers
 from exsel.nn.insertion import Mechanisms
-from exsel.upgrading import instances, layouts_vision, multihead, processors
-from exsel.upgrading.planning import Target, original_class, targets
+from exsel.upgrading import instances, layouts_vision, multihead, planning, processors
+from exsel.upgrading.planning import Target, original_class
 from exsel.upgrading.rewriting import CHILD, rewrite
 
 Model = TypeVar("Model", bound=nn.Module)
+
+#: A layer, and which mechanisms it gets.
+Step = tuple[Target, ExclusiveConfig | None, SelectiveConfig | None]
 
 _UPGRADED_FROM = "upgraded by exsel from "
 
@@ -54,14 +57,7 @@ def upgrade(
     if any(isinstance(module, Upgraded) for module in model.modules()):
         raise ValueError(f"this {type(model).__name__} is upgraded already: exsel.downgrade(model) it first")
     steps = plan(model, configured(ExclusiveConfig, exclusive), configured(SelectiveConfig, selective))
-    # All that can fail comes before the first change.
-    parts = []
-    for target, exclusive_config, selective_config in steps:
-        module = model.get_submodule(target.name)
-        upgraded_class(module, target)
-        parts.append((module, target, build_mechanisms(module, target, exclusive_config, selective_config)))
-    for module, target, mechanisms in parts:
-        insert(module, target, mechanisms)
+    insert_all(model, steps)
     for module in model.modules():
         if isinstance(path := module.__dict__.get("name_or_path"), str):
             # Where transformers found the model; what is there now is not this one, which PEFT would take it for.
@@ -130,9 +126,7 @@ def layers_of(config: ExclusiveConfig | SelectiveConfig | None, count: int) -> f
     return frozenset() if config is None else resolve_layers(config.layers, count)
 
 
-def plan(
-    model: nn.Module, exclusive: ExclusiveConfig | None, selective: SelectiveConfig | None
-) -> list[tuple[Target, ExclusiveConfig | None, SelectiveConfig | None]]:
+def plan(model: nn.Module, exclusive: ExclusiveConfig | None, selective: SelectiveConfig | None) -> list[Step]:
     """What goes where, before anything is touched: the layers that get one of the two, and which.
 
     Raises:
@@ -140,7 +134,7 @@ def plan(
     """
     if exclusive is None and selective is None:
         raise ValueError("upgrade needs exclusive or selective: True, or a configuration")
-    found = [target for target in targets(model) if not target.left_alone]
+    found = planning.layers(model)
     if not found:
         if any(type(module).__module__.startswith("exsel.") for module in model.modules()):
             raise ValueError(
@@ -230,6 +224,17 @@ def _has_window(module: nn.Module) -> bool:
     names = ("sliding_window", "attention_chunk_size")
     sizes = (getattr(owner, name, None) for owner in (module, config) for name in names)
     return any(sizes) or bool(getattr(module, "is_sliding", False))
+
+
+def insert_all(model: nn.Module, steps: Iterable[Step]) -> None:
+    """Put new mechanisms into the layers of ``steps``; all that can fail comes before the first change."""
+    parts = []
+    for target, exclusive, selective in steps:
+        module = model.get_submodule(target.name)
+        upgraded_class(module, target)
+        parts.append((module, target, build_mechanisms(module, target, exclusive, selective)))
+    for module, target, mechanisms in parts:
+        insert(module, target, mechanisms)
 
 
 def upgraded_class(module: nn.Module, target: Target) -> Any:

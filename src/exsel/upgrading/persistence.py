@@ -15,8 +15,8 @@ from torch import nn
 from exsel.config import ExclusiveConfig, SelectiveConfig
 from exsel.errors import UserError
 from exsel.nn.insertion import Mechanisms
-from exsel.upgrading.apply import Upgraded, build_mechanisms, insert
-from exsel.upgrading.planning import Target, targets
+from exsel.upgrading.apply import Step, Upgraded, insert_all
+from exsel.upgrading.planning import targets
 from exsel.upgrading.rewriting import CHILD
 
 #: The version of :class:`Description`'s form; a reader of one form refuses a later one.
@@ -101,7 +101,7 @@ def restore(model: nn.Module, description: Description) -> None:
     """
     found = {_base_name(model, target.name): target for target in targets(model)}
     base = _base(model) or model
-    steps: list[tuple[Target, ExclusiveConfig | None, SelectiveConfig | None]] = []
+    steps: list[Step] = []
     missing = []
     for upgrade in description["upgrades"]:
         exclusive, selective = _configurations(upgrade)
@@ -120,9 +120,7 @@ def restore(model: nn.Module, description: Description) -> None:
             f"{type(model).__name__} has no attention {names[0]!r}, which the saved model has upgraded "
             f"({len(names)} such); its own: {', '.join(list(found)[:3]) or 'none'}, …"
         )
-    for target, exclusive, selective in steps:
-        module = model.get_submodule(target.name)
-        insert(module, target, build_mechanisms(module, target, exclusive, selective))
+    insert_all(model, steps)
 
 
 def _configurations(upgrade: Any) -> tuple[ExclusiveConfig | None, SelectiveConfig | None]:

@@ -67,6 +67,11 @@ def targets(model: nn.Module) -> list[Target]:
     return [_as_instance(target, modules[target.name]) for target in kept]
 
 
+def layers(model: nn.Module) -> list[Target]:
+    """The attention modules that ``layers=…`` counts: all but those that are left alone."""
+    return [target for target in targets(model) if not target.left_alone]
+
+
 def _as_instance(target: Target, module: nn.Module) -> Target:
     reason = "" if target.left_alone or target.exclusive else instances.refusal(module)
     return Target(target.name, target.cls, reason, reason) if reason else target
@@ -82,7 +87,7 @@ def _target(name: str, module: nn.Module, parent: nn.Module | None) -> Target | 
         return None
     known = _known_layout(module, cls)
     sites = _sites(cls)
-    calls_function = isinstance(sites, Sites) and sites.total("attention") > 0
+    calls_function = isinstance(sites, Sites) and sites.all_attention() > 0
     is_attention = _ATTENTION.search(cls.__name__) and any(True for _ in module.parameters())
     if known is None and not calls_function and not is_attention:
         return None
@@ -113,7 +118,7 @@ def _target(name: str, module: nn.Module, parent: nn.Module | None) -> Target | 
         return refused(f"{cls.__name__} calls no attention function")
     if (known is None or known.output is None) and (reason := paths.refusal(module, cls, layouts_vision.switches(cls))):
         return refused(reason)
-    layout = known or _layout(module, cls)
+    layout = known or _layout(module)
     if layout is None:
         return Target(name, cls.__name__, selective=f"the projections of {cls.__name__} are not known here")
     geometry = _geometry(module, layout)
@@ -130,7 +135,7 @@ def _target(name: str, module: nn.Module, parent: nn.Module | None) -> Target | 
         selective=layouts.REFUSED_SELECTIVE.get(layouts.key(cls), ""),
         layout=layout,
         geometry=geometry,
-        hidden_size=_width(module, layout, "in"),
+        hidden_size=_width(module, layout),
     )
 
 
@@ -205,11 +210,11 @@ def _tried(module: nn.Module, cls: type, layout: Layout) -> Layout | None:
         geometry = _geometry(module, Layout({name: packing}))
         if geometry is not None and (packing != "groups" or geometry.num_heads != geometry.num_kv_heads):
             candidates.append((packing, geometry))
-    packing_found = trial.packing_of(module, cls, name, _width(module, layout, "in"), candidates)
+    packing_found = trial.packing_of(module, cls, name, _width(module, layout), candidates)
     return None if packing_found is None else Layout({name: packing_found})
 
 
-def _layout(module: nn.Module, cls: type) -> Layout | None:
+def _layout(module: nn.Module) -> Layout | None:
     for layout in layouts.LAYOUTS:
         if all(isinstance(getattr(module, name, None), nn.Module) for name in layout.projections):
             return layout
@@ -227,8 +232,8 @@ def _features(module: nn.Module, direction: str) -> int | None:
     return None
 
 
-def _width(module: nn.Module, layout: Layout, direction: str) -> int:
-    return _features(getattr(module, next(iter(layout.projections))), direction) or 0
+def _width(module: nn.Module, layout: Layout) -> int:
+    return _features(getattr(module, next(iter(layout.projections))), "in") or 0
 
 
 def _geometry(module: nn.Module, layout: Layout) -> Geometry | None:

@@ -40,13 +40,12 @@ class Sites:
     """What a method calls: the places found in it, and the methods of the class in which others lie."""
 
     attention: int = 0
-    softmax: int = 0
     projections: set[str] = field(default_factory=set)
     methods: dict[str, Sites] = field(default_factory=dict)
 
-    def total(self, what: str) -> int:
+    def all_attention(self) -> int:
         """Over this method and those it calls."""
-        return int(getattr(self, what)) + sum(sites.total(what) for sites in self.methods.values())
+        return self.attention + sum(sites.all_attention() for sites in self.methods.values())
 
     def all_projections(self) -> set[str]:
         """Over this method and those it calls."""
@@ -153,8 +152,6 @@ def find_sites(cls: type, name: str = "forward", seen: frozenset[str] = frozense
                 sites.projections.add(called)
         elif (name_of_linear := _linear_of(node, function)) is not None:
             sites.projections.add(name_of_linear)
-        if "softmax" in ast.unparse(node.func).lower():
-            sites.softmax += 1
     return sites
 
 
@@ -231,7 +228,7 @@ def _with_sites(sites: Sites, projections: Mapping[str, str], output: str | None
     found: dict[str, Sites] = {}
     for name, inner in sites.methods.items():
         calls = inner.all_projections()
-        if inner.total("attention") or calls & set(projections) or (output is not None and output in calls):
+        if inner.all_attention() or calls & set(projections) or (output is not None and output in calls):
             found[name] = inner
             found |= _with_sites(inner, projections, output)
     return found
