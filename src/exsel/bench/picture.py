@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
-from importlib import resources
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from exsel.bench.table import whole
-from exsel.files import write_text
 from exsel.report import svg
+from exsel.report.picture import write_png, write_svg
 
 _MARKERS = "os^Dv><P"
 # From contender to colour and marker, so that one looks the same in every picture.
@@ -48,50 +46,12 @@ def write_pictures(rows: Sequence[Row], folder: Path) -> list[Path]:
     for subject in dict.fromkeys(row["subject"] for row in rows):
         own = [row for row in rows if row["subject"] == subject and row["passes"]]
         if any(row["contender"] != row["floor"] for row in own):
-            written += [_write_svg(subject, own, folder), _write_png(subject, own, folder)]
+            draw = partial(_draw, rows=own)
+            drawing, image = folder / f"{subject}.svg", folder / f"{subject}.png"
+            write_svg(drawing, _size(own), draw, name=subject, label=f"{subject}: ratio to the floor against tokens")
+            write_png(image, _size(own), draw)
+            written += [drawing, image]
     return written
-
-
-def _write_svg(subject: str, rows: Sequence[Row], folder: Path) -> Path:
-    with svg.drawing(*_size(rows)) as figure:
-        _draw(figure, rows)
-        inline = svg.inline(figure, name=subject, label=f"{subject}: ratio to the floor against tokens")
-    width, height = _size(rows)
-    opening = f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}"'
-    style = f"<style>\n{_palette()}svg {{ background: var(--surface); font-family: sans-serif; }}\n</style>"
-    text = re.sub(r"^<svg([^>]*)>", lambda match: f"{opening}{match[1]}>{style}", inline, count=1)
-    path = folder / f"{subject}.svg"
-    write_text(path, text + "\n")
-    return path
-
-
-def _write_png(subject: str, rows: Sequence[Row], folder: Path) -> Path:
-    path, temporary = folder / f"{subject}.png", folder / f".{subject}.png.tmp"
-    with svg.drawing(*_size(rows)) as figure, matplotlib.rc_context():
-        # The page's stand-ins for colours as the colours of its light mode.
-        colours = _light_colours()
-        settings = matplotlib.rcParams
-        settings.update({key: colours[value] for key, value in settings.items() if value in tuple(colours)})
-        _draw(figure, rows, colours)
-        try:
-            figure.savefig(temporary, format="png", dpi=144, facecolor=colours[svg.SURFACE])
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    return path
-
-
-def _palette() -> str:
-    """The custom properties of the report's page, in light and dark."""
-    css = resources.files("exsel.report").joinpath("report.css").read_text(encoding="utf-8")
-    return css[: css.index("*, *::before")]
-
-
-def _light_colours() -> dict[str, str]:
-    light = dict(re.findall(r"(--[\w-]+): (#[0-9a-f]{6})", _palette().partition("@media")[0]))
-    names = {svg.INK: "--ink", svg.MUTED: "--muted", svg.GRID: "--grid", svg.SURFACE: "--surface"}
-    names |= {colour: f"--series-{index}" for index, colour in enumerate(svg.SERIES)}
-    return {stand_in: light[name] for stand_in, name in names.items()}
 
 
 def _shapes(rows: Sequence[Row]) -> list[str]:
@@ -112,9 +72,8 @@ def _size(rows: Sequence[Row]) -> tuple[int, int]:
     return _PANEL_WIDTH * columns + 30, _PANEL_HEIGHT * len(_shapes(rows)) + legend + 20
 
 
-def _draw(figure: Figure, rows: Sequence[Row], colours: Mapping[str, str] | None = None) -> None:
+def _draw(figure: Figure, colours: Mapping[str, str], rows: Sequence[Row]) -> None:
     shapes, groups, contenders = _shapes(rows), _groups(rows), _contenders(rows)
-    colours = {svg.MUTED: svg.MUTED} | {colour: colour for colour in svg.SERIES} | dict(colours or {})
     look_of = {name: (colours[svg.SERIES[_LOOKS[name]]], _MARKERS[_LOOKS[name]]) for name in contenders}
     grid = figure.subplots(len(shapes), len(groups), squeeze=False, sharex="col", sharey="row")
     for panels, shape in zip(grid, shapes, strict=True):

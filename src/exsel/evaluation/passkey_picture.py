@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from importlib import resources
+from functools import partial
 from pathlib import Path
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from exsel.evaluation.retrieval import PasskeyResult
-from exsel.files import write_text
 from exsel.report import svg
+from exsel.report.picture import write_png, write_svg
 
 #: The kinds of picture, by the suffix of the file.
 SUFFIXES = (".svg", ".png")
 _FIELD_WIDTH, _FIELD_HEIGHT = 62, 34
-_STAND_INS = {svg.INK: "--ink", svg.MUTED: "--muted", svg.GRID: "--grid", svg.SURFACE: "--surface"} | {
-    svg.SERIES[1]: "--series-1"
-}
 
 
 def write_picture(result: PasskeyResult, path: Path) -> None:
@@ -35,51 +30,21 @@ def write_picture(result: PasskeyResult, path: Path) -> None:
         ValueError: another suffix.
         OSError: the file cannot be written; an older one stays as it was.
     """
+    draw = partial(_draw, result=result)
     if path.suffix == ".svg":
-        _write_svg(result, path)
+        label = f"Share of passkeys found by length and depth: {result.mean:.0%} of all."
+        write_svg(path, _size(result), draw, name="passkey", label=label)
     elif path.suffix == ".png":
-        _write_png(result, path)
+        write_png(path, _size(result), draw)
     else:
         raise ValueError(f"{path}: a picture's name ends with {' or '.join(SUFFIXES)}")
-
-
-def _write_svg(result: PasskeyResult, path: Path) -> None:
-    width, height = _size(result)
-    with svg.drawing(width, height) as figure:
-        _draw(figure, result, {colour: colour for colour in _STAND_INS})
-        label = f"Share of passkeys found by length and depth: {result.mean:.0%} of all."
-        inline = svg.inline(figure, name="passkey", label=label)
-    opening = f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}"'
-    style = f"<style>\n{_palette()}svg {{ background: var(--surface); font-family: sans-serif; }}\n</style>"
-    write_text(path, re.sub(r"^<svg([^>]*)>", lambda match: f"{opening}{match[1]}>{style}", inline, count=1) + "\n")
-
-
-def _write_png(result: PasskeyResult, path: Path) -> None:
-    light = dict(re.findall(r"(--[\w-]+): (#[0-9a-f]{6})", _palette().partition("@media")[0]))
-    colours = {stand_in: light[name] for stand_in, name in _STAND_INS.items()}
-    temporary = path.with_name(f".{path.name}.tmp")
-    with svg.drawing(*_size(result)) as figure, matplotlib.rc_context():
-        settings = matplotlib.rcParams
-        settings.update({key: colours[value] for key, value in settings.items() if value in tuple(colours)})
-        _draw(figure, result, colours)
-        try:
-            figure.savefig(temporary, format="png", dpi=144, facecolor=colours[svg.SURFACE])
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-def _palette() -> str:
-    """The custom properties of the report's page, in light and dark."""
-    css = resources.files("exsel.report").joinpath("report.css").read_text(encoding="utf-8")
-    return css[: css.index("*, *::before")]
 
 
 def _size(result: PasskeyResult) -> tuple[int, int]:
     return 90 + _FIELD_WIDTH * max(4, len(result.lengths)), 95 + _FIELD_HEIGHT * len(result.depths)
 
 
-def _draw(figure: Figure, result: PasskeyResult, colours: Mapping[str, str]) -> None:
+def _draw(figure: Figure, colours: Mapping[str, str], result: PasskeyResult) -> None:
     axes = figure.add_subplot()
     for column, row_of_length in enumerate(result.accuracy):
         for row, share in enumerate(row_of_length):

@@ -17,10 +17,10 @@ SERIES_COLOURS = 8
 # one SVG serves light mode, dark mode and print.
 INK, MUTED, GRID, SURFACE = "#010101", "#020202", "#030303", "#040404"
 SERIES = tuple(f"#05000{index}" for index in range(SERIES_COLOURS))
-_PROPERTIES = {INK: "--ink", MUTED: "--muted", GRID: "--grid", SURFACE: "--surface"} | {
+PROPERTIES = {INK: "--ink", MUTED: "--muted", GRID: "--grid", SURFACE: "--surface"} | {
     colour: f"--series-{index}" for index, colour in enumerate(SERIES)
 }
-_STAND_IN = re.compile("|".join(_PROPERTIES))
+_STAND_IN = re.compile("|".join(PROPERTIES))
 
 _STYLE = {
     "svg.fonttype": "none",
@@ -112,4 +112,4 @@ def _rewrite(root: ElementTree.Element, prefix: str) -> None:
 def _style(style: str) -> str:
     style = re.sub(r"font-family: [^;]*;\s*", "", style)
     style = re.sub(r"font: [^;]*?([\d.]+px)[^;]*", r"font-size: \1", style)
-    return _STAND_IN.sub(lambda match: f"var({_PROPERTIES[match[0]]})", style)
+    return _STAND_IN.sub(lambda match: f"var({PROPERTIES[match[0]]})", style)

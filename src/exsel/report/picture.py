@@ -1,0 +1,59 @@
+"""A figure as a file of its own: an SVG that follows the reader's light or dark mode, or a PNG on white."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from importlib import resources
+from pathlib import Path
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from exsel.files import write_text
+from exsel.report import svg
+
+#: Draws into a figure, in the colours that the page's stand-ins (:data:`exsel.report.svg.PROPERTIES`) are given.
+Draw = Callable[[Figure, Mapping[str, str]], None]
+
+
+def write_svg(path: Path, size: tuple[int, int], draw: Draw, *, name: str, label: str) -> None:
+    """Write a figure as SVG.
+
+    Args:
+        path: where to; an older file stays as it was where this fails.
+        size: width and height in SVG units.
+        draw: what to draw.
+        name, label: see :func:`exsel.report.svg.inline`.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    with svg.drawing(*size) as figure:
+        draw(figure, {stand_in: stand_in for stand_in in svg.PROPERTIES})
+        inline = svg.inline(figure, name=name, label=label)
+    opening = f'<svg xmlns="http://www.w3.org/2000/svg" width="{size[0]}" height="{size[1]}"'
+    style = f"<style>\n{_palette()}svg {{ background: var(--surface); font-family: sans-serif; }}\n</style>"
+    write_text(path, re.sub(r"^<svg([^>]*)>", lambda match: f"{opening}{match[1]}>{style}", inline, count=1) + "\n")
+
+
+def write_png(path: Path, size: tuple[int, int], draw: Draw) -> None:
+    """Write a figure as PNG, in the colours of the page's light mode; see :func:`write_svg`."""
+    light = dict(re.findall(r"(--[\w-]+): (#[0-9a-f]{6})", _palette().partition("@media")[0]))
+    colours = {stand_in: light[name] for stand_in, name in svg.PROPERTIES.items()}
+    temporary = path.with_name(f".{path.name}.tmp")
+    with svg.drawing(*size) as figure, matplotlib.rc_context():
+        settings = matplotlib.rcParams
+        settings.update({key: colours[value] for key, value in settings.items() if value in tuple(colours)})
+        draw(figure, colours)
+        try:
+            figure.savefig(temporary, format="png", dpi=144, facecolor=colours[svg.SURFACE])
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _palette() -> str:
+    """The custom properties of the report's page, in light and dark."""
+    css = resources.files("exsel.report").joinpath("report.css").read_text(encoding="utf-8")
+    return css[: css.index("*, *::before")]
