@@ -141,6 +141,9 @@ CLASSES: Mapping[str, Layout] = _by_class(
     )
 )
 
+#: exsel's own layers, which have the mechanisms in their code: something else may be inserted there.
+OWN: Mapping[str, Layout] = {"exsel.ExselAttention": _separate("q_proj", "k_proj", "v_proj")}
+
 _LATENT = "latent attention: what it caches are not the values that it mixes"
 _LINEAR = "linear attention: it has no softmax, and no values of its own kind"
 _REDUCED = "its keys and values are a reduced sequence: its tokens have no own values"

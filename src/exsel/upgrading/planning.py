@@ -72,6 +72,21 @@ def layers(model: nn.Module) -> list[Target]:
     return [target for target in targets(model) if not target.left_alone]
 
 
+def own_layers(model: nn.Module) -> list[Target]:
+    """The attention modules of exsel's own models, which are not upgraded: for what watches them or tries things out."""
+    return [
+        Target(
+            name,
+            type(module).__name__,
+            layout=layout,
+            geometry=_geometry(module, layout),
+            hidden_size=_width(module, layout),
+        )
+        for name, module in model.named_modules()
+        if (layout := layouts.OWN.get(layouts.key(original_class(module)))) is not None
+    ]
+
+
 def _as_instance(target: Target, module: nn.Module) -> Target:
     reason = "" if target.left_alone or target.exclusive else instances.refusal(module)
     return Target(target.name, target.cls, reason, reason) if reason else target

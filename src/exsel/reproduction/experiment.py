@@ -1,0 +1,203 @@
+"""What an experiment is, what it is given, and what it finds: plain values that are saved as JSON."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Self, get_args
+
+from exsel.training.monitor import Progress
+
+#: How much may be spent: seconds, to see that it runs; minutes on a CPU; at most eight minutes on a GPU.
+Budget = Literal["smoke", "cpu", "gpu"]
+BUDGETS: tuple[Budget, ...] = get_args(Budget)
+
+#: What came of a claim. ``"exact"``: mathematics, which held to rounding; ``"unclear"``: the seeds do not decide it.
+Verdict = Literal["exact", "reproduced", "partly", "not reproduced", "unclear", "not run"]
+
+# Two-sided 95% quantiles of Student's t by degrees of freedom.
+_STUDENT = (math.nan, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What one experiment is run with.
+
+    Args:
+        budget: how much may be spent.
+        device: ``"cpu"`` or ``"cuda"``.
+        seeds: one value of every number for each; variants of the same seed are paired.
+        data: text files to train on, as ``--data`` names them; empty: what is at hand on every machine.
+        folder: the experiments' own; what is finished there is found again.
+        progress: where a long run shows what it does.
+    """
+
+    budget: Budget
+    device: str
+    seeds: tuple[int, ...]
+    data: tuple[str, ...]
+    folder: Path
+    progress: Progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A number over seeds: its mean, and the 95% confidence interval of the mean (Student's t).
+
+    ``low`` and ``high`` are ``None`` with one seed, and where there is nothing random.
+    """
+
+    values: tuple[float, ...]
+    mean: float
+    low: float | None
+    high: float | None
+
+    @classmethod
+    def of(cls, *values: float) -> Self:
+        """From one value a seed.
+
+        Raises:
+            ValueError: none.
+        """
+        if not values:
+            raise ValueError("an estimate needs a value")
+        mean = statistics.fmean(values)
+        if len(values) == 1:
+            return cls(values=values, mean=mean, low=None, high=None)
+        freedom = len(values) - 1
+        quantile = _STUDENT[freedom] if freedom < len(_STUDENT) else 1.96 + 2.6 / freedom
+        margin = quantile * statistics.stdev(values) / math.sqrt(len(values))
+        return cls(values=values, mean=mean, low=mean - margin, high=mean + margin)
+
+    def sign(self) -> int:
+        """−1 or 1 where the whole interval lies on one side of 0; else 0, which is also all that one seed tells."""
+        if self.low is None or self.high is None:
+            return 0
+        return (self.low > 0) - (self.high < 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One number beside the published one.
+
+    Args:
+        quantity: what it is, with its unit.
+        ours: what came out here.
+        published: the paper's number; ``None`` where it gives none.
+        expected: what the claim says of it, in words.
+        holds: whether it came out so; ``None``: it cannot be told.
+        digits: decimals to show.
+    """
+
+    quantity: str
+    ours: Estimate
+    published: float | None = None
+    expected: str = ""
+    holds: bool | None = None
+    digits: int = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """A line, or points, of a chart; ``low`` and ``high`` draw a band, and the same label means the same colour.
+
+    Args:
+        label: in the legend.
+        x: places.
+        y: values.
+        low, high: of the interval at each place.
+        style: ``"line"``, ``"dashed"`` or ``"points"``.
+    """
+
+    label: str
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    low: tuple[float, ...] | None = None
+    high: tuple[float, ...] | None = None
+    style: Literal["line", "dashed", "points"] = "line"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """A figure as data.
+
+    Args:
+        name: unique in the experiment; part of the file's name.
+        title: over it.
+        x_label, y_label: what the axes show, with units.
+        curves: what is drawn.
+        categories: names of the places 0, 1, 2 … on the x axis, for bars and dots by variant.
+        log_x, log_y: whether an axis is logarithmic (base 2 for lengths, else 10).
+        caption: what one sees, in a sentence.
+    """
+
+    name: str
+    title: str
+    x_label: str
+    y_label: str
+    curves: tuple[Curve, ...]
+    categories: tuple[str, ...] = ()
+    log_x: bool = False
+    log_y: bool = False
+    caption: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """More numbers than findings, as text that is shown as it is."""
+
+    title: str
+    headings: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What an experiment finds.
+
+    Args:
+        verdict: what came of the claim at this size.
+        conclusion: in a sentence or two, made from the numbers.
+        size: what was looked at: the model, the tokens, the text; a claim is only tested there.
+        findings: the numbers.
+        charts: figures.
+        tables: more numbers.
+    """
+
+    verdict: Verdict
+    conclusion: str
+    size: str
+    findings: tuple[Finding, ...]
+    charts: tuple[Chart, ...] = ()
+    tables: tuple[Table, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The inverse of :meth:`to_dict`, also after JSON has made lists of tuples."""
+        return cls(
+            verdict=values["verdict"],
+            conclusion=values["conclusion"],
+            size=values["size"],
+            findings=tuple(
+                Finding(**{**finding, "ours": Estimate(**_tuples(finding["ours"]))}) for finding in values["findings"]
+            ),
+            charts=tuple(
+                Chart(**{**_tuples(chart), "curves": tuple(Curve(**_tuples(curve)) for curve in chart["curves"])})
+                for chart in values["charts"]
+            ),
+            tables=tuple(
+                Table(**{**_tuples(table), "rows": tuple(tuple(row) for row in table["rows"])})
+                for table in values["tables"]
+            ),
+        )
+
+
+def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
