@@ -73,7 +73,7 @@ def layers(model: nn.Module) -> list[Target]:
 
 
 def own_layers(model: nn.Module) -> list[Target]:
-    """The attention modules of exsel's own models, which are not upgraded: for what watches them or tries things out."""
+    """The attention modules of exsel's own models, for what watches them or tries things out: not for an upgrade."""
     return [
         Target(
             name,
