@@ -11,7 +11,6 @@ interrupted.
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -25,29 +24,23 @@ import exsel
 from exsel.cli import main as command_line
 from exsel.cli.checkpoint import find_checkpoint
 from exsel.data import load_evaluation_data
-from exsel.data.splitting import is_validation, key_of
-from exsel.data.standard_library import read_standard_library
 from exsel.errors import UserError
 from exsel.evaluation import evaluate_loss
 from exsel.evaluation.retrieval import passkey
-from exsel.files import read_json, write_json, write_text
+from exsel.files import read_json, write_json
+from exsel.reproduction.retrieval import (
+    ASKED_LENGTHS,
+    LEARNING_RATE,
+    MODEL,
+    SEQ_LEN,
+    SHARE,
+    TRAINED_LENGTHS,
+    passkey_data,
+)
 from exsel.training.environment import describe_machine, git_revision
 
-# A model that learns what it can in a minute: many small steps find out how to look a key up, few large ones do not.
-MODEL = {
-    "model_type": "exsel",
-    "hidden_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "head_dim": 32,
-    "initializer_range": 0.04,
-}
-# Several documents with a passkey fit into a sequence: one that is cut in two has lost its key.
-SEQ_LEN, BATCH_SIZE = 512, 2
-# Tokens of the documents that are trained on, and their share of all tokens.
-TRAINED_LENGTHS = (112, 128, 160)
-SHARE = 0.75
-LENGTHS = (112, 128, 160, 192, 256)
+# Sequences a step, and keys for each length and depth.
+BATCH_SIZE = 2
 SAMPLES = 40
 EVALUATION_BLOCKS = 64
 
@@ -75,17 +68,6 @@ def train(folder: Path, flags: Sequence[str], *, resume: bool) -> dict[str, Any]
     return result
 
 
-def write_corpus(path: Path, size: int) -> None:
-    """Files of the standard library that train where it trains, up to ``size`` bytes, in the order of their hashes."""
-    documents = [(key_of(name), text) for name, text in read_standard_library().items()]
-    lines: list[str] = []
-    for key, text in sorted(documents):
-        if not is_validation(key) and size > 0:
-            lines.append(json.dumps({"text": text}) + "\n")
-            size -= len(text.encode())
-    write_text(path, "".join(lines))
-
-
 def evaluate(folder: str) -> dict[str, Any]:
     """Loss on the files of the standard library that nothing was trained on, and the passkeys found."""
     from transformers import AutoTokenizer
@@ -94,7 +76,7 @@ def evaluate(folder: str) -> dict[str, Any]:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     blocks, description = load_evaluation_data(tokenizer=tokenizer, seq_len=SEQ_LEN, max_blocks=EVALUATION_BLOCKS)
     loss = evaluate_loss(model, blocks, batch_size=16, device=torch.device("cpu"))
-    found = passkey(model, tokenizer, lengths=LENGTHS, samples=SAMPLES, batch_size=40)
+    found = passkey(model, tokenizer, lengths=ASKED_LENGTHS, samples=SAMPLES, batch_size=40)
     return {
         "loss": loss.loss,
         "bits_per_byte": loss.bits_per_byte(description.bytes_per_token),
@@ -111,7 +93,7 @@ def main() -> int:
         "--base-steps", type=int, default=1200, help="of the plain model, each of 2 × 512 bytes (%(default)s)"
     )
     parser.add_argument("--steps", type=int, default=2800, help="of each variant, the same (%(default)s)")
-    parser.add_argument("--lr", type=float, default=4e-3, help="peak learning rate of all (%(default)s)")
+    parser.add_argument("--lr", type=float, default=LEARNING_RATE, help="peak learning rate of all (%(default)s)")
     parser.add_argument("--seeds", default="0", help="of the order of the data, as 0,1 (%(default)s)")
     parser.add_argument("--resume", action="store_true")
     arguments = parser.parse_args()
@@ -142,14 +124,8 @@ def run(arguments: argparse.Namespace, seeds: Sequence[int], command: str) -> di
         flags = ["--model", str(work / "config.json"), "--tokens", str(arguments.base_steps * tokens_a_step)]
         train(work / "base", [*flags, *shared], resume=arguments.resume)
     tokens = arguments.steps * tokens_a_step
-    # More than is read, since some of it validates.
-    made = max(round(1.2 * tokens), 200_000)
-    corpus = work / "corpus.jsonl"
-    write_corpus(corpus, round((1 - SHARE) * made))
-    each = SHARE * made / len(TRAINED_LENGTHS)
-    keys = [f"passkey:length={length},count={round(each / length)}" for length in TRAINED_LENGTHS]
     # Each document by itself from position 0, as it is when the key is asked for.
-    flags = ["--from", base, "--data", str(corpus), *keys, "--tokens", str(tokens), "--pack", "isolate"]
+    flags = ["--from", base, "--data", *passkey_data((), work, tokens), "--tokens", str(tokens), "--pack", "isolate"]
     runs = []
     for seed in seeds:
         for name, variant in VARIANTS.items():
