@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from safetensors.torch import load_model
-from torch import nn
 
 from exsel.data import PackedData, load_data
+from exsel.data.standard_library import corpus_name
 from exsel.files import read_json, write_json
 from exsel.models import ExselForCausalLM
 from exsel.reproduction.experiment import Budget, Job
@@ -141,7 +141,8 @@ class TrainedRun:
         model = _build(self.variant, self.settings, self.data)
         # What is put in has no place in a configuration: the weights alone are read.
         load_model(model, self.folder / MODEL / "model.safetensors")
-        return model.eval()
+        model.eval()
+        return model
 
 
 def train_variant(
@@ -184,6 +185,14 @@ def train_variant(
     title = f"{variant.label}, seed {seed}"
     result = train_run(settings, data, folder, name=title, progress=job.progress, resume=True, model=model)
     return TrainedRun(variant, settings, data, folder, result)
+
+
+def describe_size(job: Job, size: Size | None = None) -> str:
+    """What runs of a job are of, in words: the model, the tokens, the text, the seeds."""
+    size = SIZES[job.budget] if size is None else size
+    text = " ".join(job.data) or ("Python source of torch and transformers" if text_of(job) else corpus_name())
+    seeds = "1 seed" if len(job.seeds) == 1 else f"{len(job.seeds)} seeds"
+    return f"{size.in_words()}; {text}, a byte a token; {seeds} on {job.device}"
 
 
 def text_of(job: Job) -> tuple[str, ...]:
@@ -261,9 +270,8 @@ def _run_name(variant: Variant, settings: Settings, size: Size) -> str:
     return f"{name}-lr{size.learning_rate:g}-t{size.seq_len}-seed{settings.seed}-{digest}"
 
 
-def _build(variant: Variant, settings: Settings, data: PackedData) -> Any:
-    model: nn.Module = build_model(settings, data)
+def _build(variant: Variant, settings: Settings, data: PackedData) -> ExselForCausalLM:
+    model: ExselForCausalLM = build_model(settings, data)
     if variant.addition is not None:
-        assert isinstance(model, ExselForCausalLM)
         variant.addition(model)
     return model

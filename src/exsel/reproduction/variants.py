@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from exsel.config import ExclusiveConfig, SelectiveConfig
 from exsel.models import ExselForCausalLM
+from exsel.reproduction import additions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,3 +51,44 @@ BOTH = Variant(
     exclusive=ExclusiveConfig(),
     selective=SelectiveConfig(),
 )
+
+LEARNED_STRENGTH = Variant(
+    name="learned-strength", label="learned strength", exclusive=ExclusiveConfig(strength="learned")
+)
+
+
+def exclusive_in(layers: str, label: str) -> Variant:
+    """Exclusive attention in some layers, as :class:`exsel.ExclusiveConfig` names them."""
+    return Variant(name=f"exclusive-{layers.replace(':', '-')}", label=label, exclusive=ExclusiveConfig(layers=layers))
+
+
+def _selective(name: str, label: str, **changes: Any) -> Variant:
+    return Variant(name=f"selective-{name}", label=label, selective=SelectiveConfig(**changes))
+
+
+QUERIES = _selective("queries", "queries alone", value=False)
+VALUES = _selective("values", "values alone", query=False)
+KEYS = _selective("keys", "keys alone", query=False, value=False, key=True)
+QUERIES_KEYS_VALUES = _selective("queries-keys-values", "queries, keys and values", key=True)
+TOKEN = _selective("token", "token term alone", position=False, value_position=False)
+POSITION = _selective("position", "position term alone", token="none")
+MLP = _selective("mlp", "f with weights of its own", token="mlp")
+FREQUENCY = _selective("frequency", "f of the frequency", token="frequency")
+
+
+def sinks(count: int) -> Variant:
+    """Learned attention sinks."""
+    label = "1 sink" if count == 1 else f"{count} sinks"
+    return Variant(name=f"sinks-{count}", label=label, addition=functools.partial(additions.add_sinks, count=count))
+
+
+MASKED_DIAGONAL = Variant(name="masked-diagonal", label="masked diagonal", addition=additions.mask_diagonal)
+OUTPUT_GATE = Variant(name="output-gate", label="output gate", addition=additions.add_output_gate)
+COMMON_DIRECTION = Variant(
+    name="common-direction", label="common direction removed", addition=additions.remove_common_direction
+)
+CONSTANT = Variant(
+    name="constant-temperature", label="constant temperature", addition=additions.add_constant_temperature
+)
+SCALABLE_SOFTMAX = Variant(name="scalable-softmax", label="Scalable-Softmax", addition=additions.add_scalable_softmax)
+YARN = Variant(name="yarn", label="YaRN's temperature", addition=additions.add_yarn_temperature)
