@@ -225,6 +225,33 @@ def _value(text: str) -> Any:
         return text
 
 
+def parse_seeds(text: str) -> list[int]:
+    """Whole numbers with commas between.
+
+    Raises:
+        ArgumentTypeError: something else.
+    """
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"not whole numbers with commas between: {text!r} (example: 0,1)") from None
+
+
+def check_folder(folder: Path) -> None:
+    """Check that an output folder is one, or can be made.
+
+    Raises:
+        UserError: it is a file, or cannot be written.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--out {folder} is a file: name a folder")
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise UserError(f"--out {folder} cannot be made: {existing} is a file")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"--out {folder} cannot be written: no permission to write into {existing}")
+
+
 def check_output(arguments: argparse.Namespace) -> None:
     """Check the output folder, and change nothing.
 
@@ -237,13 +264,7 @@ def check_output(arguments: argparse.Namespace) -> None:
     folder: Path = arguments.out
     if arguments.resume and arguments.overwrite:
         raise UserError("--resume keeps what is there and --overwrite replaces it: give one of them")
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--out {folder} is a file: name a folder")
-    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    if not existing.is_dir():
-        raise UserError(f"--out {folder} cannot be made: {existing} is a file")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(f"--out {folder} cannot be written: no permission to write into {existing}")
+    check_folder(folder)
     if not folder.exists() or not any(folder.iterdir()):
         if arguments.resume:
             raise UserError(f"--out {folder} holds nothing to resume: leave out --resume")

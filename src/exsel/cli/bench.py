@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from exsel.cli.arguments import check_folder
+
 if TYPE_CHECKING:
     from exsel.bench.session import Plan
 
@@ -155,13 +157,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
 def _check_output(folder: Path, overwrite: bool) -> None:
     from exsel.errors import UserError
 
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--out {folder} is a file: name a folder")
-    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    if not existing.is_dir():
-        raise UserError(f"--out {folder} cannot be made: {existing} is a file")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(f"--out {folder} cannot be written: no permission to write into {existing}")
+    check_folder(folder)
     if (folder / RESULTS).exists() and not overwrite:
         raise UserError(f"--out {folder} holds results: choose another folder or add --overwrite")
 

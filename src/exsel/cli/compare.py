@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from exsel.cli.arguments import add_training_arguments
+from exsel.cli.arguments import add_training_arguments, parse_seeds
 from exsel.errors import require_all
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--variants", default=_ALL, help="any of %(default)s")
     parser.add_argument("--lr", type=_numbers, metavar="X[,X…]", help="peak learning rate; several: a sweep (by model)")
     parser.add_argument(
-        "--seeds", type=_seeds, default=[0], metavar="N[,N…]", help="one run of each variant a seed (0)"
+        "--seeds", type=parse_seeds, default=[0], metavar="N[,N…]", help="one run of each variant a seed (0)"
     )
     add_training_arguments(parser)
 
@@ -31,13 +31,6 @@ def _numbers(text: str) -> list[float]:
         return [float(part) for part in text.split(",")]
     except ValueError:
         raise argparse.ArgumentTypeError(f"not numbers with commas between: {text!r} (example: 1e-3,3e-3)") from None
-
-
-def _seeds(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"not whole numbers with commas between: {text!r} (example: 0,1)") from None
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -4,7 +4,11 @@ when it is run.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from exsel.errors import UserError
 
 XSA = "Zhai 2026, arXiv:2603.09078"
 SSA = "Zhang et al. 2024, arXiv:2411.12892"
@@ -35,6 +39,11 @@ class Experiment:
     def function(self) -> str:
         """The function of its module that runs it."""
         return "run_" + self.name.replace("-", "_")
+
+    @property
+    def source(self) -> str:
+        """The paper in short, and the place in it."""
+        return f"{self.group.partition(',')[0]}, {self.place}" if self.place else self.group
 
 
 EXPERIMENTS: tuple[Experiment, ...] = (
@@ -96,3 +105,21 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     Experiment("common-direction", READERS, "", "Removing the common direction alone",
         "Is the gain that of removing the direction that all values share?", "trained"),
 )  # fmt: skip
+
+
+def select(names: Sequence[str]) -> tuple[Experiment, ...]:
+    """The experiments of these names, in their order; ``"all"`` is every one.
+
+    Raises:
+        UserError: a name that no experiment has, or none at all.
+    """
+    if not names:
+        raise UserError("no experiment is named: give names with commas between, or all (exsel reproduce --list)")
+    known = {experiment.name: experiment for experiment in EXPERIMENTS}
+    for name in names:
+        if name not in known and name != "all":
+            near = difflib.get_close_matches(name, [*known, "all"], n=1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            raise UserError(f"no experiment {name!r}{hint}: exsel reproduce --list names them all")
+    wanted = dict.fromkeys(other for name in names for other in (known if name == "all" else [name]))
+    return tuple(known[name] for name in wanted)

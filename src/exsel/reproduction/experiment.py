@@ -7,13 +7,20 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
-from exsel.training.monitor import Progress
+from exsel.errors import UserError
+from exsel.files import read_json
+
+if TYPE_CHECKING:
+    from exsel.training.monitor import Progress
 
 #: How much may be spent: seconds, to see that it runs; minutes on a CPU; at most eight minutes on a GPU.
 Budget = Literal["smoke", "cpu", "gpu"]
 BUDGETS: tuple[Budget, ...] = get_args(Budget)
+
+#: Of a record.
+FORMAT = 1
 
 #: What came of a claim. ``"exact"``: mathematics, which held to rounding; ``"unclear"``: the seeds do not decide it.
 Verdict = Literal["exact", "reproduced", "partly", "not reproduced", "unclear", "not run"]
@@ -60,7 +67,7 @@ class Estimate:
         """From one value a seed.
 
         Raises:
-            ValueError: none.
+            ValueError: without a value.
         """
         if not values:
             raise ValueError("an estimate needs a value")
@@ -129,7 +136,8 @@ class Chart:
         title: over it.
         x_label, y_label: what the axes show, with units.
         curves: what is drawn.
-        categories: names of the places 0, 1, 2 … on the x axis, for bars and dots by variant.
+        categories: names of the places 0, 1, 2 … on the x axis: dots with their intervals by variant. Such a chart is
+            drawn with its x axis downwards, where long names have room.
         log_x, log_y: whether an axis is logarithmic (base 2 for lengths, else 10).
         caption: what one sees, in a sentence.
     """
@@ -162,7 +170,7 @@ class Outcome:
         verdict: what came of the claim at this size.
         conclusion: in a sentence or two, made from the numbers.
         size: what was looked at: the model, the tokens, the text; a claim is only tested there.
-        findings: the numbers.
+        findings: the numbers, the one that says most first: it stands in the table of all experiments.
         charts: figures.
         tables: more numbers.
     """
@@ -197,6 +205,59 @@ class Outcome:
                 for table in values["tables"]
             ),
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """An experiment that was run, as ``NAME.json`` holds it.
+
+    Args:
+        experiment: its name in the catalogue.
+        budget, seeds, device, data: of the :class:`Job`.
+        outcome: what it found.
+        seconds: it took; trainings that another experiment had done before are not among them.
+        started: when, ISO 8601.
+        machine: :func:`exsel.training.environment.describe_machine`.
+        git_revision: of exsel, where it ran from a source tree.
+        exsel_version: that ran it.
+        command: that runs it so again.
+    """
+
+    experiment: str
+    budget: Budget
+    seeds: tuple[int, ...]
+    device: str
+    data: tuple[str, ...]
+    outcome: Outcome
+    seconds: float
+    started: str
+    machine: Mapping[str, Any]
+    git_revision: str | None
+    exsel_version: str
+    command: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types."""
+        return {"format": FORMAT, **asdict(self)}
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """From its file.
+
+        Raises:
+            UserError: it is damaged, or no record of this version.
+        """
+        values = read_json(path)
+        found = values.get("format") if isinstance(values, dict) else None
+        if found != FORMAT:
+            raise UserError(f"{path} is no record that this version of exsel reads (format {FORMAT}, got {found})")
+        try:
+            known = {name: value for name, value in values.items() if name != "format"}
+            return cls(**{**_tuples(known), "outcome": Outcome.from_dict(known["outcome"])})
+        except (KeyError, TypeError) as error:
+            raise UserError(
+                f"{path} is damaged ({type(error).__name__}: {error}): delete it and run it again"
+            ) from error
 
 
 def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,156 @@
+"""``exsel reproduce``: the papers' experiments again."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from exsel.cli.arguments import add_device_argument, check_folder, parse_seeds
+from exsel.errors import UserError, require_all
+from exsel.reproduction.catalogue import EXPERIMENTS, select
+from exsel.reproduction.experiment import BUDGETS, Budget, Record
+
+if TYPE_CHECKING:
+    from exsel.reproduction.running import Plan
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's flags."""
+    parser.add_argument("names", nargs="?", metavar="NAME[,NAME…]", help="of --list, or all")
+    parser.add_argument("--list", action="store_true", help="say which experiments there are")
+    parser.add_argument(
+        "--budget",
+        choices=BUDGETS,
+        help="smoke: seconds, to see that it runs; cpu: minutes each; gpu: at most eight minutes each (by device)",
+    )
+    parser.add_argument(
+        "--seeds", type=parse_seeds, metavar="N[,N…]", help="0 with smoke, 0,1,2 with cpu, 0,1 with gpu (by budget)"
+    )
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        default=[],
+        metavar="PATH",
+        help="text to train on, as in exsel compare (what is on every machine: Python's own source)",
+    )
+    add_device_argument(parser)
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs", "reproduce"),
+        metavar="DIR",
+        help="where the records, the page and its charts go (%(default)s)",
+    )
+    parser.add_argument("--resume", action="store_true", help="keep what is finished in --out, and go on")
+    parser.add_argument("--overwrite", action="store_true", help="replace what exsel wrote into --out")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """List, or check, run one after the other, and write the page; 1 where an experiment could not be run."""
+    if arguments.list:
+        _list()
+        return 0
+    require_all("train")
+    experiments = select([name.strip() for name in (arguments.names or "").split(",") if name.strip()])
+    plan = _plan(arguments)
+    _check_output(arguments, plan)
+
+    from exsel.cli.arguments import resume_command
+    from exsel.cli.display import make_progress, warn
+    from exsel.reproduction import running
+    from exsel.reproduction.page import write_page
+
+    if plan.budget == "gpu" and plan.device == "cpu":
+        warn("--budget gpu on the CPU takes hours: --budget cpu is meant for it")
+    running.open_folder(plan, overwrite=arguments.overwrite)
+    failed = []
+    for number, experiment in enumerate(experiments, start=1):
+        print(
+            f"[{number} of {len(experiments)}] {experiment.name}: {experiment.title} ({experiment.source})", flush=True
+        )
+        finished = running.record_path(plan, experiment)
+        try:
+            if finished.exists():
+                print("finished before")
+                record = Record.read(finished)
+            else:
+                record = running.reproduce(experiment, plan, make_progress())
+            _show(record)
+        except running.Stopped as stop:
+            print(f"\nstopped in {experiment.name}; go on with:\n  {resume_command(arguments.given)}", flush=True)
+            return 128 + stop.signal
+        except (UserError, ImportError) as error:
+            warn(f"{experiment.name} could not be run: {error}")
+            failed.append(experiment.name)
+        print()
+    print(f"page: {write_page(plan.folder, running.records(plan), png=True)}", flush=True)
+    if failed:
+        warn(f"{len(failed)} of {len(experiments)} could not be run: {', '.join(failed)}")
+    return 1 if failed else 0
+
+
+def _list() -> None:
+    rows = [(experiment.name, experiment.source, experiment.title) for experiment in EXPERIMENTS]
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    for name, source, title in [("Name", "Source", "Experiment"), *rows]:
+        print(f"{name:{widths[0]}}  {source:{widths[1]}}  {title}")
+
+
+def _plan(arguments: argparse.Namespace) -> Plan:
+    """What the flags say.
+
+    Raises:
+        UserError: an absent device, data that is not there, or seeds that are none.
+    """
+    from exsel.data.files import find_files, is_local
+    from exsel.reproduction.running import SEEDS, Plan
+    from exsel.training.environment import resolve_device
+
+    if arguments.device == "mps":
+        raise UserError("--device mps: choose auto, cpu or cuda")
+    device = resolve_device(arguments.device)
+    if device == "mps":  # which auto found
+        device = "cpu"
+    budget: Budget = arguments.budget or ("gpu" if device == "cuda" else "cpu")
+    seeds = SEEDS[budget] if arguments.seeds is None else tuple(arguments.seeds)
+    if len(set(seeds)) < len(seeds) or not all(0 <= seed < 2**32 for seed in seeds):
+        raise UserError(f"--seeds must be different numbers from 0 to 2**32 - 1, got {', '.join(map(str, seeds))}")
+    find_files([name for name in arguments.data if is_local(name)])
+    return Plan(
+        budget=budget,
+        device=device,
+        seeds=seeds,
+        data=tuple(arguments.data),
+        folder=arguments.out,
+    )
+
+
+def _check_output(arguments: argparse.Namespace, plan: Plan) -> None:
+    from exsel.reproduction.running import check_settings, is_reproduction
+
+    folder: Path = arguments.out
+    if arguments.resume and arguments.overwrite:
+        raise UserError("--resume keeps what is there and --overwrite replaces it: give one of them")
+    check_folder(folder)
+    if not folder.exists() or not any(folder.iterdir()):
+        if arguments.resume:
+            raise UserError(f"--out {folder} holds nothing to resume: leave out --resume")
+        return
+    if not is_reproduction(folder):
+        raise UserError(f"--out {folder} holds files that `exsel reproduce` did not write: choose another folder")
+    if not (arguments.resume or arguments.overwrite):
+        raise UserError(f"--out {folder} is not empty: add --resume to go on with it or --overwrite to replace it")
+    if arguments.resume:
+        check_settings(plan)
+
+
+def _show(record: Record) -> None:
+    from exsel.cli.display import print_table
+    from exsel.report.formatting import duration
+    from exsel.reproduction.page import HEADINGS, finding_rows, verdict_in_words
+
+    if record.outcome.findings:
+        print_table(finding_rows(record.outcome), HEADINGS)
+    print(f"{verdict_in_words(record)}. {record.outcome.conclusion}")
+    print(f"({duration(record.seconds)}, {record.budget} budget)", flush=True)

@@ -1,0 +1,185 @@
+"""Run experiments and keep what they found, each in a file of its own as soon as it is there."""
+
+from __future__ import annotations
+
+import importlib
+import shlex
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import exsel
+from exsel.errors import UserError
+from exsel.files import read_json, write_json
+from exsel.reproduction import catalogue
+from exsel.reproduction.catalogue import Experiment
+from exsel.reproduction.experiment import FORMAT, Budget, Job, Outcome, Record
+from exsel.reproduction.page import PAGE, PICTURES
+from exsel.training.environment import describe_machine, git_revision
+from exsel.training.monitor import Progress
+from exsel.training.run import Interrupted
+
+#: Of an output folder: what everything in it was made with, and the experiments' own folder.
+SETTINGS, WORK = "reproduction.json", "work"
+
+#: Where none are asked for.
+SEEDS: Mapping[Budget, tuple[int, ...]] = {"smoke": (0,), "cpu": (0, 1, 2), "gpu": (0, 1)}
+
+
+class Stopped(Exception):  # noqa: N818 (it is no error)
+    """An experiment was asked to stop; what it had finished is kept."""
+
+    def __init__(self, signal: int) -> None:
+        super().__init__(f"stopped by signal {signal}")
+        self.signal = signal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is to be run.
+
+    Args:
+        budget, device, seeds, data: of every :class:`exsel.reproduction.experiment.Job`.
+        folder: where everything goes.
+    """
+
+    budget: Budget
+    device: str
+    seeds: tuple[int, ...]
+    data: tuple[str, ...]
+    folder: Path
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What results must have in common, as JSON types."""
+        return {"budget": self.budget, "device": self.device, "seeds": list(self.seeds), "data": list(self.data)}
+
+
+def is_reproduction(folder: Path) -> bool:
+    """Whether a folder is one that :func:`open_folder` made."""
+    return (folder / SETTINGS).is_file()
+
+
+def check_settings(plan: Plan) -> None:
+    """Check that what is in the folder was made with the plan's settings.
+
+    Raises:
+        UserError: with others, which it names.
+    """
+    found = read_json(plan.folder / SETTINGS)
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise UserError(f"{plan.folder / SETTINGS} is not of this version of exsel: choose another --out")
+    for name, value in plan.settings.items():
+        if found.get(name) != value:
+            raise UserError(
+                f"--out {plan.folder} holds results with {name} {_words(found.get(name))}, not {_words(value)}: go on "
+                "with the same settings, or choose another folder"
+            )
+
+
+def _words(value: object) -> str:
+    return (", ".join(map(str, value)) or "none") if isinstance(value, list) else str(value)
+
+
+def open_folder(plan: Plan, *, overwrite: bool) -> None:
+    """Make the folder, or rid it of what was run before."""
+    if overwrite and is_reproduction(plan.folder):
+        for experiment in catalogue.EXPERIMENTS:
+            record_path(plan, experiment).unlink(missing_ok=True)
+        for name in (WORK, PICTURES):
+            if (plan.folder / name).exists():
+                shutil.rmtree(plan.folder / name)
+        (plan.folder / PAGE).unlink(missing_ok=True)
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    write_json(plan.folder / SETTINGS, {"format": FORMAT, **plan.settings})
+
+
+def record_path(plan: Plan, experiment: Experiment) -> Path:
+    """Where an experiment's record is."""
+    return plan.folder / f"{experiment.name}.json"
+
+
+def records(plan: Plan) -> list[Record]:
+    """Those in the folder, in the catalogue's order.
+
+    Raises:
+        UserError: one is damaged.
+    """
+    paths = [record_path(plan, experiment) for experiment in catalogue.EXPERIMENTS]
+    return [Record.read(path) for path in paths if path.exists()]
+
+
+def reproduce(experiment: Experiment, plan: Plan, progress: Progress) -> Record:
+    """Run one experiment and write its record.
+
+    Raises:
+        UserError, ImportError: it cannot be run here.
+        Stopped: by Ctrl-C or SIGTERM.
+    """
+    module = importlib.import_module(f"exsel.reproduction.{experiment.module}")
+    function: Callable[[Job], Outcome] = getattr(module, experiment.function)
+    folder = plan.folder / WORK
+    folder.mkdir(exist_ok=True)
+    job = Job(
+        budget=plan.budget, device=plan.device, seeds=plan.seeds, data=plan.data, folder=folder, progress=progress
+    )
+    started, start = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
+    with _stopping():
+        try:
+            outcome = function(job)
+        except torch.OutOfMemoryError as error:
+            raise UserError(f"the {plan.device} ran out of memory: try a smaller --budget") from error
+    record = Record(
+        experiment=experiment.name,
+        budget=plan.budget,
+        seeds=plan.seeds,
+        device=plan.device,
+        data=plan.data,
+        outcome=outcome,
+        seconds=time.perf_counter() - start,
+        started=started,
+        machine=describe_machine(plan.device),
+        git_revision=git_revision(),
+        exsel_version=exsel.__version__,
+        command=command(experiment, plan),
+    )
+    write_json(record_path(plan, experiment), record.to_dict())
+    return record
+
+
+def command(experiment: Experiment, plan: Plan) -> str:
+    """What runs this experiment so again, alone and wherever it is."""
+    words = ["exsel", "reproduce", experiment.name, "--budget", plan.budget]
+    if plan.seeds != SEEDS[plan.budget]:
+        words += ["--seeds", ",".join(map(str, plan.seeds))]
+    if plan.data:
+        words += ["--data", *plan.data]
+    return shlex.join(words)
+
+
+@contextmanager
+def _stopping() -> Iterator[None]:
+    """Both signals as :class:`Stopped`, also where no training listens to them."""
+    received: list[int] = []
+
+    def handle(number: int, _frame: Any) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    except Interrupted as stop:
+        raise Stopped(stop.signal) from None
+    except KeyboardInterrupt:
+        raise Stopped(received[0] if received else signal.SIGINT) from None
+    finally:
+        signal.signal(signal.SIGTERM, previous)
