@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -14,18 +14,40 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import (
+    FixedFormatter,
+    FixedLocator,
+    FuncFormatter,
+    LogLocator,
+    MaxNLocator,
+    NullLocator,
+    ScalarFormatter,
+)
 
 from exsel.report import svg
 from exsel.report.formatting import learning_rate
 from exsel.report.picture import write_png, write_svg
 from exsel.reproduction.experiment import Chart, Curve
 
-_MARKERS = "os^Dv><PXp"
-# Labels that appear in many charts. Others get a look from their own letters, which is as constant.
-_KNOWN = {"baseline": 0, "exclusive": 1, "selective": 2, "exclusive + selective": 3}
+# Labels that appear in many charts. Others get a look from their own letters, which is as constant while no two of an
+# experiment's take the same colour.
+_KNOWN = {
+    "baseline": (0, "o"),
+    "exclusive": (1, "s"),
+    "selective": (2, "^"),
+    "exclusive + selective": (3, "D"),
+    "learned strength": (4, "v"),
+    "masked diagonal": (5, "P"),
+    "common direction removed": (6, "X"),
+    "output gate": (7, ">"),
+    "constant temperature": (4, "<"),
+    "Scalable-Softmax": (5, "p"),
+    "YaRN's temperature": (6, "h"),
+}
 # What is not ours: published numbers, and what mathematics says.
 _REFERENCES = ("published", "paper", "bound", "theory", "exact")
+
+_MARKERS = "os^Dv><PXph"
 
 _WIDTH, _HEIGHT = 620, 330
 _ROW, _LINE = 21, 13
@@ -53,7 +75,7 @@ def write_charts(charts: Sequence[Chart], stems: Sequence[Path], *, png: bool) -
     Raises:
         OSError: a file cannot be written.
     """
-    look_of = looks(curve.label for chart in charts for curve in chart.curves)
+    look_of = looks([[curve.label for curve in chart.curves] for chart in charts])
     for chart, stem in zip(charts, stems, strict=True):
         draw = partial(_draw, chart=chart, look_of=look_of)
         label = f"{chart.title}. {chart.caption}".strip()
@@ -62,37 +84,41 @@ def write_charts(charts: Sequence[Chart], stems: Sequence[Path], *, png: bool) -
             write_png(stem.with_name(f"{stem.name}.png"), size(chart), draw)
 
 
-def looks(labels: Iterable[str]) -> dict[str, Look]:
-    """A look for each label, different from those of the others while there are any left."""
+def looks(groups: Sequence[Sequence[str]]) -> dict[str, Look]:
+    """A look for each label, different from all others while there are any left.
+
+    Args:
+        groups: the labels of each chart. Those of one chart have different colours where there are enough.
+    """
     found: dict[str, Look] = {}
-    ordered = list(dict.fromkeys(labels))
+    ordered = list(dict.fromkeys(label for group in groups for label in group))
     for label in ordered:
         if label in _KNOWN:
-            found[label] = Look(svg.SERIES[_KNOWN[label]], _MARKERS[_KNOWN[label]])
+            slot, marker = _KNOWN[label]
+            found[label] = Look(svg.SERIES[slot], marker)
         elif label.lower().startswith(_REFERENCES):
             found[label] = Look(svg.INK, "_")
     for label in ordered:
         if label not in found:
-            # The known ones' colours last: they are taken where a chart has them, and remind of them where not.
-            spare = svg.SERIES_COLOURS - len(_KNOWN)
             first = zlib.crc32(label.encode())
-            candidates = [len(_KNOWN) + (first + step) % spare for step in range(spare)] + list(_KNOWN.values())
-            taken = [look.colour for look in found.values()]
-            slot = min(candidates, key=lambda slot: taken.count(svg.SERIES[slot]))
-            round_ = taken.count(svg.SERIES[slot])
-            found[label] = Look(svg.SERIES[slot], _MARKERS[(slot + 3 * round_) % len(_MARKERS)])
+            beside = {other for group in groups if label in group for other in group}
+            taken = [look.colour for other, look in found.items() if other in beside]
+            candidates = [svg.SERIES[(first + step) % svg.SERIES_COLOURS] for step in range(svg.SERIES_COLOURS)]
+            colour = min(candidates, key=taken.count)  # the first of those that are taken least
+            markers = [marker for marker in _MARKERS if Look(colour, marker) not in found.values()]
+            found[label] = Look(colour, markers[first % len(markers)] if markers else _MARKERS[0])
     return found
 
 
 def size(chart: Chart) -> tuple[int, int]:
     """Width and height in SVG units: room for every category and for the legend."""
     labels = _legend_labels(chart)
-    legend = 22 * math.ceil(len(labels) / _columns(labels)) if labels else 0
+    legend = 18 * math.ceil(len(labels) / _columns(labels)) + 6 if labels else 0
     if not chart.categories:
         return _WIDTH, _HEIGHT + legend
     lanes = max(1, len(_lanes(chart)))
     heights = [max(_ROW, _LINE * lanes, _LINE * (1 + name.count("\n")) + 6) for name in _wrapped(chart)]
-    return _WIDTH, 92 + max(heights) * len(heights) + legend
+    return _WIDTH, 96 + max(heights) * len(heights) + legend
 
 
 def _legend_labels(chart: Chart) -> list[str]:
@@ -101,8 +127,15 @@ def _legend_labels(chart: Chart) -> list[str]:
 
 
 def _columns(labels: Sequence[str]) -> int:
-    widest = max(len(label) for label in labels) * _LETTER + _SAMPLE
-    return max(1, min(len(labels), int(_WIDTH // widest)))
+    """As many as have room beside each other."""
+    widths = [len(label) * _LETTER + _SAMPLE for label in labels]
+    for count in range(len(labels), 1, -1):
+        short, long = divmod(len(labels), count)  # matplotlib fills columns from above, the longer ones first
+        ends = [short * (number + 1) + min(number + 1, long) for number in range(count)]
+        columns = [widths[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+        if sum(max(column) for column in columns) <= _WIDTH:
+            return count
+    return 1
 
 
 def _draw(figure: Figure, colours: Mapping[str, str], *, chart: Chart, look_of: Mapping[str, Look]) -> None:
@@ -118,7 +151,7 @@ def _draw(figure: Figure, colours: Mapping[str, str], *, chart: Chart, look_of: 
         _scale_categories(axes, chart, colours)
     else:
         _scale(axes, chart, colours)
-    axes.set_title("\n".join(textwrap.wrap(chart.title, 78)), fontsize=11, loc="left", pad=10)
+    figure.suptitle("\n".join(textwrap.wrap(chart.title, 88)), fontsize=11, x=0.01, ha="left")
     labels = _legend_labels(chart)
     if labels:
         handles = [_handle(chart, label, look_of[label], colours) for label in labels]
@@ -127,7 +160,10 @@ def _draw(figure: Figure, colours: Mapping[str, str], *, chart: Chart, look_of: 
 
 def _handle(chart: Chart, label: str, look: Look, colours: Mapping[str, str]) -> Line2D:
     curve = next(curve for curve in chart.curves if curve.label == label)
-    return Line2D([], [], label=label, **_style(curve, Look(colours[look.colour], look.marker), colours[svg.SURFACE]))
+    style = _style(curve, Look(colours[look.colour], look.marker), colours[svg.SURFACE])
+    if chart.categories:
+        style |= {"marker": ""} if curve.style == "dashed" else {"linestyle": "none"}
+    return Line2D([], [], label=label, **style)
 
 
 def _style(curve: Curve, look: Look, surface: str) -> dict[str, Any]:
@@ -157,7 +193,7 @@ def _lanes(chart: Chart) -> list[int]:
 def _draw_category_curve(axes: Axes, chart: Chart, curve: Curve, look: Look, surface: str) -> None:
     style = _style(curve, look, surface)
     if curve.style == "dashed":
-        axes.plot(curve.y, curve.x, **style)
+        axes.plot(curve.y, curve.x, **{**style, "marker": ""})
         return
     lanes = _lanes(chart)
     number = next(lane for lane, index in enumerate(lanes) if chart.curves[index] is curve)
@@ -170,16 +206,30 @@ def _draw_category_curve(axes: Axes, chart: Chart, curve: Curve, look: Look, sur
 
 def _scale_categories(axes: Axes, chart: Chart, colours: Mapping[str, str]) -> None:
     places = range(len(chart.categories))
-    axes.set_yticks(list(places), _wrapped(chart))
+    axes.set_yticks(list(places), [""] * len(places))
+    for place, name in enumerate(_wrapped(chart)):
+        # Line by line, each with its own anchor: the reader's typeface is another than the one this is laid out with.
+        lines = name.split("\n")
+        for number, line in enumerate(lines):
+            axes.annotate(
+                line,
+                (0, place),
+                xycoords=("axes fraction", "data"),
+                xytext=(-8, _LINE * ((len(lines) - 1) / 2 - number)),
+                textcoords="offset points",
+                ha="right",
+                va="center",
+                color=colours[svg.MUTED],
+            )
     axes.set_ylim(len(chart.categories) - 0.4, -0.6)
     axes.grid(visible=False, axis="y")
     axes.set_xlabel(chart.y_label)
-    axes.set_ylabel(chart.x_label)
+    axes.set_ylabel(chart.x_label, labelpad=10)
     if chart.log_y:
         _scale_log(axes, "x", [y for curve in chart.curves for y in curve.y])
     else:
         axes.xaxis.set_major_locator(MaxNLocator(7))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _number(value)))
+        axes.xaxis.set_major_formatter(ScalarFormatter(useOffset=False))
         low, high = axes.get_xlim()
         if low < 0 < high:
             axes.axvline(0, color=colours[svg.MUTED], linewidth=1, zorder=0.5)
@@ -195,13 +245,13 @@ def _scale(axes: Axes, chart: Chart, colours: Mapping[str, str]) -> None:
     if chart.log_x:
         _scale_log(axes, "x", [x for curve in chart.curves for x in curve.x])
     else:
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _number(value)))
+        axes.xaxis.set_major_formatter(ScalarFormatter(useOffset=False))
         if all(float(x).is_integer() for curve in chart.curves for x in curve.x):
             axes.xaxis.set_major_locator(MaxNLocator(_MOST_TICKS, integer=True))
     if chart.log_y:
         _scale_log(axes, "y", [y for curve in chart.curves for y in curve.y])
     else:
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _number(value)))
+        axes.yaxis.set_major_formatter(ScalarFormatter(useOffset=False))
         low, high = axes.get_ylim()
         if low < 0 < high:
             axes.axhline(0, color=colours[svg.MUTED], linewidth=1, zorder=0.5)
