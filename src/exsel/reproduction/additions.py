@@ -25,7 +25,7 @@ from exsel.reference import accumulation_dtype
 from exsel.upgrading.apply import insert
 from exsel.upgrading.planning import Target, own_layers
 
-_OUTPUT = "o_proj"
+_VALUE, _OUTPUT = "v_proj", "o_proj"
 
 
 class _Pass(Insertion):
@@ -75,9 +75,9 @@ class _Addition(Mechanisms):
         return self.passes(self, None, 0)
 
 
-def _add(model: ExselForCausalLM, build: Callable[[Target], _Addition], *, gates_output: bool = False) -> None:
+def _add(model: ExselForCausalLM, build: Callable[[Target], _Addition], *, at_output: bool = False) -> None:
     for target in own_layers(model):
-        if gates_output:
+        if at_output:
             assert target.layout is not None
             projections = {**target.layout.projections, _OUTPUT: "query"}
             target = replace(target, layout=replace(target.layout, projections=projections))
@@ -202,16 +202,28 @@ def add_output_gate(model: ExselForCausalLM) -> None:
 
     Source: Qiu et al., "Gated Attention for Large Language Models", arXiv:2505.06708 (2025), its elementwise gate.
     """
-    _add(model, lambda target: OutputGate(target, model.config.initializer_range), gates_output=True)
+    _add(model, lambda target: OutputGate(target, model.config.initializer_range), at_output=True)
 
 
 class _CommonDirectionPass(_Pass):
-    def _attend(
-        self, function: Callable[..., Any], module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **kwargs: Any
-    ) -> Any:
-        y, weights = function(module, query, key, value, None, **kwargs)
-        z = exclude(y.transpose(1, 2), running_mean(value).to(y.dtype))
-        return z.transpose(1, 2), weights
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.value: Tensor | None = None
+
+    def project(
+        self, name: str, module: Callable[..., Tensor], hidden_states: Tensor, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """The layer's projections; from what goes into the last one their values' direction is taken."""
+        geometry = self.mechanisms.geometry
+        if name == _OUTPUT:
+            assert self.value is not None
+            mean = running_mean(self.value).to(hidden_states.dtype)
+            y = hidden_states.unflatten(-1, (-1, geometry.head_dim)).transpose(1, 2)
+            hidden_states = exclude(y, mean).transpose(1, 2).flatten(-2)
+        projected = module(hidden_states, *args, **kwargs)
+        if name == _VALUE:
+            self.value = projected.unflatten(-1, (-1, geometry.head_dim)).transpose(1, 2)
+        return projected
 
 
 class _WithoutCommonDirection(_Addition):
@@ -233,7 +245,7 @@ def remove_common_direction(model: ExselForCausalLM) -> None:
     A mean over the whole sequence would read the future; that of the values up to the token does not. For the first
     token m is its own value. With exclusive attention this follows the exclusive projection.
     """
-    _add(model, _WithoutCommonDirection)
+    _add(model, _WithoutCommonDirection, at_output=True)
 
 
 class LearnedConstant(Temperature):

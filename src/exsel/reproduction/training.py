@@ -63,8 +63,8 @@ class Size:
     def in_words(self) -> str:
         """For :attr:`exsel.reproduction.experiment.Outcome.size`."""
         return (
-            f"{self.layers} layers of width {self.width}, heads of {self.head_dim}, {self.tokens / 1e6:.3g} million "
-            f"tokens in {self.steps} steps of {self.batch_size} × {self.seq_len}, learning rate "
+            f"{self.layers} layers of width {self.width}, heads of {self.head_dim}, {self.tokens:,} tokens in "
+            f"{self.steps} steps of {self.batch_size} × {self.seq_len}, learning rate "
             f"{self.learning_rate:g}, {self.dtype}"
         )
 
@@ -83,14 +83,14 @@ SIZES: Mapping[Budget, Size] = {
     ),
     "cpu": Size(
         layers=4,
-        width=128,
-        head_dim=32,
-        steps=150,
+        width=64,
+        head_dim=16,
+        steps=400,
         seq_len=256,
-        batch_size=8,
-        learning_rate=3e-3,
+        batch_size=4,
+        learning_rate=1e-2,
         evaluations=10,
-        evaluation_tokens=32768,
+        evaluation_tokens=16384,
     ),
     "gpu": Size(
         layers=6,
