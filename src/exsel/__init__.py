@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from exsel import nn
     from exsel.config import ExclusiveConfig, SelectiveConfig
+    from exsel.diagnostics import diagnose
     from exsel.functional import attention, exclude, explain_backend, inverse_temperature
     from exsel.models import ExselConfig, ExselForCausalLM, ExselModel
     from exsel.upgrading import downgrade, from_pretrained, support, upgrade
@@ -31,6 +32,7 @@ _HOMES = {
     "ExselConfig": "exsel.models",
     "ExselForCausalLM": "exsel.models",
     "ExselModel": "exsel.models",
+    "diagnose": "exsel.diagnostics",
     "downgrade": "exsel.upgrading",
     "from_pretrained": "exsel.upgrading",
     "support": "exsel.upgrading",
@@ -44,6 +46,7 @@ __all__ = [
     "ExselModel",
     "SelectiveConfig",
     "attention",
+    "diagnose",
     "downgrade",
     "exclude",
     "explain_backend",

@@ -1,4 +1,4 @@
-"""What attention does inside a trained model."""
+"""What attention does inside a model: :func:`diagnose`, and the attention similarity bias alone."""
 
 from __future__ import annotations
 
@@ -6,15 +6,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from exsel.diagnostics.diagnosing import diagnose
+    from exsel.diagnostics.diagnosis import Diagnosis
     from exsel.diagnostics.similarity import similarity_bias
 
-_HOMES = {"similarity_bias": "exsel.diagnostics.similarity"}
+_HOMES = {
+    "Diagnosis": "exsel.diagnostics.diagnosis",
+    "diagnose": "exsel.diagnostics.diagnosing",
+    "similarity_bias": "exsel.diagnostics.similarity",
+}
 
-__all__ = ["similarity_bias"]
+__all__ = ["Diagnosis", "diagnose", "similarity_bias"]
 
 
 def __getattr__(name: str) -> Any:
-    # A report is read without torch.
+    # A report is read without torch, and a model is diagnosed without datasets.
     if name not in _HOMES:
         raise AttributeError(f"module 'exsel.diagnostics' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from exsel.nn.insertion import Insertion, Mechanisms
+from exsel.nn.untouched import UNTOUCHED, Untouched
 
 
 class AdapterLayer(nn.Module, BaseTunerLayer):
@@ -50,32 +50,3 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
                 f"the adapters {own[0]!r} and {own[1]!r} cannot both be active: a layer has one temperature"
             )
         super().set_adapter(names, inference_mode=inference_mode)
-
-
-class Untouched:
-    """The places that :class:`exsel.nn.insertion.Insertion` has in a layer, with nothing put into them."""
-
-    def project(self, name: str, module: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """``module(…)``."""
-        return module(*args, **kwargs)
-
-    def update(self, cache: Any, *args: Any, **kwargs: Any) -> Any:
-        """``cache.update(…)``."""
-        return cache.update(*args, **kwargs)
-
-    def attend(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """``function(…)``."""
-        return function(*args, **kwargs)
-
-    sdpa = attend
-    sdpa_tokens_first = attend
-
-    def mixed(self, result: Any) -> Any:
-        """``result``."""
-        return result
-
-    end = mixed
-    end_mixed = mixed
-
-
-UNTOUCHED = Untouched()

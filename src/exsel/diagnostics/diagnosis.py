@@ -1,0 +1,86 @@
+"""What was found in a model, as ``diagnostics.json`` keeps it. Needs nothing but Python."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnosis:
+    """What :func:`exsel.diagnose` found in a model.
+
+    Args:
+        exsel_version: that found it.
+        model: ``name``, ``class``, ``parameters``, ``context`` (the longest text that it is made for, or ``None``).
+        data: ``description``, ``sequences``, ``tokens``, ``longest`` (of a sequence).
+        machine: where it was found.
+        command: that found it.
+        buckets: ``first`` and ``last`` place n of a token in its sequence, from 1, doubling.
+        layers: by layer, ``metrics`` by name, each with ``mean``, ``least``, ``most``, ``heads`` (by query head),
+            ``buckets`` and ``head_buckets``; and ``gaps``: why a metric is not there. The names are those of
+            :data:`exsel.diagnostics.catalogue.METRICS`.
+        left_out: attention modules that could not be watched, with the reason.
+        notes: what else the reader should know.
+        pictures: some metrics of the first tokens, one by one.
+    """
+
+    exsel_version: str
+    model: Mapping[str, Any]
+    data: Mapping[str, Any]
+    machine: Mapping[str, Any] | None = None
+    command: str | None = None
+    buckets: list[dict[str, int]] = field(default_factory=list)
+    layers: list[dict[str, Any]] = field(default_factory=list)
+    left_out: list[dict[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    pictures: list[dict[str, Any]] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types: the content of ``diagnostics.json``."""
+        return {"format": FORMAT, **{each.name: getattr(self, each.name) for each in fields(self)}}
+
+    @classmethod
+    def from_dict(cls, values: Any) -> Diagnosis:
+        """The inverse of :meth:`to_dict`.
+
+        Raises:
+            ValueError: not the content of a ``diagnostics.json``, or of one in another format.
+        """
+        if not isinstance(values, Mapping) or "format" not in values:
+            raise ValueError("this is no diagnosis: expected the content of a diagnostics.json, with its format")
+        if values["format"] != FORMAT:
+            raise ValueError(
+                f"this diagnosis has format {values['format']!r}, and this version of exsel reads {FORMAT}: "
+                "make it again with exsel diagnose"
+            )
+        expected = {each.name for each in fields(cls)} | {"format"}
+        if faults := sorted(expected ^ values.keys()):
+            what = "lacks" if faults[0] in expected else "has an unknown entry"
+            raise ValueError(f"this diagnosis {what} {faults[0]!r}: make it again with exsel diagnose")
+        for name, kind in (("model", Mapping), ("data", Mapping), ("buckets", list), ("layers", list)):
+            if not isinstance(values[name], kind):
+                raise ValueError(f"this diagnosis has no proper {name!r}: make it again with exsel diagnose")
+        for layer in values["layers"]:
+            if not isinstance(layer, Mapping) or not {"name", "metrics", "gaps"} <= layer.keys():
+                raise ValueError("this diagnosis has a layer without metrics and gaps: make it again")
+        return cls(**{name: value for name, value in values.items() if name != "format"})
+
+    def write(self, folder: str | PathLike[str], against: Diagnosis | None = None) -> Path:
+        """Write the report, ``diagnostics.json`` and the figures; see :mod:`exsel.diagnostics.report`."""
+        from exsel.diagnostics import report
+
+        written: Path = report.write(self, Path(folder), against)
+        return written
+
+    def _repr_html_(self) -> str:
+        """For a notebook."""
+        from exsel.diagnostics import report
+
+        shown: str = report.notebook_html(self)
+        return shown

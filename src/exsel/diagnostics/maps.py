@@ -1,0 +1,121 @@
+"""W = W_q W_kᵀ of a layer: its norm along tokens and its operator norm, with no look at how weights are stored."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from exsel.diagnostics.watching import Attended, Projected
+from exsel.nn.packing import PACKINGS, Geometry
+from exsel.reference import accumulation_dtype
+
+_ROWS = 512
+#: The unit vectors are that much longer: beside a large bias a small weight would be lost in rounding.
+_STRETCH = 1024.0
+_NORM_OF = re.compile(r"(^|_)(q|k|qk|query|key)(_|$).*(norm|ln)|(norm|ln)(_|$).*(q|k|qk|query|key)$", re.IGNORECASE)
+
+
+class NoMapError(Exception):
+    """Why W says nothing of a layer's scores, in a few words."""
+
+
+@dataclass(frozen=True)
+class ScoreMap:
+    """W = W_q W_kᵀ of each head, in factors.
+
+    Args:
+        query: W_q, ``[H, E, D]``, float64.
+        key_factor: R of the QR decomposition of W_k, ``[Hkv, R, D]``: ‖W_k q‖ = ‖R q‖.
+    """
+
+    query: Tensor
+    key_factor: Tensor
+
+    def operator_norms(self) -> Tensor:
+        """The largest singular value of W, ``[H]``."""
+        key_factor = self.key_factor.repeat_interleave(self.query.shape[0] // self.key_factor.shape[0], dim=0)
+        query_factor = torch.linalg.qr(self.query, mode="r").R
+        norms: Tensor = torch.linalg.matrix_norm(query_factor @ key_factor.transpose(-2, -1), ord=2)
+        return norms
+
+    def token_norms(self, hidden_states: Tensor) -> Tensor:
+        """‖Wᵀx‖ = ‖W_k W_qᵀ x‖ of ``[B, T, E]``, ``[B, H, T]``."""
+        dtype = accumulation_dtype(hidden_states.dtype)
+        group = self.query.shape[0] // self.key_factor.shape[0]
+        x = hidden_states.to(dtype)
+        norms = []
+        for head, query in enumerate(self.query):  # one at a time: their factors are wider than the states
+            through = query @ self.key_factor[head // group].transpose(-2, -1)
+            norms.append((x @ through.to(x)).norm(dim=-1))
+        return torch.stack(norms, dim=1)
+
+
+def score_map(module: nn.Module, geometry: Geometry | None, attended: Attended) -> ScoreMap:
+    """W of a layer, from what its projections make of unit vectors.
+
+    Raises:
+        NoMapError: the projections are not known or not linear, or queries and keys are something else by the time
+            that they meet: then W does not say what the scores are.
+    """
+    if geometry is None or not {"query", "key"} <= attended.projected.keys():
+        raise NoMapError("its projections are not known here")
+    if any(_NORM_OF.search(name) and not isinstance(child, nn.Identity) for name, child in module.named_children()):
+        raise NoMapError("queries and keys are normalised: W alone does not give the scores")
+    _check_kept(attended)
+    query, key = (_matrix(attended.projected[kind], kind, geometry) for kind in ("query", "key"))
+    return ScoreMap(query, torch.linalg.qr(key, mode="r").R)
+
+
+def _check_kept(attended: Attended) -> None:
+    """Between projection and scores queries and keys may be rotated and scaled as a whole, not token by token."""
+    if attended.mixing is None:
+        return
+    for kind, states in (("query", attended.mixing.query), ("key", attended.mixing.key)):
+        before = attended.projected[kind].states
+        states = states[:, :: max(1, states.shape[1] // before.shape[1])]
+        if states.shape != before.shape:
+            raise NoMapError(f"what becomes of its {kind} projection is not known here")
+        dtype = accumulation_dtype(before.dtype)
+        expected = before.to(dtype).norm(dim=-1)
+        if kind in attended.tau:
+            expected = expected * attended.tau[kind].abs().to(dtype)
+        ratio = states.to(dtype).norm(dim=-1) / expected
+        ratio = ratio[expected > 1e-3 * expected.amax()]
+        if ratio.numel() and ratio.amax() > (1 + _tolerance(before.dtype)) * ratio.amin():
+            raise NoMapError(
+                "queries or keys are normalised, cut or scaled between their projection and the scores: "
+                "W alone does not give the scores"
+            )
+
+
+def _tolerance(dtype: torch.dtype) -> float:
+    return max(1e-3, 8 * torch.finfo(dtype).eps)
+
+
+def _matrix(projected: Projected, kind: str, geometry: Geometry) -> Tensor:
+    """``[heads, E, D]`` in float64."""
+    like = projected.hidden_states
+    width = like.shape[-1]
+
+    def applied(rows: Tensor) -> Tensor:
+        packed = projected.apply(rows.to(like).unsqueeze(0))
+        if packed.shape[:-1] != (1, rows.shape[0]):
+            raise NoMapError("its projections cannot be applied by themselves")
+        states: Mapping[str, Tensor] = PACKINGS[projected.packing].split(packed, geometry)
+        return states[kind][0].double() if like.device.type != "mps" else states[kind][0].cpu().double()
+
+    bias = applied(torch.zeros(1, width))
+    unit = torch.eye(width) * _STRETCH
+    weight = torch.cat([applied(unit[start : start + _ROWS]) - bias for start in range(0, width, _ROWS)]) / _STRETCH
+    # A few of the layer's own tokens: is it linear?
+    few = like[:1, :4].double().to(weight.device)
+    found = torch.einsum("bte,ehd->bhtd", few, weight) + bias.transpose(0, 1)
+    own = projected.states[:1, :, :4].double().to(weight.device)
+    scale = torch.einsum("bte,ehd->bhtd", few.abs(), weight.abs()) + bias.transpose(0, 1).abs()
+    if ((found - own).abs() > 4 * _tolerance(like.dtype) * scale.clamp_min(1e-30)).any():
+        raise NoMapError("its projections are not linear")
+    return weight.transpose(0, 1)

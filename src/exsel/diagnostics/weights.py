@@ -1,0 +1,140 @@
+"""Attention weights in blocks of queries, and what is to be said of each row: a whole matrix is never there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from exsel.diagnostics.mixing import HIDDEN, Mixing
+from exsel.diagnostics.sequences import Tokens
+
+#: Of the scores of one block of queries; there are about four tensors of this size at a time.
+BLOCK_BYTES = 64 * 2**20
+
+#: A score that far below the largest has no weight in any dtype.
+_NOTHING = -1e4
+#: How many roundings of a score or a value the weights computed here may be away from the layer's own.
+_ROUNDINGS = 16
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Each query's row of weights p, in numbers: ``[B, H, T]``.
+
+    Args:
+        self_weight: the weight on the token itself.
+        sink_mass: on the first token of its sequence.
+        entropy: in nats, of the weights among tokens: where a learned sink takes a part, of what it leaves, as 1.
+        spikiness: ‖p‖₁ / (‖p‖₂² L) of the same, L the number of tokens that may be attended.
+        is_verified: whether the weights give the layer's own output, within rounding.
+    """
+
+    self_weight: Tensor
+    sink_mass: Tensor
+    entropy: Tensor
+    spikiness: Tensor
+    is_verified: Tensor
+
+
+def rows(mixing: Mixing, tokens: Tokens, y: Tensor, block_bytes: int = BLOCK_BYTES) -> Rows:
+    """Compute every row of weights, block by block, and what comes out of them.
+
+    Args:
+        mixing: what was mixed; in float32, or float64 for float64.
+        tokens: the places of the queries.
+        y: ``[B, H, T, Dv]``, what the layer's attention function made of it.
+        block_bytes: how large the scores of one block may be.
+    """
+    batch, num_heads, num_tokens, _ = mixing.query.shape
+    dtype = torch.float64 if mixing.query.dtype == torch.float64 else torch.float32
+    key, value = mixing.key.to(dtype), mixing.value.to(dtype)
+    # A head's largest key and value bound what a rounding of its scores can change.
+    key_size = key.norm(dim=-1).amax(-1).repeat_interleave(num_heads // key.shape[1], dim=1)
+    value_size = value.abs().amax((-2, -1)).repeat_interleave(num_heads // value.shape[1], dim=1)
+    eps = _eps(dtype, key.device)
+    found = {
+        name: torch.empty(batch, num_heads, num_tokens, dtype=dtype, device=key.device)
+        for name in ("self_weight", "sink_mass", "entropy", "spikiness")
+    }
+    is_verified = torch.empty(batch, num_heads, num_tokens, dtype=torch.bool, device=key.device)
+    step = max(1, block_bytes // (batch * num_heads * key.shape[2] * dtype.itemsize))
+    for block in _blocks(num_tokens, step):
+        scores, num_visible, bias_size = _scores(mixing, key, block)
+        largest = scores.amax(-1, keepdim=True)
+        scores.sub_(largest).clamp_min_(_NOTHING)
+        weights = scores.exp()
+        total = weights.sum(-1)
+        size = torch.linalg.vector_norm(weights, dim=-1)
+        mean_score = scores.mul_(weights).sum(-1) / total
+        share = torch.ones_like(total)
+        if mixing.sinks is not None:
+            # Of the softmax over tokens and sink, the tokens' part.
+            share = torch.sigmoid(total.log() + largest.squeeze(-1) - mixing.sinks.to(dtype).view(1, -1, 1))
+        itself = torch.arange(block.start, block.stop, device=key.device) + mixing.own
+        first = (tokens.first[:, block] + mixing.own)[:, None, :, None].expand(-1, num_heads, -1, 1)
+        found["self_weight"][..., block] = weights.gather(-1, itself[:, None].expand(*total.shape, 1)).squeeze(-1)
+        found["sink_mass"][..., block] = weights.gather(-1, first).squeeze(-1)
+        for name in ("self_weight", "sink_mass"):
+            found[name][..., block].mul_(share / total).clamp_max_(1.0)
+        found["entropy"][..., block] = (total.log() - mean_score).clamp_min(0.0)
+        # Σp² of float32 weights that are all alike may be less than 1/L.
+        found["spikiness"][..., block] = (total.square() / (size.square() * num_visible)).clamp_max(1.0)
+        mixed = _by_kv_head(weights, value.shape[1]) @ value[:, :, : weights.shape[-1]]
+        mixed = mixed.view(*total.shape, -1).mul_((share / total).unsqueeze(-1))
+        error = (mixed - y[:, :, block].to(dtype)).abs().amax(-1)
+        query_size = mixing.query[:, :, block].to(dtype).norm(dim=-1)
+        score_size = 1 + abs(mixing.scaling) * query_size * key_size.unsqueeze(-1) + bias_size
+        is_verified[..., block] = error <= _ROUNDINGS * eps * score_size * value_size.unsqueeze(-1)
+    return Rows(**found, is_verified=is_verified)
+
+
+def _blocks(count: int, step: int) -> Iterator[slice]:
+    for start in range(0, count, step):
+        yield slice(start, min(start + step, count))
+
+
+def _by_kv_head(states: Tensor, num_kv_heads: int) -> Tensor:
+    """``[B, H, Q, …]`` → ``[B, Hkv, G·Q, …]``: the queries of a group as one, so that no key is repeated."""
+    grouped: Tensor = states.unflatten(1, (num_kv_heads, -1))
+    return grouped.flatten(2, 3)
+
+
+def _scores(mixing: Mixing, key: Tensor, block: slice) -> tuple[Tensor, Tensor, Tensor | float]:
+    """Of a block of queries: scores ``[B, H, Q, K]``, how many tokens each may attend, how large what is added is."""
+    query = mixing.query[:, :, block].to(key.dtype)
+    if mixing.is_causal and mixing.own == 0:
+        key = key[:, :, : block.stop]  # nothing later is seen
+    num_keys = key.shape[2]
+    scores = (_by_kv_head(query, key.shape[1]) @ key.transpose(-2, -1)).view(*query.shape[:3], num_keys)
+    scores.mul_(mixing.scaling)
+    if mixing.softcap is not None:
+        scores.div_(mixing.softcap).tanh_().mul_(mixing.softcap)
+    bias_size: Tensor | float = 0.0
+    visible = torch.ones(1, 1, 1, num_keys, dtype=torch.bool, device=key.device)
+    for added in (mixing.bias, mixing.mask):
+        if added is None:
+            continue
+        added = (added[:, :, block] if added.shape[2] > 1 else added)[..., :num_keys]
+        if added.dtype == torch.bool:
+            visible = visible & added
+            continue
+        seen = added > HIDDEN
+        bias_size = bias_size + added.masked_fill(~seen, 0.0).abs().amax(-1)
+        visible = visible & seen
+        scores.add_(added)
+    if mixing.is_causal or mixing.window is not None:
+        place = torch.arange(block.start, block.stop, device=key.device).unsqueeze(-1) + mixing.own
+        other = torch.arange(num_keys, device=key.device)
+        visible = visible & (other <= place if mixing.is_causal else torch.ones_like(other, dtype=torch.bool))
+        if mixing.window is not None:
+            visible = visible & ((place - other).abs() < mixing.window)
+    scores.masked_fill_(~visible, torch.finfo(scores.dtype).min)
+    return scores, visible.sum(-1), bias_size
+
+
+def _eps(dtype: torch.dtype, device: torch.device) -> float:
+    is_tf32 = device.type == "cuda" and dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
+    return 2.0**-11 if is_tf32 else torch.finfo(dtype).eps

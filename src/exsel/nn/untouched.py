@@ -1,0 +1,35 @@
+"""An attention layer's insertion that does nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+
+class Untouched:
+    """The places that :class:`exsel.nn.insertion.Insertion` has in a layer, with nothing put into them."""
+
+    def project(self, name: str, module: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """``module(…)``."""
+        return module(*args, **kwargs)
+
+    def update(self, cache: Any, *args: Any, **kwargs: Any) -> Any:
+        """``cache.update(…)``."""
+        return cache.update(*args, **kwargs)
+
+    def attend(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """``function(…)``."""
+        return function(*args, **kwargs)
+
+    sdpa = attend
+    sdpa_tokens_first = attend
+
+    def mixed(self, result: Any) -> Any:
+        """``result``."""
+        return result
+
+    end = mixed
+    end_mixed = mixed
+
+
+UNTOUCHED = Untouched()
