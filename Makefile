@@ -11,8 +11,8 @@ BIN := .venv/bin
 demo: .venv/installed  ## the main job on the embedded corpus: baseline, exclusive, selective, both
 	$(BIN)/exsel compare --out runs/demo --overwrite
 
-test: .venv/installed  ## the test suite
-	$(BIN)/pytest
+test: .venv/installed  ## the test suite, a process a core, each with one thread: more would wait for each other
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses=logical --maxprocesses=8 --dist=worksteal
 
 lint: .venv/installed  ## formatting, lint and types
 	$(BIN)/ruff format --check .
