@@ -163,20 +163,46 @@ def mask_diagonal(model: ExselForCausalLM) -> None:
     _add(model, _MaskedDiagonal)
 
 
-class _GatePass(_Pass):
+class _OutputPass(_Pass):
+    """A pass that changes what goes into the layer's output projection: all that mixes is done by then."""
+
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self.gate: Tensor | None = None
+        self.layer: Any = None
 
     def project(
         self, name: str, module: Callable[..., Tensor], hidden_states: Tensor, *args: Any, **kwargs: Any
     ) -> Tensor:
-        """The layer's projections; the first one's input opens the gate, the last one's goes through it."""
-        if self.gate is None:
+        """The layer's projections, the output projection among them."""
+        if name != _OUTPUT:
+            projected = module(hidden_states, *args, **kwargs)
+            self._keep(name, hidden_states, projected)
+            return projected
+        # Of the layer itself: who watches a layer's projections hands on those of queries, keys and values.
+        output: Tensor = self.layer.o_proj(self._changed(hidden_states))
+        return output
+
+    def _attend(
+        self, function: Callable[..., Any], module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **kwargs: Any
+    ) -> Any:
+        self.layer = module
+        return super()._attend(function, module, query, key, value, **kwargs)
+
+    def _keep(self, name: str, hidden_states: Tensor, projected: Tensor) -> None:
+        raise NotImplementedError
+
+    def _changed(self, mixed: Tensor) -> Tensor:
+        """``[B, T, H·D]`` → the same."""
+        raise NotImplementedError
+
+
+class _GatePass(_OutputPass):
+    def _keep(self, name: str, hidden_states: Tensor, projected: Tensor) -> None:
+        if name == _VALUE:
             self.gate = torch.sigmoid(self.mechanisms.gate_proj(hidden_states))
-        if name == _OUTPUT:
-            hidden_states = hidden_states * self.gate
-        return module(hidden_states, *args, **kwargs)
+
+    def _changed(self, mixed: Tensor) -> Tensor:
+        return mixed * self.gate
 
 
 class OutputGate(_Addition):
@@ -205,25 +231,15 @@ def add_output_gate(model: ExselForCausalLM) -> None:
     _add(model, lambda target: OutputGate(target, model.config.initializer_range), at_output=True)
 
 
-class _CommonDirectionPass(_Pass):
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.value: Tensor | None = None
-
-    def project(
-        self, name: str, module: Callable[..., Tensor], hidden_states: Tensor, *args: Any, **kwargs: Any
-    ) -> Tensor:
-        """The layer's projections; from what goes into the last one their values' direction is taken."""
-        geometry = self.mechanisms.geometry
-        if name == _OUTPUT:
-            assert self.value is not None
-            mean = running_mean(self.value).to(hidden_states.dtype)
-            y = hidden_states.unflatten(-1, (-1, geometry.head_dim)).transpose(1, 2)
-            hidden_states = exclude(y, mean).transpose(1, 2).flatten(-2)
-        projected = module(hidden_states, *args, **kwargs)
+class _CommonDirectionPass(_OutputPass):
+    def _keep(self, name: str, hidden_states: Tensor, projected: Tensor) -> None:
         if name == _VALUE:
-            self.value = projected.unflatten(-1, (-1, geometry.head_dim)).transpose(1, 2)
-        return projected
+            self.value = projected.unflatten(-1, (-1, self.mechanisms.geometry.head_dim)).transpose(1, 2)
+
+    def _changed(self, mixed: Tensor) -> Tensor:
+        y = mixed.unflatten(-1, (-1, self.mechanisms.geometry.head_dim)).transpose(1, 2)
+        z = exclude(y, running_mean(self.value).to(y.dtype))
+        return z.transpose(1, 2).flatten(-2)
 
 
 class _WithoutCommonDirection(_Addition):
