@@ -1,9 +1,11 @@
-"""The committed results as pages: all of ``docs/results.md`` and ``docs/support.md``, and in ``docs/performance.md``
-what is between ``<!-- begin NAME -->`` and ``<!-- end NAME -->``, comes from ``benchmarks/results``.
+"""The committed results as pages: all of ``docs/results.md``, ``docs/support.md`` and ``docs/reproduction.md`` with its
+charts, and in ``docs/performance.md`` what is between ``<!-- begin NAME -->`` and ``<!-- end NAME -->``, comes from
+``benchmarks/results``.
 
     python benchmarks/tables.py [--check]
 
-``--check`` changes nothing and fails where a page is not what the results say.
+``--check`` changes nothing and fails where a page is not what the results say, or a chart is missing or left over. It
+does not look into the charts: another version of matplotlib lays out the same one a little differently.
 """
 
 from __future__ import annotations
@@ -20,6 +22,10 @@ import support
 
 from exsel.files import read_json
 from exsel.report import HEADINGS, headline, spread_sentence, summary_rows
+from exsel.reproduction.experiment import Record
+from exsel.reproduction.page import PAGE as REPRODUCTION
+from exsel.reproduction.page import PICTURES, machine_in_words, picture_names, write_page
+from exsel.reproduction.page import render as render_reproduction
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -37,11 +43,7 @@ def table(rows: list[dict[str, str]], headings: dict[str, str]) -> str:
 
 
 def machine(result: dict[str, Any]) -> str:
-    described = result["machine"]
-    cores = f"{described['cores']} cores of {described['processor']}"
-    device = cores if described["device"] == "cpu" else described["device"]
-    revision = (result["git_revision"] or "unknown")[:10]
-    return f"{device}, torch {described['torch']}, transformers {described['transformers']}, revision {revision}"
+    return machine_in_words(result["machine"], result["git_revision"])
 
 
 def quality(result: dict[str, Any]) -> str:
@@ -133,6 +135,15 @@ def fill(page: str) -> str:
     return page
 
 
+def is_stale_reproduction(records: list[Record]) -> bool:
+    """Whether the page of ``exsel reproduce`` is not what the records say, or its charts are others."""
+    docs = PAGE.parent
+    page = docs / REPRODUCTION
+    charts = {path.name for path in (docs / PICTURES).glob("*")}
+    expected = {f"{name}.svg" for name in picture_names(records)}
+    return not page.exists() or page.read_text(encoding="utf-8") != render_reproduction(records) or charts != expected
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
@@ -147,6 +158,12 @@ def main() -> int:
         elif not page.exists() or page.read_text(encoding="utf-8") != text:
             print(f"{page} is not what benchmarks/results say: run python benchmarks/tables.py", file=sys.stderr)
             stale = 1
+    records = [Record.read(path) for path in sorted((RESULTS / "reproduction").glob("*.json"))]
+    if not is_check:
+        write_page(PAGE.parent, records, png=False)
+    elif is_stale_reproduction(records):
+        print("docs/reproduction.md or its charts are not what benchmarks/results/reproduction say", file=sys.stderr)
+        stale = 1
     return stale
 
 

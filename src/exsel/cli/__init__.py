@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="exsel", description="Exclusive and selective attention for PyTorch Transformers."
     )
-    parser.add_argument("--version", action="version", version=f"exsel {exsel.__version__}")
+    parser.add_argument("-V", "--version", action="version", version=f"exsel {exsel.__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, text in COMMANDS.items():
         # Abbreviated flags would escape those who look at what was given.

@@ -41,7 +41,7 @@ _INTRODUCTION = """\
 The experiments of the two papers run again, and what their readers ask. Written by `exsel reproduce` from the \
 records of its runs; `exsel reproduce --list` names the experiments, `exsel reproduce NAME` runs one.
 
-A claim is tested at the size that is named with it, which is far below the papers': what does not come out here may \
+A claim is tested at the size that is named with it, mostly far below the papers': what does not come out here may \
 well come out there, and the other way round. *Ours* is the mean over seeds with the 95% confidence interval of the \
 mean (Student's t), where there is more than one seed; variants of the same seed have the same initial weights and see \
 the same batches. *Difference* is ours less the published number; a dash stands where the paper gives none. *Holds* \
@@ -67,9 +67,10 @@ def write_page(folder: Path, records: Sequence[Record], *, png: bool) -> Path:
     for record in records:
         stems = [pictures / picture_name(record, chart) for chart in record.outcome.charts]
         write_charts(record.outcome.charts, stems, png=png)
-    current = {picture_name(record, chart) for record in records for chart in record.outcome.charts}
+    kinds = (".svg", ".png") if png else (".svg",)
+    current = {f"{name}{kind}" for name in picture_names(records) for kind in kinds}
     for old in pictures.iterdir():
-        if old.suffix in (".svg", ".png") and old.stem not in current:
+        if old.suffix in (".svg", ".png") and old.name not in current:
             old.unlink()
     write_text(folder / PAGE, render(records))
     return folder / PAGE
@@ -78,6 +79,11 @@ def write_page(folder: Path, records: Sequence[Record], *, png: bool) -> Path:
 def picture_name(record: Record, chart: Chart) -> str:
     """The name of a chart's file, without its suffix."""
     return f"{record.experiment}-{record.budget}-{chart.name}"
+
+
+def picture_names(records: Iterable[Record]) -> set[str]:
+    """All of a page."""
+    return {picture_name(record, chart) for record in records for chart in record.outcome.charts}
 
 
 def render(records: Sequence[Record]) -> str:
