@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from exsel.diagnostics.diagnosis import Diagnosis
 from exsel.diagnostics.measuring import LayerMeasure
+from exsel.diagnostics.observing import Attended, Layer, Observer
 from exsel.diagnostics.sequences import Streams, Tokens
-from exsel.diagnostics.watching import Attended, Layer, Observer, watch
+from exsel.diagnostics.watching import watch
 from exsel.nn.attention import Exclusive
 
 _LEARNED_POSITIONS = re.compile(r"pos|wpe", re.IGNORECASE)
@@ -69,7 +70,7 @@ def diagnose(
             _check(model, batch, count, notes)
             measurer.begin(batch, is_first=count == 0)
             batch = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
-            model(**options, **batch)
+            model(**{**batch, **options})
             measurer.end()
             count += 1
             if on_batch is not None:
@@ -254,7 +255,7 @@ def _check(model: nn.Module, batch: Mapping[str, Any], index: int, notes: list[s
 
 def _text_config(model: nn.Module) -> Any:
     config: Any = getattr(model, "config", None)
-    return config.get_text_config() if hasattr(config, "get_text_config") else config
+    return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
 
 
 def _context(model: nn.Module) -> int | None:

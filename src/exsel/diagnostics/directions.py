@@ -41,8 +41,8 @@ def value_similarity(own_value: Tensor, tokens: Tokens) -> Tensor:
     dtype = accumulation_dtype(own_value.dtype)
     unit = F.normalize(own_value.to(dtype), dim=-1)
     others = _sums(unit, tokens) - unit
-    mean: Tensor = (unit * others).sum(-1) / (tokens.length - 1).clamp_min(1).unsqueeze(1)
-    return mean
+    total: Tensor = (unit * others).sum(-1)
+    return total / (tokens.length - 1).clamp_min(1).unsqueeze(1)
 
 
 def centred_similarity(y: Tensor, own_value: Tensor, tokens: Tokens) -> Tensor:
@@ -63,7 +63,8 @@ def centred_similarity(y: Tensor, own_value: Tensor, tokens: Tokens) -> Tensor:
 
 def _is_rounding(left: Tensor, whole: Tensor) -> Tensor:
     eps = torch.finfo(accumulation_dtype(left.dtype)).eps
-    return left.norm(dim=-1) <= _ROUNDINGS * eps * whole.norm(dim=-1)
+    is_rounding: Tensor = left.norm(dim=-1) <= _ROUNDINGS * eps * whole.norm(dim=-1)
+    return is_rounding
 
 
 def _sums(states: Tensor, tokens: Tokens) -> Tensor:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from exsel.diagnostics.watching import Attended, Projected
+from exsel.diagnostics.observing import Attended, Projected
 from exsel.nn.packing import PACKINGS, Geometry
 from exsel.reference import accumulation_dtype
 
@@ -87,7 +87,7 @@ def _check_kept(attended: Attended) -> None:
         ratio = ratio[expected > 1e-3 * expected.amax()]
         if ratio.numel() and ratio.amax() > (1 + _tolerance(before.dtype)) * ratio.amin():
             raise NoMapError(
-                "queries or keys are normalised, cut or scaled between their projection and the scores: "
+                "between projection and scores queries or keys are normalised, cut, shifted or scaled token by token: "
                 "W alone does not give the scores"
             )
 

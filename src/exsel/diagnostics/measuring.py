@@ -9,9 +9,9 @@ from torch import Tensor
 from exsel.diagnostics import directions
 from exsel.diagnostics.catalogue import METRICS, PICTURED
 from exsel.diagnostics.maps import NoMapError, ScoreMap, score_map
+from exsel.diagnostics.observing import Attended, Layer
 from exsel.diagnostics.sequences import Tokens
 from exsel.diagnostics.sums import Sums, of_heads
-from exsel.diagnostics.watching import Attended, Layer
 from exsel.diagnostics.weights import BLOCK_BYTES, rows
 from exsel.nn.attention import Exclusive
 
@@ -75,7 +75,7 @@ class LayerMeasure:
         for kind in self.layer.has:
             tau = attended.tau.get(kind)
             if tau is None or tau.shape[-1] != tokens.number.shape[1]:
-                self._gap((f"{kind}_temperature",), "its temperatures are of other tokens")
+                self._gap((f"{kind}_temperature",), "none was computed for its tokens")
             else:
                 self._add(f"{kind}_temperature", tau.expand(tokens.number.shape[0], -1, -1), tokens)
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from exsel.data import collate
 from exsel.diagnostics import directions
-from exsel.diagnostics.watching import Attended, Layer, Observer, watch
+from exsel.diagnostics.observing import Attended, Layer, Observer
+from exsel.diagnostics.watching import watch
 from exsel.nn.attention import Exclusive
 
 

@@ -54,7 +54,7 @@ def rows(mixing: Mixing, tokens: Tokens, y: Tensor, block_bytes: int = BLOCK_BYT
     # A head's largest key and value bound what a rounding of its scores can change.
     key_size = key.norm(dim=-1).amax(-1).repeat_interleave(num_heads // key.shape[1], dim=1)
     value_size = value.abs().amax((-2, -1)).repeat_interleave(num_heads // value.shape[1], dim=1)
-    eps = _eps(dtype, key.device)
+    eps = _eps(key.device)
     found = {
         name: torch.empty(batch, num_heads, num_tokens, dtype=dtype, device=key.device)
         for name in ("self_weight", "sink_mass", "entropy", "spikiness")
@@ -135,6 +135,7 @@ def _scores(mixing: Mixing, key: Tensor, block: slice) -> tuple[Tensor, Tensor, 
     return scores, visible.sum(-1), bias_size
 
 
-def _eps(dtype: torch.dtype, device: torch.device) -> float:
-    is_tf32 = device.type == "cuda" and dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
-    return 2.0**-11 if is_tf32 else torch.finfo(dtype).eps
+def _eps(device: torch.device) -> float:
+    """Of the layer's own attention: transformers' eager softmax is in float32 in a float64 model too."""
+    is_tf32 = device.type == "cuda" and torch.get_float32_matmul_precision() != "highest"
+    return 2.0**-11 if is_tf32 else torch.finfo(torch.float32).eps

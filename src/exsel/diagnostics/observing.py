@@ -1,0 +1,80 @@
+"""What is seen of an attention layer in a forward pass, and who is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from exsel.diagnostics.mixing import Mixing
+from exsel.nn.attention import Exclusive
+from exsel.upgrading.planning import Target
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A self-attention layer that is watched.
+
+    Args:
+        index: among the model's self-attention layers, as :func:`exsel.support` counts them.
+        target: what is known of it.
+        module: the layer.
+        has: the temperatures that it has: of ``query``, ``key``, ``value``.
+    """
+
+    index: int
+    target: Target
+    module: nn.Module
+    has: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Projected:
+    """What a layer's projection made of its tokens.
+
+    Args:
+        apply: the projection, ``[1, n, E]`` → ``[1, n, slots·D]``.
+        packing: of its output.
+        hidden_states: ``[…, E]``, its input.
+        states: queries, keys or values, ``[B, heads, T, D]``.
+    """
+
+    apply: Callable[[Tensor], Tensor]
+    packing: str
+    hidden_states: Tensor
+    states: Tensor
+
+
+@dataclass(frozen=True)
+class Attended:
+    """One call of a layer's attention.
+
+    Args:
+        y: ``[B, H, T, D]``, attention's own output.
+        own_value: ``[B, Hkv, T, D]``, without a temperature.
+        mixing: what was mixed; ``None``: attention that is written out in the layer, whose weights nobody sees.
+        projected: by kind, where that is known.
+        tau: by kind, the inverse temperatures ``[B, heads, T]``.
+        in_float32: for a ``y`` in low precision, the same attention of the same inputs in float32.
+    """
+
+    y: Tensor
+    own_value: Tensor
+    mixing: Mixing | None
+    projected: Mapping[str, Projected]
+    tau: Mapping[str, Tensor]
+    in_float32: Callable[[], Tensor] | None = None
+
+
+class Observer:
+    """What is told of every layer; does nothing itself."""
+
+    def attended(self, layer: Layer, attended: Attended) -> None:
+        """A layer has attended."""
+
+    def excluded(self, layer: Layer, exclusive: Exclusive, y: Tensor, own_value: Tensor, z: Tensor) -> None:
+        """A layer's exclusive projection has made z of y, ``[B, H, T, D]``; own_value ``[B, Hkv, T, D]``."""
+
+    def lost(self, layer: Layer, reason: str) -> None:
+        """A layer cannot be watched in this pass."""
