@@ -21,6 +21,7 @@ class Variant:
         label: in tables and charts.
         exclusive, selective: the library's mechanisms; ``None``: without.
         addition: puts something else into a model that is built; ``None``: nothing.
+        scalars_learning_rate: of the scalars that the mechanisms learn for each head, which the baseline does not have.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Variant:
     exclusive: ExclusiveConfig | None = None
     selective: SelectiveConfig | None = None
     addition: Callable[[ExselForCausalLM], None] | None = None
+    scalars_learning_rate: float = 1e-3
 
     @property
     def mechanisms(self) -> str:
@@ -52,8 +54,12 @@ BOTH = Variant(
     selective=SelectiveConfig(),
 )
 
+# From γ = 0 at 1e-3 a strength would not come far in a run of some hundred steps.
 LEARNED_STRENGTH = Variant(
-    name="learned-strength", label="learned strength", exclusive=ExclusiveConfig(strength="learned")
+    name="learned-strength",
+    label="learned strength",
+    exclusive=ExclusiveConfig(strength="learned"),
+    scalars_learning_rate=1e-2,
 )
 
 
