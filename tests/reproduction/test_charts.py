@@ -124,6 +124,7 @@ def test_labels_of_one_chart_differ() -> None:
 
 def test_references_are_in_ink() -> None:
     assert {looks([[label]])[label].colour for label in ("published", "Published SA", "bound of Lemma 1")} == {svg.INK}
+    assert len(set(looks([["bound, ρ = 0", "bound, ρ = 0.5", "loss"]]).values())) == 3
 
 
 def test_the_same_data_gives_the_same_bytes(tmp_path: Path) -> None:

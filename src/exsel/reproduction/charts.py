@@ -33,6 +33,7 @@ from exsel.reproduction.experiment import Chart, Curve
 # experiment's take the same colour.
 _KNOWN = {
     "baseline": (0, "o"),
+    "plain": (0, "o"),  # the same in the words of the other paper
     "exclusive": (1, "s"),
     "selective": (2, "^"),
     "exclusive + selective": (3, "D"),
@@ -45,7 +46,8 @@ _KNOWN = {
     "YaRN's temperature": (6, "h"),
 }
 # What is not ours: published numbers, and what mathematics says.
-_REFERENCES = ("published", "paper", "bound", "theory", "exact")
+_REFERENCES = ("published", "paper", "bound", "theory", "exact", "target")
+_REFERENCE_MARKERS = "_x+|1"
 
 _MARKERS = "os^Dv><PXph"
 
@@ -97,7 +99,8 @@ def looks(groups: Sequence[Sequence[str]]) -> dict[str, Look]:
             slot, marker = _KNOWN[label]
             found[label] = Look(svg.SERIES[slot], marker)
         elif label.lower().startswith(_REFERENCES):
-            found[label] = Look(svg.INK, "_")
+            references = [look for look in found.values() if look.colour == svg.INK]
+            found[label] = Look(svg.INK, _REFERENCE_MARKERS[len(references) % len(_REFERENCE_MARKERS)])
     for label in ordered:
         if label not in found:
             first = zlib.crc32(label.encode())
@@ -236,7 +239,7 @@ def _scale_categories(axes: Axes, chart: Chart, colours: Mapping[str, str]) -> N
 
 
 def _wrapped(chart: Chart) -> list[str]:
-    return ["\n".join(textwrap.wrap(name, 36)) or name for name in chart.categories]
+    return ["\n".join(textwrap.wrap(name, 42)) or name for name in chart.categories]
 
 
 def _scale(axes: Axes, chart: Chart, colours: Mapping[str, str]) -> None:
