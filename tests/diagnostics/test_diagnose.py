@@ -287,7 +287,7 @@ def test_pictures() -> None:
         ([torch.zeros(1, 0, dtype=torch.long)], "empty"),
         ([{}], "empty"),
         ([{"input_ids": IDS, "attention_mask": torch.zeros_like(IDS)}], "hides every token"),
-        ([torch.zeros(1, 65, dtype=torch.long)], "positions for 64 tokens.* has 65"),
+        ([torch.zeros(1, 65, dtype=torch.long)], "positions for 64 tokens, and batch 0 has sequences of 65"),
     ],
 )
 def test_mistakes_in_the_data(batches: Any, message: str) -> None:

@@ -17,7 +17,7 @@ from exsel.diagnostics.sequences import Streams, Tokens
 from exsel.diagnostics.watching import watch
 from exsel.nn.attention import Exclusive
 
-_LEARNED_POSITIONS = re.compile(r"pos|wpe", re.IGNORECASE)
+_POSITIONS = re.compile(r"pos|wpe", re.IGNORECASE)
 #: From here on a layer that materialises its attention matrix is worth a note.
 _MANY_TOKENS = 4096
 
@@ -235,22 +235,48 @@ def _check(model: nn.Module, batch: Mapping[str, Any], index: int, notes: list[s
         return
     if longest == 0:
         raise ValueError(f"batch {index} is empty: its attention_mask hides every token")
+    if longest > _MANY_TOKENS and getattr(getattr(model, "config", None), "_attn_implementation", "") == "eager":
+        _note(notes, "this model attends with whole matrices (attn_implementation='eager'): sdpa takes less memory")
     context = _context(model)
-    if context is None or longest <= context:
+    if context is None:
         return
-    config: Any = _text_config(model)
-    has_learned = any(
-        isinstance(module, nn.Embedding) and _LEARNED_POSITIONS.search(name) and module.num_embeddings < 2 * context
-        for name, module in model.named_modules()
-    )
-    if getattr(config, "rope_parameters", None) is None and has_learned:
+    position_ids = batch.get("position_ids")
+    # Padding has positions too.
+    reach = max(ids.shape[1] for ids in streams.ids.values())
+    if isinstance(position_ids, Tensor) and position_ids.ndim <= 2:
+        reach = int(position_ids.max()) + 1
+    learned = _learned_positions(model, context)
+    if learned is not None and reach > learned:
         raise ValueError(
-            f"this model has positions for {context} tokens, and a sequence of batch {index} has {longest}: "
-            "cut it into shorter ones"
+            f"this model has positions for {learned} tokens, and batch {index} has sequences of {reach}: "
+            "cut them into shorter ones"
         )
-    note = f"a sequence of {longest} tokens is longer than the model's context of {context}"
+    if longest > context:
+        _note(notes, f"a sequence of {longest} tokens is longer than the model's context of {context}")
+
+
+def _note(notes: list[str], note: str) -> None:
     if note not in notes:
         notes.append(note)
+
+
+def _learned_positions(model: nn.Module, context: int) -> int | None:
+    """How many positions the model has learned; ``None``: it computes them, and goes on."""
+    if getattr(_text_config(model), "rope_parameters", None) is not None:
+        return None
+    tables = [
+        module
+        for name, module in model.named_modules()
+        # Tables of relative distances are no tables of positions.
+        if isinstance(module, nn.Embedding)
+        and _POSITIONS.search(name)
+        and context <= module.num_embeddings < context + 8
+    ]
+    if not tables:
+        return None
+    # Where padding has a position, the first is after it.
+    before = [0 if table.padding_idx is None else table.padding_idx + 1 for table in tables]
+    return min(context, *(table.num_embeddings - first for table, first in zip(tables, before, strict=True)))
 
 
 def _text_config(model: nn.Module) -> Any:

@@ -236,7 +236,10 @@ class WatchedInsertion:
 
 
 def _called(module: Callable[..., Tensor], args: tuple[Any, ...], kwargs: Mapping[str, Any], states: Tensor) -> Tensor:
-    return module(states, *args, **kwargs)
+    # Hooks on a projection are others': they are to see the layer's tokens and nothing else.
+    call = module.forward if isinstance(module, nn.Module) else module
+    applied: Tensor = call(states, *args, **kwargs)
+    return applied
 
 
 def _of_tokens(part: Projected, batch: int, first: int, count: int) -> Projected | None:

@@ -58,8 +58,7 @@ def of_attention_function(
     own: int = 0,
 ) -> Mixing:
     """What ``function(module, query, key, value, …)`` mixes, an attention function as transformers calls them."""
-    bound = inspect.signature(function).bind(module, query, key, value, *args, **kwargs).arguments
-    given = {**bound, **bound.get("kwargs", {})}
+    given = inspect.signature(function).bind(module, query, key, value, *args, **kwargs).arguments | dict(kwargs)
     mask = given.get("attention_mask", given.get("attn_mask"))
     is_causal, window = False, None
     if mask is None and getattr(function, "__name__", "") != "eager_attention_forward":  # which reads its mask alone

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from exsel.diagnostics.implementations import watchable_implementations
 from exsel.diagnostics.insertion import ACROSS, WatchedInsertion
 from exsel.diagnostics.observing import Layer, Observer
-from exsel.nn.attention import Exclusive
+from exsel.nn.attention import Exclusive, SelfAttention
 from exsel.nn.temperature import Temperature
 from exsel.nn.untouched import UNTOUCHED
 from exsel.upgrading import planning
@@ -64,6 +64,10 @@ def _plan(model: nn.Module) -> Watched:
     modules = {name: place for place, (name, _) in enumerate(model.named_modules())}
     counted = sorted([*found, *planning.own_layers(model)], key=lambda target: modules[target.name])
     layers, left_out = [], [target for target in targets if target.left_alone]
+    for name, module in model.named_modules():
+        if isinstance(module, SelfAttention):
+            reason = "it calls exsel's own operator, which shows neither weights nor attention's own output"
+            left_out.append(Target(name, type(module).__name__, reason, reason))
     for index, target in enumerate(counted):
         module = model.get_submodule(target.name)
         if target.exclusive:
