@@ -70,9 +70,9 @@ class Size:
 
 
 #: What each budget trains. On two CPU cores a run takes about a quarter of a minute; its rate is the best for the
-#: baseline among 5e-3, 1e-2 and 1.5e-2. On a GPU: 10.6 million parameters cost 64 MFLOP a token and attention 14, so that
-#: at 150 TFLOP/s, 15% of what an H100 can, 10.5 million tokens take 6 s; compiling, evaluating and saving double that,
-#: and the largest experiments, of 30 runs, stay below 8 minutes. There the rate is scaled with the width and not tuned.
+#: baseline among 5e-3, 1e-2 and 1.5e-2. On a GPU: 10.6 million parameters cost 64 MFLOP a token and attention 14, so
+#: that at 150 TFLOP/s, 15% of what an H100 can, 10.5 million tokens take 6 s; compiling, evaluating and saving double
+#: that, and the largest experiments, of 30 runs, stay below 8 minutes. Its rate goes by the width, untuned.
 SIZES: Mapping[Budget, Size] = {
     "smoke": Size(
         layers=2,
