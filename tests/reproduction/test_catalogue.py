@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import importlib
+import inspect
 import re
 import subprocess
 import sys
@@ -7,7 +9,7 @@ import sys
 import pytest
 
 from exsel.errors import UserError
-from exsel.reproduction.catalogue import EXPERIMENTS, READERS, SSA, XSA, select
+from exsel.reproduction.catalogue import EXPERIMENTS, READERS, SSA, XSA, Experiment, select
 
 
 def test_names_and_titles_are_unique() -> None:
@@ -45,6 +47,12 @@ def test_select_says_what_is_wrong() -> None:
         select(["zzz"])
     with pytest.raises(UserError, match="no experiment is named"):
         select([])
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda experiment: experiment.name)
+def test_each_has_its_function(experiment: Experiment) -> None:
+    module = importlib.import_module(f"exsel.reproduction.{experiment.module}")
+    assert list(inspect.signature(getattr(module, experiment.function)).parameters) == ["job"]
 
 
 def test_the_catalogue_needs_nothing_but_python() -> None:
