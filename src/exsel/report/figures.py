@@ -4,51 +4,18 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from exsel.report import formatting, summary, svg
 from exsel.report.formatting import number
+from exsel.report.looks import Picture, Series, look
 
 WIDTH, HEIGHT = 360, 255
 
 _KNOWN = (summary.BASELINE, "exclusive", "selective", "exclusive+selective")
-# Marker in matplotlib's words and the same shape as an SVG path around (0, 0), for the page's legend.
-_MARKERS = (
-    ("o", "M-3.4 0a3.4 3.4 0 1 0 6.8 0a3.4 3.4 0 1 0-6.8 0z"),
-    ("s", "M-3-3h6v6h-6z"),
-    ("^", "M0-3.8L3.6 3h-7.2z"),
-    ("D", "M0-4.2L4.2 0L0 4.2L-4.2 0z"),
-    ("v", "M0 3.8L3.6-3h-7.2z"),
-    ("P", "M-1.3-3.8h2.6v2.5h2.5v2.6h-2.5v2.5h-2.6v-2.5h-2.5v-2.6h2.5z"),
-    (">", "M3.8 0L-3 3.6v-7.2z"),
-    ("<", "M-3.8 0L3 3.6v-7.2z"),
-)
-
-
-class Series(NamedTuple):
-    """How one variant looks in every figure: its colour's number and its marker, in both notations."""
-
-    variant: str
-    slot: int
-    marker: str
-    path: str
-
-    @property
-    def colour(self) -> str:
-        """The stand-in that ``svg.inline`` turns into the page's colour."""
-        return svg.SERIES[self.slot]
-
-
-class Picture(NamedTuple):
-    """A figure for the page: its SVG and the sentence under it."""
-
-    name: str
-    svg: str
-    caption: str
-
 
 Points = list[tuple[float, float]]
 
@@ -64,7 +31,7 @@ def series(results: Mapping[str, Any]) -> list[Series]:
     for name in names:
         spare = svg.SERIES_COLOURS - len(_KNOWN)
         slot = _KNOWN.index(name) if name in _KNOWN else len(_KNOWN) + unknown.index(name) % spare
-        looks.append(Series(name, slot, *_MARKERS[slot]))
+        looks.append(look(name, slot))
     return looks
 
 
@@ -104,7 +71,8 @@ def similarity_picture(results: Mapping[str, Any]) -> Picture | None:
             axes.set_xticks(layers)
         else:
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
-        return Picture("similarity", svg.inline(figure, name="similarity", label=label), _similarity_gist(lines))
+        drawn = svg.inline(figure, name="similarity", label=label)
+        return Picture("similarity", "Similarity in each layer", drawn, _similarity_gist(lines))
 
 
 def sweep_picture(results: Mapping[str, Any]) -> Picture | None:
@@ -131,7 +99,8 @@ def sweep_picture(results: Mapping[str, Any]) -> Picture | None:
         axes.set_xlabel("peak learning rate")
         axes.set_ylabel("final validation loss")
         label = "Final validation loss against the learning rate, a line for each variant."
-        return Picture("sweep", svg.inline(figure, name="sweep", label=label), _sweep_gist(results))
+        drawn = svg.inline(figure, name="sweep", label=label)
+        return Picture("sweep", "Final loss against learning rate", drawn, _sweep_gist(results))
 
 
 def _loss_picture(results: Mapping[str, Any], curves: Mapping[str, Sequence[Points]], key: str, title: str) -> Picture:
@@ -159,7 +128,9 @@ def _loss_picture(results: Mapping[str, Any], curves: Mapping[str, Sequence[Poin
         axes.set_ylabel("validation loss")
         axes.set_xlim(left=0)
         caption = _loss_gist(results, key) + (" The steep start lies above the frame." if cut else "")
-        return Picture(f"loss-{key}", svg.inline(figure, name=f"loss-{key}", label=label), caption)
+        drawn = svg.inline(figure, name=f"loss-{key}", label=label)
+        heading = "Loss against tokens" if key == "tokens" else "Loss against wall-clock time"
+        return Picture(f"loss-{key}", heading, drawn, caption)
 
 
 def _line(axes: Axes, points: Points, look: Series, **style: Any) -> None:

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import jinja2
-from markupsafe import Markup
-
-from exsel.report import figures, formatting, summary
+from exsel.report import figures, formatting, summary, templates
+from exsel.report.facts import facts
 from exsel.report.formatting import number
 from exsel.report.headline import Row, verdict
 
@@ -21,28 +19,7 @@ class Tile(NamedTuple):
     variant: str
 
 
-class Facts(NamedTuple):
-    """A titled list of names and values in the set-up."""
-
-    title: str
-    items: list[tuple[str, str]]
-
-
-_LABELS = {
-    "sha256": "SHA-256",
-    "lr": "learning rate",
-    "seq_len": "sequence length",
-    "pack": "packing",
-    "dtype": "number format",
-    "memory_bytes": "memory",
-    "head_dim": "head size",
-    "num_hidden_layers": "layers",
-    "num_attention_heads": "heads",
-    "num_key_value_heads": "key/value heads",
-    "hidden_size": "width",
-    "torch": "PyTorch",
-    "python": "Python",
-}
+_FACTS = {"data": "Data", "model": "Model", "machine": "Machine and versions", "config": "Configuration"}
 _RUN_HEADINGS = (
     "Variant",
     "Seed",
@@ -61,14 +38,7 @@ _RUN_HEADINGS = (
 
 def render(results: Mapping[str, Any]) -> str:
     """Return the report as one HTML document; see ``exsel.report.render_report``."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("exsel.report", ""),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html.j2").render(_context(results))
+    return templates.environment("exsel.report").get_template("report.html.j2").render(_context(results))
 
 
 def _context(results: Mapping[str, Any]) -> dict[str, Any]:
@@ -78,7 +48,6 @@ def _context(results: Mapping[str, Any]) -> dict[str, Any]:
     losses = [summary.mean(row, "loss") for row in summary.entries(results, "variants")]
     lowest = min((loss for loss in losses if loss is not None), default=None)
     seeds = summary.seed_count(results)
-    similarity, sweep = figures.similarity_picture(results), figures.sweep_picture(results)
     return {
         "headline": outcome.sentence,
         "tiles": _tiles(outcome.per_token, outcome.per_second, seeds),
@@ -89,10 +58,10 @@ def _context(results: Mapping[str, Any]) -> dict[str, Any]:
         "lowest": [loss is not None and loss == lowest for loss in losses],
         "spread": summary.spread_sentence(results),
         "sweep_note": summary.is_sweep(results),
-        "loss_pictures": [_marked(picture) for picture in figures.loss_pictures(results)],
-        "similarity": None if similarity is None else _marked(similarity),
-        "sweep": None if sweep is None else _marked(sweep),
-        "facts": _facts(results),
+        "loss_pictures": figures.loss_pictures(results),
+        "similarity": figures.similarity_picture(results),
+        "sweep": figures.sweep_picture(results),
+        "facts": facts(results, _FACTS),
         "run_headings": _RUN_HEADINGS,
         "runs": [_run(run) for run in summary.entries(results, "runs")],
         "command": formatting.plain(results.get("command")),
@@ -100,11 +69,6 @@ def _context(results: Mapping[str, Any]) -> dict[str, Any]:
         "version": formatting.plain(results.get("exsel_version")),
         "started": formatting.moment(results.get("started")),
     }
-
-
-def _marked(picture: figures.Picture) -> dict[str, str]:
-    # The SVG was built by an XML serialiser, which has escaped what it holds.
-    return {"name": picture.name, "svg": Markup(picture.svg), "caption": picture.caption}
 
 
 def _tiles(per_token: Row | None, per_second: Row | None, seeds: int) -> list[Tile]:
@@ -145,29 +109,6 @@ def _subject(results: Mapping[str, Any]) -> list[str]:
     if seeds:
         parts.append("1 seed" if seeds == 1 else f"{seeds} seeds")
     return parts
-
-
-def _facts(results: Mapping[str, Any]) -> list[Facts]:
-    lists = []
-    for key, title in (
-        ("data", "Data"),
-        ("model", "Model"),
-        ("machine", "Machine and versions"),
-        ("config", "Configuration"),
-    ):
-        content = summary.section(results, key)
-        items = [(_label(name), _shown(name, value)) for name, value in content.items()]
-        if items:
-            lists.append(Facts(title, items))
-    return lists
-
-
-def _shown(name: str, value: object) -> str:
-    return formatting.memory(value) if name == "memory_bytes" else formatting.plain(value)
-
-
-def _label(name: str) -> str:
-    return _LABELS.get(name, name.replace("_", " "))
 
 
 def _run(run: Mapping[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""A figure as a file of its own: an SVG that follows the reader's light or dark mode, or a PNG on white."""
+"""A figure as a file of its own: an SVG that follows the reader's light or dark mode, a PNG or a PDF on white."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -39,6 +40,15 @@ def write_svg(path: Path, size: tuple[int, int], draw: Draw, *, name: str, label
 
 def write_png(path: Path, size: tuple[int, int], draw: Draw) -> None:
     """Write a figure as PNG, in the colours of the page's light mode; see :func:`write_svg`."""
+    _write_light(path, size, draw, format="png", dpi=144)
+
+
+def write_pdf(path: Path, size: tuple[int, int], draw: Draw) -> None:
+    """Write a figure as PDF, in the colours of the page's light mode; see :func:`write_svg`."""
+    _write_light(path, size, draw, format="pdf", metadata={"CreationDate": None, "Creator": None, "Producer": None})
+
+
+def _write_light(path: Path, size: tuple[int, int], draw: Draw, **options: Any) -> None:
     light = dict(re.findall(r"(--[\w-]+): (#[0-9a-f]{6})", _palette().partition("@media")[0]))
     colours = {stand_in: light[name] for stand_in, name in svg.PROPERTIES.items()}
     temporary = path.with_name(f".{path.name}.tmp")
@@ -47,7 +57,7 @@ def write_png(path: Path, size: tuple[int, int], draw: Draw) -> None:
         settings.update({key: colours[value] for key, value in settings.items() if value in tuple(colours)})
         draw(figure, colours)
         try:
-            figure.savefig(temporary, format="png", dpi=144, facecolor=colours[svg.SURFACE])
+            figure.savefig(temporary, facecolor=colours[svg.SURFACE], **options)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)

@@ -24,6 +24,7 @@ _STAND_IN = re.compile("|".join(PROPERTIES))
 
 _STYLE = {
     "svg.fonttype": "none",
+    "pdf.fonttype": 42,  # letters stay letters
     "svg.hashsalt": "exsel",
     "font.size": 10.5,
     "axes.edgecolor": MUTED,
