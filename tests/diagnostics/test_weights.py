@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from diagnostics.brute_force import Call, by_token, one_sequence
 from exsel.diagnostics.mixing import Mixing
@@ -139,3 +140,24 @@ def test_an_unknown_term_in_one_row_is_seen() -> None:
     y[1, 2, 5] += 1e-3
     found: Rows = rows(mixing, tokens_of("causal"), y)
     assert (~found.is_verified).nonzero().tolist() == [[1, 2, 5]]
+
+
+class _Largest(TorchDispatchMode):
+    """The bytes of the largest tensor that is made."""
+
+    found = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):
+            self.found = max(self.found, result.nbytes)
+        return result
+
+
+@pytest.mark.parametrize("options", [{"is_causal": True}, {"mask": torch.ones(1, 1, 512, 512, dtype=torch.bool)}])
+def test_no_more_than_a_block_is_there(options: dict[str, Any]) -> None:
+    query, key, value = (torch.randn(1, heads, 512, 8) for heads in (4, 2, 2))
+    mixing, limit = Mixing(query, key, value, 0.4, **options), 2**17
+    with _Largest() as largest:
+        rows(mixing, Tokens.of(None, None, (1, 512)), query, block_bytes=limit)
+    assert limit / 2 <= largest.found <= limit < 4 * 512 * 512 * 4
