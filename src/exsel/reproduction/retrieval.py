@@ -21,6 +21,7 @@ from exsel.files import write_json, write_text
 from exsel.reproduction.experiment import Budget, Chart, Curve, Estimate, Finding, Job, Outcome, Verdict
 from exsel.training.environment import can_compile
 from exsel.training.layout import MODEL as MODEL_FOLDER
+from exsel.training.quiet import quiet_transformers
 from exsel.training.run import train_run
 from exsel.training.settings import BASELINE, Settings
 
@@ -164,8 +165,10 @@ def _settings(job: Job, plan: _Plan, variant: str, seed: int, *, steps: int, mod
 def _ask(folder: Path, device: str, samples: int) -> PasskeyResult:
     from transformers import AutoTokenizer
 
-    model = exsel.from_pretrained(folder).to(device)
-    return passkey(model, AutoTokenizer.from_pretrained(folder), lengths=ASKED_LENGTHS, samples=samples, batch_size=40)
+    with quiet_transformers():
+        model = exsel.from_pretrained(folder).to(device)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    return passkey(model, tokenizer, lengths=ASKED_LENGTHS, samples=samples, batch_size=40)
 
 
 def outcome(results: Mapping[str, Sequence[PasskeyResult]], *, size: str) -> Outcome:

@@ -12,7 +12,7 @@ from torch import Tensor
 import exsel
 from exsel.data import collate
 from exsel.reproduction.experiment import Chart, Curve, Estimate, Finding, Job, Outcome, Table, Verdict
-from exsel.reproduction.training import SIZES, TrainedRun, train_variant
+from exsel.reproduction.training import SIZES, TrainedRun, describe_size, train_variant
 from exsel.reproduction.variants import BASELINE, EXCLUSIVE, SELECTIVE, Variant
 
 # Sequences that a trained model is watched on, by budget.
@@ -80,8 +80,8 @@ def _batches(job: Job, run: TrainedRun) -> list[dict[str, Tensor]]:
 
 
 def _size(job: Job) -> str:
-    size = SIZES[job.budget]
-    return f"{size.in_words()}; watched on {_SEQUENCES[job.budget]} validation sequences of {size.seq_len} tokens"
+    watched = f"{_SEQUENCES[job.budget]} validation sequences of {SIZES[job.budget].seq_len} tokens"
+    return f"{describe_size(job)}; watched on {watched}"
 
 
 def _means(models: Sequence[Layers], metric: str) -> list[Estimate]:
