@@ -63,8 +63,12 @@ def test_which_stream_a_layer_sees() -> None:
     ids = torch.ones(2, T, dtype=torch.long)
     mask = torch.ones_like(ids)
     mask[0, 0] = 0
-    streams = Streams({"input_ids": ids, "attention_mask": mask, "decoder_input_ids": ids})
+    streams = Streams({"input_ids": ids, "attention_mask": mask, "decoder_input_ids": ids}, has_encoder=True)
     assert int(streams.of_layer("model.encoder.layers.0", (2, T))[1].number.min()) == 0
     assert int(streams.of_layer("model.decoder.layers.0", (2, T))[1].number.min()) == 1
     assert streams.of_layer("model.encoder.layers.0", (2, T + 1))[0] is None
+    made_by_the_model = Streams({"input_ids": ids, "attention_mask": mask}, has_encoder=True)
+    assert made_by_the_model.of_layer("model.decoder.layers.0", (2, T))[0] is None
+    decoder_only = Streams({"input_ids": ids, "attention_mask": mask})
+    assert decoder_only.of_layer("model.decoder.layers.0", (2, T))[0] == ""
     assert streams.of_layer("vision_tower.layers.0", (2, T))[0] is None

@@ -59,7 +59,8 @@ def diagnose(
     arXiv:2411.12892, Section 3, for spikiness and ‖Wᵀx‖. Entropy, effective tokens, sink mass and the similarity
     without the common direction are ours.
     """
-    measurer = _Measurer(pictured_tokens)
+    has_encoder = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+    measurer = _Measurer(pictured_tokens, has_encoder=has_encoder)
     notes: list[str] = []
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     options = _options(model)
@@ -115,8 +116,9 @@ def diagnose(
 class _Measurer(Observer):
     """A measure for each layer, and whose tokens they are."""
 
-    def __init__(self, pictured_tokens: int) -> None:
+    def __init__(self, pictured_tokens: int, *, has_encoder: bool) -> None:
         self.pictured_tokens = pictured_tokens
+        self.has_encoder = has_encoder
         self.measures: dict[int, LayerMeasure] = {}
         self.reasons: dict[int, str] = {}
         self.sequences = self.tokens = self.longest = 0
@@ -130,7 +132,7 @@ class _Measurer(Observer):
         self.places: dict[tuple[int, tuple[int, int]], tuple[str | None, Tokens]] = {}
 
     def begin(self, batch: Mapping[str, Any], *, is_first: bool) -> None:
-        self.streams = Streams(batch)
+        self.streams = Streams(batch, has_encoder=self.has_encoder)
         self.is_first = is_first
         self.counted = next(iter(self.streams.tokens.values()), None)
         self.places = {}

@@ -79,9 +79,11 @@ class Streams:
 
     Args:
         batch: what the model is called with.
+        has_encoder: whether ``input_ids`` are the encoder's, and no decoder's.
     """
 
-    def __init__(self, batch: Mapping[str, Any]) -> None:
+    def __init__(self, batch: Mapping[str, Any], *, has_encoder: bool = False) -> None:
+        self.has_encoder = has_encoder
         self.tokens: dict[str, Tokens] = {}
         self.ids: dict[str, Tensor] = {}
         for stream, names in (
@@ -104,7 +106,7 @@ class Streams:
         Returns:
             The stream's name, ``None`` without one, and its tokens.
         """
-        stream = "decoder" if "decoder" in self.tokens and "decoder" in name else ""
+        stream = "decoder" if self.has_encoder and "decoder" in name else ""
         tokens = self.tokens.get(stream)
         if tokens is None or tokens.number.shape != shape or _OTHER_INPUT.search(name):
             return None, Tokens.of(None, None, shape)
