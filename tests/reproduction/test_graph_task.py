@@ -34,11 +34,12 @@ GOOD = result((0.5, 0.6), (0.3, 0.4), (0.1, 0.2), (-0.5, -0.51))
     ("main", "verdict"),
     [
         (GOOD, "reproduced"),
+        (result((0.5, 0.6), (0.1, 0.2), (0.1, 0.2), (-0.5, -0.51)), "partly"),
         (dataclasses.replace(GOOD, slope=Estimate.of(0.5, 0.51)), "partly"),
         (result((0.1, 0.2), (0.3, 0.4), (0.5, 0.6), (0.5, 0.51)), "not reproduced"),
         (result((0.1,), (0.3,), (0.5,), (0.5,)), "unclear"),
     ],
-    ids=["all", "no order of temperatures", "worse", "one seed"],
+    ids=["all", "one temperature does as well", "no order of temperatures", "worse", "one seed"],
 )
 def test_verdict(main, verdict):
     assert outcome({MAIN: main, NARROW: GOOD}, size="small").verdict == verdict
