@@ -37,7 +37,7 @@ def test_the_slope_of_a_line() -> None:
     ("gains", "verdict", "said"),
     [
         ((0.01, 0.05, 0.09), "reproduced", "The gain grows: +0.0400 nats"),
-        ((0.09, 0.05, 0.01), "not reproduced", "The gain shrinks: -0.0400 nats"),
+        ((0.09, 0.05, 0.01), "not reproduced", "The gain shrinks: −0.0400 nats"),
     ],
 )
 def test_the_gain_by_length(

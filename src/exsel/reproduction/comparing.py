@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from exsel.report import formatting
 from exsel.reproduction.experiment import Chart, Curve, Estimate, Finding, Job, Outcome, Table, Verdict
 from exsel.reproduction.training import describe_size, train_variant
 from exsel.reproduction.variants import BASELINE, Variant
@@ -241,7 +242,7 @@ def conclude(contrasts: Sequence[Contrast], estimates: Sequence[Estimate]) -> st
         if estimate.sign() == 0:
             seeds = len(estimate.values)
             words += " by 1 seed" if seeds == 1 else f" by {seeds} seeds"
-        said.setdefault(words, []).append(f"{contrast.subject} ({estimate.mean:+.{_NATS}f} nats)")
+        said.setdefault(words, []).append(f"{contrast.subject} ({formatting.signed(estimate.mean, _NATS)} nats)")
     return " ".join(f"{words[0].upper()}{words[1:]}: {', '.join(subjects)}." for words, subjects in said.items())
 
 
@@ -263,8 +264,9 @@ def line(label: str, places: Sequence[float], estimates: Sequence[Estimate], **s
 def interval(estimate: Estimate, digits: int) -> str:
     """The mean and its interval, as a table shows them."""
     if estimate.low is None or estimate.high is None:
-        return f"{estimate.mean:.{digits}f}"
-    return f"{estimate.mean:.{digits}f} ({estimate.low:.{digits}f} to {estimate.high:.{digits}f})"
+        return formatting.fixed(estimate.mean, digits)
+    low, high = formatting.fixed(estimate.low, digits), formatting.fixed(estimate.high, digits)
+    return f"{formatting.fixed(estimate.mean, digits)} ({low} to {high})"
 
 
 def _loss_after(result: Result, share: float) -> float:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
+from exsel.report import formatting
 from exsel.reproduction.comparing import Trained, claimed_gain, finding, interval, line, train_all, verdict
 from exsel.reproduction.experiment import Budget, Chart, Estimate, Finding, Job, Outcome, Table
 from exsel.reproduction.training import SIZES, describe_size
@@ -136,13 +137,13 @@ def _losses(trained: Trained, variant: str) -> Estimate:
 def _each_in_words(gains: Sequence[Estimate]) -> str:
     above = sum(each.sign() > 0 for each in gains)
     below = sum(each.sign() < 0 for each in gains)
-    means = ", ".join(f"{each.mean:+.4f}" for each in gains)
+    means = ", ".join(formatting.signed(each.mean) for each in gains)
     worse = f", worse at {below}" if below else ""
     return f"Exclusive attention is better at {above} of {len(gains)} places{worse} (gains {means} nats)."
 
 
 def _slope_in_words(slopes: Estimate, name: str) -> str:
-    change = f"{slopes.mean:+.4f} nats a doubling of the {name}"
+    change = f"{formatting.signed(slopes.mean)} nats a doubling of the {name}"
     words = {1: "The gain grows", -1: "The gain shrinks", 0: "Whether the gain changes is not decided"}
     return f"{words[slopes.sign()]}: {change}."
 
