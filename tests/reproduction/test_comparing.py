@@ -104,7 +104,7 @@ def test_the_conclusion_says_what_the_numbers_say() -> None:
     estimates = [TRAINED.estimate(contrast) for contrast in contrasts]
     assert conclude(contrasts, estimates) == (
         "Better than the baseline: exclusive (+0.1000 nats). "
-        "Not told apart from the baseline by 3 seeds: selective (+0.0000 nats)."
+        "Not told apart from the baseline by 3 seeds: selective (0.0000 nats)."
     )
     worse = [Estimate.of(-0.1, -0.11, -0.12), Estimate.of(-0.2, -0.21, -0.22)]
     assert conclude(contrasts, worse) == "Worse than the baseline: exclusive (−0.1100 nats), selective (−0.2100 nats)."
