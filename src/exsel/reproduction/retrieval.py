@@ -18,7 +18,8 @@ from exsel.data.splitting import is_validation, key_of
 from exsel.data.standard_library import read_standard_library
 from exsel.evaluation.retrieval import PasskeyResult, passkey
 from exsel.files import write_json, write_text
-from exsel.reproduction.experiment import Budget, Chart, Curve, Estimate, Finding, Job, Outcome, Verdict
+from exsel.reproduction.comparing import line, verdict
+from exsel.reproduction.experiment import Budget, Chart, Estimate, Finding, Job, Outcome
 from exsel.training.environment import can_compile
 from exsel.training.layout import MODEL as MODEL_FOLDER
 from exsel.training.quiet import quiet_transformers
@@ -182,7 +183,7 @@ def outcome(results: Mapping[str, Sequence[PasskeyResult]], *, size: str) -> Out
     gain = Estimate.of(
         *(after - before for before, after in zip(shares["plain"].values, shares["selective"].values, strict=True))
     )
-    verdict: Verdict = {1: "reproduced", 0: "unclear", -1: "not reproduced"}[gain.sign()]  # type: ignore[assignment]
+    holds = {1: True, 0: None, -1: False}[gain.sign()]
     words = {1: "finds more keys", 0: "may find as many keys", -1: "finds fewer keys"}[gain.sign()]
     conclusion = (
         f"Trained on with selective attention, the model {words}: {shares['selective'].mean:.1%} against "
@@ -198,12 +199,12 @@ def outcome(results: Mapping[str, Sequence[PasskeyResult]], *, size: str) -> Out
             ours=gain,
             published=_PUBLISHED["selective"] - _PUBLISHED["plain"],
             expected="more keys",
-            holds={1: True, 0: None, -1: False}[gain.sign()],
+            holds=holds,
             digits=3,
         )
     )
     return Outcome(
-        verdict=verdict,
+        verdict=verdict([holds]),
         conclusion=conclusion,
         size=size,
         findings=tuple(findings),
@@ -212,22 +213,14 @@ def outcome(results: Mapping[str, Sequence[PasskeyResult]], *, size: str) -> Out
 
 
 def _chart(results: Mapping[str, Sequence[PasskeyResult]]) -> Chart:
-    curves = []
-    for name, each in results.items():
-        lengths = each[0].lengths
-        by_length = [Estimate.of(*(result.by_length[index] for result in each)) for index in range(len(lengths))]
-        bounded = [estimate for estimate in by_length if estimate.low is not None and estimate.high is not None]
-        has_band = len(bounded) == len(by_length)
-        curves.append(
-            Curve(
-                label=name,
-                x=lengths,
-                y=tuple(estimate.mean for estimate in by_length),
-                # A share lies between 0 and 1, whatever Student says.
-                low=tuple(max(0.0, estimate.low or 0.0) for estimate in bounded) if has_band else None,
-                high=tuple(min(1.0, estimate.high or 0.0) for estimate in bounded) if has_band else None,
-            )
+    curves = [
+        line(
+            name,
+            each[0].lengths,
+            [Estimate.of(*shares) for shares in zip(*(one.by_length for one in each), strict=True)],
         )
+        for name, each in results.items()
+    ]
     longest = max(TRAINED_LENGTHS)
     return Chart(
         name="found",

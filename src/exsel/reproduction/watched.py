@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
 import exsel
 from exsel.data import collate
-from exsel.reproduction.experiment import Chart, Curve, Estimate, Finding, Job, Outcome, Table, Verdict
+from exsel.reproduction.comparing import line, verdict
+from exsel.reproduction.experiment import Chart, Curve, Estimate, Finding, Job, Outcome, Table
 from exsel.reproduction.training import SIZES, TrainedRun, describe_size, train_variant
 from exsel.reproduction.variants import BASELINE, EXCLUSIVE, SELECTIVE, Variant
 
@@ -104,29 +105,13 @@ def _over(left: Estimate, right: Estimate) -> Estimate:
     return Estimate.of(*(a / b for a, b in zip(left.values, right.values, strict=True)))
 
 
-def _curve(label: str, estimates: Sequence[Estimate], *, dashed: bool = False) -> Curve:
-    bounds = [(each.low, each.high) for each in estimates if each.low is not None and each.high is not None]
-    return Curve(
-        label=label,
-        x=tuple(range(len(estimates))),
-        y=tuple(each.mean for each in estimates),
-        low=tuple(low for low, _ in bounds) or None,
-        high=tuple(high for _, high in bounds) or None,
-        style="dashed" if dashed else "line",
-    )
+def _by_layer(label: str, models: Sequence[Layers], metric: str, *, dashed: bool = False) -> Curve:
+    estimates = _means(models, metric)
+    return line(label, range(len(estimates)), estimates, style="dashed" if dashed else "line")
 
 
 def _told(sign: int, expected: int) -> bool | None:
     return None if sign == 0 else sign == expected
-
-
-def _verdict(claims: Iterable[bool | None]) -> Verdict:
-    told = list(claims)
-    if all(told):
-        return "reproduced"
-    if any(told):
-        return "partly"
-    return "unclear" if None in told else "not reproduced"
 
 
 def bias_outcome(plain: Sequence[Layers], exclusive: Sequence[Layers], *, size: str) -> Outcome:
@@ -176,17 +161,17 @@ def bias_outcome(plain: Sequence[Layers], exclusive: Sequence[Layers], *, size: 
         x_label="layer",
         y_label="mean cosine, or weight",
         curves=(
-            _curve("plain: cos(yᵢ, vᵢ)", by_layer),
-            _curve("plain: without common direction", _means(plain, "centred_similarity"), dashed=True),
-            _curve("plain: cos(vᵢ, vⱼ)", _means(plain, "value_similarity")),
-            _curve("plain: self-weight aᵢᵢ", _means(plain, "self_weight")),
-            _curve("exclusive: before projecting", _means(exclusive, "similarity"), dashed=True),
-            _curve("exclusive: cos(zᵢ, vᵢ)", _means(exclusive, "similarity_after")),
+            _by_layer("plain: cos(yᵢ, vᵢ)", plain, "similarity"),
+            _by_layer("plain: without common direction", plain, "centred_similarity", dashed=True),
+            _by_layer("plain: cos(vᵢ, vⱼ)", plain, "value_similarity"),
+            _by_layer("plain: self-weight aᵢᵢ", plain, "self_weight"),
+            _by_layer("exclusive: before projecting", exclusive, "similarity", dashed=True),
+            _by_layer("exclusive: cos(zᵢ, vᵢ)", exclusive, "similarity_after"),
         ),
         caption="What attention puts out points along the token's own value, more than its weight on itself asks for.",
     )
     return Outcome(
-        verdict=_verdict((is_above, is_growing)), conclusion=conclusion, size=size, findings=findings, charts=(chart,)
+        verdict=verdict((is_above, is_growing)), conclusion=conclusion, size=size, findings=findings, charts=(chart,)
     )
 
 
@@ -228,7 +213,7 @@ def spikiness_outcome(plain: Sequence[Layers], selective: Sequence[Layers], *, s
             title=title,
             x_label="layer",
             y_label=label,
-            curves=(_curve("plain", _means(plain, metric)), _curve("selective", _means(selective, metric))),
+            curves=(_by_layer("plain", plain, metric), _by_layer("selective", selective, metric)),
         )
         for name, metric, title, label in (
             ("spikiness", "spikiness", "Spikiness by layer", "‖p‖₁ / (‖p‖₂² L)"),
@@ -236,7 +221,7 @@ def spikiness_outcome(plain: Sequence[Layers], selective: Sequence[Layers], *, s
         )
     )
     return Outcome(
-        verdict=_verdict((is_spikier, is_smaller)), conclusion=conclusion, size=size, findings=findings, charts=charts
+        verdict=verdict((is_spikier, is_smaller)), conclusion=conclusion, size=size, findings=findings, charts=charts
     )
 
 
@@ -298,7 +283,7 @@ def temperatures_outcome(samples: Sequence[Sequence[Mapping[str, Any]]], *, size
         rows=rows,
     )
     return Outcome(
-        verdict=_verdict(claims),
+        verdict=verdict(claims),
         conclusion=conclusion,
         size=size,
         findings=tuple(findings),
@@ -342,17 +327,8 @@ def explained_share(values: Mapping[str, Sequence[float]]) -> float:
 
 
 def _class_chart(metric: str, symbol: str, by_class: Mapping[str, Sequence[float]]) -> Chart:
-    estimates = {name: Estimate.of(*values) for name, values in by_class.items()}
-    bounds = [(each.low, each.high) for each in estimates.values() if each.low is not None and each.high is not None]
-    has_bounds = len(bounds) == len(estimates)
-    curve = Curve(
-        label="selective",
-        x=tuple(range(len(estimates))),
-        y=tuple(each.mean for each in estimates.values()),
-        low=tuple(low for low, _ in bounds) if has_bounds else None,
-        high=tuple(high for _, high in bounds) if has_bounds else None,
-        style="points",
-    )
+    estimates = [Estimate.of(*values) for values in by_class.values()]
+    curve = line("selective", range(len(estimates)), estimates, style="points")
     kind = "queries" if metric == "query_temperature" else "values"
     return Chart(
         name=metric.replace("_", "-"),
@@ -360,5 +336,5 @@ def _class_chart(metric: str, symbol: str, by_class: Mapping[str, Sequence[float
         x_label="",
         y_label=f"mean {symbol}",
         curves=(curve,),
-        categories=tuple(estimates),
+        categories=tuple(by_class),
     )
