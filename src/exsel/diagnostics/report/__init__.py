@@ -1,0 +1,66 @@
+"""What one sees of a diagnosis: a page, its figures, the text shaded token by token, and a table for notebooks.
+
+``layout``, ``reading``, ``sentences``, ``text`` and ``notebook`` need nothing but Python. ``drawing``, ``figures``,
+``heatmaps`` and ``page`` need the extra ``exsel[report]`` and are imported only when a page is made.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from exsel.diagnostics.report import layout
+from exsel.diagnostics.report.notebook import notebook_html
+from exsel.diagnostics.report.sentences import headline
+
+if TYPE_CHECKING:
+    from exsel.diagnostics.diagnosis import Diagnosis
+
+__all__ = ["headline", "notebook_html", "write"]
+
+
+def write(diagnosis: Diagnosis, folder: Path, against: Diagnosis | None = None) -> Path:
+    """Write the report of a diagnosis, or of two side by side.
+
+    ``report.html`` and ``tokens.html`` (the text shaded token by token) are one file each and load nothing;
+    ``diagnostics.json`` holds the numbers (``diagnostics-against.json`` those of the other model), and ``figures`` each
+    figure as SVG, PNG and PDF.
+
+    Args:
+        diagnosis: of the model that this is about.
+        folder: made where it does not exist; what an earlier report left there is replaced.
+        against: of another model on the same text.
+
+    Returns:
+        The report's path.
+
+    Raises:
+        ImportError: without the extra ``exsel[report]``.
+        OSError: the folder cannot be written.
+    """
+    from exsel.errors import require
+    from exsel.files import write_json, write_text
+
+    for module in ("jinja2", "matplotlib"):
+        require(module, "report")
+    from exsel.diagnostics.report import page
+    from exsel.diagnostics.report.figures import drawings
+    from exsel.diagnostics.report.reading import sides_of
+
+    figures = folder / layout.FIGURES
+    figures.mkdir(parents=True, exist_ok=True)
+    sides = sides_of(diagnosis, against)
+    drawn = drawings(sides)
+    written = [layout.RESULTS, layout.REPORT]
+    write_json(folder / layout.RESULTS, diagnosis.to_dict())
+    if against is not None:
+        write_json(folder / layout.AGAINST, against.to_dict())
+        written.append(layout.AGAINST)
+    for drawing in drawn:
+        written += [f"{layout.FIGURES}/{name}" for name in drawing.write(figures)]
+    if page.has_tokens(sides):
+        write_text(folder / layout.TOKENS, page.render_tokens(sides))
+        written.append(layout.TOKENS)
+    write_text(folder / layout.REPORT, page.render(sides, drawn))
+    layout.clear(folder, but=written)
+    return folder / layout.REPORT
