@@ -89,7 +89,7 @@ def test_all_of_them(fakes: Fakes, tmp_path: Path) -> None:
     assert len(list((folder / "reproduction").glob("*.svg"))) == len(list((folder / "reproduction").glob("*.png"))) == 3
 
 
-@pytest.mark.parametrize(("budget", "seeds"), [("smoke", (0,)), ("cpu", (0, 1, 2)), (None, (0, 1, 2))])
+@pytest.mark.parametrize(("budget", "seeds"), [("smoke", (0,)), ("cpu", (0, 1, 2, 3, 4)), (None, (0, 1, 2, 3, 4))])
 def test_seeds_and_budget_where_none_are_said(
     fakes: Fakes, tmp_path: Path, budget: str | None, seeds: tuple[int, ...]
 ) -> None:

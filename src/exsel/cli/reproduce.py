@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="smoke: seconds, to see that it runs; cpu: minutes each; gpu: at most eight minutes each (by device)",
     )
     parser.add_argument(
-        "--seeds", type=parse_seeds, metavar="N[,N…]", help="0 with smoke, 0,1,2 with cpu, 0,1 with gpu (by budget)"
+        "--seeds", type=parse_seeds, metavar="N[,N…]", help="0 with smoke, 0 to 4 with cpu, 0,1 with gpu (by budget)"
     )
     parser.add_argument(
         "--data",

@@ -31,7 +31,7 @@ from exsel.training.run import Interrupted
 SETTINGS, WORK = "reproduction.json", "work"
 
 #: Where none are asked for.
-SEEDS: Mapping[Budget, tuple[int, ...]] = {"smoke": (0,), "cpu": (0, 1, 2), "gpu": (0, 1)}
+SEEDS: Mapping[Budget, tuple[int, ...]] = {"smoke": (0,), "cpu": (0, 1, 2, 3, 4), "gpu": (0, 1)}
 
 
 class Stopped(Exception):  # noqa: N818 (it is no error)
