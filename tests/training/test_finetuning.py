@@ -320,7 +320,7 @@ def test_a_folder_that_holds_no_model(tmp_path: Path, content: str | None) -> No
 def test_a_name_that_the_hub_does_not_have(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     monkeypatch.setattr(
-        "exsel.training.finetuning.reason_unavailable", lambda name, kind: asked.append(name) or "no connection"
+        "exsel.training.loading.reason_unavailable", lambda name, kind: asked.append(name) or "no connection"
     )
     with pytest.raises(UserError, match="--from nobody/nothing: neither a folder"):
         sketch_model(from_source(Path("nobody/nothing")), 259)

@@ -16,6 +16,7 @@ COMMANDS = {
     "train": "train one variant",
     "generate": "continue a prompt with a trained model",
     "eval": "loss, perplexity and bits per byte of a trained model on text",
+    "diagnose": "see what attention does inside a model, layer by layer, head by head and token by token",
     "support": "say what an upgrade would do to a model, layer by layer, or to every model type there is",
     "reproduce": "run the papers' experiments again, and set what comes out beside what was published",
     "bench": "measure what the mechanisms cost on this machine, against everything else that one could use",

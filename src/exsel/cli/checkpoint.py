@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from exsel.errors import UserError, first_line
 from exsel.training.layout import MODEL, RUNS, checkpoints
+
+if TYPE_CHECKING:
+    import torch
 
 
 def find_checkpoint(text: str) -> str:
@@ -26,30 +29,49 @@ def find_checkpoint(text: str) -> str:
     raise UserError(f"{text} holds no saved model (a folder with config.json){hint}")
 
 
-def load_checkpoint(text: str, device: str) -> tuple[Any, Any]:
+def find_model(text: str, flag: str = "") -> str:
+    """The folder of a saved model as :func:`find_checkpoint`; what is no path is a name on the hub.
+
+    Raises:
+        UserError: there is none, said of ``flag``.
+    """
+    if text and Path(text).exists():
+        return find_checkpoint(text)
+    if not text or text.startswith((".", "/", "~")):
+        raise UserError(f"{flag} {text}: no such folder".strip())
+    return text
+
+
+def load_checkpoint(
+    text: str, device: str, *, causal: bool = True, dtype: torch.dtype | None = None
+) -> tuple[Any, Any]:
     """A saved model on ``device``, in evaluation mode, and its tokenizer; safetensors only.
+
+    Args:
+        text: a folder, see :func:`find_checkpoint`; with ``causal=False`` also a name on the hub, or the folder of an
+            adapter of PEFT.
+        device: where to.
+        causal, dtype: see :func:`exsel.training.loading.load_whole`.
 
     Raises:
         UserError: none there, or a damaged one.
     """
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging as transformers_logging
+    from transformers import AutoTokenizer
 
-    import exsel.models  # noqa: F401 (registers the model's type)
+    from exsel.training.loading import ADAPTER, is_offline, load_whole
 
-    folder = find_checkpoint(text)
-    transformers_logging.disable_progress_bar()
+    is_adapter = not causal and (Path(text) / ADAPTER).is_file()
+    source = text if is_adapter else find_checkpoint(text) if causal else find_model(text)
+    model = load_whole(source, causal=causal, dtype=dtype)
+    home = source
+    if is_adapter and not (Path(source) / "tokenizer_config.json").is_file():
+        home = model.peft_config[model.active_adapter].base_model_name_or_path
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        model, loading = AutoModelForCausalLM.from_pretrained(
-            folder, use_safetensors=True, trust_remote_code=False, output_loading_info=True
-        )
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{folder} cannot be loaded: {first_line(error)}") from error
-    if missing := sorted(loading["missing_keys"]):
-        # transformers would fill them with random numbers.
-        raise UserError(f"{folder} cannot be loaded: its file lacks {len(missing)} weights, such as {missing[0]}")
+        tokenizer = AutoTokenizer.from_pretrained(home, trust_remote_code=False, local_files_only=is_offline(home))
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+        reason = first_line(error).rstrip(": ")
+        hint = "" if causal else "; a model that reads no text goes to exsel.diagnose(model, batches) in Python"
+        raise UserError(f"{home} cannot be loaded: its tokenizer is damaged or missing ({reason}){hint}") from error
     return model.to(device).eval(), tokenizer
 
 

@@ -119,13 +119,13 @@ def warn(text: str) -> None:
 
 
 @contextmanager
-def evaluation_progress() -> Iterator[Callable[[int, int], None] | None]:
-    """Something to tell how many blocks are done of how many; None where nobody looks."""
+def evaluation_progress(what: str = "evaluating") -> Iterator[Callable[[int, int], None] | None]:
+    """Something to tell how many blocks (or batches) are done of how many; None where nobody looks."""
     if not console.is_terminal:
         yield None
         return
     with Progress(
-        TextColumn("evaluating", style="bold"), BarColumn(), MofNCompleteColumn(), console=console, transient=True
+        TextColumn(what, style="bold"), BarColumn(), MofNCompleteColumn(), console=console, transient=True
     ) as bars:
         task = bars.add_task("", total=None)
         yield lambda done, total: bars.update(task, completed=done, total=total)

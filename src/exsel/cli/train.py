@@ -122,14 +122,10 @@ def _fine_tuning_settings(arguments: argparse.Namespace) -> Settings:
 
 def _find_source(arguments: argparse.Namespace) -> str:
     """The folder of the model to begin with; what is no path is a name on the hub."""
-    from exsel.cli.checkpoint import find_checkpoint
+    from exsel.cli.checkpoint import find_model
 
     text: str = arguments.source
-    if not text or not Path(text).exists():
-        if not text or text.startswith((".", "/", "~")):
-            raise UserError(f"--from {text}: no such folder")
-        return text
-    source = find_checkpoint(text)
-    if Path(source).resolve().is_relative_to(arguments.out.resolve()):
+    source = find_model(text, "--from")
+    if Path(text).exists() and Path(source).resolve().is_relative_to(arguments.out.resolve()):
         raise UserError(f"--from {text} lies in --out {arguments.out}, which this run writes: choose another --out")
     return source

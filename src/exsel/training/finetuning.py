@@ -5,24 +5,21 @@ One of exsel's own gets them in its configuration, since its modelling code has 
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, set_seed
+from transformers import AutoConfig, set_seed
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from exsel.data.hub_access import reason_unavailable
 from exsel.errors import UserError, first_line
 from exsel.models import ExselConfig, ExselForCausalLM
 from exsel.nn import Temperature
+from exsel.training.loading import is_offline, load_whole
 from exsel.training.parameters import mechanism_parameters
 from exsel.training.quiet import quiet_transformers
 from exsel.training.settings import BASELINE, VARIANTS, Settings
@@ -45,7 +42,7 @@ def read_source(source: str) -> Any:
         UserError: there is none, it is unreadable, or it is of a model that cannot be trained here.
     """
     try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False, local_files_only=_is_offline(source))
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False, local_files_only=is_offline(source))
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(
             f"--from {source}: neither a folder with a saved model nor one on the hub ({first_line(error)})"
@@ -108,7 +105,7 @@ def load_source(settings: Settings) -> Any:
     source = str(settings.source)
     config = read_source(source)
     has = source_variant(config)
-    model = _load_whole(source)
+    model = load_whole(source, called=f"--from {source}", dtype=torch.float32)
     set_seed(settings.seed)
     if has != settings.variant:
         if isinstance(config, ExselConfig):
@@ -167,30 +164,6 @@ def _upgraded(model: Any, settings: Settings) -> Any:
         )
     except ValueError as error:
         raise UserError(f"--from {settings.source} cannot be {settings.variant}: {first_line(error)}") from error
-
-
-def _load_whole(source: str) -> Any:
-    try:
-        with quiet_transformers():
-            model, loading = AutoModelForCausalLM.from_pretrained(
-                source,
-                dtype=torch.float32,
-                use_safetensors=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-                local_files_only=_is_offline(source),
-            )
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"--from {source} cannot be loaded: {first_line(error)}") from error
-    if missing := sorted(loading["missing_keys"]):
-        # transformers has filled them with random numbers.
-        raise UserError(f"--from {source} cannot be loaded: it lacks {len(missing)} weights, such as {missing[0]}")
-    return model
-
-
-@functools.cache
-def _is_offline(source: str) -> bool:
-    return not Path(source).exists() and reason_unavailable(source, "model") is not None
 
 
 @torch.no_grad()

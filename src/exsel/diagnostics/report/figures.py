@@ -283,7 +283,7 @@ def _line(
     axes.plot(place, mean, color=colour, marker=marker, markersize=size)
 
 
-def _stroke(axes: Axes, ends: Sequence[tuple[float, float, float]], colour: str, **style: float) -> None:
+def _stroke(axes: Axes, ends: Sequence[tuple[float, float, float]], colour: str, **style: Any) -> None:
     if ends:
         place, low, high = zip(*ends, strict=True)
         axes.vlines(place, low, high, color=colour, **style)

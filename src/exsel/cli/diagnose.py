@@ -1,0 +1,222 @@
+"""``exsel diagnose``: see what attention does inside a model, on some text."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from exsel.cli.arguments import add_data_arguments, add_device_argument
+from exsel.errors import UserError
+
+if TYPE_CHECKING:
+    from exsel.diagnostics import Diagnosis
+
+# Where neither the flags nor the model say how long a sequence is.
+_SEQ_LEN = 512
+_HEADINGS = {
+    "similarity": "cos(y, v)",
+    "similarity_after": "cos(z, v)",
+    "centred_similarity": "centred",
+    "self_weight": "self-weight",
+    "effective_tokens": "eff. tokens",
+    "sink_mass": "sink",
+    "query_temperature": "τ query",
+    "value_temperature": "τ value",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's flags."""
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="a run's folder, one that holds a saved model of transformers (upgraded or not, with a causal mask or "
+        "without) or an adapter of PEFT, or a name on the hub",
+    )
+    parser.add_argument("--against", metavar="OTHER", help="another model on the same text, shown side by side")
+    text = parser.add_argument_group("text", "by default the held-out part of the Python standard library's source")
+    text.add_argument("--text", nargs="+", default=[], metavar="TEXT", help="these texts instead of --data")
+    add_data_arguments(text)  # type: ignore[arg-type]
+    text.add_argument(
+        "--seq-len", type=int, metavar="N", help=f"tokens a sequence ({_SEQ_LEN}; of --text, the model's context)"
+    )
+    text.add_argument(
+        "--max-sequences", type=int, default=8, metavar="N", help="at most so many sequences (%(default)s)"
+    )
+    parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="sequences at a time (%(default)s)")
+    add_device_argument(parser)
+    parser.add_argument(
+        "--dtype", choices=["auto", "float32", "bfloat16"], default="auto", help="of the weights; auto: as saved"
+    )
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--out", type=Path, metavar="DIR", default=Path("runs", "diagnose"), help="where everything goes (%(default)s)"
+    )
+    output.add_argument("--overwrite", action="store_true", help="replace the diagnosis in --out")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Check the flags, diagnose one model after the other, print, write."""
+    from exsel.errors import require_all
+
+    require_all("train")
+    _check(arguments)
+
+    from exsel.cli.display import warn
+    from exsel.diagnostics.report import headline, layout
+    from exsel.training.environment import resolve_device
+
+    device = resolve_device(arguments.device)
+    diagnosis = _diagnose(arguments, arguments.model, device)
+    against = None if arguments.against is None else _diagnose(arguments, arguments.against, device)
+    for each in (diagnosis, against):
+        if each is not None:
+            _print(each)
+    print(f"{headline(diagnosis, against)}\n\nDrawing the figures …", flush=True)
+    report = diagnosis.write(arguments.out, against)
+    folder = report.parent
+    for name in (layout.REPORT, layout.TOKENS, layout.RESULTS, layout.AGAINST, layout.FIGURES):
+        if (folder / name).exists():
+            print(folder / name)
+    for each in (diagnosis, against):
+        if each is not None:
+            for note in each.notes:
+                warn(f"{each.model['name']}: {note}")
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    from exsel.cli.arguments import check_folder
+    from exsel.diagnostics.report import layout
+    from exsel.training.layout import is_comparison, is_run
+
+    for name, least in (("seq_len", 2), ("max_sequences", 1), ("batch_size", 1)):
+        value = getattr(arguments, name)
+        if value is not None and value < least:
+            raise UserError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
+    if arguments.text and arguments.data:
+        raise UserError("--text gives the text itself and --data says where it is: give one of them")
+    if any(not text.strip() for text in arguments.text):
+        raise UserError("--text is empty: give some text to read")
+    check_folder(arguments.out)
+    if arguments.out.exists() and any(arguments.out.iterdir()):
+        if is_run(arguments.out) or is_comparison(arguments.out) or not layout.is_diagnosis(arguments.out):
+            raise UserError(f"--out {arguments.out} holds files that are no diagnosis: choose another folder")
+        if not arguments.overwrite:
+            raise UserError(f"--out {arguments.out} holds a diagnosis: add --overwrite to replace it")
+
+
+def _diagnose(arguments: argparse.Namespace, text: str, device: str) -> Diagnosis:
+    """One model on the text, with what the command knows of both."""
+    from dataclasses import replace
+
+    import torch
+
+    from exsel.cli.arguments import command_line
+    from exsel.cli.checkpoint import load_checkpoint
+    from exsel.cli.display import evaluation_progress
+    from exsel.diagnostics import diagnose
+    from exsel.errors import first_line
+    from exsel.training.environment import describe_machine
+
+    dtype = None if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
+    model, tokenizer = load_checkpoint(text, device, causal=False, dtype=dtype)
+    rows, description, notes = _sequences(arguments, model, tokenizer)
+    batches = _batches(rows, arguments.batch_size, is_pair=bool(model.config.is_encoder_decoder))
+    with evaluation_progress("diagnosing") as on_batch:
+        tell = None if on_batch is None else lambda done, _: on_batch(done, len(batches))
+        try:
+            found = diagnose(model, batches, tokenizer=tokenizer, on_batch=tell)
+        except ValueError as error:
+            raise UserError(f"{text} cannot be diagnosed: {first_line(error)}") from error
+    return replace(
+        found,
+        model={**found.model, "name": text},
+        data={**found.data, "description": description},
+        machine=describe_machine(device),
+        command=command_line(arguments.given),
+        notes=[*notes, *found.notes],
+    )
+
+
+def _sequences(arguments: argparse.Namespace, model: Any, tokenizer: Any) -> tuple[list[list[int]], str, list[str]]:
+    """The ids of each sequence, where they come from, and what to say of it."""
+    from exsel.data import load_evaluation_data
+    from exsel.training.finetuning import source_context
+
+    known = [source_context(model.config), tokenizer.model_max_length]
+    context = min((length for length in known if length is not None and length < 10**9), default=None)
+    limit: int = arguments.max_sequences
+    notes: list[str] = []
+    if arguments.text:
+        length = arguments.seq_len or context
+        texts = [tokenizer(text, verbose=False)["input_ids"] for text in arguments.text]
+        rows = [ids[at : at + (length or len(ids))] for ids in texts for at in range(0, len(ids), length or len(ids))]
+        description = "text of the command line"
+        if length is not None and any(len(ids) > length for ids in texts):
+            notes.append(f"the text was cut into sequences of {length} tokens at most")
+        if len(rows) > limit:
+            notes.append(f"of {len(rows)} sequences the first {limit} were read (--max-sequences)")
+        rows = rows[:limit]
+    else:
+        if tokenizer.eos_token_id is None and tokenizer.sep_token_id is not None:
+            tokenizer.eos_token = tokenizer.sep_token  # what ends a text where nothing follows it
+        blocks, described = load_evaluation_data(
+            arguments.data,
+            tokenizer=tokenizer,
+            seq_len=arguments.seq_len or min(_SEQ_LEN, context or _SEQ_LEN),
+            text_field=arguments.text_field,
+            max_blocks=limit,
+        )
+        rows = [block["input_ids"].tolist() for block in blocks]
+        description = described.name
+    _check_ids(rows, model)
+    return rows, description, notes
+
+
+def _check_ids(rows: Sequence[Sequence[int]], model: Any) -> None:
+    if not any(rows):
+        raise UserError("the text has no tokens: give some text to read")
+    known = model.get_input_embeddings().weight.shape[0]
+    highest = max(max(row) for row in rows if row)
+    if highest >= known:
+        raise UserError(
+            f"the tokenizer gives the id {highest} and the model has only {known} embeddings: they do "
+            "not belong together"
+        )
+
+
+def _batches(rows: Sequence[Sequence[int]], size: int, *, is_pair: bool) -> list[dict[str, Any]]:
+    """Sequences of one length together, in their order, so that none needs padding."""
+    import torch
+
+    batches: list[list[Sequence[int]]] = []
+    for row in rows:
+        if batches and len(batches[-1]) < size and len(batches[-1][0]) == len(row):
+            batches[-1].append(row)
+        else:
+            batches.append([row])
+    names = ["input_ids", "decoder_input_ids"] if is_pair else ["input_ids"]
+    return [dict.fromkeys(names, torch.tensor(batch)) for batch in batches]
+
+
+def _print(diagnosis: Diagnosis) -> None:
+    from exsel.cli.display import print_table
+    from exsel.diagnostics.report.reading import measured, shown, sides_of
+
+    side = sides_of(diagnosis)[0]
+    data = diagnosis.data
+    print(f"{diagnosis.model['name']} on {data['description']}: {data['sequences']:,} × ≤ {data['longest']:,} tokens\n")
+    names = measured([side], _HEADINGS)
+    rows = []
+    for layer in side.layers:
+        found = {name: side.metric(layer, name) for name in names}
+        means = {name: "–" if metric is None else shown(metric["mean"]) for name, metric in found.items()}
+        rows.append({"layer": str(layer["layer"]), **means})
+    rows.append({"layer": "all", **{name: shown(side.mean(name)) for name in names}})
+    print_table(rows, {"layer": "Layer", **_HEADINGS})
+    for module in diagnosis.left_out:
+        print(f"left out: {module['name']} ({module['class']}): {module['reason']}")
+    print()

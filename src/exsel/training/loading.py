@@ -1,0 +1,91 @@
+"""A saved model with all its weights, or a clear reason why not."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM
+
+import exsel.models  # noqa: F401 (registers the model's type)
+from exsel.data.hub_access import reason_unavailable
+from exsel.errors import UserError, first_line, require
+from exsel.training.quiet import quiet_transformers
+from exsel.upgrading import from_pretrained
+
+#: Of a folder that holds an adapter of PEFT and not a model.
+ADAPTER = "adapter_config.json"
+
+
+def load_whole(source: str, *, called: str | None = None, causal: bool = True, dtype: torch.dtype | None = None) -> Any:
+    """Load a model from safetensors files, without running code from its folder.
+
+    Args:
+        source: a folder that holds a saved model, or a name on the Hugging Face hub.
+        called: what the user knows it as, for errors.
+        causal: as a causal language model; otherwise as what saved it, which may also be an adapter of PEFT on
+            another model.
+        dtype: of its weights; by default as saved.
+
+    Raises:
+        UserError: there is none, or it is damaged or incomplete.
+    """
+    called = called or source
+    if not causal and (Path(source) / ADAPTER).is_file():
+        return _load_adapter(source, called, dtype)
+    options: dict[str, Any] = {"output_loading_info": True, "local_files_only": is_offline(source)}
+    if dtype is not None:
+        options["dtype"] = dtype
+    try:
+        with quiet_transformers():
+            if causal:
+                model, loading = AutoModelForCausalLM.from_pretrained(
+                    source, use_safetensors=True, trust_remote_code=False, **options
+                )
+            else:
+                model, loading = from_pretrained(source, **options)
+    except UserError as error:
+        raise UserError(f"{called} cannot be loaded: {error}") from error
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
+        if is_offline(source):
+            raise UserError(
+                f"{called}: neither a folder with a saved model nor one on the hub ({first_line(error)})"
+            ) from error
+        raise UserError(f"{called} cannot be loaded: {first_line(error)}") from error
+    if missing := sorted(loading["missing_keys"]):
+        # transformers has filled them with random numbers.
+        raise UserError(f"{called} cannot be loaded: it lacks {len(missing)} weights, such as {missing[0]}")
+    return model
+
+
+@functools.cache
+def is_offline(source: str) -> bool:
+    """Whether a model is to be had from this machine alone: no folder, and not on the hub for this user."""
+    return not Path(source).exists() and reason_unavailable(source, "model") is not None
+
+
+def _load_adapter(source: str, called: str, dtype: torch.dtype | None) -> Any:
+    require("peft", "peft")
+    from peft import PeftConfig, PeftModel
+
+    import exsel.peft  # noqa: F401 (registers the mechanisms as methods)
+
+    if not (Path(source) / "adapter_model.safetensors").is_file():
+        raise UserError(
+            f"{called} cannot be loaded: it holds no adapter_model.safetensors, and pickle files can run code"
+        )
+    try:
+        base = PeftConfig.from_pretrained(source).base_model_name_or_path
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{called} cannot be loaded: {first_line(error)}") from error
+    if not base:
+        raise UserError(f"{called} cannot be loaded: its {ADAPTER} does not name the model that it belongs to")
+    model = load_whole(base, called=f"{base}, the model of {called},", causal=False, dtype=dtype)
+    try:
+        with quiet_transformers():
+            return PeftModel.from_pretrained(model, source)
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{called} cannot be loaded: {first_line(error)}") from error
