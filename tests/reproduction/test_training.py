@@ -96,8 +96,9 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path: Path, variant: 
     job = make_job(tmp_path / "stopped", progress=stopper)
     with pytest.raises(Interrupted):
         train(job, variant)
+    shutil.move(job.folder, tmp_path / "moved")
     progress = Watcher()
-    again = train(replace(job, progress=progress), variant)
+    again = train(replace(job, folder=tmp_path / "moved", progress=progress), variant)
     # What was put in has no place in a checkpoint's configuration: such a run begins anew.
     assert [done for _, _, done in progress.starts] == [0 if variant.addition else 2]
     assert again.loss == whole.loss

@@ -24,7 +24,7 @@ from exsel.files import read_json, write_json
 from exsel.models import ExselForCausalLM
 from exsel.reproduction.experiment import Budget, Job
 from exsel.reproduction.variants import Variant
-from exsel.training.layout import MODEL, RESULT, checkpoints
+from exsel.training.layout import MODEL, RESULT, SETTINGS, checkpoints
 from exsel.training.models import build_model
 from exsel.training.run import train_run
 from exsel.training.settings import Settings
@@ -184,6 +184,9 @@ def train_variant(
         # A checkpoint's configuration says nothing of what was put in: such a run begins anew.
         for checkpoint in checkpoints(folder):
             shutil.rmtree(checkpoint)
+    if (folder / SETTINGS).exists():
+        # The folder's name says all that matters; where its model's file lies has changed if it was moved.
+        write_json(folder / SETTINGS, settings.to_dict())
     model = _build(variant, settings, data)
     title = f"{variant.label}, seed {seed}"
     result = train_run(settings, data, folder, name=title, progress=job.progress, resume=True, model=model)
