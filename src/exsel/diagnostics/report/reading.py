@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 from exsel.diagnostics.catalogue import METRICS
@@ -81,10 +82,21 @@ class Side:
 def sides_of(diagnosis: Diagnosis, against: Diagnosis | None = None) -> list[Side]:
     """The models of a report, the one that it is about first, under names that differ."""
     given = [diagnosis] if against is None else [diagnosis, against]
-    names = [shortened(str(each.model.get("name") or each.model.get("class") or "model")) for each in given]
+    full = [str(each.model.get("name") or each.model.get("class") or "model") for each in given]
+    names = [shortened(name) for name in last_parts(full)]
     if len(names) == 2 and names[0] == names[1]:
         names = [f"{name} ({place})" for name, place in zip(names, ("first", "second"), strict=True)]
     return [Side(name, each) for name, each in zip(names, given, strict=True)]
+
+
+def last_parts(names: Sequence[str]) -> list[str]:
+    """The last parts of paths, as few as tell them apart: ``runs/a/model`` and ``runs/b/model`` are ``a/model`` …"""
+    parts = [PurePath(name).parts or (name,) for name in names]
+    for count in range(1, max(map(len, parts)) + 1):
+        tails = [str(PurePath(*each[-count:])) for each in parts]
+        if len(set(tails)) == len(names):
+            return tails
+    return list(names)
 
 
 def measured(sides: Sequence[Side], names: Iterable[str]) -> list[str]:
