@@ -1,9 +1,13 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterator
 
 import pytest
 import torch
+
+from headless import Browser
 
 # Before any kernel is imported: without a GPU Triton's kernels run in its interpreter.
 if not torch.cuda.is_available():
@@ -13,3 +17,12 @@ if not torch.cuda.is_available():
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    program = shutil.which("chromium")
+    if program is None:
+        pytest.skip("chromium is not installed: apt-get install chromium")
+    with Browser(program, tmp_path_factory.mktemp("profile")) as running:
+        yield running

@@ -1,14 +1,12 @@
 from __future__ import annotations
 
 import math
-import shutil
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from headless import Browser
 
 FINAL = {"baseline": 1.95, "exclusive": 1.66, "selective": 1.83, "exclusive+selective": 1.64}
 STEP_MS = {"baseline": 252.0, "exclusive": 257.0, "selective": 268.0, "exclusive+selective": 271.0}
@@ -18,15 +16,6 @@ STEPS, EVALUATIONS, TOKENS_PER_STEP = 200, 20, 4096
 @pytest.fixture
 def make_results() -> Callable[..., dict[str, Any]]:
     return build_results
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    program = shutil.which("chromium")
-    if program is None:
-        pytest.skip("chromium is not installed: apt-get install chromium")
-    with Browser(program, tmp_path_factory.mktemp("profile")) as running:
-        yield running
 
 
 @pytest.fixture

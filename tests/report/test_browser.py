@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from headless import Browser
+
+from headless import CONTRAST, OVERFLOW, Browser
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
@@ -21,35 +22,10 @@ CASES: dict[str, dict[str, Any]] = {
     "no baseline": {"variants": ("exclusive", "selective")},
 }
 
-OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 FIGURES = """[...document.querySelectorAll('figure svg')].map(svg => {
   const box = svg.getBoundingClientRect(), paths = svg.querySelectorAll('path').length;
   return [box.width, box.height, box.left, box.right, paths];
 })"""
-# WCAG contrast of every text node's colour with the first opaque background behind it.
-CONTRAST = """(() => {
-  const parse = text => (text.match(/[\\d.]+/g) || []).map(Number);
-  const light = ([r, g, b]) => [r, g, b].map(v => v / 255)
-    .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
-    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
-  const behind = element => {
-    for (let at = element; at; at = at.parentElement) {
-      const colour = parse(getComputedStyle(at).backgroundColor);
-      if (colour.length === 3 || colour[3] === 1) return colour;
-    }
-    return [255, 255, 255];
-  };
-  const found = [];
-  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-  while (walker.nextNode()) {
-    const element = walker.currentNode.parentElement;
-    if (!walker.currentNode.data.trim() || element.closest('style')) continue;
-    const style = getComputedStyle(element);
-    const front = light(parse(element.closest('svg') ? style.fill : style.color)), back = light(behind(element));
-    found.push([(Math.max(front, back) + 0.05) / (Math.min(front, back) + 0.05), walker.currentNode.data.trim()]);
-  }
-  return found;
-})()"""
 
 
 @pytest.mark.parametrize("case", CASES)

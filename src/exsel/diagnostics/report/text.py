@@ -146,7 +146,7 @@ def visible(token: str) -> str:
 
 
 def rounded(value: float | None, decimals: int = 0) -> float | None:
-    """To three digits, or to so many decimals where those are more: what a page shows and holds."""
+    """To three digits, whole or with so many decimals where those are more: what a page shows and holds."""
     if value is None:
         return None
     least = 2 - math.floor(math.log10(abs(value))) if value else 0

@@ -110,6 +110,7 @@
     if (!token) return;
     panel.tokens.forEach(other => { other.tabIndex = other === token ? 0 : -1; });
     token.focus();
+    tell(token);  // a window without the focus tells nobody of it
   }
 
   for (const panel of panels) {

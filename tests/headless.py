@@ -25,6 +25,33 @@ FLAGS = (
 )
 PATIENCE = 60.0
 
+# By how much a page is wider than the window.
+OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+# WCAG contrast of every text node's colour with the first opaque background behind it.
+CONTRAST = """(() => {
+  const parse = text => (text.match(/[\\d.]+/g) || []).map(Number);
+  const light = ([r, g, b]) => [r, g, b].map(v => v / 255)
+    .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const behind = element => {
+    for (let at = element; at; at = at.parentElement) {
+      const colour = parse(getComputedStyle(at).backgroundColor);
+      if (colour.length === 3 || colour[3] === 1) return colour;
+    }
+    return [255, 255, 255];
+  };
+  const found = [];
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const element = walker.currentNode.parentElement;
+    if (!walker.currentNode.data.trim() || element.closest('style')) continue;
+    const style = getComputedStyle(element);
+    const front = light(parse(element.closest('svg') ? style.fill : style.color)), back = light(behind(element));
+    found.push([(Math.max(front, back) + 0.05) / (Math.min(front, back) + 0.05), walker.currentNode.data.trim()]);
+  }
+  return found;
+})()"""
+
 
 class Browser:
     """One browser with one tab; `open` loads a file and notes its requests and console messages."""
@@ -107,6 +134,7 @@ class Browser:
             "Emulation.setEmulatedMedia", media=media, features=[{"name": "prefers-color-scheme", "value": scheme}]
         )
         self.send("Page.navigate", url="about:blank")
+        self.send("Input.dispatchMouseEvent", type="mouseMoved", x=0, y=0)  # away from where an earlier test left it
         self._events.clear()
         self.send("Page.navigate", url=path.as_uri())
         while not any(event.get("method") == "Page.loadEventFired" for event in self._events):
