@@ -14,6 +14,8 @@ from exsel.report.looks import Picture, Series
 from exsel.report.picture import Draw, write_pdf, write_png, write_svg
 
 WIDTH, HEIGHT = 360, 255
+# Of a file's edge.
+_PADDING = 8
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Drawing:
         size = (WIDTH + 60, HEIGHT + 45 + 18 * len(self.looks))
 
         def draw(figure: Figure, colours: Mapping[str, str]) -> None:
+            figure.set_layout_engine("constrained", w_pad=_PADDING / 72, h_pad=_PADDING / 72)
             figure.suptitle(self.title, fontsize=11, x=0.02, ha="left")
             self.draw(figure, colours)
             if self.looks:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING
 
-from exsel.diagnostics.report.reading import CATALOGUE, Side, measured, shown, sides_of
+from exsel.diagnostics.report.reading import CATALOGUE, Side, measured, shown, sides_of, size_of
 from exsel.diagnostics.report.sentences import sentence
-from exsel.report.formatting import compact, count
+from exsel.report.formatting import compact
 
 if TYPE_CHECKING:
     from exsel.diagnostics.diagnosis import Diagnosis
@@ -33,8 +33,8 @@ _BARS = ("similarity", "similarity_after", "centred_similarity", "value_similari
 _STYLE = """
 .exsel-diagnosis { max-width: 100%; color: inherit; font-size: 13px; line-height: 1.45; }
 .exsel-diagnosis p { margin: 0 0 .5em; max-width: 60em; }
-.exsel-diagnosis .exsel-scroll { overflow: auto; max-height: 26em; border: 1px solid rgba(128, 128, 128, .4); }
-.exsel-diagnosis table { border-collapse: collapse; margin: 0; color: inherit; font-variant-numeric: tabular-nums; }
+.exsel-diagnosis .exsel-scroll { overflow: auto; max-height: 26em; margin-bottom: .5em; border: 1px solid rgba(128, 128, 128, .4); }
+.exsel-diagnosis table { border-collapse: collapse; margin: 0; color: inherit; font-size: inherit; font-variant-numeric: tabular-nums; }
 .exsel-diagnosis th, .exsel-diagnosis td {
   padding: .3em .7em; border: 0; background: none; color: inherit; text-align: right; vertical-align: top;
 }
@@ -54,7 +54,7 @@ def notebook_html(diagnosis: Diagnosis) -> str:
     about = [
         escape(side.name),
         f"{compact(model.get('parameters'))} parameters",
-        f"{count(data.get('sequences'))} sequences, {count(data.get('tokens'))} tokens",
+        size_of(data),
     ]
     heading = "".join(f'<th scope="col">{escape(CATALOGUE[name].title)}</th>' for name in names)
     rows = "".join(_row(side, layer, names) for layer in side.layers)

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from exsel.diagnostics.report import figures, text
 from exsel.diagnostics.report.definitions import definitions
 from exsel.diagnostics.report.drawing import Drawing
-from exsel.diagnostics.report.reading import CATALOGUE, Side, difference, measured, same_text, shown
+from exsel.diagnostics.report.reading import CATALOGUE, Side, difference, measured, same_text, shown, size_of
 from exsel.diagnostics.report.sentences import sentence
 from exsel.report import formatting, templates
 from exsel.report.facts import facts
@@ -133,10 +133,7 @@ def _subject(sides: Sequence[Side]) -> list[str]:
         )
     data = sides[0].diagnosis.data
     parts.append(str(data.get("description")))
-    sequences = data.get("sequences")
-    what = "1 sequence" if sequences == 1 else f"{formatting.count(sequences)} sequences"
-    parts.append(f"{what}, {formatting.count(data.get('tokens'))} tokens")
-    return parts
+    return [*parts, size_of(data)]
 
 
 def _tiles(sides: Sequence[Side]) -> list[Tile]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from exsel.diagnostics.catalogue import METRICS
 from exsel.diagnostics.diagnosis import Diagnosis
-from exsel.report.formatting import MISSING, fixed, number, three_digits
+from exsel.report.formatting import MISSING, count, fixed, number, three_digits
 
 #: By name, every metric.
 CATALOGUE = {metric.name: metric for metric in METRICS}
@@ -102,6 +102,12 @@ def last_parts(names: Sequence[str]) -> list[str]:
 def measured(sides: Sequence[Side], names: Iterable[str]) -> list[str]:
     """Those of the metrics that some layer of some model has."""
     return [name for name in names if any(side.means(name) for side in sides)]
+
+
+def size_of(data: Mapping[str, Any]) -> str:
+    """How much was read: ``2 sequences, 1,024 tokens``."""
+    sequences = data.get("sequences")
+    return f"{count(sequences)} sequence{'' if sequences == 1 else 's'}, {count(data.get('tokens'))} tokens"
 
 
 def buckets_of(sides: Sequence[Side]) -> list[dict[str, int]]:
