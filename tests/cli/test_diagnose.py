@@ -121,6 +121,16 @@ def test_one_model_against_another(models: Path, tmp_path: Path) -> None:
     assert str(models / "llama") in outcome.out
 
 
+def test_both_models_read_sequences_that_suit_either(models: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    arguments = ["--against", models / "gpt2", "--data", tmp_path / "text.txt", "--out", tmp_path / "out"]
+    assert run_main("diagnose", models / "llama", *arguments).code == 0
+    ours, theirs = diagnosed(tmp_path / "out"), diagnosed(tmp_path / "out", layout.AGAINST)
+    assert ours["data"] == theirs["data"]
+    assert ours["data"]["longest"] == 48  # of the contexts 64 and 48
+    assert ours["pictures"][0]["tokens"] == theirs["pictures"][0]["tokens"]
+
+
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing. is deprecated:FutureWarning")
 def test_an_adapter_on_its_model(models: Path, tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")

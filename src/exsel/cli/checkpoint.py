@@ -75,6 +75,34 @@ def load_checkpoint(
     return model.to(device).eval(), tokenizer
 
 
+def read_context(text: str) -> int | None:
+    """How many tokens a model was made for, from its configuration alone; ``None`` where it does not say.
+
+    Args:
+        text: see :func:`load_checkpoint` with ``causal=False``.
+
+    Raises:
+        UserError: none there, or a damaged one.
+    """
+    from transformers import AutoConfig
+
+    from exsel.files import read_json
+    from exsel.training.finetuning import source_context
+    from exsel.training.loading import ADAPTER, is_offline
+
+    adapter = Path(text) / ADAPTER
+    if adapter.is_file():
+        text = str(read_json(adapter).get("base_model_name_or_path") or text)
+    source = find_model(text)
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False, local_files_only=is_offline(source))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        if is_offline(source):
+            raise UserError(f"{text}: neither a folder with a saved model nor one on the hub") from error
+        raise UserError(f"{source} cannot be loaded: {first_line(error)}") from error
+    return source_context(config)
+
+
 def check_length(model: Any, tokens: int) -> None:
     """Check that a model with learned positions has as many; rotary ones go on for ever.
 

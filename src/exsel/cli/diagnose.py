@@ -64,26 +64,26 @@ def run(arguments: argparse.Namespace) -> int:
     require_all("train")
     _check(arguments)
 
+    from exsel.cli.checkpoint import read_context
     from exsel.cli.display import warn
     from exsel.diagnostics.report import headline, layout
     from exsel.training.environment import resolve_device
 
     device = resolve_device(arguments.device)
-    diagnosis = _diagnose(arguments, arguments.model, device)
-    against = None if arguments.against is None else _diagnose(arguments, arguments.against, device)
-    for each in (diagnosis, against):
-        if each is not None:
-            _print(each)
-    print(f"{headline(diagnosis, against)}\n\nDrawing the figures …", flush=True)
-    report = diagnosis.write(arguments.out, against)
-    folder = report.parent
+    names = [arguments.model, *([] if arguments.against is None else [arguments.against])]
+    # Both read the same text, in sequences that are short enough for either.
+    context = min((length for name in names if (length := read_context(name)) is not None), default=None)
+    found = [_diagnose(arguments, name, context, device) for name in names]
+    for each in found:
+        _print(each)
+    print(f"{headline(*found)}\n\nDrawing the figures …", flush=True)
+    folder = found[0].write(arguments.out, *found[1:]).parent
     for name in (layout.REPORT, layout.TOKENS, layout.RESULTS, layout.AGAINST, layout.FIGURES):
         if (folder / name).exists():
             print(folder / name)
-    for each in (diagnosis, against):
-        if each is not None:
-            for note in each.notes:
-                warn(f"{each.model['name']}: {note}")
+    for each in found:
+        for note in each.notes:
+            warn(f"{each.model['name']}: {note}")
     return 0
 
 
@@ -108,7 +108,7 @@ def _check(arguments: argparse.Namespace) -> None:
             raise UserError(f"--out {arguments.out} holds a diagnosis: add --overwrite to replace it")
 
 
-def _diagnose(arguments: argparse.Namespace, text: str, device: str) -> Diagnosis:
+def _diagnose(arguments: argparse.Namespace, text: str, context: int | None, device: str) -> Diagnosis:
     """One model on the text, with what the command knows of both."""
     from dataclasses import replace
 
@@ -123,7 +123,8 @@ def _diagnose(arguments: argparse.Namespace, text: str, device: str) -> Diagnosi
 
     dtype = None if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
     model, tokenizer = load_checkpoint(text, device, causal=False, dtype=dtype)
-    rows, description, notes = _sequences(arguments, model, tokenizer)
+    rows, description, notes = _sequences(arguments, tokenizer, context)
+    _check_ids(rows, model)
     batches = _batches(rows, arguments.batch_size, is_pair=bool(model.config.is_encoder_decoder))
     with evaluation_progress("diagnosing") as on_batch:
         tell = None if on_batch is None else lambda done, _: on_batch(done, len(batches))
@@ -141,13 +142,16 @@ def _diagnose(arguments: argparse.Namespace, text: str, device: str) -> Diagnosi
     )
 
 
-def _sequences(arguments: argparse.Namespace, model: Any, tokenizer: Any) -> tuple[list[list[int]], str, list[str]]:
+def _sequences(
+    arguments: argparse.Namespace, tokenizer: Any, context: int | None
+) -> tuple[list[list[int]], str, list[str]]:
     """The ids of each sequence, where they come from, and what to say of it."""
     from exsel.data import load_evaluation_data
-    from exsel.training.finetuning import source_context
 
-    known = [source_context(model.config), tokenizer.model_max_length]
-    context = min((length for length in known if length is not None and length < 10**9), default=None)
+    # Tokenizers that do not know say a number beyond all bounds.
+    context = min(
+        (length for length in (context, tokenizer.model_max_length) if length and length < 10**9), default=None
+    )
     limit: int = arguments.max_sequences
     notes: list[str] = []
     if arguments.text:
@@ -172,7 +176,6 @@ def _sequences(arguments: argparse.Namespace, model: Any, tokenizer: Any) -> tup
         )
         rows = [block["input_ids"].tolist() for block in blocks]
         description = described.name
-    _check_ids(rows, model)
     return rows, description, notes
 
 

@@ -33,8 +33,12 @@ _BARS = ("similarity", "similarity_after", "centred_similarity", "value_similari
 _STYLE = """
 .exsel-diagnosis { max-width: 100%; color: inherit; font-size: 13px; line-height: 1.45; }
 .exsel-diagnosis p { margin: 0 0 .5em; max-width: 60em; }
-.exsel-diagnosis .exsel-scroll { overflow: auto; max-height: 26em; margin-bottom: .5em; border: 1px solid rgba(128, 128, 128, .4); }
-.exsel-diagnosis table { border-collapse: collapse; margin: 0; color: inherit; font-size: inherit; font-variant-numeric: tabular-nums; }
+.exsel-diagnosis .exsel-scroll {
+  overflow: auto; max-height: 26em; margin-bottom: .5em; border: 1px solid rgba(128, 128, 128, .4);
+}
+.exsel-diagnosis table {
+  border-collapse: collapse; margin: 0; color: inherit; font-size: inherit; font-variant-numeric: tabular-nums;
+}
 .exsel-diagnosis th, .exsel-diagnosis td {
   padding: .3em .7em; border: 0; background: none; color: inherit; text-align: right; vertical-align: top;
 }

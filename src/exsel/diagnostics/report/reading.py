@@ -11,7 +11,8 @@ from typing import Any
 
 from exsel.diagnostics.catalogue import METRICS
 from exsel.diagnostics.diagnosis import Diagnosis
-from exsel.report.formatting import MISSING, count, fixed, number, three_digits
+from exsel.report.formatting import MISSING, fixed, number, three_digits
+from exsel.report.formatting import count as whole
 
 #: By name, every metric.
 CATALOGUE = {metric.name: metric for metric in METRICS}
@@ -107,7 +108,7 @@ def measured(sides: Sequence[Side], names: Iterable[str]) -> list[str]:
 def size_of(data: Mapping[str, Any]) -> str:
     """How much was read: ``2 sequences, 1,024 tokens``."""
     sequences = data.get("sequences")
-    return f"{count(sequences)} sequence{'' if sequences == 1 else 's'}, {count(data.get('tokens'))} tokens"
+    return f"{whole(sequences)} sequence{'' if sequences == 1 else 's'}, {whole(data.get('tokens'))} tokens"
 
 
 def buckets_of(sides: Sequence[Side]) -> list[dict[str, int]]:
