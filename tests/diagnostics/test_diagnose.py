@@ -313,6 +313,16 @@ def test_nan_names_the_layer() -> None:
         exsel.diagnose(model, [IDS])
 
 
+@pytest.mark.parametrize("projection", ["q_proj", "k_proj", "v_proj"])
+def test_nan_in_a_projection_is_never_a_figure(projection: str) -> None:
+    # On few tokens PyTorch's attention gives numbers for queries that are none.
+    model = plain("llama")
+    with torch.no_grad():
+        getattr(model.model.layers[1].self_attn, projection).weight[0, 0] = float("nan")
+    with pytest.raises(ValueError, match=r"the output of model\.layers\.1\.self_attn is not finite"):
+        exsel.diagnose(model, [IDS[:, :5]])
+
+
 def test_a_model_without_attention() -> None:
     mamba = MambaForCausalLM(MambaConfig(vocab_size=61, hidden_size=16, num_hidden_layers=1, state_size=4))
     with pytest.raises(ValueError, match="no self-attention that could be watched: none of its modules is softmax"):

@@ -11,7 +11,7 @@ import pytest
 from diagnostics.diagnoses import HOSTILE, build
 from exsel.diagnostics.diagnosis import Diagnosis
 from exsel.diagnostics.report import headline, notebook_html, text
-from exsel.diagnostics.report.reading import difference, shortened, shown, sides_of, spans
+from exsel.diagnostics.report.reading import difference, last_parts, shortened, shown, sides_of, spans
 
 
 def of_similarity(mean: float, after: float | None = None) -> Diagnosis:
@@ -231,3 +231,17 @@ class TestNotebook:
         shown = Tags(notebook_html(found))
         assert "img" not in shown.tags
         assert HOSTILE in shown.words
+
+
+@pytest.mark.parametrize(
+    ("names", "parts"),
+    [
+        (["runs/a/model", "runs/b/model"], ["a/model", "b/model"]),
+        (["/x/model", "/x/other"], ["model", "other"]),
+        (["org/model"], ["model"]),
+        (["/x/y", "/x/y"], ["/x/y", "/x/y"]),
+        ([".", "a/"], [".", "a"]),
+    ],
+)
+def test_models_are_named_by_what_tells_them_apart(names, parts) -> None:
+    assert last_parts(names) == parts

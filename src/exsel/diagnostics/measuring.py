@@ -183,7 +183,9 @@ class LayerMeasure:
         def is_finite(states: Tensor) -> bool:  # [B, …, T, D]
             return bool(states.movedim(-2, 1)[tokens.is_real].isfinite().all())
 
-        if is_finite(attended.y):
+        # An attention function may make numbers of a query that is none.
+        projected = [each.states for each in attended.projected.values()]
+        if all(map(is_finite, (attended.y, attended.own_value, *projected))):
             return
         name = self.layer.target.name
         before = [projected.hidden_states for projected in attended.projected.values()]
