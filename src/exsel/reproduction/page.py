@@ -46,7 +46,8 @@ well come out there, and the other way round. *Ours* is the mean over seeds with
 mean (Student's t), where there is more than one seed; variants of the same seed have the same initial weights and see \
 the same batches. *Difference* is ours less the published number; a dash stands where the paper gives none. *Holds* \
 says whether the number came out as expected, with a dash where that cannot be told. The time is that of the \
-experiment alone, without trainings that an earlier one had done for it."""
+experiment alone, without trainings that an earlier one had done for it. Seconds of training are those of the machine \
+as it was: where it had other work beside, their intervals are wide."""
 
 
 def write_page(folder: Path, records: Sequence[Record], *, png: bool) -> Path:
