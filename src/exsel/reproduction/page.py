@@ -47,7 +47,8 @@ mean (Student's t), where there is more than one seed; variants of the same seed
 the same batches. *Difference* is ours less the published number; a dash stands where the paper gives none. *Holds* \
 says whether the number came out as expected, with a dash where that cannot be told. The time is that of the \
 experiment alone, without trainings that an earlier one had done for it. Seconds of training are those of the machine \
-as it was: where it had other work beside, their intervals are wide."""
+as it was: where it had other work beside, their intervals are wide. With the smoke and cpu budgets training is not \
+compiled, and small models pay for every operation: `exsel bench` measures what the mechanisms cost where it matters."""
 
 
 def write_page(folder: Path, records: Sequence[Record], *, png: bool) -> Path:
