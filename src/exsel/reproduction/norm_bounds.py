@@ -58,7 +58,6 @@ def findings(name: str, checks: Sequence[Check]) -> tuple[Finding, ...]:
     """
     violations = Estimate.of(*(check.violations for check in checks))
     return (
-        Finding(quantity=f"trials, {name}", ours=Estimate.of(*(check.trials for check in checks)), digits=0),
         Finding(
             quantity=f"violations, {name}",
             ours=violations,
@@ -66,6 +65,7 @@ def findings(name: str, checks: Sequence[Check]) -> tuple[Finding, ...]:
             holds=not any(violations.values),
             digits=0,
         ),
+        Finding(quantity=f"trials, {name}", ours=Estimate.of(*(check.trials for check in checks)), digits=0),
         Finding(
             quantity=f"largest bound / ‖W‖, {name}",
             ours=Estimate.of(*(check.largest_ratio for check in checks)),

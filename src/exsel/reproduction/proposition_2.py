@@ -203,7 +203,6 @@ def run_proposition_2(job: Job) -> Outcome:
             "float64, no accelerator needed"
         ),
         findings=(
-            Finding(quantity="trials", ours=Estimate.of(*(count for _, _, count in checks)), digits=0),
             Finding(
                 quantity="largest ‖output − target‖ with the proposition's temperature",
                 ours=Estimate.of(*(distance for distance, _, _ in checks)),
@@ -211,6 +210,7 @@ def run_proposition_2(job: Job) -> Outcome:
                 holds=all(ratio <= 1 for _, ratio, _ in checks),
                 digits=15,
             ),
+            Finding(quantity="trials", ours=Estimate.of(*(count for _, _, count in checks)), digits=0),
             Finding(
                 quantity="largest |τ_n − (p log n + const)| with κ_n = n^p",
                 ours=Estimate.of(growth),
