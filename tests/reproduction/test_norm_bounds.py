@@ -10,8 +10,8 @@ def test_a_bound_that_is_exceeded_is_a_violation():
     assert (held.trials, held.violations, held.largest_ratio) == (3, 0, 0.5)
     wrong = Check.of(torch.tensor([0.5, 2.5, 1.0], dtype=torch.float64), norm, 1e-12)
     assert (wrong.violations, wrong.largest_ratio) == (1, 1.25)
-    assert [finding.holds for finding in findings("x", (held, wrong))] == [None, False, False]
-    assert [finding.holds for finding in findings("x", (held,))] == [None, True, True]
+    assert [finding.holds for finding in findings("x", (held, wrong))] == [False, None, False]
+    assert [finding.holds for finding in findings("x", (held,))] == [True, None, True]
 
 
 def test_nothing_to_compare_is_a_violation():
