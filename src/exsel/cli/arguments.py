@@ -7,7 +7,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -252,6 +252,37 @@ def check_folder(folder: Path) -> None:
         raise UserError(f"--out {folder} cannot be written: no permission to write into {existing}")
 
 
+def check_resumable(arguments: argparse.Namespace, is_ours: Callable[[Path], bool], writer: str) -> bool:
+    """Check what --out, --resume and --overwrite say together, and change nothing.
+
+    Args:
+        arguments: with ``out``, ``resume`` and ``overwrite``.
+        is_ours: whether a folder holds what may be gone on with or replaced.
+        writer: who writes such folders, in words.
+
+    Returns:
+        Whether there is something to go on with.
+
+    Raises:
+        UserError: both flags, nothing to resume, a folder that holds something and neither flag was given, or
+            something that is not ours, or one that cannot be written.
+    """
+    folder: Path = arguments.out
+    if arguments.resume and arguments.overwrite:
+        raise UserError("--resume keeps what is there and --overwrite replaces it: give one of them")
+    check_folder(folder)
+    if not folder.exists() or not any(folder.iterdir()):
+        if arguments.resume:
+            raise UserError(f"--out {folder} holds nothing to resume: leave out --resume")
+        return False
+    if not is_ours(folder):
+        raise UserError(f"--out {folder} holds files that {writer} did not write: choose another folder")
+    if not (arguments.resume or arguments.overwrite):
+        raise UserError(f"--out {folder} is not empty: add --resume to go on with it or --overwrite to replace it")
+    resume: bool = arguments.resume
+    return resume
+
+
 def check_output(arguments: argparse.Namespace) -> None:
     """Check the output folder, and change nothing.
 
@@ -262,20 +293,10 @@ def check_output(arguments: argparse.Namespace) -> None:
     from exsel.training.layout import is_comparison, is_run
 
     folder: Path = arguments.out
-    if arguments.resume and arguments.overwrite:
-        raise UserError("--resume keeps what is there and --overwrite replaces it: give one of them")
-    check_folder(folder)
-    if not folder.exists() or not any(folder.iterdir()):
-        if arguments.resume:
-            raise UserError(f"--out {folder} holds nothing to resume: leave out --resume")
-        return
-    kinds = {"train": is_run(folder), "compare": is_comparison(folder)}
-    if not any(kinds.values()):
-        raise UserError(f"--out {folder} holds files that exsel did not write: choose another folder")
-    if not (arguments.resume or arguments.overwrite):
-        raise UserError(f"--out {folder} is not empty: add --resume to go on with it or --overwrite to replace it")
-    if arguments.resume and not kinds[arguments.command]:
-        other = next(command for command, is_kind in kinds.items() if is_kind)
+    kinds = {"train": is_run, "compare": is_comparison}
+    goes_on = check_resumable(arguments, lambda folder: any(is_kind(folder) for is_kind in kinds.values()), "exsel")
+    if goes_on and not kinds[arguments.command](folder):
+        other = next(command for command, is_kind in kinds.items() if is_kind(folder))
         raise UserError(f"--out {folder} was written by `exsel {other}`: resume it with that command")
 
 

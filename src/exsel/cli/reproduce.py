@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from exsel.cli.arguments import add_device_argument, check_folder, parse_seeds
+from exsel.cli.arguments import add_device_argument, check_resumable, parse_seeds, resume_command
 from exsel.errors import UserError, require_all
 from exsel.reproduction.catalogue import EXPERIMENTS, select
 from exsel.reproduction.experiment import BUDGETS, Budget, Record
@@ -54,13 +54,13 @@ def run(arguments: argparse.Namespace) -> int:
     require_all("train")
     experiments = select([name.strip() for name in (arguments.names or "").split(",") if name.strip()])
     plan = _plan(arguments)
-    _check_output(arguments, plan)
 
-    from exsel.cli.arguments import resume_command
     from exsel.cli.display import make_progress, warn
     from exsel.reproduction import running
     from exsel.reproduction.page import write_page
 
+    if check_resumable(arguments, running.is_reproduction, "`exsel reproduce`"):
+        running.check_settings(plan)
     if plan.budget == "gpu" and plan.device == "cpu":
         warn("--budget gpu on the CPU takes hours: --budget cpu is meant for it")
     running.open_folder(plan, overwrite=arguments.overwrite)
@@ -124,25 +124,6 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         data=tuple(arguments.data),
         folder=arguments.out,
     )
-
-
-def _check_output(arguments: argparse.Namespace, plan: Plan) -> None:
-    from exsel.reproduction.running import check_settings, is_reproduction
-
-    folder: Path = arguments.out
-    if arguments.resume and arguments.overwrite:
-        raise UserError("--resume keeps what is there and --overwrite replaces it: give one of them")
-    check_folder(folder)
-    if not folder.exists() or not any(folder.iterdir()):
-        if arguments.resume:
-            raise UserError(f"--out {folder} holds nothing to resume: leave out --resume")
-        return
-    if not is_reproduction(folder):
-        raise UserError(f"--out {folder} holds files that `exsel reproduce` did not write: choose another folder")
-    if not (arguments.resume or arguments.overwrite):
-        raise UserError(f"--out {folder} is not empty: add --resume to go on with it or --overwrite to replace it")
-    if arguments.resume:
-        check_settings(plan)
 
 
 def _show(record: Record) -> None:
