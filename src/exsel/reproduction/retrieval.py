@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import exsel
-from exsel.data import load_data
+from exsel.data import PackedData, load_data
 from exsel.data.splitting import is_validation, key_of
 from exsel.data.standard_library import read_standard_library
 from exsel.evaluation.retrieval import PasskeyResult, passkey
@@ -106,41 +106,44 @@ def run_passkey(job: Job) -> Outcome:
     plan = _PLANS[job.budget]
     job.folder.mkdir(parents=True, exist_ok=True)
     results: dict[str, list[PasskeyResult]] = {name: [] for name in _VARIANTS}
+    specs = passkey_data(job.data, job.folder, plan.steps * plan.batch_size * SEQ_LEN)
+    text: PackedData | None = None
     for seed in job.seeds:
-        base = _train_base(job, plan, seed)
+        settings = _base_settings(job, plan, seed)
+        text = text or _load(settings)
+        base = _train(job, settings, text, "base")
+        keys: PackedData | None = None
         for name, variant in _VARIANTS.items():
-            folder = _train_on(job, plan, base, variant, seed)
-            results[name].append(_ask(folder, job.device, plan.samples))
+            settings = _settings(
+                job, plan, variant, seed, steps=plan.steps, model=base, source=base, data=specs, pack="isolate"
+            )
+            keys = keys or _load(settings)
+            results[name].append(_ask(_train(job, settings, keys, variant), job.device, plan.samples))
     return outcome(results, size=_size(job, plan))
 
 
-def _train_base(job: Job, plan: _Plan, seed: int) -> Path:
+def _base_settings(job: Job, plan: _Plan, seed: int) -> Settings:
     config = job.folder / "passkey-config.json"
     write_json(config, plan.model)
-    settings = _settings(job, plan, BASELINE, seed, steps=plan.base_steps, model=str(config), data=job.data)
-    folder = job.folder / f"passkey-base-{job.budget}-seed{seed}"
-    data = load_data(settings.data, seq_len=SEQ_LEN, validation_blocks=settings.evaluation_blocks)
-    train_run(settings, data, folder, name=f"passkey, plain model, seed {seed}", progress=job.progress, resume=True)
-    return folder / MODEL_FOLDER
+    return _settings(job, plan, BASELINE, seed, steps=plan.base_steps, model=str(config), data=job.data)
 
 
-def _train_on(job: Job, plan: _Plan, base: Path, variant: str, seed: int) -> Path:
-    tokens = plan.steps * plan.batch_size * SEQ_LEN
-    data_specs = passkey_data(job.data, job.folder, tokens)
-    settings = _settings(
-        job, plan, variant, seed, steps=plan.steps, model=str(base), source=str(base), data=data_specs, pack="isolate"
-    )
-    folder = job.folder / f"passkey-{variant}-{job.budget}-seed{seed}"
-    data = load_data(
+def _load(settings: Settings) -> PackedData:
+    return load_data(
         settings.data,
         tokenizer=settings.tokenizer,
-        seq_len=SEQ_LEN,
+        seq_len=settings.seq_len,
         pack=settings.pack,
         validation_blocks=settings.evaluation_blocks,
     )
-    name = f"passkey, {variant}, seed {seed}"
+
+
+def _train(job: Job, settings: Settings, data: PackedData, what: str) -> str:
+    """Train, or find trained; the model's folder."""
+    folder = job.folder / f"passkey-{what}-{job.budget}-seed{settings.seed}"
+    name = f"passkey, {'plain model' if what == 'base' else what}, seed {settings.seed}"
     train_run(settings, data, folder, name=name, progress=job.progress, resume=True)
-    return folder / MODEL_FOLDER
+    return str(folder / MODEL_FOLDER)
 
 
 def _settings(job: Job, plan: _Plan, variant: str, seed: int, *, steps: int, model: str, **changes: Any) -> Settings:
@@ -163,7 +166,7 @@ def _settings(job: Job, plan: _Plan, variant: str, seed: int, *, steps: int, mod
     )
 
 
-def _ask(folder: Path, device: str, samples: int) -> PasskeyResult:
+def _ask(folder: str, device: str, samples: int) -> PasskeyResult:
     from transformers import AutoTokenizer
 
     with quiet_transformers():
@@ -180,10 +183,8 @@ def outcome(results: Mapping[str, Sequence[PasskeyResult]], *, size: str) -> Out
         size: what was looked at.
     """
     shares = {name: Estimate.of(*(result.mean for result in each)) for name, each in results.items()}
-    gain = Estimate.of(
-        *(after - before for before, after in zip(shares["plain"].values, shares["selective"].values, strict=True))
-    )
-    holds = {1: True, 0: None, -1: False}[gain.sign()]
+    gain = shares["selective"].less(shares["plain"])
+    holds = gain.holds(1)
     words = {1: "finds more keys", 0: "may find as many keys", -1: "finds fewer keys"}[gain.sign()]
     conclusion = (
         f"Trained on with selective attention, the model {words}: {shares['selective'].mean:.1%} against "
