@@ -50,9 +50,7 @@ class Contrast:
 
     def holds(self, estimate: Estimate) -> bool | None:
         """Whether the claim holds; ``None``: it has none, or the seeds do not tell."""
-        if self.sign is None or estimate.sign() == 0:
-            return None
-        return estimate.sign() == self.sign
+        return None if self.sign is None else estimate.holds(self.sign)
 
 
 def gain(

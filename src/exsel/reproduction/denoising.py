@@ -268,7 +268,7 @@ def outcome(results: Results, *, size: str) -> Outcome:
     near_naive = [noise for noise in noises if shares[PLAIN][noise].mean <= NEAR_NAIVE]
     gain = margin(results, NOISE, LENGTH)
     is_near_bayes, is_near_naive = NOISE in near_bayes, NOISE in near_naive
-    is_better = {1: True, 0: None, -1: False}[gain.sign()]
+    is_better = gain.holds(1)
     conclusion = (
         f"At σ = {NOISE:g} the value selector closes {shares[SELECTIVE][NOISE].mean:.1%} of the gap from the naive "
         f"mean to Bayes, plain attention at its best scale {shares[PLAIN][NOISE].mean:.1%}, a learned τ_v "

@@ -85,6 +85,14 @@ class Estimate:
             return 0
         return (self.low > 0) - (self.high < 0)
 
+    def less(self, other: Estimate) -> Estimate:
+        """The difference, seed by seed."""
+        return Estimate.of(*(one - two for one, two in zip(self.values, other.values, strict=True)))
+
+    def holds(self, sign: int) -> bool | None:
+        """Whether it lies on the side of 0 that a claim has it on, −1 or 1; ``None``: that cannot be told."""
+        return None if self.sign() == 0 else self.sign() == sign
+
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:

@@ -146,15 +146,6 @@ def _draw_all(setting: Setting, draws: int, seeds: Sequence[int], *, width: int)
     return Tasks.join([draw(setting, draws, torch.Generator().manual_seed(seed), width=width) for seed in seeds])
 
 
-def less(left: Estimate, right: Estimate) -> Estimate:
-    """The difference, seed by seed."""
-    return Estimate.of(*(one - other for one, other in zip(left.values, right.values, strict=True)))
-
-
-def _holds(estimate: Estimate, sign: int) -> bool | None:
-    return {sign: True, 0: None, -sign: False}[estimate.sign()]
-
-
 def outcome(results: Mapping[Setting, Result], *, size: str) -> Outcome:
     """What the main setting says of the two claims and of the temperatures, with the others beside it."""
     main = results[MAIN]
@@ -169,19 +160,19 @@ def outcome(results: Mapping[Setting, Result], *, size: str) -> Outcome:
                 )
             )
     gains = {
-        "cross-entropy excess, plain less selective (Claim 2)": less(last["plain"][0], last["selective"][0]),
-        "ℓ1 error, plain less selective (Claim 1)": less(last["plain"][1], last["selective"][1]),
-        "cross-entropy excess, one temperature for all less selective": less(
-            last["constant temperature"][0], last["selective"][0]
+        "cross-entropy excess, plain less selective (Claim 2)": last["plain"][0].less(last["selective"][0]),
+        "ℓ1 error, plain less selective (Claim 1)": last["plain"][1].less(last["selective"][1]),
+        "cross-entropy excess, one temperature for all less selective": last["constant temperature"][0].less(
+            last["selective"][0]
         ),
     }
-    claims = [_holds(gain, 1) for gain in gains.values()]
+    claims = [gain.holds(1) for gain in gains.values()]
     differences = [_PUBLISHED["plain"][index] - _PUBLISHED["selective"][index] for index in (0, 1)]
     for (quantity, gain), holds, published in zip(gains.items(), claims, (*differences, None), strict=True):
         findings.append(
             Finding(quantity=quantity, ours=gain, published=published, expected="above 0", holds=holds, digits=4)
         )
-    falls = _holds(main.slope, -1)
+    falls = main.slope.holds(-1)
     findings.append(
         Finding(
             quantity="inverse temperature τ, a neighbour more",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -11,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from exsel.reproduction.experiment import Budget, Chart, Curve, Estimate, Finding, Job, Outcome
-from exsel.reproduction.norm_bounds import DIMENSION, Check, findings, least_norm, operator_norm, unit_pairs
+from exsel.reproduction.norm_bounds import DIMENSION, Check, Effort, findings, least_norm, operator_norm, unit_pairs
 
 #: ‖a − b‖ and L_b (L_a = 1) of which the least norm is sought.
 DISTANCES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0, 1.4)
@@ -23,17 +22,10 @@ _DIMENSIONS = (2, 4, 16)
 _EPS = torch.finfo(torch.float64).eps
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Plan:
-    trials: int
-    starts: int
-    steps: int
-
-
-_PLANS: Mapping[Budget, _Plan] = {
-    "smoke": _Plan(trials=1000, starts=2, steps=100),
-    "cpu": _Plan(trials=100_000, starts=4, steps=1000),
-    "gpu": _Plan(trials=100_000, starts=4, steps=1000),
+_PLANS: Mapping[Budget, Effort] = {
+    "smoke": Effort(trials=1000, starts=2, steps=100),
+    "cpu": Effort(trials=100_000, starts=4, steps=1000),
+    "gpu": Effort(trials=100_000, starts=4, steps=1000),
 }
 
 

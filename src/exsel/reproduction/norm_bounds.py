@@ -19,6 +19,15 @@ _SCHATTEN = 8
 
 
 @dataclass(frozen=True, kw_only=True)
+class Effort:
+    """How much is tried: random matrices, starts of a descent and its steps."""
+
+    trials: int
+    starts: int
+    steps: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Check:
     """How a lower bound fared.
 

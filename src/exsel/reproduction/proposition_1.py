@@ -18,7 +18,7 @@ from torch import Tensor
 
 from exsel.functional import attention
 from exsel.reproduction.experiment import Budget, Chart, Curve, Estimate, Finding, Job, Outcome, Table
-from exsel.reproduction.norm_bounds import DIMENSION, Check, findings, least_norm, operator_norm, unit_pairs
+from exsel.reproduction.norm_bounds import DIMENSION, Check, Effort, findings, least_norm, operator_norm, unit_pairs
 
 ERRORS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-6, 1e-8)
 SIMILARITIES = (-0.9, -0.5, 0.0, 0.5, 0.9, 0.99)
@@ -32,17 +32,10 @@ SHOWN_SIMILARITY = 0.99
 _EPS = torch.finfo(torch.float64).eps
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Plan:
-    trials: int
-    starts: int
-    steps: int
-
-
-_PLANS: Mapping[Budget, _Plan] = {
-    "smoke": _Plan(trials=1000, starts=1, steps=100),
-    "cpu": _Plan(trials=100_000, starts=4, steps=1000),
-    "gpu": _Plan(trials=100_000, starts=4, steps=1000),
+_PLANS: Mapping[Budget, Effort] = {
+    "smoke": Effort(trials=1000, starts=1, steps=100),
+    "cpu": Effort(trials=100_000, starts=4, steps=1000),
+    "gpu": Effort(trials=100_000, starts=4, steps=1000),
 }
 
 

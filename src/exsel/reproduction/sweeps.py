@@ -81,7 +81,7 @@ def sweep_outcome(
     gains = [each.estimate(_GAIN) for each in trained.values()]
     seeds = range(len(gains[0].values))
     slopes = Estimate.of(*(slope(places, [each.values[seed] for each in gains]) for seed in seeds))
-    grows = None if slope_sign is None or slopes.sign() == 0 else slopes.sign() == slope_sign
+    grows = None if slope_sign is None else slopes.holds(slope_sign)
     per_place = [finding(_GAIN, each) for each in gains]
     claims = [found.holds for found in per_place] if claims_each else [grows]
     findings = [

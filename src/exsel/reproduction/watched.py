@@ -97,10 +97,6 @@ def _overall(models: Sequence[Layers], metric: str) -> Estimate:
     return Estimate.of(*(statistics.fmean(layer["metrics"][metric]["mean"] for layer in layers) for layers in models))
 
 
-def _less(left: Estimate, right: Estimate) -> Estimate:
-    return Estimate.of(*(a - b for a, b in zip(left.values, right.values, strict=True)))
-
-
 def _over(left: Estimate, right: Estimate) -> Estimate:
     return Estimate.of(*(a / b for a, b in zip(left.values, right.values, strict=True)))
 
@@ -108,10 +104,6 @@ def _over(left: Estimate, right: Estimate) -> Estimate:
 def _by_layer(label: str, models: Sequence[Layers], metric: str, *, dashed: bool = False) -> Curve:
     estimates = _means(models, metric)
     return line(label, range(len(estimates)), estimates, style="dashed" if dashed else "line")
-
-
-def _told(sign: int, expected: int) -> bool | None:
-    return None if sign == 0 else sign == expected
 
 
 def bias_outcome(plain: Sequence[Layers], exclusive: Sequence[Layers], *, size: str) -> Outcome:
@@ -122,12 +114,12 @@ def bias_outcome(plain: Sequence[Layers], exclusive: Sequence[Layers], *, size: 
         size: what was looked at.
     """
     similarity, values = _overall(plain, "similarity"), _overall(plain, "value_similarity")
-    above = _less(similarity, values)
+    above = similarity.less(values)
     by_layer = _means(plain, "similarity")
-    growth = _less(by_layer[-1], by_layer[0])
+    growth = by_layer[-1].less(by_layer[0])
     centred, weight = _overall(plain, "centred_similarity"), _overall(plain, "self_weight")
     before, after = _overall(exclusive, "similarity"), _overall(exclusive, "similarity_after")
-    is_above, is_growing = _told(above.sign(), 1), _told(growth.sign(), 1)
+    is_above, is_growing = above.holds(1), growth.holds(1)
     findings = (
         Finding(quantity="mean cos(yᵢ, vᵢ), plain", ours=similarity),
         Finding(quantity="mean cos(vᵢ, vⱼ), plain", ours=values),
@@ -178,11 +170,11 @@ def bias_outcome(plain: Sequence[Layers], exclusive: Sequence[Layers], *, size: 
 def spikiness_outcome(plain: Sequence[Layers], selective: Sequence[Layers], *, size: str) -> Outcome:
     """Spikiness and norms from watched models; arguments as :func:`bias_outcome`."""
     spiky, spiky_selective = _overall(plain, "spikiness"), _overall(selective, "spikiness")
-    change = _less(spiky_selective, spiky)
+    change = spiky_selective.less(spiky)
     norm = _over(_overall(plain, "token_norm"), _overall(selective, "token_norm"))
     operator = _over(_overall(plain, "operator_norm"), _overall(selective, "operator_norm"))
-    is_spikier = _told(change.sign(), -1)
-    is_smaller = _told(_less(norm, Estimate.of(*(1.0 for _ in norm.values))).sign(), 1)
+    is_spikier = change.holds(-1)
+    is_smaller = norm.less(Estimate.of(*(1.0 for _ in norm.values))).holds(1)
     findings = (
         Finding(quantity="spikiness ‖p‖₁/(‖p‖₂² L), plain", ours=spiky, published=0.39),
         Finding(quantity="spikiness, selective", ours=spiky_selective, published=0.26),
@@ -251,7 +243,7 @@ def temperatures_outcome(samples: Sequence[Sequence[Mapping[str, Any]]], *, size
                 if members:
                     by_class[name].append(statistics.fmean(members))
         share = Estimate.of(*shares)
-        claims.append(_told(share.sign(), 1))
+        claims.append(share.holds(1))
         findings += [
             Finding(
                 quantity=f"share of {symbol}'s variance that the token explains (adjusted)",
