@@ -24,7 +24,7 @@ import exsel
 from exsel.cli import main as command_line
 from exsel.cli.checkpoint import find_checkpoint
 from exsel.data import load_evaluation_data
-from exsel.errors import UserError
+from exsel.errors import ExselError
 from exsel.evaluation import evaluate_loss
 from exsel.evaluation.retrieval import passkey
 from exsel.files import read_json, write_json
@@ -104,7 +104,7 @@ def main() -> int:
     try:
         seeds = [int(seed) for seed in arguments.seeds.split(",")]
         results = run(arguments, seeds, shlex.join(["python", "benchmarks/finetune.py", *given]))
-    except (UserError, ValueError) as error:
+    except (ExselError, ValueError) as error:
         print(f"finetune: {error}", file=sys.stderr)
         return 2
     write_json(arguments.out, results)

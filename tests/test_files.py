@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from exsel.errors import UserError
+from exsel.errors import ExselError
 from exsel.files import read_json, write_json, write_text
 
 
@@ -44,5 +44,5 @@ def test_a_write_that_fails_leaves_the_old_text(tmp_path: Path, monkeypatch: pyt
 def test_what_is_not_json_is_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "file.json"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"file\.json is not JSON"):
+    with pytest.raises(ExselError, match=r"file\.json is not JSON"):
         read_json(path)

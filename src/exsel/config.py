@@ -67,6 +67,32 @@ class _Serialised:
             raise ValueError(f"{cls.__name__} has no field {unknown[0]!r}; it has {', '.join(known)}")
         return cls(**values)
 
+    @classmethod
+    def read(cls, value: Any) -> Self | None:
+        """What an argument ``exclusive`` or ``selective`` says, wherever one can be given.
+
+        Args:
+            value: ``None`` or ``False``: without the mechanism; ``True``: its default configuration; a configuration;
+                or its dictionary.
+
+        Raises:
+            TypeError: anything else.
+            ValueError: a dictionary that :meth:`from_dict` refuses.
+        """
+        if value is None or value is False:
+            return None
+        if value is True:
+            return cls()
+        if isinstance(value, cls):
+            return value
+        if isinstance(value, Mapping):
+            return cls.from_dict(value)
+        raise TypeError(f"expected {cls._accepted()}; got {value!r:.80}")
+
+    @classmethod
+    def _accepted(cls) -> str:
+        return f"None, True, False, exsel.{cls.__name__} or its dictionary"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExclusiveConfig(_Serialised):
@@ -93,6 +119,17 @@ class ExclusiveConfig(_Serialised):
         if type(self.strength) not in (int, float) or not abs(self.strength) < float("inf"):
             raise ValueError(f"strength must be a finite number or 'learned', got {self.strength!r}")
         object.__setattr__(self, "strength", float(self.strength))
+
+    @classmethod
+    def read(cls, value: Any) -> Self | None:
+        """As the other configuration's, and a number or ``"learned"`` is the strength."""
+        if value == "learned" or (isinstance(value, (int, float)) and not isinstance(value, bool)):
+            return cls(strength=value)
+        return super().read(value)
+
+    @classmethod
+    def _accepted(cls) -> str:
+        return f"{super()._accepted()}, or a strength (a number or 'learned')"
 
 
 @dataclass(frozen=True, kw_only=True)

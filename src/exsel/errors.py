@@ -1,4 +1,4 @@
-"""The two things that go wrong outside the mathematics: a user's mistake and a missing extra."""
+"""What goes wrong outside the mathematics: a user's mistake, and a missing extra."""
 
 from __future__ import annotations
 
@@ -8,8 +8,19 @@ from collections.abc import Mapping
 from types import ModuleType
 
 
-class UserError(Exception):
-    """A mistake that the user can mend; the command line shows its text (one or two lines) and exits with 2."""
+class ExselError(ValueError):
+    """A mistake that the user can mend: the root of exsel's own errors.
+
+    The command line shows its text (one or two lines) and exits with 2.
+    """
+
+
+class UpgradeError(ExselError):
+    """A model that cannot be given the mechanisms, or that cannot give them back."""
+
+
+class LoadError(ExselError):
+    """A file or folder that does not hold, whole and safe to read, what it is asked for."""
 
 
 def first_line(error: BaseException) -> str:

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from exsel.errors import UserError
+from exsel.errors import ExselError
 
 
 def write_text(path: Path, text: str) -> None:
@@ -39,9 +39,9 @@ def read_json(path: Path) -> Any:
     """Read JSON.
 
     Raises:
-        UserError: it is not JSON.
+        ExselError: it is not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not JSON ({error}): restore or replace it") from error
+        raise ExselError(f"{path} is not JSON ({error}): restore or replace it") from error

@@ -5,7 +5,7 @@ import torch
 
 from exsel.bench.cases import SHAPES, Case, Shape, batch_of, check_memory, parse_shapes, parse_tokens
 from exsel.bench.session import Plan, jobs
-from exsel.errors import UserError
+from exsel.errors import ExselError
 
 
 def test_the_paper_s_shapes_have_its_heads() -> None:
@@ -22,7 +22,7 @@ def test_shapes_by_name_and_by_number() -> None:
 
 @pytest.mark.parametrize("text", ["9b", "", "4x2", "4x3x16", "0x0x16", "4x2x0", "4x0x16", "-4x2x16"])
 def test_other_shapes_are_refused(text: str) -> None:
-    with pytest.raises(UserError, match="--shapes"):
+    with pytest.raises(ExselError, match="--shapes"):
         parse_shapes(text)
 
 
@@ -32,7 +32,7 @@ def test_tokens() -> None:
 
 @pytest.mark.parametrize("text", ["", "many", "512,", "1.5", "0", "-1", "512;1024"])
 def test_other_tokens_are_refused(text: str) -> None:
-    with pytest.raises(UserError, match="--tokens"):
+    with pytest.raises(ExselError, match="--tokens"):
         parse_tokens(text)
 
 
@@ -50,7 +50,7 @@ def test_tensors_are_as_a_projection_writes_them() -> None:
 
 def test_what_does_not_fit_is_refused_before_it_is_tried() -> None:
     case = Case(shape=SHAPES["1.4b"], tokens=10**9, batch=1, device=torch.device("cpu"), dtype=torch.float32)
-    with pytest.raises(UserError, match="GiB of memory"):
+    with pytest.raises(ExselError, match="GiB of memory"):
         check_memory([case])
 
 
@@ -68,11 +68,11 @@ def test_a_block_comes_with_a_training_step() -> None:
 @pytest.mark.parametrize("shape", ["llama", "4x2x16"])
 def test_a_block_needs_a_size(shape: str) -> None:
     plan = Plan(subjects=("block",), device="cpu", dtype="float32", shapes=parse_shapes(shape))
-    with pytest.raises(UserError, match="tiny, 124m"):
+    with pytest.raises(ExselError, match="tiny, 124m"):
         jobs(plan)
 
 
 def test_an_unknown_model_is_refused() -> None:
     plan = Plan(subjects=("block",), device="cpu", dtype="float32", model="7b")
-    with pytest.raises(UserError, match="--model 7b"):
+    with pytest.raises(ExselError, match="--model 7b"):
         jobs(plan)

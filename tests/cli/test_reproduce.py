@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from cli.conftest import Outcome, run_main
-from exsel.errors import UserError
+from exsel.errors import ExselError
 from exsel.reproduction import experiment
 from exsel.reproduction.catalogue import EXPERIMENTS
 from exsel.reproduction.experiment import Job
@@ -111,7 +111,7 @@ def test_data_is_handed_on_as_it_was_named(fakes: Fakes, tmp_path: Path) -> None
     assert fakes.jobs[0][1].data == (named,)
 
 
-@pytest.mark.parametrize("error", [UserError("no text to be had"), ImportError("x is not installed: pip install x")])
+@pytest.mark.parametrize("error", [ExselError("no text to be had"), ImportError("x is not installed: pip install x")])
 def test_one_that_fails_does_not_keep_the_others(fakes: Fakes, tmp_path: Path, error: Exception) -> None:
     folder = tmp_path / "out"
     fakes.error = error

@@ -10,7 +10,7 @@ import pytest
 
 from exsel.data import documents, files
 from exsel.data.files import find_files, is_local, load_files, read_rows
-from exsel.errors import UserError
+from exsel.errors import ExselError
 
 from .conftest import WriteRows
 
@@ -79,7 +79,7 @@ def test_the_byte_that_is_no_text_is_found_in_any_row(
     (tmp_path / "a.txt").write_bytes(content)
     with pytest.raises(UnicodeDecodeError) as expected:
         content.decode()
-    with pytest.raises(UserError, match=f"byte {expected.value.start} is 0x{content[expected.value.start]:02x}"):
+    with pytest.raises(ExselError, match=f"byte {expected.value.start} is 0x{content[expected.value.start]:02x}"):
         read(tmp_path / "a.txt")
 
 
@@ -145,13 +145,13 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "void").mkdir()
     (tmp_path / "empty.md").touch()
     (tmp_path / "table.csv").write_text("a,b\n")
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(ExselError, match=message):
         find_files([spec])
 
 
 def test_files_without_any_text_are_an_error(tmp_path: Path, write_rows: WriteRows) -> None:
     path = write_rows(tmp_path / "a.jsonl", [{"text": ""}, {"text": None}])
-    with pytest.raises(UserError, match=r"no text in .*a\.jsonl: every document is empty"):
+    with pytest.raises(ExselError, match=r"no text in .*a\.jsonl: every document is empty"):
         load_files([path], "text")
 
 
@@ -176,7 +176,7 @@ def test_files_without_any_text_are_an_error(tmp_path: Path, write_rows: WriteRo
 )
 def test_what_is_wrong_inside_a_file_is_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=message) as caught:
+    with pytest.raises(ExselError, match=message) as caught:
         read(tmp_path / name)
     assert str(caught.value).count("\n") == 0
 
@@ -189,9 +189,9 @@ def test_surrogate_pairs_are_text(tmp_path: Path) -> None:
 def test_parquet_fields_are_checked(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"id": [1], "body": ["x"]}), path)
-    with pytest.raises(UserError, match=r"a\.parquet has no field 'text': choose one of body, id with --text-field"):
+    with pytest.raises(ExselError, match=r"a\.parquet has no field 'text': choose one of body, id with --text-field"):
         read(path)
-    with pytest.raises(UserError, match=r"field 'id' holds int64, not text"):
+    with pytest.raises(ExselError, match=r"field 'id' holds int64, not text"):
         read(path, text_field="id")
 
 
@@ -202,13 +202,13 @@ def test_parquet_text_that_is_not_utf8_is_an_error(tmp_path: Path) -> None:
     )
     pq.write_table(pa.table({"text": broken}), path)
     with pytest.raises(
-        UserError, match=r"a\.parquet: field 'text' holds a value that is not UTF-8: byte 1 of it is 0xff"
+        ExselError, match=r"a\.parquet: field 'text' holds a value that is not UTF-8: byte 1 of it is 0xff"
     ):
         read(path)
 
 
 def test_a_file_that_vanishes_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"gone\.txt cannot be read: No such file"):
+    with pytest.raises(ExselError, match=r"gone\.txt cannot be read: No such file"):
         read(tmp_path / "gone.txt")
 
 
@@ -236,10 +236,10 @@ class TestMemoryMapped:
 
     def test_a_mistake_is_reported_as_such(self, tmp_path: Path) -> None:
         (tmp_path / "a.txt").write_bytes(b"\xff")
-        with pytest.raises(UserError, match="byte 0 is 0xff"):
+        with pytest.raises(ExselError, match="byte 0 is 0xff"):
             load_files([tmp_path / "a.txt"], "text")
 
     def test_no_text_is_an_error(self, tmp_path: Path, write_rows: WriteRows) -> None:
         path = write_rows(tmp_path / "a.jsonl", [{"text": ""}])
-        with pytest.raises(UserError, match="every document is empty"):
+        with pytest.raises(ExselError, match="every document is empty"):
             load_files([path], "text")

@@ -8,7 +8,7 @@ import pytest
 
 from exsel.data.hub import open_hub, open_stream
 from exsel.data.splitting import is_validation, key_of
-from exsel.errors import UserError
+from exsel.errors import ExselError
 
 from .conftest import WriteRows
 
@@ -68,24 +68,26 @@ def test_rows_without_text_are_an_error(
     tmp_path: Path, write_rows: WriteRows, rows: list[object], message: str
 ) -> None:
     write_rows(tmp_path / "data" / "train.jsonl", rows)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(ExselError, match=message):
         open_folder(tmp_path / "data")
 
 
 def test_an_unknown_configuration_is_an_error(tmp_path: Path, write_rows: WriteRows) -> None:
     write_rows(tmp_path / "train.jsonl", [{"text": "a"}])
-    with pytest.raises(UserError, match=r"no Hugging Face data set could be loaded by that name: .*nothing") as caught:
+    with pytest.raises(ExselError, match=r"no Hugging Face data set could be loaded by that name: .*nothing") as caught:
         open_stream(str(tmp_path), "nothing", text_field="text", label="data:nothing")
     assert str(caught.value).count("\n") == 0
 
 
 @pytest.mark.parametrize("spec", ["imdb", "nobody/nothing", "nobody/nothing:config"])
 def test_what_the_hub_does_not_give_is_an_error(spec: str) -> None:
-    with pytest.raises(UserError, match=f"no file or folder {spec}, and no .* by that name: .*offline mode is enabled"):
+    with pytest.raises(
+        ExselError, match=f"no file or folder {spec}, and no .* by that name: .*offline mode is enabled"
+    ):
         open_hub(spec, "text")
 
 
 @pytest.mark.parametrize("spec", ["two words", "a/b/c", "a/b:", "https://example.org/x"])
 def test_what_is_not_a_name_is_an_error(spec: str) -> None:
-    with pytest.raises(UserError, match="is neither a file, folder or glob nor a data set: use a path, name or"):
+    with pytest.raises(ExselError, match="is neither a file, folder or glob nor a data set: use a path, name or"):
         open_hub(spec, "text")

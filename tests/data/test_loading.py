@@ -23,7 +23,7 @@ from exsel.data import (
     load_tokenizer,
     loading,
 )
-from exsel.errors import UserError
+from exsel.errors import ExselError
 
 from .conftest import WriteRows
 
@@ -204,7 +204,7 @@ class TestStream:
 
     def test_one_without_validation_documents_is_an_error(self, folder: Path, write_rows: WriteRows) -> None:
         write_rows(folder / "data.jsonl", [{"text": "0"}])
-        with pytest.raises(UserError, match="owner/name holds no text to validate on"):
+        with pytest.raises(ExselError, match="owner/name holds no text to validate on"):
             load_data(["owner/name"], seq_len=32)
 
 
@@ -213,49 +213,51 @@ class TestMistakes:
         (tmp_path / "a.txt").write_text("0123456789\n" * 20)
         path = str(tmp_path / "a.txt")
         with pytest.raises(
-            UserError, match="a sequence of 4096 tokens is longer than the training data, which has 210"
+            ExselError, match="a sequence of 4096 tokens is longer than the training data, which has 210"
         ):
             load_data([path], seq_len=4096)
-        with pytest.raises(UserError, match="a sequence of 64 tokens is longer than the validation data, which has 12"):
+        with pytest.raises(
+            ExselError, match="a sequence of 64 tokens is longer than the validation data, which has 12"
+        ):
             load_data([path], seq_len=64)
         with pytest.raises(
-            UserError, match="a sequence of 999 tokens is longer than the evaluation data, which has 221"
+            ExselError, match="a sequence of 999 tokens is longer than the evaluation data, which has 221"
         ):
             load_evaluation_data([path], tokenizer=load_tokenizer("bytes"), seq_len=999)
 
     def test_a_single_character(self, tmp_path: Path) -> None:
         (tmp_path / "a.txt").write_text("x")
-        with pytest.raises(UserError, match="a sequence of 2 tokens is longer than the training data, which has 1"):
+        with pytest.raises(ExselError, match="a sequence of 2 tokens is longer than the training data, which has 1"):
             load_data([str(tmp_path / "a.txt")], seq_len=2)
 
     def test_a_block_of_one_token(self) -> None:
-        with pytest.raises(UserError, match="a block needs at least 2 tokens, not 1"):
+        with pytest.raises(ExselError, match="a block needs at least 2 tokens, not 1"):
             load_data(seq_len=1)
 
     def test_an_unknown_packing(self) -> None:
-        with pytest.raises(UserError, match="no packing is called 'split': choose one of concat, isolate"):
+        with pytest.raises(ExselError, match="no packing is called 'split': choose one of concat, isolate"):
             load_data(seq_len=8, pack="split")
 
     def test_an_empty_value(self) -> None:
-        with pytest.raises(UserError, match="--data got an empty value"):
+        with pytest.raises(ExselError, match="--data got an empty value"):
             load_data([""], seq_len=8)
 
     def test_a_data_set_mixed_with_files(self, corpus: Path) -> None:
-        with pytest.raises(UserError, match=r"no such file or folder: owner/name \(and .* cannot be mixed"):
+        with pytest.raises(ExselError, match=r"no such file or folder: owner/name \(and .* cannot be mixed"):
             load_data([str(corpus), "owner/name"], seq_len=8)
 
     def test_a_misspelt_file(self) -> None:
-        with pytest.raises(UserError, match=r"no such file or folder: corpsu\.txt"):
+        with pytest.raises(ExselError, match=r"no such file or folder: corpsu\.txt"):
             load_data(["corpsu.txt"], seq_len=8)
 
     def test_a_misspelt_data_set(self) -> None:
-        with pytest.raises(UserError, match="no file or folder corpsu, and no Hugging Face data set"):
+        with pytest.raises(ExselError, match="no file or folder corpsu, and no Hugging Face data set"):
             load_data(["corpsu"], seq_len=8)
 
     def test_a_tokenizer_without_an_end(self, corpus: Path) -> None:
         tokenizer = load_tokenizer("bytes")
         tokenizer.eos_token = None
-        with pytest.raises(UserError, match="the tokenizer has no end-of-text token"):
+        with pytest.raises(ExselError, match="the tokenizer has no end-of-text token"):
             load_evaluation_data([str(corpus)], tokenizer=tokenizer, seq_len=8)
 
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from exsel.data import load_data, load_evaluation_data, load_tokenizer
 from exsel.data.packing import collate
 from exsel.data.passkey import PasskeyDocument, PasskeyOptions, fit_documents, passkey_documents, write_document
-from exsel.errors import UserError
+from exsel.errors import ExselError
 
 BYTES = load_tokenizer("bytes")
 DOCUMENT = re.compile(
@@ -62,18 +62,18 @@ class TestLength:
         assert [document.answer for document in documents] == [f" {key}" for key, _ in wanted]
 
     def test_too_short_says_how_long_it_must_be(self) -> None:
-        with pytest.raises(UserError, match="a length of 64 tokens is too short for a passkey") as caught:
+        with pytest.raises(ExselError, match="a length of 64 tokens is too short for a passkey") as caught:
             fit_documents([("12345", 0.5)], BYTES, 64)
         least = int(re.findall(r"take (\d+) with", str(caught.value))[0])
         assert len(fit_documents([("12345", 0.5)], BYTES, least)[0].text) == least - 1
-        with pytest.raises(UserError, match="too short"):
+        with pytest.raises(ExselError, match="too short"):
             fit_documents([("12345", 0.5)], BYTES, least - 1)
 
     def test_a_tokenizer_without_digits(self) -> None:
         words = Tokenizer(models.WordLevel({"<unk>": 0, "The": 1, "key": 2, "</s>": 3}, unk_token="<unk>"))
         words.pre_tokenizer = pre_tokenizers.Whitespace()
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", eos_token="</s>")
-        with pytest.raises(UserError, match="this tokenizer cannot write the digits of a passkey"):
+        with pytest.raises(ExselError, match="this tokenizer cannot write the digits of a passkey"):
             fit_documents([("12345", 0.5)], tokenizer, 200)
 
 
@@ -127,5 +127,5 @@ class TestSource:
         ],
     )
     def test_mistakes(self, spec: str, message: str) -> None:
-        with pytest.raises(UserError, match=re.escape(message)):
+        with pytest.raises(ExselError, match=re.escape(message)):
             load_data(spec, seq_len=128)

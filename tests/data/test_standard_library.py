@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from exsel.data.standard_library import corpus_name, read_standard_library
-from exsel.errors import UserError
+from exsel.errors import ExselError
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +44,11 @@ def test_the_declared_encoding_is_used(tmp_path: Path) -> None:
 def test_an_interpreter_without_source_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests" / "only.py").write_text("pass\n")
-    with pytest.raises(UserError, match=r"no standard library source under .*: name a text with --data"):
+    with pytest.raises(ExselError, match=r"no standard library source under .*: name a text with --data"):
         read_standard_library(tmp_path)
 
 
 def test_a_file_that_breaks_its_declared_encoding_is_named(tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_bytes(b"name = '\xff'\n")
-    with pytest.raises(UserError, match=r"broken\.py, of the Python standard library, cannot be read"):
+    with pytest.raises(ExselError, match=r"broken\.py, of the Python standard library, cannot be read"):
         read_standard_library(tmp_path)

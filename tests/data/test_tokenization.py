@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, models
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from exsel.data.tokenization import Encoder, load_tokenizer, vocabulary_size
-from exsel.errors import UserError
+from exsel.errors import ExselError
 
 TEXTS = ["def f():\n    return 'é🙂'\n", "x", " spaces \t and\r\n\x00 control ", "ÿ" * 9]
 
@@ -75,28 +75,28 @@ def test_holes_in_the_ids_count(tmp_path: Path) -> None:
 
 class TestMistakes:
     def test_no_such_file(self, tmp_path: Path) -> None:
-        with pytest.raises(UserError, match=r"no such tokenizer file: .*missing\.json"):
+        with pytest.raises(ExselError, match=r"no such tokenizer file: .*missing\.json"):
             load_tokenizer(str(tmp_path / "missing.json"))
 
     def test_no_such_folder(self, tmp_path: Path) -> None:
-        with pytest.raises(UserError, match=r"no such tokenizer file or folder: .*missing"):
+        with pytest.raises(ExselError, match=r"no such tokenizer file or folder: .*missing"):
             load_tokenizer(str(tmp_path / "missing"))
 
     def test_a_file_of_another_kind(self, tmp_path: Path) -> None:
         (tmp_path / "a.json").write_text("{}")
-        with pytest.raises(UserError, match=r"a\.json is not a tokenizer file of the `tokenizers` library: "):
+        with pytest.raises(ExselError, match=r"a\.json is not a tokenizer file of the `tokenizers` library: "):
             load_tokenizer(str(tmp_path / "a.json"))
 
     def test_a_folder_without_a_tokenizer(self, tmp_path: Path) -> None:
-        with pytest.raises(UserError, match="cannot load the tokenizer") as caught:
+        with pytest.raises(ExselError, match="cannot load the tokenizer") as caught:
             load_tokenizer(str(tmp_path))
         assert str(caught.value).count("\n") == 0
 
     def test_a_name_that_the_hub_does_not_give(self) -> None:
-        with pytest.raises(UserError, match=r"cannot load the tokenizer 'nobody/nothing' .* offline mode is enabled"):
+        with pytest.raises(ExselError, match=r"cannot load the tokenizer 'nobody/nothing' .* offline mode is enabled"):
             load_tokenizer("nobody/nothing")
 
     def test_no_end_token(self, tmp_path: Path) -> None:
         Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]")).save(str(tmp_path / "a.json"))
-        with pytest.raises(UserError, match=r"a\.json' has no end-of-text token.*set eos_token in"):
+        with pytest.raises(ExselError, match=r"a\.json' has no end-of-text token.*set eos_token in"):
             load_tokenizer(str(tmp_path / "a.json"))

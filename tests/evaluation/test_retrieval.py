@@ -14,7 +14,7 @@ from transformers.modeling_outputs import CausalLMOutput
 from evaluation.test_loss import small_model
 from exsel.data import load_tokenizer
 from exsel.data.passkey import fit_documents
-from exsel.errors import UserError
+from exsel.errors import ExselError
 from exsel.evaluation import PasskeyResult, passkey
 from exsel.evaluation.passkey_picture import write_picture
 from exsel.evaluation.retrieval import _answer, _Question, _questions
@@ -159,7 +159,7 @@ def _stop(done: int, total: int) -> None:
     ],
 )
 def test_mistakes(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=re.escape(message)):
+    with pytest.raises(ExselError, match=re.escape(message)):
         passkey(Reader(BYTES), BYTES, **{"lengths": [128], **changes})
 
 
@@ -214,5 +214,5 @@ def test_a_model_that_predicts_no_number() -> None:
     model = small_model()
     with torch.no_grad():
         model.model.norm.weight[0] = float("nan")
-    with pytest.raises(UserError, match="its weights are of no use"):
+    with pytest.raises(ExselError, match="its weights are of no use"):
         passkey(model, BYTES, lengths=[128], depths=[0.5], samples=1)

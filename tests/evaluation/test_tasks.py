@@ -15,7 +15,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from evaluation.test_loss import small_model
 from exsel.data import load_tokenizer
-from exsel.errors import UserError
+from exsel.errors import ExselError
 
 pytest.importorskip("lm_eval")
 
@@ -173,7 +173,7 @@ def test_what_does_not_fit_is_counted_or_refused(folder: Path) -> None:
     assert 0 < cut < 12
     assert result.truncated == cut
     config.n_positions = 5
-    with pytest.raises(UserError, match="an answer of 6 tokens is longer than the model's context of 5"):
+    with pytest.raises(ExselError, match="an answer of 6 tokens is longer than the model's context of 5"):
         evaluate_tasks(GPT2LMHeadModel(config), BYTES, load_tasks(["local_choices"], task_path=folder))
 
 
@@ -181,7 +181,7 @@ def test_a_model_that_predicts_no_number(folder: Path) -> None:
     model = small_model()
     with torch.no_grad():
         model.model.norm.weight[0] = float("nan")
-    with pytest.raises(UserError, match="its weights are of no use"):
+    with pytest.raises(ExselError, match="its weights are of no use"):
         evaluate_tasks(model, BYTES, load_tasks(["local_choices"], task_path=folder))
 
 
@@ -268,21 +268,21 @@ class TestMistakes:
 
         monkeypatch.setattr("exsel.evaluation.tasks.TaskManager", own_alone)
         monkeypatch.setattr("exsel.evaluation.tasks._load", pytest.fail)
-        with pytest.raises(UserError, match="no task is called 'local_choises'") as caught:
+        with pytest.raises(ExselError, match="no task is called 'local_choises'") as caught:
             load_tasks(["local_rolling", "local_choises"], task_path=folder)
         assert "did you mean local_choices" in str(caught.value)
         assert "local_choices, local_last_word, local_rolling, local_writing" in str(caught.value)
-        with pytest.raises(UserError, match="did you mean exclusive-paper"):
+        with pytest.raises(ExselError, match="did you mean exclusive-paper"):
             load_tasks(["exclusive_paper"])
 
     @pytest.mark.slow
     def test_near_matches_in_the_whole_harness(self) -> None:
-        with pytest.raises(UserError, match="no task is called 'helaswag'; did you mean hellaswag"):
+        with pytest.raises(ExselError, match="no task is called 'helaswag'; did you mean hellaswag"):
             load_tasks(["helaswag"])
 
     def test_a_task_of_the_hub_without_a_network(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         write_task(tmp_path, "hub_task", dataset_path="owner/name", dataset_kwargs={}, output_type="loglikelihood")
-        with pytest.raises(UserError) as caught:
+        with pytest.raises(ExselError) as caught:
             load_tasks(["hub_task"], task_path=tmp_path)
         first, second = str(caught.value).splitlines()
         assert first.startswith("--tasks hub_task: its data set owner/name cannot be loaded: OfflineModeIsEnabled")
@@ -291,16 +291,16 @@ class TestMistakes:
 
     def test_a_file_that_is_not_there(self, tmp_path: Path) -> None:
         write_task(tmp_path, "no_file", output_type="loglikelihood")
-        with pytest.raises(UserError, match=re.escape(f"mend {tmp_path / 'no_file.yaml'}")):
+        with pytest.raises(ExselError, match=re.escape(f"mend {tmp_path / 'no_file.yaml'}")):
             load_tasks(["no_file"], task_path=tmp_path)
 
     def test_no_such_folder(self, tmp_path: Path) -> None:
-        with pytest.raises(UserError, match=r"--task-path .*: no such folder"):
+        with pytest.raises(ExselError, match=r"--task-path .*: no such folder"):
             load_tasks(["x"], task_path=tmp_path / "absent")
 
     @pytest.mark.parametrize("names", [[], [""], ["local_choices", ""]])
     def test_nothing(self, folder: Path, names: list[str]) -> None:
-        with pytest.raises(UserError, match="names nothing to evaluate"):
+        with pytest.raises(ExselError, match="names nothing to evaluate"):
             load_tasks(names, task_path=folder)
 
     @pytest.mark.parametrize(("mark", "message"), [("UNSAFE_CODE", "runs code"), ("MULTIMODAL", "images or sounds")])
@@ -310,7 +310,7 @@ class TestMistakes:
         from lm_eval.api.task import ConfigurableTask
 
         monkeypatch.setattr(ConfigurableTask, mark, True, raising=False)
-        with pytest.raises(UserError, match=f"--tasks local_writing: the task .*{message}"):
+        with pytest.raises(ExselError, match=f"--tasks local_writing: the task .*{message}"):
             load_tasks(["local_writing"], task_path=folder)
 
 

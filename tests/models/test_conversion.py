@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from exsel import ExselConfig, ExselForCausalLM
-from exsel.errors import UserError
+from exsel.errors import ExselError
 from exsel.models.conversion import exsel_values
 
 SMALL: dict[str, Any] = {
@@ -99,7 +99,7 @@ def test_a_converted_model_computes_the_same(name: str) -> None:
     ],
 )
 def test_what_the_decoder_cannot_express_is_refused(values: dict[str, Any], reason: str) -> None:
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(ExselError) as caught:
         exsel_values(values)
     assert reason in str(caught.value)
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from exsel.errors import UserError
+from exsel.errors import ExselError
 from exsel.reproduction.catalogue import EXPERIMENTS, READERS, SSA, XSA, Experiment, select
 
 
@@ -41,11 +41,11 @@ def test_select() -> None:
 
 
 def test_select_says_what_is_wrong() -> None:
-    with pytest.raises(UserError, match=r"no experiment 'size' \(did you mean sizes\?\)"):
+    with pytest.raises(ExselError, match=r"no experiment 'size' \(did you mean sizes\?\)"):
         select(["size"])
-    with pytest.raises(UserError, match=r"no experiment 'zzz': exsel reproduce --list"):
+    with pytest.raises(ExselError, match=r"no experiment 'zzz': exsel reproduce --list"):
         select(["zzz"])
-    with pytest.raises(UserError, match="no experiment is named"):
+    with pytest.raises(ExselError, match="no experiment is named"):
         select([])
 
 

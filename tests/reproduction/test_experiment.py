@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from exsel.errors import UserError
+from exsel.errors import ExselError
 from exsel.files import write_json
 from exsel.reproduction.experiment import BUDGETS, Estimate, Outcome, Record
 from reproduction.fakes import FIRST, make_outcome, make_record
@@ -72,7 +72,7 @@ def test_a_record_survives_its_file(budget: Any, tmp_path: Path) -> None:
 def test_damaged_records_are_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
     path = tmp_path / "first-one.json"
     write_json(path, {**make_record(FIRST, make_outcome()).to_dict(), **change})
-    with pytest.raises(UserError) as refused:
+    with pytest.raises(ExselError) as refused:
         Record.read(path)
     assert message in str(refused.value)
     assert str(path) in str(refused.value)
@@ -81,8 +81,8 @@ def test_damaged_records_are_refused(change: dict[str, Any], message: str, tmp_p
 def test_what_is_no_record_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "list.json"
     write_json(path, [1, 2])
-    with pytest.raises(UserError, match="no record"):
+    with pytest.raises(ExselError, match="no record"):
         Record.read(path)
     path.write_text("{")
-    with pytest.raises(UserError, match="not JSON"):
+    with pytest.raises(ExselError, match="not JSON"):
         Record.read(path)

@@ -12,7 +12,7 @@ import torch
 
 import exsel
 from exsel.cli.display import LineProgress
-from exsel.errors import UserError
+from exsel.errors import ExselError
 from exsel.reproduction import running
 from exsel.reproduction.experiment import Job, Outcome, Record
 from exsel.reproduction.running import Plan, Stopped
@@ -62,7 +62,7 @@ def test_the_usual_seeds_need_no_flag(plan: Plan) -> None:
     assert running.command(SECOND, replace(plan, seeds=(0,), data=())) == "exsel reproduce second --budget smoke"
 
 
-@pytest.mark.parametrize("error", [UserError("no text"), ImportError("no package")])
+@pytest.mark.parametrize("error", [ExselError("no text"), ImportError("no package")])
 def test_what_fails_leaves_no_record(error: Exception, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     def first(job: Job) -> Outcome:
         raise error
@@ -76,7 +76,7 @@ def test_too_little_memory_is_a_message(plan: Plan, monkeypatch: pytest.MonkeyPa
     def first(job: Job) -> Outcome:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    with pytest.raises(UserError, match="the cpu ran out of memory"):
+    with pytest.raises(ExselError, match="the cpu ran out of memory"):
         run(monkeypatch, plan, first)
 
 
@@ -110,14 +110,14 @@ def test_both_signals_stop_it(
 )
 def test_other_settings_are_refused(change: dict[str, Any], message: str, plan: Plan) -> None:
     running.check_settings(plan)
-    with pytest.raises(UserError) as refused:
+    with pytest.raises(ExselError) as refused:
         running.check_settings(replace(plan, **change))
     assert message in str(refused.value)
 
 
 def test_settings_of_another_version_are_refused(plan: Plan) -> None:
     (plan.folder / running.SETTINGS).write_text("{}")
-    with pytest.raises(UserError, match="not of this version"):
+    with pytest.raises(ExselError, match="not of this version"):
         running.check_settings(plan)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from exsel.config import SelectiveConfig
 from exsel.data import PackedData
-from exsel.errors import UserError
+from exsel.errors import ExselError
 from exsel.training.compare import compare, plan
 from exsel.training.run import Interrupted
 from exsel.training.settings import VARIANTS
@@ -67,7 +67,7 @@ def test_learning_rates_that_hardly_differ_are_runs_of_their_own(model_file: Pat
 )
 def test_plans_that_cannot_be(model_file: Path, changes: dict[str, Any], message: str) -> None:
     values: dict[str, Any] = {"variants": ["baseline"], "learning_rates": [1e-3], "seeds": [0], **changes}
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(ExselError, match=message):
         plan(small_settings(model_file), **values)
 
 
@@ -198,6 +198,6 @@ def test_an_interrupted_comparison_goes_on(model_file: Path, data: PackedData, t
         small_settings(model_file, weight_decay=0.0), variants=["baseline"], learning_rates=[1e-2], seeds=[7, 0]
     )
     watcher = Watcher()
-    with pytest.raises(UserError, match=r"other settings \(weight_decay\)"):
+    with pytest.raises(ExselError, match=r"other settings \(weight_decay\)"):
         compare(other, data, tmp_path / "run", command="", progress=watcher, resume=True)
     assert watcher.starts == []

@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 
-from exsel.errors import UserError
+from exsel.errors import ExselError
 from exsel.training.environment import (
     can_compile,
     check_loggers,
@@ -23,7 +23,7 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert resolve_device("auto") == "cpu"
     for device in ("cuda", "mps"):
-        with pytest.raises(UserError, match=rf"--device {device}: .* finds no such device here; use --device cpu"):
+        with pytest.raises(ExselError, match=rf"--device {device}: .* finds no such device here; use --device cpu"):
             resolve_device(device)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert resolve_device("auto") == "mps"
@@ -33,12 +33,12 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("device", ["gpu", "", "cpu:0"])
 def test_unknown_devices(device: str) -> None:
-    with pytest.raises(UserError, match=r"choose auto, cpu, cuda or mps$"):
+    with pytest.raises(ExselError, match=r"choose auto, cpu, cuda or mps$"):
         resolve_device(device)
 
 
 def test_one_of_several_gpus_is_chosen_outside() -> None:
-    with pytest.raises(UserError, match="CUDA_VISIBLE_DEVICES"):
+    with pytest.raises(ExselError, match="CUDA_VISIBLE_DEVICES"):
         resolve_device("cuda:1")
 
 
@@ -46,9 +46,9 @@ def test_loggers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("transformers.integrations.get_available_reporting_integrations", lambda: ["tensorboard"])
     check_loggers([])
     check_loggers(["tensorboard"])
-    with pytest.raises(UserError, match=r"--report-to paper: no such logger; choose from .*wandb"):
+    with pytest.raises(ExselError, match=r"--report-to paper: no such logger; choose from .*wandb"):
         check_loggers(["tensorboard", "paper"])
-    with pytest.raises(UserError, match="--report-to wandb: it is not installed: pip install wandb"):
+    with pytest.raises(ExselError, match="--report-to wandb: it is not installed: pip install wandb"):
         check_loggers(["wandb"])
 
 

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 import exsel
 from exsel.config import ExclusiveConfig, SelectiveConfig
 from exsel.data import PackedData, collate, load_data
-from exsel.errors import UserError
+from exsel.errors import ExselError
 from exsel.evaluation import evaluate_loss
 from exsel.nn.insertion import Mechanisms
 from exsel.training.models import build_model, sketch_model
@@ -170,7 +170,7 @@ def test_a_checkpoint_that_lacks_weights_is_not_gone_on_with(
     stop = Watcher(after=2, action=lambda: os.kill(os.getpid(), signal.SIGTERM))
     interrupted(settings, data, tmp_path / "run", stop)
     drop(tmp_path / "run" / "checkpoint-3" / "model.safetensors", "model.layers.1.mlp.up_proj.weight")
-    with pytest.raises(UserError, match=r"checkpoint-3 cannot be read \(it lacks 1 weights, such as model\.layers\.1"):
+    with pytest.raises(ExselError, match=r"checkpoint-3 cannot be read \(it lacks 1 weights, such as model\.layers\.1"):
         train(settings, data, tmp_path / "run", resume=True)
 
 
@@ -185,7 +185,7 @@ def test_isolated_documents(sources: dict[str, Path], corpus: Path, tmp_path: Pa
     for kind in KINDS:
         settings = from_source(sources[kind], variant="exclusive+selective", pack="isolate")
         assert train(settings, isolated, tmp_path / kind)["loss"] < 10
-    with pytest.raises(UserError, match=r"BloomForCausalLM does not keep documents apart .*: use --pack concat"):
+    with pytest.raises(ExselError, match=r"BloomForCausalLM does not keep documents apart .*: use --pack concat"):
         build_model(from_source(sources["bloom"], variant="exclusive", pack="isolate"), isolated)
     assert train(from_source(sources["bloom"], variant="exclusive"), small_data(corpus), tmp_path / "bloom")
 
@@ -205,7 +205,7 @@ def test_positions_that_go_on_across_documents_are_noticed(
     begin = Mechanisms.begin
     # Neither positions nor a mask: a layer then counts on from the first token.
     monkeypatch.setattr(Mechanisms, "begin", lambda self, *_, cache=None, **__: begin(self, cache=cache))
-    with pytest.raises(UserError, match="does not keep documents apart"):
+    with pytest.raises(ExselError, match="does not keep documents apart"):
         build_model(settings, isolated)
 
 
@@ -221,7 +221,7 @@ def test_token_frequencies_are_counted_for_a_model_of_our_own(
     other = load_data("passkey:count=40", seq_len=128)
     later = build_model(from_source(tmp_path / "run" / "model", variant="selective", seq_len=64), other)
     assert torch.equal(later.model.token_log_frequency, counted)
-    with pytest.raises(UserError, match="token='frequency' needs each token's frequency"):
+    with pytest.raises(ExselError, match="token='frequency' needs each token's frequency"):
         sketch_model(from_source(sources["llama"], variant="selective", selective=frequency), 259)
 
 
@@ -240,7 +240,7 @@ def test_token_frequencies_are_counted_for_a_model_of_our_own(
     ],
 )
 def test_what_cannot_be(sources: dict[str, Path], kind: str, changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(ExselError) as caught:
         sketch_model(from_source(sources[kind], **{"variant": "exclusive", **changes}), 259)
     assert message in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
@@ -253,7 +253,7 @@ def test_a_model_that_is_another_variant_already(
 ) -> None:
     build_model(from_source(sources[kind], variant="exclusive"), data).save_pretrained(tmp_path)
     sketch_model(from_source(tmp_path, variant="exclusive"), 259)
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(ExselError) as caught:
         sketch_model(from_source(tmp_path, variant=variant), 259)
     assert f"is exclusive already, and cannot become {variant}: leave out --variant" in str(caught.value)
 
@@ -267,13 +267,13 @@ def test_weights_that_are_missing_or_damaged(
     name = next(name for name in load_file(path) if "1" in name and name.endswith("weight"))
     drop(path, name)
     settings = from_source(source, variant="exclusive")
-    with pytest.raises(UserError, match=f"it lacks 1 weights, such as .*{name[-12:]}"):
+    with pytest.raises(ExselError, match=f"it lacks 1 weights, such as .*{name[-12:]}"):
         build_model(settings, data)
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(UserError, match="cannot be loaded: "):
+    with pytest.raises(ExselError, match="cannot be loaded: "):
         build_model(settings, data)
     path.unlink()
-    with pytest.raises(UserError, match="cannot be loaded: "):
+    with pytest.raises(ExselError, match="cannot be loaded: "):
         build_model(settings, data)
 
 
@@ -282,12 +282,12 @@ def test_weights_that_are_no_numbers(tmp_path: Path, data: PackedData) -> None:
     model = plain(source)
     model.transformer.ln_f.weight.data.fill_(float("nan"))
     model.save_pretrained(source)
-    with pytest.raises(UserError, match="logits that are no numbers"):
+    with pytest.raises(ExselError, match="logits that are no numbers"):
         build_model(from_source(source), data)
 
 
 def test_an_encoder_is_refused(sources: dict[str, Path], data: PackedData) -> None:
-    with pytest.raises(UserError, match="in this BertLMHeadModel tokens see those after them"):
+    with pytest.raises(ExselError, match="in this BertLMHeadModel tokens see those after them"):
         build_model(from_source(sources["bert"], variant="exclusive"), data)
 
 
@@ -296,7 +296,7 @@ def test_a_vocabulary_smaller_than_the_tokenizers(tmp_path: Path, data: PackedDa
     model = plain(source)
     model.resize_token_embeddings(200)
     model.save_pretrained(source)
-    with pytest.raises(UserError, match="its tokenizer has ids up to 258 and the model only 200 embeddings"):
+    with pytest.raises(ExselError, match="its tokenizer has ids up to 258 and the model only 200 embeddings"):
         build_model(from_source(source), data)
 
 
@@ -305,7 +305,7 @@ def test_quantised_weights_are_refused(tmp_path: Path) -> None:
     config = json.loads((source / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
     (source / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match=r"its weights are quantised: .*exsel\.peft"):
+    with pytest.raises(ExselError, match=r"its weights are quantised: .*exsel\.peft"):
         sketch_model(from_source(source), 259)
 
 
@@ -313,7 +313,7 @@ def test_quantised_weights_are_refused(tmp_path: Path) -> None:
 def test_a_folder_that_holds_no_model(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / "config.json").write_text(content)
-    with pytest.raises(UserError, match="neither a folder with a saved model nor one on the hub"):
+    with pytest.raises(ExselError, match="neither a folder with a saved model nor one on the hub"):
         sketch_model(from_source(tmp_path), 259)
 
 
@@ -322,7 +322,7 @@ def test_a_name_that_the_hub_does_not_have(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(
         "exsel.training.loading.reason_unavailable", lambda name, kind: asked.append(name) or "no connection"
     )
-    with pytest.raises(UserError, match="--from nobody/nothing: neither a folder"):
+    with pytest.raises(ExselError, match="--from nobody/nothing: neither a folder"):
         sketch_model(from_source(Path("nobody/nothing")), 259)
     assert asked == ["nobody/nothing"]
 
@@ -337,7 +337,7 @@ def test_half_precision_weights_are_trained_in_single(
 
 
 def test_new_parameters_need_a_model_that_exists(model_file: Path) -> None:
-    with pytest.raises(UserError, match="--train new belongs to --from"):
+    with pytest.raises(ExselError, match="--train new belongs to --from"):
         small_settings(model_file, train="new")
-    with pytest.raises(UserError, match="--train must be all or new, got 'some'"):
+    with pytest.raises(ExselError, match="--train must be all or new, got 'some'"):
         small_settings(model_file, train="some")

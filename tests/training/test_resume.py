@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from exsel.data import PackedData
-from exsel.errors import UserError
+from exsel.errors import ExselError
 from exsel.files import read_json
 from exsel.training import state
 from exsel.training.layout import checkpoints
@@ -241,7 +241,7 @@ def test_other_settings_are_refused(
     settings = small_settings(model_file)
     interrupted(settings, data, tmp_path / "run", Watcher(after=2, action=send(signal.SIGTERM)))
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
-    with pytest.raises(UserError, match=f"begun with other settings \\({named}\\)"):
+    with pytest.raises(ExselError, match=f"begun with other settings \\({named}\\)"):
         train(small_settings(model_file, **changes), data, tmp_path / "run", resume=True)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == files
 
@@ -249,10 +249,10 @@ def test_other_settings_are_refused(
 def test_a_new_run_needs_a_folder_without_a_run(model_file: Path, data: PackedData, tmp_path: Path) -> None:
     settings = small_settings(model_file)
     interrupted(settings, data, tmp_path / "run", Watcher(after=2, action=send(signal.SIGTERM)))
-    with pytest.raises(UserError, match="holds a run: resume it"):
+    with pytest.raises(ExselError, match="holds a run: resume it"):
         train(settings, data, tmp_path / "run")
     (tmp_path / "run" / "settings.json").unlink()
-    with pytest.raises(UserError, match=r"checkpoint-3 is of a run whose settings\.json is missing"):
+    with pytest.raises(ExselError, match=r"checkpoint-3 is of a run whose settings\.json is missing"):
         train(settings, data, tmp_path / "run", resume=True)
 
 
@@ -291,7 +291,7 @@ def test_a_damaged_checkpoint_is_named(
         path.unlink()
     else:
         path.write_bytes(b"[1, 2]")
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(ExselError) as caught:
         train(settings, data, folder, resume=True)
     message = str(caught.value)
     assert f"checkpoint {folder}/checkpoint-7 cannot be read" in message
@@ -308,7 +308,7 @@ def test_the_only_checkpoint_damaged(stopped: tuple[Settings, Path], data: Packe
     shutil.copytree(original, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoint-4")
     (tmp_path / "run" / "checkpoint-7" / "model.safetensors").write_bytes(b"")
-    with pytest.raises(UserError, match="delete that folder to begin anew"):
+    with pytest.raises(ExselError, match="delete that folder to begin anew"):
         train(settings, data, tmp_path / "run", resume=True)
 
 

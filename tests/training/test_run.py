@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from exsel.config import ExclusiveConfig, SelectiveConfig
 from exsel.data import PackedData
-from exsel.errors import UserError
+from exsel.errors import ExselError
 from exsel.training.disk import check_disk
 from exsel.training.layout import checkpoints
 from exsel.training.monitor import Record
@@ -82,7 +82,7 @@ def test_a_loss_that_is_no_number_stops_the_run(
     model_file: Path, data: PackedData, tmp_path: Path, rate: float
 ) -> None:
     settings = small_settings(model_file, learning_rate=rate, save_every=1, warmup_steps=0)
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(ExselError) as caught:
         train(settings, data, tmp_path / "run")
     message = str(caught.value)
     assert "step " in message
@@ -108,7 +108,9 @@ def test_a_poisoned_step_is_named_and_the_checkpoint_before_it_is_kept(
         return loss
 
     monkeypatch.setattr(ExselTrainer, "training_step", training_step)
-    with pytest.raises(UserError, match=r"the loss became nan at step 7; the last good checkpoint is .*checkpoint-4\."):
+    with pytest.raises(
+        ExselError, match=r"the loss became nan at step 7; the last good checkpoint is .*checkpoint-4\."
+    ):
         train(small_settings(model_file), data, tmp_path / "run")
     monkeypatch.undo()
     assert len(metrics(tmp_path / "run")) == 6
@@ -126,7 +128,7 @@ def test_weights_that_are_no_numbers_are_not_saved(
     def poison() -> None:
         model.model.norm.weight[0] = float("inf")
 
-    with pytest.raises(UserError, match=r"norm\.weight holds values that are not finite after step 4; no checkpoint"):
+    with pytest.raises(ExselError, match=r"norm\.weight holds values that are not finite after step 4; no checkpoint"):
         train(small_settings(model_file, evaluations=1), data, tmp_path / "run", progress=Watcher(4, poison))
     assert checkpoints(tmp_path / "run") == []
 
@@ -185,7 +187,7 @@ def test_a_disk_that_fills_up_while_saving(
 ) -> None:
     settings = small_settings(model_file)
     whole = train(settings, data, tmp_path / "whole")
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(ExselError) as caught:
         train(
             settings,
             data,
@@ -207,7 +209,7 @@ def test_a_model_that_cannot_be_saved(
 ) -> None:
     settings = small_settings(model_file)
     monkeypatch.setattr(type(data.tokenizer), "save_pretrained", full_disk)
-    with pytest.raises(UserError, match=r"could not be saved .*No space left"):
+    with pytest.raises(ExselError, match=r"could not be saved .*No space left"):
         train(settings, data, tmp_path / "run")
     monkeypatch.undo()
     assert not any((tmp_path / "run").glob("*model*"))
@@ -219,7 +221,7 @@ def test_a_record_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").mkdir()
     record = Record(path=tmp_path / "metrics.jsonl")
     record.add({"step": 1, "seconds": 1.0})
-    with pytest.raises(UserError, match=r"metrics\.jsonl could not be written .*no checkpoint had been saved"):
+    with pytest.raises(ExselError, match=r"metrics\.jsonl could not be written .*no checkpoint had been saved"):
         record.flush()
 
 
@@ -247,7 +249,7 @@ def test_a_real_disk_that_fills_up(model_file: Path, data: PackedData, small_dis
             while file.write(b"x" * 4096):
                 pass
 
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(ExselError) as caught:
         train(settings, data, small_disk / "run", progress=Watcher(after=5, action=fill))
     message = str(caught.value)
     assert "No space left on device" in message
@@ -260,7 +262,7 @@ def test_the_disk_is_checked_for_all_runs_together(model_file: Path, small_disk:
     settings = small_settings(model_file)
     # 259 × 32 and two layers of 4 bytes a number: 31,008 weights are 124 kB, and 10 of them for one run.
     check_disk([settings], 259, small_disk / "out" / "run")
-    with pytest.raises(UserError, match=r"has 3 MiB free, and the models and checkpoints of this need 4 MiB"):
+    with pytest.raises(ExselError, match=r"has 3 MiB free, and the models and checkpoints of this need 4 MiB"):
         check_disk([settings] * 25, 259, small_disk / "out" / "run")
     assert not (small_disk / "out").exists()
 
@@ -269,7 +271,7 @@ def test_what_is_there_already_counts_as_free(model_file: Path, small_disk: Path
     (small_disk / "out").mkdir()
     (small_disk / "out" / "checkpoint").write_bytes(b"x" * 2 * 2**20)
     check_disk([small_settings(model_file)], 259, small_disk / "out")
-    with pytest.raises(UserError, match="has 1 MiB free"):
+    with pytest.raises(ExselError, match="has 1 MiB free"):
         check_disk([small_settings(model_file)], 259, small_disk / "other")
 
 
@@ -277,5 +279,5 @@ def test_a_configuration_that_does_not_build(tmp_path: Path) -> None:
     from training.small_runs import write_model
 
     path = write_model(tmp_path / "config.json", rope_parameters={"rope_type": "spiral", "rope_theta": 1e4})
-    with pytest.raises(UserError, match=r"--model .* cannot be built"):
+    with pytest.raises(ExselError, match=r"--model .* cannot be built"):
         check_disk([small_settings(path)], 259, tmp_path)

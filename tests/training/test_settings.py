@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from exsel.config import ExclusiveConfig, SelectiveConfig
-from exsel.errors import UserError
+from exsel.errors import ExselError
 from exsel.models import SIZES
 from exsel.training.settings import DEFAULTS, VARIANTS, Settings
 from training.small_runs import small_settings, write_model
@@ -37,7 +37,7 @@ from training.small_runs import small_settings, write_model
     ],
 )
 def test_values_that_cannot_work(model_file: Path, changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(ExselError) as caught:
         small_settings(model_file, **changes)
     assert message in str(caught.value)
 
@@ -56,12 +56,12 @@ def test_they_survive_json(model_file: Path) -> None:
 
 @pytest.mark.parametrize("values", [{}, {"variant": "baseline"}, []])
 def test_foreign_settings_are_refused(values: Any) -> None:
-    with pytest.raises(UserError, match="not of this version"):
+    with pytest.raises(ExselError, match="not of this version"):
         Settings.from_dict(values)
 
 
 def test_settings_of_a_later_version_are_refused(model_file: Path) -> None:
-    with pytest.raises(UserError, match="momentum"):
+    with pytest.raises(ExselError, match="momentum"):
         Settings.from_dict({**small_settings(model_file).to_dict(), "momentum": 1})
 
 
@@ -122,14 +122,14 @@ def test_every_size_has_defaults_and_a_configuration(size: str) -> None:
 )
 def test_a_configuration_that_cannot_be(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     path = write_model(tmp_path / "config.json", **changes)
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(ExselError) as caught:
         small_settings(path).model_config(259, 1)
     assert message in str(caught.value)
     assert len(str(caught.value).splitlines()) <= 2
 
 
 def test_a_model_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"neither a size .*124m.* nor a transformers configuration"):
+    with pytest.raises(ExselError, match=r"neither a size .*124m.* nor a transformers configuration"):
         small_settings(tmp_path / "none.json").model_config(259, 1)
 
 
@@ -137,7 +137,7 @@ def test_a_model_that_is_not_there(tmp_path: Path) -> None:
 def test_a_file_that_is_no_configuration(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "config.json"
     path.write_text(text)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(ExselError, match=message):
         small_settings(path).model_config(259, 1)
 
 
@@ -147,5 +147,5 @@ def test_a_folder_with_a_configuration_will_do(model_file: Path) -> None:
 
 def test_exclusive_layers_that_the_model_lacks(model_file: Path) -> None:
     settings = small_settings(model_file, variant="exclusive", exclusive=ExclusiveConfig(layers=[5]))
-    with pytest.raises(UserError, match="--model"):
+    with pytest.raises(ExselError, match="--model"):
         settings.model_config(259, 1)

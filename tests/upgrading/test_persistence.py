@@ -32,7 +32,7 @@ from transformers import (
 
 import exsel
 from exsel import ExclusiveConfig, ExselForCausalLM, SelectiveConfig
-from exsel.errors import UserError
+from exsel.errors import ExselError
 from exsel.upgrading import Upgraded
 from models.small_models import small_model
 from upgrading.upgraded_models import IDS, bert_config, gpt2, llama, logits, plain_llava, plain_t5, upgraded
@@ -273,9 +273,9 @@ def test_configuration_alone(tmp_path: Path) -> None:
     assert type(built) is LlamaForCausalLM
     assert upgraded_modules(built) == upgraded_modules(model)
     assert hasattr(config, "exsel"), "what was built from it must leave it as it was"
-    with pytest.raises(UserError, match="LlamaForCausalLM by itself would drop the mechanisms"):
+    with pytest.raises(ExselError, match="LlamaForCausalLM by itself would drop the mechanisms"):
         LlamaForCausalLM(config)
-    with pytest.raises(UserError, match="LlamaForCausalLM by itself would drop the mechanisms"):
+    with pytest.raises(ExselError, match="LlamaForCausalLM by itself would drop the mechanisms"):
         LlamaForCausalLM.from_pretrained(tmp_path, config=config)
 
 
@@ -308,7 +308,7 @@ def test_a_folder_without_mechanisms_loads_as_what_it_is(tmp_path: Path) -> None
     t5.encoder.config.save_pretrained(tmp_path / "none")
     values = read_config(tmp_path / "t5") | {"architectures": ["NoSuchModel"]}
     (tmp_path / "t5" / "config.json").write_text(json.dumps(values), encoding="utf-8")
-    with pytest.raises(UserError, match="saved by NoSuchModel, which is unknown here"):
+    with pytest.raises(ExselError, match="saved by NoSuchModel, which is unknown here"):
         exsel.from_pretrained(tmp_path / "t5")
 
 
@@ -316,7 +316,7 @@ def test_newer_format(tmp_path: Path) -> None:
     llama().save_pretrained(tmp_path)
     edit_config(tmp_path, format=2, version="0.9.1")
     for load in (exsel.from_pretrained, AutoModelForCausalLM.from_pretrained, AutoConfig.from_pretrained):
-        with pytest.raises(UserError, match=r"exsel 0\.9\.1 in format 2.*pip install -U 'exsel>=0\.9\.1'"):
+        with pytest.raises(ExselError, match=r"exsel 0\.9\.1 in format 2.*pip install -U 'exsel>=0\.9\.1'"):
             load(tmp_path)
 
 
@@ -343,12 +343,12 @@ def test_newer_format(tmp_path: Path) -> None:
 def test_damaged_entry(entries: dict[str, Any], message: str, tmp_path: Path) -> None:
     llama().save_pretrained(tmp_path)
     edit_config(tmp_path, **entries)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(ExselError, match=message):
         exsel.from_pretrained(tmp_path)
     values = read_config(tmp_path)
     del values["exsel"]
     (tmp_path / "config.json").write_text(json.dumps(values), encoding="utf-8")
-    with pytest.raises(UserError, match="is damaged"):
+    with pytest.raises(ExselError, match="is damaged"):
         exsel.from_pretrained(tmp_path)
 
 
@@ -357,7 +357,7 @@ def test_weights_without_the_mechanisms_parameters(tmp_path: Path) -> None:
     plain = {name: weight for name, weight in model.state_dict().items() if "exsel" not in name}
     model.save_pretrained(tmp_path, state_dict=plain)
     for load in (exsel.from_pretrained, AutoModelForCausalLM.from_pretrained):
-        with pytest.raises(UserError, match=r"lacks 10 of its mechanisms' parameters, such as model\.layers\.0"):
+        with pytest.raises(ExselError, match=r"lacks 10 of its mechanisms' parameters, such as model\.layers\.0"):
             load(tmp_path)
 
 
@@ -365,15 +365,15 @@ def test_safetensors_alone(tmp_path: Path) -> None:
     model = llama()
     model.save_pretrained(tmp_path)
     for load in (exsel.from_pretrained, AutoModelForCausalLM.from_pretrained):
-        with pytest.raises(UserError, match="safetensors files alone"):
+        with pytest.raises(ExselError, match="safetensors files alone"):
             load(tmp_path, use_safetensors=False)
     (tmp_path / "model.safetensors").unlink()
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
-    with pytest.raises(UserError, match=r"in pickle files alone \(pytorch_model\.bin\)"):
+    with pytest.raises(ExselError, match=r"in pickle files alone \(pytorch_model\.bin\)"):
         exsel.from_pretrained(tmp_path)
     with pytest.raises(OSError, match="safetensors"):
         AutoModelForCausalLM.from_pretrained(tmp_path)
-    with pytest.raises(UserError, match="runs no code"):
+    with pytest.raises(ExselError, match="runs no code"):
         exsel.from_pretrained(tmp_path, trust_remote_code=True)
 
 
@@ -385,7 +385,7 @@ def test_code_of_its_own_is_refused(tmp_path: Path) -> None:
         config_class = OwnConfig
 
     model = upgraded(OwnModel(OwnConfig(**llama().config.to_dict())))
-    with pytest.raises(UserError, match="OwnModel has code that transformers would not find again"):
+    with pytest.raises(ExselError, match="OwnModel has code that transformers would not find again"):
         model.save_pretrained(tmp_path)
     assert type(model.config) is OwnConfig
     exsel.downgrade(model).save_pretrained(tmp_path)

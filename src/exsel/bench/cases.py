@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from exsel.errors import UserError
+from exsel.errors import ExselError
 from exsel.models import SIZES
 
 DTYPES: Mapping[str, torch.dtype] = {
@@ -64,7 +64,7 @@ def parse_shapes(text: str) -> tuple[Shape, ...]:
     """Names of :data:`SHAPES`, or heads × key/value heads × head dimension as ``24x8x128``, with commas between.
 
     Raises:
-        UserError: another name, or heads that are not a multiple of the key/value heads.
+        ExselError: another name, or heads that are not a multiple of the key/value heads.
     """
     return tuple(_parse_shape(part.strip()) for part in text.split(","))
 
@@ -73,13 +73,13 @@ def _parse_shape(text: str) -> Shape:
     if text in SHAPES:
         return SHAPES[text]
     if not re.fullmatch(r"\d+x\d+x\d+", text):
-        raise UserError(
+        raise ExselError(
             f"--shapes: no shape {text!r}: choose from {', '.join(SHAPES)}, or give heads x key/value heads x head "
             "dimension, such as 24x8x128"
         )
     heads, kv_heads, head_dim = map(int, text.split("x"))
     if not (heads and kv_heads and head_dim) or heads % kv_heads:
-        raise UserError(f"--shapes {text}: the heads must be a multiple of the key/value heads, and none of them 0")
+        raise ExselError(f"--shapes {text}: the heads must be a multiple of the key/value heads, and none of them 0")
     return Shape(text, heads, kv_heads, head_dim)
 
 
@@ -87,11 +87,11 @@ def parse_tokens(text: str) -> tuple[int, ...]:
     """Whole numbers with commas between.
 
     Raises:
-        UserError: something else, or a number below 1.
+        ExselError: something else, or a number below 1.
     """
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise UserError(f"--tokens {text}: give whole numbers of at least 1 with commas between, such as 512,2048")
+        raise ExselError(f"--tokens {text}: give whole numbers of at least 1 with commas between, such as 512,2048")
     return tuple(int(part) for part in parts)
 
 
@@ -104,7 +104,7 @@ def check_memory(cases: Sequence[Case]) -> None:
     """Check that every case fits: inputs, output, their gradients and as much again for what eager forms keep.
 
     Raises:
-        UserError: one does not.
+        ExselError: one does not.
     """
     for case in cases:
         width = case.shape.num_heads + case.shape.num_kv_heads
@@ -116,7 +116,7 @@ def check_bytes(needed: int, device: torch.device, what: str) -> None:
     """Check that so much memory is free.
 
     Raises:
-        UserError: it is not.
+        ExselError: it is not.
     """
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
@@ -125,7 +125,7 @@ def check_bytes(needed: int, device: torch.device, what: str) -> None:
 
         free = psutil.virtual_memory().available
     if needed > free:
-        raise UserError(
+        raise ExselError(
             f"{what} needs about {needed / 2**30:,.1f} GiB of memory and {free / 2**30:,.1f} GiB are free: choose "
             "smaller ones with --shapes, --tokens or --model"
         )

@@ -23,7 +23,7 @@ from exsel.bench.cases import (
 from exsel.bench.measuring import Contender, Stop, Watcher, measure
 from exsel.bench.timing import Clock, make_clock
 from exsel.bench.variants import check_sizes, parameter_count
-from exsel.errors import UserError
+from exsel.errors import ExselError
 from exsel.training.environment import describe_machine, git_revision
 
 SUBJECTS = ("attention", "block", "decode")
@@ -78,7 +78,7 @@ def jobs(plan: Plan) -> list[_Job]:
     """Every case in order, checked.
 
     Raises:
-        UserError: a shape without a block of that size, or a case that does not fit into the memory.
+        ExselError: a shape without a block of that size, or a case that does not fit into the memory.
     """
     device, dtype = torch.device(plan.device), DTYPES[plan.dtype]
     tokens_in_all = _TOKENS_IN_ALL[plan.device]
@@ -111,7 +111,7 @@ def tuning_cases(plan: Plan) -> list[Case]:
     """A case a head dimension, for ``--tune``: 4096 tokens, or the longest of ``--tokens``.
 
     Raises:
-        UserError: one does not fit into the memory.
+        ExselError: one does not fit into the memory.
     """
     tokens = max(plan.tokens or (4096,))
     shapes = {shape.head_dim: shape for shape in plan.shapes or [SHAPES[name] for name in DEFAULT_SHAPES]}
@@ -233,8 +233,8 @@ def check_names(names: Collection[str], known: Collection[str], what: str) -> No
     """Check that all are known.
 
     Raises:
-        UserError: one is not.
+        ExselError: one is not.
     """
     for name in names:
         if name not in known:
-            raise UserError(f"{what}: no {name!r}: choose from {', '.join(known)}")
+            raise ExselError(f"{what}: no {name!r}: choose from {', '.join(known)}")

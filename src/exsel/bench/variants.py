@@ -9,7 +9,7 @@ from torch import nn
 
 from exsel.bench.plain_forms import PlainExclusive, PlainTemperature
 from exsel.config import ExclusiveConfig, SelectiveConfig
-from exsel.errors import UserError
+from exsel.errors import ExselError
 from exsel.models import SIZES, ExselConfig, ExselForCausalLM
 from exsel.models.modeling import ExselAttention
 
@@ -25,11 +25,11 @@ def check_sizes(names: Collection[str], flag: str) -> None:
     """Check that each is the name of a size.
 
     Raises:
-        UserError: one is not.
+        ExselError: one is not.
     """
     for name in names:
         if name not in SIZES:
-            raise UserError(f"{flag} {name}: blocks and models come in the sizes {', '.join(SIZES)}")
+            raise ExselError(f"{flag} {name}: blocks and models come in the sizes {', '.join(SIZES)}")
 
 
 def build(variant: str, size: str, *, layers: int | None = None) -> ExselForCausalLM:

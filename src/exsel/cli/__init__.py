@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 import exsel
-from exsel.errors import UserError, first_line
+from exsel.errors import ExselError, first_line
 
 #: Each command's module is ``exsel.cli.NAME`` with ``add_arguments(parser)`` and ``run(arguments) -> int``.
 COMMANDS = {
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = parser.parse_args(given, argparse.Namespace(given=given))
     try:
         code: int = importlib.import_module(f"exsel.cli.{parsed.command}").run(parsed)
-    except (UserError, ImportError) as error:
+    except (ExselError, ImportError) as error:
         print(f"exsel: {error}", file=sys.stderr)
         return 2
     except OSError as error:

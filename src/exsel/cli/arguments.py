@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from exsel.errors import UserError
+from exsel.errors import ExselError
 
 if TYPE_CHECKING:
     from exsel.training.settings import Settings, SizeDefaults
@@ -142,7 +142,7 @@ def build_settings(
         defaults: for what neither flag nor argument says; by default the model's.
 
     Raises:
-        UserError: a value that cannot work, an absent device, or a logger that is not installed.
+        ExselError: a value that cannot work, an absent device, or a logger that is not installed.
     """
     from exsel.config import ExclusiveConfig, SelectiveConfig
     from exsel.training.environment import can_compile, check_loggers, resolve_device
@@ -156,7 +156,7 @@ def build_settings(
     if dtype == "auto":
         dtype = "bfloat16" if device == "cuda" else "float32"
     if arguments.compile and not can_compile():
-        raise UserError(
+        raise ExselError(
             "--compile needs a C++ compiler (g++ or clang++), and there is none: install one or leave it out"
         )
     batch_size = arguments.batch_size if arguments.batch_size is not None else defaults.batch_size
@@ -205,12 +205,12 @@ def _mechanism(kind: Any, flag: str, pairs: Sequence[str]) -> Any:
     for pair in pairs:
         name, separator, text = pair.partition("=")
         if not separator:
-            raise UserError(f"--{flag} takes NAME=VALUE, got {pair!r}")
+            raise ExselError(f"--{flag} takes NAME=VALUE, got {pair!r}")
         values[name] = _value(text)
     try:
         return kind.from_dict(values)
     except ValueError as error:
-        raise UserError(f"--{flag}: {error}") from error
+        raise ExselError(f"--{flag}: {error}") from error
 
 
 def _value(text: str) -> Any:
@@ -241,15 +241,15 @@ def check_folder(folder: Path) -> None:
     """Check that an output folder is one, or can be made.
 
     Raises:
-        UserError: it is a file, or cannot be written.
+        ExselError: it is a file, or cannot be written.
     """
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"--out {folder} is a file: name a folder")
+        raise ExselError(f"--out {folder} is a file: name a folder")
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not existing.is_dir():
-        raise UserError(f"--out {folder} cannot be made: {existing} is a file")
+        raise ExselError(f"--out {folder} cannot be made: {existing} is a file")
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(f"--out {folder} cannot be written: no permission to write into {existing}")
+        raise ExselError(f"--out {folder} cannot be written: no permission to write into {existing}")
 
 
 def check_resumable(arguments: argparse.Namespace, is_ours: Callable[[Path], bool], writer: str) -> bool:
@@ -264,21 +264,21 @@ def check_resumable(arguments: argparse.Namespace, is_ours: Callable[[Path], boo
         Whether there is something to go on with.
 
     Raises:
-        UserError: both flags, nothing to resume, a folder that holds something and neither flag was given, or
+        ExselError: both flags, nothing to resume, a folder that holds something and neither flag was given, or
             something that is not ours, or one that cannot be written.
     """
     folder: Path = arguments.out
     if arguments.resume and arguments.overwrite:
-        raise UserError("--resume keeps what is there and --overwrite replaces it: give one of them")
+        raise ExselError("--resume keeps what is there and --overwrite replaces it: give one of them")
     check_folder(folder)
     if not folder.exists() or not any(folder.iterdir()):
         if arguments.resume:
-            raise UserError(f"--out {folder} holds nothing to resume: leave out --resume")
+            raise ExselError(f"--out {folder} holds nothing to resume: leave out --resume")
         return False
     if not is_ours(folder):
-        raise UserError(f"--out {folder} holds files that {writer} did not write: choose another folder")
+        raise ExselError(f"--out {folder} holds files that {writer} did not write: choose another folder")
     if not (arguments.resume or arguments.overwrite):
-        raise UserError(f"--out {folder} is not empty: add --resume to go on with it or --overwrite to replace it")
+        raise ExselError(f"--out {folder} is not empty: add --resume to go on with it or --overwrite to replace it")
     resume: bool = arguments.resume
     return resume
 
@@ -287,7 +287,7 @@ def check_output(arguments: argparse.Namespace) -> None:
     """Check the output folder, and change nothing.
 
     Raises:
-        UserError: it holds something and neither flag was given, it holds something that is not exsel's or not of
+        ExselError: it holds something and neither flag was given, it holds something that is not exsel's or not of
             this command, or it cannot be written.
     """
     from exsel.training.layout import is_comparison, is_run
@@ -297,7 +297,7 @@ def check_output(arguments: argparse.Namespace) -> None:
     goes_on = check_resumable(arguments, lambda folder: any(is_kind(folder) for is_kind in kinds.values()), "exsel")
     if goes_on and not kinds[arguments.command](folder):
         other = next(command for command, is_kind in kinds.items() if is_kind(folder))
-        raise UserError(f"--out {folder} was written by `exsel {other}`: resume it with that command")
+        raise ExselError(f"--out {folder} was written by `exsel {other}`: resume it with that command")
 
 
 def open_output(arguments: argparse.Namespace) -> Path:

@@ -117,18 +117,18 @@ def _plan(arguments: argparse.Namespace) -> Plan:
     """What the flags say.
 
     Raises:
-        UserError: something that is not known, not there or not a number.
+        ExselError: something that is not known, not there or not a number.
     """
     from exsel.bench.attention import DEFAULT_NAMES, NAMES
     from exsel.bench.cases import DTYPES, parse_shapes, parse_tokens
     from exsel.bench.session import SUBJECTS, Plan, check_names
-    from exsel.errors import UserError
+    from exsel.errors import ExselError
     from exsel.training.environment import resolve_device
 
     subjects = tuple(dict.fromkeys(arguments.subjects)) or SUBJECTS[:1]
     check_names(subjects, SUBJECTS, "exsel bench")
     if arguments.device == "mps":
-        raise UserError("--device mps: choose auto, cpu or cuda")
+        raise ExselError("--device mps: choose auto, cpu or cuda")
     device = resolve_device(arguments.device)
     if device == "mps":  # which auto found
         device = "cpu"
@@ -141,7 +141,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         names = tuple(name.strip() for name in arguments.contenders.split(","))
         check_names(names, NAMES, "--contenders")
     if arguments.rounds is not None and arguments.rounds < 1:
-        raise UserError(f"--rounds must be at least 1, got {arguments.rounds}")
+        raise ExselError(f"--rounds must be at least 1, got {arguments.rounds}")
     return Plan(
         subjects=subjects,
         device=device,
@@ -155,22 +155,22 @@ def _plan(arguments: argparse.Namespace) -> Plan:
 
 
 def _check_output(folder: Path, overwrite: bool) -> None:
-    from exsel.errors import UserError
+    from exsel.errors import ExselError
 
     check_folder(folder)
     if (folder / RESULTS).exists() and not overwrite:
-        raise UserError(f"--out {folder} holds results: choose another folder or add --overwrite")
+        raise ExselError(f"--out {folder} holds results: choose another folder or add --overwrite")
 
 
 def _tune(arguments: argparse.Namespace) -> int:
-    from exsel.errors import UserError
+    from exsel.errors import ExselError
     from exsel.training.environment import resolve_device
 
     path: Path = arguments.tune
     if resolve_device(arguments.device) != "cuda":
-        raise UserError("--tune times Triton's kernels on a GPU, and there is none: run it where --device cuda works")
+        raise ExselError("--tune times Triton's kernels on a GPU, and there is none: run it where --device cuda works")
     if path.is_dir() or not os.access(path.absolute().parent, os.W_OK):
-        raise UserError(f"--tune {path} cannot be written: name a file in a folder that exists")
+        raise ExselError(f"--tune {path} cannot be written: name a file in a folder that exists")
     plan = _plan(arguments)
 
     from exsel.bench.session import tuning_cases

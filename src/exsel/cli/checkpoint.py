@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exsel.errors import UserError, first_line
+from exsel.errors import ExselError, first_line
 from exsel.training.layout import MODEL, RUNS, checkpoints
 
 if TYPE_CHECKING:
@@ -16,29 +16,29 @@ def find_checkpoint(text: str) -> str:
     """The folder of a saved model: itself, the model of a run's folder, or its last checkpoint.
 
     Raises:
-        UserError: there is none.
+        ExselError: there is none.
     """
     folder = Path(text)
     if not folder.exists():
-        raise UserError(f"no such folder: {text}")
+        raise ExselError(f"no such folder: {text}")
     for candidate in (folder, folder / MODEL, *reversed(checkpoints(folder))):
         if (candidate / "config.json").is_file():
             return str(candidate)
     inner = sorted(str(path) for path in (folder / RUNS).glob("*") if path.is_dir())
     hint = f"; it holds several, such as {inner[0]}" if inner else ""
-    raise UserError(f"{text} holds no saved model (a folder with config.json){hint}")
+    raise ExselError(f"{text} holds no saved model (a folder with config.json){hint}")
 
 
 def find_model(text: str, flag: str = "") -> str:
     """The folder of a saved model as :func:`find_checkpoint`; what is no path is a name on the hub.
 
     Raises:
-        UserError: there is none, said of ``flag``.
+        ExselError: there is none, said of ``flag``.
     """
     if text and Path(text).exists():
         return find_checkpoint(text)
     if not text or text.startswith((".", "/", "~")):
-        raise UserError(f"{flag} {text}: no such folder".strip())
+        raise ExselError(f"{flag} {text}: no such folder".strip())
     return text
 
 
@@ -54,7 +54,7 @@ def load_checkpoint(
         causal, dtype: see :func:`exsel.training.loading.load_whole`.
 
     Raises:
-        UserError: none there, or a damaged one.
+        ExselError: none there, or a damaged one.
     """
     from transformers import AutoTokenizer
 
@@ -68,10 +68,12 @@ def load_checkpoint(
         home = model.peft_config[model.active_adapter].base_model_name_or_path
     try:
         tokenizer = AutoTokenizer.from_pretrained(home, trust_remote_code=False, local_files_only=is_offline(home))
+    except ExselError:
+        raise
     except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
         reason = first_line(error).rstrip(": ")
         hint = "" if causal else "; a model that reads no text goes to exsel.diagnose(model, batches) in Python"
-        raise UserError(f"{home} cannot be loaded: its tokenizer is damaged or missing ({reason}){hint}") from error
+        raise ExselError(f"{home} cannot be loaded: its tokenizer is damaged or missing ({reason}){hint}") from error
     return model.to(device).eval(), tokenizer
 
 
@@ -82,7 +84,7 @@ def read_context(text: str) -> int | None:
         text: see :func:`load_checkpoint` with ``causal=False``.
 
     Raises:
-        UserError: none there, or a damaged one.
+        ExselError: none there, or a damaged one.
     """
     from transformers import AutoConfig
 
@@ -96,10 +98,12 @@ def read_context(text: str) -> int | None:
     source = find_model(text)
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False, local_files_only=is_offline(source))
+    except ExselError:
+        raise
     except (OSError, ValueError, TypeError, KeyError) as error:
         if is_offline(source):
-            raise UserError(f"{text}: neither a folder with a saved model nor one on the hub") from error
-        raise UserError(f"{source} cannot be loaded: {first_line(error)}") from error
+            raise ExselError(f"{text}: neither a folder with a saved model nor one on the hub") from error
+        raise ExselError(f"{source} cannot be loaded: {first_line(error)}") from error
     return source_context(config)
 
 
@@ -107,8 +111,8 @@ def check_length(model: Any, tokens: int) -> None:
     """Check that a model with learned positions has as many; rotary ones go on for ever.
 
     Raises:
-        UserError: it has fewer.
+        ExselError: it has fewer.
     """
     limit = getattr(model.config, "max_position_embeddings", None)
     if limit is not None and getattr(model.config, "rope_parameters", None) is None and tokens > limit:
-        raise UserError(f"this model has positions for {limit} tokens, not for {tokens}: ask for fewer")
+        raise ExselError(f"this model has positions for {limit} tokens, not for {tokens}: ask for fewer")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exsel.cli.arguments import add_data_arguments, add_device_argument
-from exsel.errors import UserError
+from exsel.errors import ExselError
 
 if TYPE_CHECKING:
     from exsel.diagnostics import Diagnosis
@@ -95,17 +95,17 @@ def _check(arguments: argparse.Namespace) -> None:
     for name, least in (("seq_len", 2), ("max_sequences", 1), ("batch_size", 1)):
         value = getattr(arguments, name)
         if value is not None and value < least:
-            raise UserError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
+            raise ExselError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
     if arguments.text and arguments.data:
-        raise UserError("--text gives the text itself and --data says where it is: give one of them")
+        raise ExselError("--text gives the text itself and --data says where it is: give one of them")
     if any(not text.strip() for text in arguments.text):
-        raise UserError("--text is empty: give some text to read")
+        raise ExselError("--text is empty: give some text to read")
     check_folder(arguments.out)
     if arguments.out.exists() and any(arguments.out.iterdir()):
         if is_run(arguments.out) or is_comparison(arguments.out) or not layout.is_diagnosis(arguments.out):
-            raise UserError(f"--out {arguments.out} holds files that are no diagnosis: choose another folder")
+            raise ExselError(f"--out {arguments.out} holds files that are no diagnosis: choose another folder")
         if not arguments.overwrite:
-            raise UserError(f"--out {arguments.out} holds a diagnosis: add --overwrite to replace it")
+            raise ExselError(f"--out {arguments.out} holds a diagnosis: add --overwrite to replace it")
 
 
 def _diagnose(arguments: argparse.Namespace, text: str, context: int | None, device: str) -> Diagnosis:
@@ -130,8 +130,10 @@ def _diagnose(arguments: argparse.Namespace, text: str, context: int | None, dev
         tell = None if on_batch is None else lambda done, _: on_batch(done, len(batches))
         try:
             found = diagnose(model, batches, tokenizer=tokenizer, on_batch=tell)
+        except ExselError:
+            raise
         except ValueError as error:
-            raise UserError(f"{text} cannot be diagnosed: {first_line(error)}") from error
+            raise ExselError(f"{text} cannot be diagnosed: {first_line(error)}") from error
     return replace(
         found,
         model={**found.model, "name": text},
@@ -181,11 +183,11 @@ def _sequences(
 
 def _check_ids(rows: Sequence[Sequence[int]], model: Any) -> None:
     if not any(rows):
-        raise UserError("the text has no tokens: give some text to read")
+        raise ExselError("the text has no tokens: give some text to read")
     known = model.get_input_embeddings().weight.shape[0]
     highest = max(max(row) for row in rows if row)
     if highest >= known:
-        raise UserError(
+        raise ExselError(
             f"the tokenizer gives the id {highest} and the model has only {known} embeddings: they do "
             "not belong together"
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from exsel.cli.arguments import add_data_arguments, add_device_argument
-from exsel.errors import UserError
+from exsel.errors import ExselError
 
 _PICTURES = (".svg", ".png")
 
@@ -78,31 +78,31 @@ def _check(arguments: argparse.Namespace) -> None:
     for name in ("seq_len", "batch_size", "max_blocks", "samples", "limit"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+            raise ExselError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
     for name in ("seed", "num_fewshot"):
         value = getattr(arguments, name)
         if value is not None and value < 0:
-            raise UserError(f"--{name.replace('_', '-')} must be 0 or more, got {value}")
+            raise ExselError(f"--{name.replace('_', '-')} must be 0 or more, got {value}")
     for owner, names in {
         "passkey": ("depths", "samples", "seed", "picture"),
         "tasks": ("task_path", "num_fewshot", "limit"),
     }.items():
         given = [name for name in names if getattr(arguments, name) is not None]
         if given and getattr(arguments, owner) is None:
-            raise UserError(f"--{given[0].replace('_', '-')} belongs to --{owner}, which is not given: add it")
+            raise ExselError(f"--{given[0].replace('_', '-')} belongs to --{owner}, which is not given: add it")
     for name in ("json", "picture"):
         path = getattr(arguments, name)
         if path is not None and (path.is_dir() or not os.access(path.absolute().parent, os.W_OK)):
-            raise UserError(f"--{name} {path} cannot be written: name a file in a folder that exists")
+            raise ExselError(f"--{name} {path} cannot be written: name a file in a folder that exists")
     if arguments.picture is not None and arguments.picture.suffix not in _PICTURES:
-        raise UserError(f"--picture {arguments.picture}: its name must end with {' or '.join(_PICTURES)}")
+        raise ExselError(f"--picture {arguments.picture}: its name must end with {' or '.join(_PICTURES)}")
 
 
 def _numbers(flag: str, text: str, kind: type) -> list[Any]:
     try:
         return [kind(part) for part in text.split(",")]
     except ValueError:
-        raise UserError(f"--{flag} takes numbers separated by commas, got {text!r}") from None
+        raise ExselError(f"--{flag} takes numbers separated by commas, got {text!r}") from None
 
 
 def _loss(arguments: argparse.Namespace, model: Any, tokenizer: Any) -> dict[str, Any]:
@@ -128,7 +128,7 @@ def _loss(arguments: argparse.Namespace, model: Any, tokenizer: Any) -> dict[str
             model, blocks, batch_size=arguments.batch_size, device=model.device, on_batch=on_batch
         )
     if not math.isfinite(evaluation.loss):
-        raise UserError(f"the loss of {arguments.checkpoint} is {evaluation.loss}: its weights are of no use")
+        raise ExselError(f"the loss of {arguments.checkpoint} is {evaluation.loss}: its weights are of no use")
     numbers = {
         "loss": evaluation.loss,
         "perplexity": evaluation.perplexity,

@@ -23,18 +23,18 @@ def run(arguments: argparse.Namespace) -> int:
     """Load, and print the prompt with its continuation as it comes."""
     import sys
 
-    from exsel.errors import UserError, require_all
+    from exsel.errors import ExselError, require_all
 
     require_all("models")
     if arguments.max_new_tokens < 1:
-        raise UserError(f"--max-new-tokens must be at least 1, got {arguments.max_new_tokens}")
+        raise ExselError(f"--max-new-tokens must be at least 1, got {arguments.max_new_tokens}")
     if not arguments.greedy and not (arguments.temperature > 0 and 0 < arguments.top_p <= 1):
-        raise UserError("--temperature must be positive and --top-p lie in (0, 1]; --greedy takes the likeliest token")
+        raise ExselError("--temperature must be positive and --top-p lie in (0, 1]; --greedy takes the likeliest token")
     prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
     if not 0 <= arguments.seed < 2**32:
-        raise UserError(f"--seed must lie between 0 and 2**32 - 1, got {arguments.seed}")
+        raise ExselError(f"--seed must lie between 0 and 2**32 - 1, got {arguments.seed}")
     if not prompt:
-        raise UserError("--prompt is empty: give some text to continue")
+        raise ExselError("--prompt is empty: give some text to continue")
 
     import torch
     from transformers import TextStreamer, set_seed

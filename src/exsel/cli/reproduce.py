@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exsel.cli.arguments import add_device_argument, check_resumable, parse_seeds, resume_command
-from exsel.errors import UserError, require_all
+from exsel.errors import ExselError, require_all
 from exsel.reproduction.catalogue import EXPERIMENTS, select
 from exsel.reproduction.experiment import BUDGETS, Budget, Record
 
@@ -80,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
         except running.Stopped as stop:
             print(f"\nstopped in {experiment.name}; go on with:\n  {resume_command(arguments.given)}", flush=True)
             return 128 + stop.signal
-        except (UserError, ImportError) as error:
+        except (ExselError, ImportError) as error:
             warn(f"{experiment.name} could not be run: {error}")
             failed.append(experiment.name)
         print()
@@ -101,21 +101,21 @@ def _plan(arguments: argparse.Namespace) -> Plan:
     """What the flags say.
 
     Raises:
-        UserError: an absent device, data that is not there, or seeds that are none.
+        ExselError: an absent device, data that is not there, or seeds that are none.
     """
     from exsel.data.files import find_files, is_local
     from exsel.reproduction.running import SEEDS, Plan
     from exsel.training.environment import resolve_device
 
     if arguments.device == "mps":
-        raise UserError("--device mps: choose auto, cpu or cuda")
+        raise ExselError("--device mps: choose auto, cpu or cuda")
     device = resolve_device(arguments.device)
     if device == "mps":  # which auto found
         device = "cpu"
     budget: Budget = arguments.budget or ("gpu" if device == "cuda" else "cpu")
     seeds = SEEDS[budget] if arguments.seeds is None else tuple(arguments.seeds)
     if len(set(seeds)) < len(seeds) or not all(0 <= seed < 2**32 for seed in seeds):
-        raise UserError(f"--seeds must be different numbers from 0 to 2**32 - 1, got {', '.join(map(str, seeds))}")
+        raise ExselError(f"--seeds must be different numbers from 0 to 2**32 - 1, got {', '.join(map(str, seeds))}")
     find_files([name for name in arguments.data if is_local(name)])
     return Plan(
         budget=budget,

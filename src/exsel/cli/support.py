@@ -18,12 +18,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the table; 1 where an upgraded model is wrong."""
-    from exsel.errors import UserError, require_all
+    from exsel.errors import ExselError, require_all
 
     require_all("models")
     surveys = arguments.all or arguments.types is not None
     if surveys == (arguments.model is not None):
-        raise UserError("give a MODEL, or --all or --types for the types of models that transformers has")
+        raise ExselError("give a MODEL, or --all or --types for the types of models that transformers has")
     return _survey(arguments) if surveys else _one(arguments)
 
 
@@ -32,16 +32,18 @@ def _one(arguments: argparse.Namespace) -> int:
     import torch
     from transformers import AutoConfig, AutoModel
 
-    from exsel.errors import UserError, first_line
+    from exsel.errors import ExselError, first_line
     from exsel.files import write_json
     from exsel.upgrading import support, wrapping
 
     if arguments.model.startswith(("/", ".")) and not Path(arguments.model).exists():
-        raise UserError(f"no such folder: {arguments.model}")
+        raise ExselError(f"no such folder: {arguments.model}")
     try:
         config = AutoConfig.from_pretrained(arguments.model, trust_remote_code=False)
+    except ExselError:
+        raise
     except (OSError, ValueError) as error:
-        raise UserError(f"{arguments.model} cannot be read: {first_line(error)}") from error
+        raise ExselError(f"{arguments.model} cannot be read: {first_line(error)}") from error
     model_class = wrapping.model_class_of(config)
     with torch.device("meta"):
         model = AutoModel.from_config(config) if model_class is None else model_class(config)
@@ -63,7 +65,7 @@ def _survey(arguments: argparse.Namespace) -> int:
     from rich.table import Table
     from transformers.utils import logging as transformers_logging
 
-    from exsel.errors import UserError
+    from exsel.errors import ExselError
     from exsel.files import write_json
     from exsel.survey.outcomes import OUTCOMES
     from exsel.survey.records import Record, survey
@@ -73,7 +75,7 @@ def _survey(arguments: argparse.Namespace) -> int:
     chosen = known if arguments.types is None else [name.strip() for name in arguments.types.split(",")]
     for name in chosen:
         if name not in known:
-            raise UserError(f"transformers {transformers.__version__} has no model type {name!r}")
+            raise ExselError(f"transformers {transformers.__version__} has no model type {name!r}")
     transformers_logging.set_verbosity_error()
     records: list[Record] = []
     with Progress(console=Console(stderr=True), transient=True) as progress:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exsel.cli.arguments import add_training_arguments
-from exsel.errors import UserError, require_all
+from exsel.errors import ExselError, require_all
 
 if TYPE_CHECKING:
     from exsel.data import PackedData
@@ -90,7 +90,7 @@ def _fine_tuning_settings(arguments: argparse.Namespace) -> Settings:
     """What the flags and the model to begin with say.
 
     Raises:
-        UserError: flags that contradict each other or the model, or no such model.
+        ExselError: flags that contradict each other or the model, or no such model.
     """
     from exsel.cli.arguments import build_settings
     from exsel.training.finetuning import read_source, source_context, source_variant
@@ -98,7 +98,7 @@ def _fine_tuning_settings(arguments: argparse.Namespace) -> Settings:
 
     for flag, value in (("model", arguments.model), ("tokenizer", arguments.tokenizer)):
         if value is not None:
-            raise UserError(f"--{flag} is of a new model, and --from begins with one that has its own: leave one out")
+            raise ExselError(f"--{flag} is of a new model, and --from begins with one that has its own: leave one out")
     source = _find_source(arguments)
     config = read_source(source)
     has = source_variant(config)
@@ -106,7 +106,7 @@ def _fine_tuning_settings(arguments: argparse.Namespace) -> Settings:
     if variant == has:
         for mechanism in VARIANTS[has]:
             if getattr(arguments, mechanism):
-                raise UserError(f"--from {source} is {has} already and stays as it is: leave out --{mechanism}")
+                raise ExselError(f"--from {source} is {has} already and stays as it is: leave out --{mechanism}")
     context = source_context(config)
     defaults = replace(FINE_TUNING, seq_len=min(FINE_TUNING.seq_len, context or FINE_TUNING.seq_len))
     return build_settings(
@@ -127,5 +127,5 @@ def _find_source(arguments: argparse.Namespace) -> str:
     text: str = arguments.source
     source = find_model(text, "--from")
     if Path(text).exists() and Path(source).resolve().is_relative_to(arguments.out.resolve()):
-        raise UserError(f"--from {text} lies in --out {arguments.out}, which this run writes: choose another --out")
+        raise ExselError(f"--from {text} lies in --out {arguments.out}, which this run writes: choose another --out")
     return source

@@ -15,7 +15,7 @@ from datasets.exceptions import DatasetGenerationError
 
 from exsel.data.documents import FEATURES, Row, rows_of, rows_to_dataset
 from exsel.data.progress import no_progress_bars
-from exsel.errors import UserError
+from exsel.errors import ExselError
 
 TEXT_SUFFIXES = frozenset(
     {".txt", ".text", ".md", ".rst", ".tex", ".html", ".xml", ".py", ".c", ".h", ".cc", ".cpp", ".hpp", ".cu"}
@@ -53,7 +53,7 @@ def find_files(specs: Sequence[str]) -> list[Path]:
     is named itself may also have no suffix and is then text. A file named twice counts once.
 
     Raises:
-        UserError: something is missing, empty, of an unsupported type, or a folder holds nothing to read.
+        ExselError: something is missing, empty, of an unsupported type, or a folder holds nothing to read.
     """
     found: dict[Path, Path] = {}
     for spec in specs:
@@ -67,11 +67,11 @@ def load_files(files: Sequence[Path], text_field: str) -> Dataset:
     """Read the documents of files (rows as in `exsel.data.documents`), memory-mapped if the files are large.
 
     Raises:
-        UserError: see `read_rows`; also when no document holds any text.
+        ExselError: see `read_rows`; also when no document holds any text.
     """
     # Before all else, since `datasets` cannot write a data set without rows.
     if next(read_rows(files, text_field), None) is None:
-        raise UserError(f"no text in {', '.join(str(file) for file in files[:3])}: every document is empty")
+        raise ExselError(f"no text in {', '.join(str(file) for file in files[:3])}: every document is empty")
     if sum(file.stat().st_size for file in files) <= IN_MEMORY_BYTES:
         return rows_to_dataset(read_rows(files, text_field))
     return _load_memory_mapped(files, text_field)
@@ -83,7 +83,7 @@ def read_rows(files: Sequence[Path], text_field: str) -> Iterator[Row]:
     Empty documents and rows with a null are left out.
 
     Raises:
-        UserError: a file cannot be read or decoded (names the byte), lacks the field (names those it has), or
+        ExselError: a file cannot be read or decoded (names the byte), lacks the field (names those it has), or
             holds something other than text in it.
     """
     for file in files:
@@ -95,7 +95,7 @@ def read_rows(files: Sequence[Path], text_field: str) -> Iterator[Row]:
             else:
                 yield from _read_text(file)
         except OSError as error:
-            raise UserError(f"{file} cannot be read: {error.strerror or error}") from error
+            raise ExselError(f"{file} cannot be read: {error.strerror or error}") from error
 
 
 def _matches(spec: str) -> list[Path]:
@@ -103,11 +103,11 @@ def _matches(spec: str) -> list[Path]:
     if path.exists():
         return [path]
     if not glob.has_magic(spec):
-        raise UserError(f"no such file or folder: {spec}")
+        raise ExselError(f"no such file or folder: {spec}")
     # Path.glob takes no absolute patterns.
     matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207
     if not matches:
-        raise UserError(f"nothing matches {spec}")
+        raise ExselError(f"nothing matches {spec}")
     # `**` matches folders and their files: the files suffice, unless there are folders alone.
     return [match for match in matches if match.is_file()] or matches
 
@@ -122,17 +122,17 @@ def _files_in(folder: Path) -> list[Path]:
         and not any(part.startswith(".") for part in file.relative_to(folder).parts)
     ]
     if not files:
-        raise UserError(f"{folder} holds no text, .jsonl or .parquet file")
+        raise ExselError(f"{folder} holds no text, .jsonl or .parquet file")
     return files
 
 
 def _checked(file: Path) -> Path:
     if _kind(file) is None:
-        raise UserError(
+        raise ExselError(
             f"{file}: files of type {file.suffix} are not supported; use .jsonl, .parquet or text ({_some_suffixes()})"
         )
     if file.stat().st_size == 0:
-        raise UserError(f"{file} is empty")
+        raise ExselError(f"{file} is empty")
     return file
 
 
@@ -153,7 +153,7 @@ def _decode(data: bytes, file: Path, offset: int) -> str:
     try:
         return data.decode()
     except UnicodeDecodeError as error:
-        raise UserError(
+        raise ExselError(
             f"{file} is not UTF-8 text: byte {offset + error.start} is 0x{data[error.start]:02x}; "
             f"convert the file (iconv -f latin1 -t utf-8, for example) or leave it out"
         ) from error
@@ -205,9 +205,9 @@ def _json_text(line: str, place: str, text_field: str) -> str | None:
     try:
         row: Any = json.loads(line)
     except json.JSONDecodeError as error:
-        raise UserError(f"{place} is not JSON: {error.msg} at column {error.colno}") from error
+        raise ExselError(f"{place} is not JSON: {error.msg} at column {error.colno}") from error
     if not isinstance(row, dict):
-        raise UserError(f"{place} is not a JSON object but {_type_name(row)}")
+        raise ExselError(f"{place} is not a JSON object but {_type_name(row)}")
     if text_field not in row:
         raise missing_field(place, text_field, list(row))
     text = check_text(row[text_field], place, text_field)
@@ -215,7 +215,7 @@ def _json_text(line: str, place: str, text_field: str) -> str | None:
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise UserError(f"{place}: field {text_field!r} holds half a surrogate pair, which is no text") from error
+            raise ExselError(f"{place}: field {text_field!r} holds half a surrogate pair, which is no text") from error
     return text
 
 
@@ -228,21 +228,21 @@ def _read_parquet(file: Path, text_field: str) -> Iterator[str | None]:
             kind = schema.field(text_field).type
             values = kind.value_type if pa.types.is_dictionary(kind) else kind
             if not (pa.types.is_string(values) or pa.types.is_large_string(values) or pa.types.is_string_view(values)):
-                raise UserError(f"{file}: field {text_field!r} holds {kind}, not text: choose one with --text-field")
+                raise ExselError(f"{file}: field {text_field!r} holds {kind}, not text: choose one with --text-field")
             for batch in parquet.iter_batches(_PARQUET_ROWS, columns=[text_field]):
                 yield from batch.column(0).to_pylist()
     except pa.ArrowInvalid as error:
-        raise UserError(f"{file} is not a readable Parquet file: {str(error).splitlines()[0]}") from error
+        raise ExselError(f"{file} is not a readable Parquet file: {str(error).splitlines()[0]}") from error
     except UnicodeDecodeError as error:
-        raise UserError(
+        raise ExselError(
             f"{file}: field {text_field!r} holds a value that is not UTF-8: byte {error.start} of it is "
             f"0x{error.object[error.start]:02x}"
         ) from error
 
 
-def missing_field(place: str, text_field: str, fields: Sequence[str]) -> UserError:
+def missing_field(place: str, text_field: str, fields: Sequence[str]) -> ExselError:
     """The error for a row or file without the text field: names the fields there are."""
-    return UserError(
+    return ExselError(
         f"{place} has no field {text_field!r}: choose one of {', '.join(sorted(fields))} with --text-field"
     )
 
@@ -251,7 +251,7 @@ def check_text(value: object, place: str, text_field: str) -> str | None:
     """Pass on the value of a text field, which must be a string or null."""
     if value is None or isinstance(value, str):
         return value
-    raise UserError(
+    raise ExselError(
         f"{place}: field {text_field!r} holds {_type_name(value)}, not text: choose a field with --text-field"
     )
 
@@ -281,7 +281,7 @@ def _load_memory_mapped(files: Sequence[Path], text_field: str) -> Dataset:
                 writer_batch_size=_WRITE_ROWS,
             )
     except DatasetGenerationError as error:
-        if isinstance(error.__cause__, UserError):
+        if isinstance(error.__cause__, ExselError):
             raise error.__cause__ from None
         raise
 

@@ -14,7 +14,7 @@ from exsel.data.files import check_text, missing_field
 from exsel.data.hub_access import reason_unavailable
 from exsel.data.progress import no_progress_bars
 from exsel.data.splitting import is_validation, key_of
-from exsel.errors import UserError, first_line
+from exsel.errors import ExselError, first_line
 
 _SPEC = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(:(?P<config>[\w.-]+))?")
 _VALIDATION_SPLITS = ("validation", "valid", "val", "dev", "test")
@@ -34,7 +34,7 @@ class StreamedDocuments:
         """Yield the documents that are kept and not empty.
 
         Raises:
-            UserError: a row has no text field, or something other than text in it.
+            ExselError: a row has no text field, or something other than text in it.
         """
         for row in self.stream:
             if self.text_field not in row:
@@ -56,11 +56,11 @@ def open_hub(spec: str, text_field: str) -> tuple[StreamedDocuments, StreamedDoc
         by the hash of each document's content (5% validate).
 
     Raises:
-        UserError: the data set cannot be loaded, or does not have the field.
+        ExselError: the data set cannot be loaded, or does not have the field.
     """
     match = _SPEC.fullmatch(spec)
     if match is None:
-        raise UserError(
+        raise ExselError(
             f"{spec!r} is neither a file, folder or glob nor a data set: use a path, name or name:configuration"
         )
     reason = reason_unavailable(match["name"], "dataset")
@@ -87,7 +87,7 @@ def open_stream(
         keep="all" if separate else "validation",
     )
     if next(iter(train), None) is None:
-        raise UserError(f"{label}: split {first!r} holds no text in field {text_field!r}")
+        raise ExselError(f"{label}: split {first!r} holds no text in field {text_field!r}")
     return train, validation
 
 
@@ -100,5 +100,5 @@ def _load(path: str, config: str | None, label: str) -> IterableDatasetDict:
         raise _not_loaded(label, first_line(error)) from error
 
 
-def _not_loaded(label: str, reason: str) -> UserError:
-    return UserError(f"no file or folder {label}, and no Hugging Face data set could be loaded by that name: {reason}")
+def _not_loaded(label: str, reason: str) -> ExselError:
+    return ExselError(f"no file or folder {label}, and no Hugging Face data set could be loaded by that name: {reason}")

@@ -18,7 +18,7 @@ from exsel.data.passkey import is_passkey, passkey_documents
 from exsel.data.splitting import Side, split_by_content, split_by_name, whole
 from exsel.data.standard_library import corpus_name, read_standard_library
 from exsel.data.tokenization import Encoder, load_tokenizer, vocabulary_size
-from exsel.errors import UserError
+from exsel.errors import ExselError
 
 # How much of a stream validates (or is evaluated) where the caller sets no limit.
 _STREAM_VALIDATION_TOKENS = 2**20
@@ -86,7 +86,7 @@ def load_data(
             stream, the first ones; by default a million tokens).
 
     Raises:
-        UserError: the data or the tokenizer cannot be used as named, or there is less text than one block.
+        ExselError: the data or the tokenizer cannot be used as named, or there is less text than one block.
     """
     packing = _check_packing(seq_len, pack)
     specs = _check_specs(data)
@@ -152,12 +152,12 @@ def load_evaluation_data(
         The blocks and their description, in which the documents count as validation.
 
     Raises:
-        UserError: as `load_data`.
+        ExselError: as `load_data`.
     """
     packing = _check_packing(seq_len, pack)
     specs = _check_specs(data)
     if tokenizer.eos_token_id is None:
-        raise UserError("the tokenizer has no end-of-text token, which must end each document: set its eos_token")
+        raise ExselError("the tokenizer has no end-of-text token, which must end each document: set its eos_token")
     encoder = Encoder(tokenizer)
     if _is_stream(specs):
         side = _begin_of_stream(open_hub(specs[0], text_field)[1], encoder, seq_len, max_blocks)
@@ -186,19 +186,19 @@ def load_evaluation_data(
 
 def _check_packing(seq_len: int, pack: str) -> Pack:
     if seq_len < 2:
-        raise UserError(f"a block needs at least 2 tokens, not {seq_len}: choose a longer --seq-len")
+        raise ExselError(f"a block needs at least 2 tokens, not {seq_len}: choose a longer --seq-len")
     if pack not in get_args(Pack):
-        raise UserError(f"no packing is called {pack!r}: choose one of {', '.join(get_args(Pack))}")
+        raise ExselError(f"no packing is called {pack!r}: choose one of {', '.join(get_args(Pack))}")
     return cast(Pack, pack)
 
 
 def _check_specs(data: str | Sequence[str]) -> tuple[str, ...]:
     specs = (data,) if isinstance(data, str) else tuple(data)
     if "" in specs:
-        raise UserError("--data got an empty value: name a file, a folder, a glob or a Hugging Face data set")
+        raise ExselError("--data got an empty value: name a file, a folder, a glob or a Hugging Face data set")
     streams = [spec for spec in specs if not (is_passkey(spec) or is_local(spec))]
     if streams and len(specs) > 1:
-        raise UserError(
+        raise ExselError(
             f"no such file or folder: {streams[0]} (and a Hugging Face data set cannot be mixed with other data)"
         )
     return specs
@@ -232,7 +232,7 @@ def _begin_of_stream(documents: StreamedDocuments, encoder: Encoder, seq_len: in
         if tokens >= wanted:
             break
     if not rows:
-        raise UserError(f"{documents.name} holds no text to validate on: give more data")
+        raise ExselError(f"{documents.name} holds no text to validate on: give more data")
     # The last batch may have ended inside a document.
     rows[-1] = (rows[-1][0], True)
     return whole(rows_to_dataset(rows))
@@ -240,7 +240,7 @@ def _begin_of_stream(documents: StreamedDocuments, encoder: Encoder, seq_len: in
 
 def _check_length(side: str, seq_len: int, tokens: int) -> None:
     if tokens < seq_len:
-        raise UserError(
+        raise ExselError(
             f"a sequence of {seq_len} tokens is longer than the {side} data, which has {tokens}: "
             f"choose a shorter --seq-len or give more data"
         )

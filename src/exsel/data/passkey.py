@@ -16,7 +16,7 @@ from typing import Self
 from transformers import PreTrainedTokenizerBase
 
 from exsel.data.tokenization import Encoder
-from exsel.errors import UserError
+from exsel.errors import ExselError
 
 NAME = "passkey"
 _FILLER = ("The grass is green. ", "The sky is blue. ", "The sun is yellow. ", "Here we go. ", "There and back again. ")
@@ -58,20 +58,20 @@ class PasskeyOptions:
         """Read a ``--data`` value.
 
         Raises:
-            UserError: an option that there is not, or a value that is not a whole number or too small.
+            ExselError: an option that there is not, or a value that is not a whole number or too small.
         """
         values: dict[str, int] = {}
         names = [field.name for field in fields(cls)]
         for pair in filter(None, spec.partition(":")[2].split(",")):
             name, _, text = pair.partition("=")
             if name not in names or not text.isdecimal() or name in values:
-                raise UserError(
+                raise ExselError(
                     f"--data {spec}: {pair!r} is not understood; give each of {', '.join(names)} once at most, as in "
                     f"{NAME}:length=256,count=2000"
                 )
             values[name] = int(text)
             if values[name] < 1 and name != "seed":
-                raise UserError(f"--data {spec}: {name} must be at least 1")
+                raise ExselError(f"--data {spec}: {name} must be at least 1")
         return cls(**values)
 
 
@@ -89,7 +89,7 @@ def passkey_documents(spec: str, tokenizer: PreTrainedTokenizerBase, seq_len: in
         seq_len: the length where the value names none: each block then holds one document.
 
     Raises:
-        UserError: the value or its length cannot be, or the tokenizer cannot write digits.
+        ExselError: the value or its length cannot be, or the tokenizer cannot write digits.
     """
     options = PasskeyOptions.parse(spec)
     chance = random.Random(options.seed)
@@ -133,7 +133,7 @@ def fit_documents(
             fewer, since no filler gives exactly as many.
 
     Raises:
-        UserError: the length is too short for the key and the question, or the tokenizer cannot write digits.
+        ExselError: the length is too short for the key and the question, or the tokenizer cannot write digits.
     """
     _check_tokenizer(tokenizer)
     encoder = Encoder(tokenizer)
@@ -148,7 +148,7 @@ def _fit(wanted: Sequence[tuple[str, float]], encoder: Encoder, tokens: int) -> 
     counts = _count(best, encoder)
     shortest = max(counts)
     if shortest > tokens:
-        raise UserError(
+        raise ExselError(
             f"a length of {tokens + 1} tokens is too short for a passkey: the key, the question and the end take "
             f"{shortest + 1} with this tokenizer; choose a longer one"
         )
@@ -177,7 +177,7 @@ def _check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
     for key in ("12345", "67890"):
         ids, _ = Encoder(tokenizer)([(f" {key}", False)])
         if key not in tokenizer.decode(ids.tolist()):
-            raise UserError(
+            raise ExselError(
                 "this tokenizer cannot write the digits of a passkey: it makes something else of them; "
                 "choose one with all ten digits"
             )

@@ -7,7 +7,7 @@ import sysconfig
 import tokenize
 from pathlib import Path
 
-from exsel.errors import UserError
+from exsel.errors import ExselError
 
 _EXCLUDED_FOLDERS = frozenset(
     {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
@@ -34,7 +34,7 @@ def read_standard_library(root: Path | None = None) -> dict[str, str]:
         installed packages, generated and empty files are left out.
 
     Raises:
-        UserError: the interpreter has no source files (a zipped or a stripped installation), or one cannot be read.
+        ExselError: the interpreter has no source files (a zipped or a stripped installation), or one cannot be read.
     """
     root = Path(sysconfig.get_paths()["stdlib"]) if root is None else root
     documents: dict[str, str] = {}
@@ -47,9 +47,9 @@ def read_standard_library(root: Path | None = None) -> dict[str, str]:
             with tokenize.open(path) as file:
                 text = file.read()
         except (OSError, SyntaxError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}, of the Python standard library, cannot be read: {error}") from error
+            raise ExselError(f"{path}, of the Python standard library, cannot be read: {error}") from error
         if text:
             documents[name] = text
     if not documents:
-        raise UserError(f"this Python has no standard library source under {root}: name a text with --data instead")
+        raise ExselError(f"this Python has no standard library source under {root}: name a text with --data instead")
     return documents

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerBase, 
 
 from exsel.data.documents import Row
 from exsel.data.hub_access import reason_unavailable
-from exsel.errors import UserError, first_line
+from exsel.errors import ExselError, first_line
 
 # In this order: what the tokenizers of known models call the token that ends a text.
 _END_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]")
@@ -26,14 +26,14 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
             folder with a tokenizer, or the name of one on the Hugging Face hub. Code from a hub is never run.
 
     Raises:
-        UserError: there is no such tokenizer, or it has no end-of-text token.
+        ExselError: there is no such tokenizer, or it has no end-of-text token.
     """
     if name == "bytes":
         return ByT5Tokenizer(extra_ids=0)
     path = Path(name).expanduser()
     tokenizer = _load_file(path) if path.suffix == ".json" else _load_by_name(name, path)
     if tokenizer.eos_token_id is None:
-        raise UserError(
+        raise ExselError(
             f"the tokenizer {name!r} has no end-of-text token, which must end each document: "
             f"set eos_token in its tokenizer_config.json"
         )
@@ -88,7 +88,7 @@ class Encoder:
 
 def _load_by_name(name: str, path: Path) -> PreTrainedTokenizerBase:
     if name.startswith((".", "/", "~")) and not path.exists():
-        raise UserError(f"no such tokenizer file or folder: {name}")
+        raise ExselError(f"no such tokenizer file or folder: {name}")
     reason = None if path.exists() else reason_unavailable(name, "model")
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
@@ -97,8 +97,10 @@ def _load_by_name(name: str, path: Path) -> PreTrainedTokenizerBase:
             # One that was loaded before works without the hub.
             local_files_only=reason is not None,
         )
+    except ExselError:
+        raise
     except (OSError, ValueError) as error:
-        raise UserError(
+        raise ExselError(
             f"cannot load the tokenizer {name!r} (bytes, a file, a folder or a name on the Hugging Face hub): "
             f"{reason or first_line(error)}"
         ) from error
@@ -107,14 +109,14 @@ def _load_by_name(name: str, path: Path) -> PreTrainedTokenizerBase:
 
 def _load_file(path: Path) -> PreTrainedTokenizerBase:
     if not path.is_file():
-        raise UserError(f"no such tokenizer file: {path}")
+        raise ExselError(f"no such tokenizer file: {path}")
     if path.name == "tokenizer.json" and path.with_name("tokenizer_config.json").is_file():
         # The folder knows the special tokens, the file alone does not.
         return load_tokenizer(str(path.parent))
     try:
         tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path))
     except Exception as error:  # `tokenizers` raises plain Exception for a file that it cannot read
-        raise UserError(f"{path} is not a tokenizer file of the `tokenizers` library: {first_line(error)}") from error
+        raise ExselError(f"{path} is not a tokenizer file of the `tokenizers` library: {first_line(error)}") from error
     names = tokenizer.get_vocab()
     tokenizer.eos_token = next((name for name in _END_NAMES if name in names), None)
     return tokenizer

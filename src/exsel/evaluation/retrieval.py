@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from exsel.data.passkey import PasskeyDocument, fit_documents, random_key
 from exsel.data.tokenization import Encoder
-from exsel.errors import UserError
+from exsel.errors import ExselError
 
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 SAMPLES = 20
@@ -113,8 +113,8 @@ def passkey(
         on_batch: told (documents done, documents in all).
 
     Raises:
-        UserError: a length beyond the model's learned positions or too short for the key and the question, a depth that
-            is none, nothing to ask, a tokenizer that cannot write digits, or a model that gives no numbers.
+        ExselError: a length beyond the model's learned positions or too short for the key and the question, a depth
+            that is none, nothing to ask, a tokenizer that cannot write digits, or a model that gives no numbers.
     """
     _check(model, lengths, depths, samples, batch_size)
     questions = _questions(tokenizer, lengths, depths, samples, seed)
@@ -146,17 +146,19 @@ def _check(
 ) -> None:
     for what, values in (("lengths", lengths), ("depths", depths)):
         if not values or len(set(values)) < len(values):
-            raise UserError(f"passkey {what} must be given, each once, got {list(values)}")
+            raise ExselError(f"passkey {what} must be given, each once, got {list(values)}")
     for depth in depths:
         if not (math.isfinite(depth) and 0 <= depth <= 1):
-            raise UserError(f"a passkey depth lies between 0 (before the text) and 1 (after it), got {depth}")
+            raise ExselError(f"a passkey depth lies between 0 (before the text) and 1 (after it), got {depth}")
     if samples < 1 or batch_size < 1:
-        raise UserError(f"passkey samples and batch_size must be at least 1, got {samples} and {batch_size}")
+        raise ExselError(f"passkey samples and batch_size must be at least 1, got {samples} and {batch_size}")
     config: Any = model.config
     limit = getattr(config, "max_position_embeddings", None)
     # Rotary positions go on for ever, learned ones do not.
     if limit is not None and getattr(config, "rope_parameters", None) is None and max(lengths) > limit:
-        raise UserError(f"this model has positions for {limit} tokens, not for {max(lengths)}: ask for shorter lengths")
+        raise ExselError(
+            f"this model has positions for {limit} tokens, not for {max(lengths)}: ask for shorter lengths"
+        )
 
 
 def _questions(
@@ -178,7 +180,7 @@ def _encode(document: PasskeyDocument, tokenizer: PreTrainedTokenizerBase) -> tu
     ids, (size, _) = Encoder(tokenizer)([(document.prompt, False), (document.text, False)])
     prompt, whole = ids[:size].tolist(), ids[size:].tolist()
     if whole[:size] != prompt:
-        raise UserError(
+        raise ExselError(
             "this tokenizer makes one token of the question's end and the key's beginning, so that the key cannot be "
             "asked for: choose one that splits words"
         )
@@ -216,5 +218,5 @@ def _likeliest(model: torch.nn.Module, input_ids: Tensor, mask: Tensor | None, f
     logits: Tensor = model(**arguments).logits[:, -kept:]
     if logits.isnan().any():
         # They would have a largest one, and look like keys that were not found.
-        raise UserError("the model gives logits that are no numbers: its weights are of no use")
+        raise ExselError("the model gives logits that are no numbers: its weights are of no use")
     return logits.argmax(-1).cpu()

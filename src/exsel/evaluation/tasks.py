@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 from exsel.data.hub_access import reason_unavailable
 from exsel.data.progress import no_progress_bars
-from exsel.errors import UserError, first_line
+from exsel.errors import ExselError, first_line
 
 #: Named sets: of each task the metrics that count.
 TASK_SETS: Mapping[str, Mapping[str, tuple[str, ...]]] = MappingProxyType(
@@ -115,14 +115,14 @@ def load_tasks(names: Sequence[str], *, task_path: Path | None = None) -> Loaded
             Python code that lies beside them.
 
     Raises:
-        UserError: no such task or folder, documents that cannot be loaded, or a task that runs code that a model writes
-            or needs more than text.
+        ExselError: no such task or folder, documents that cannot be loaded, or a task that runs code that a model
+            writes or needs more than text.
     """
     if task_path is not None and not task_path.is_dir():
-        raise UserError(f"--task-path {task_path}: no such folder")
+        raise ExselError(f"--task-path {task_path}: no such folder")
     wanted = list(dict.fromkeys(task for name in names for task in TASK_SETS.get(name, [name])))
     if not wanted or "" in wanted:
-        raise UserError("--tasks names nothing to evaluate: give names of tasks, separated by commas")
+        raise ExselError("--tasks names nothing to evaluate: give names of tasks, separated by commas")
     with _quiet():
         manager = _manager(wanted, task_path)
         tasks: dict[str, Any] = {}
@@ -133,9 +133,9 @@ def load_tasks(names: Sequence[str], *, task_path: Path | None = None) -> Loaded
             groups |= found.get("groups", {})
     for name, task in tasks.items():
         if getattr(task, "UNSAFE_CODE", False):
-            raise UserError(f"--tasks {name}: the task runs code that the model writes, which exsel does not do")
+            raise ExselError(f"--tasks {name}: the task runs code that the model writes, which exsel does not do")
         if getattr(task, "MULTIMODAL", False):
-            raise UserError(f"--tasks {name}: the task shows images or sounds, and these models read text alone")
+            raise ExselError(f"--tasks {name}: the task shows images or sounds, and these models read text alone")
     sets = [TASK_SETS[name] for name in names if name in TASK_SETS]
     metrics = {
         task: frozenset(metric for own in sets for metric in own.get(task, ()))
@@ -169,7 +169,7 @@ def evaluate_tasks(
         batch_size: continuations at a time.
 
     Raises:
-        UserError: an answer that is longer than the model's context, or a model that gives no numbers.
+        ExselError: an answer that is longer than the model's context, or a model that gives no numbers.
     """
     for task in tasks.tasks.values():
         own = task.get_config("num_fewshot")
@@ -194,7 +194,7 @@ def evaluate_tasks(
                 log_samples=True,
             )
     except OverflowError as error:
-        raise UserError("a perplexity is too large for a number: the model knows nothing of these tasks") from error
+        raise ExselError("a perplexity is too large for a number: the model knows nothing of these tasks") from error
     finally:
         model.train(was_training)
     return TaskResult(scores=tuple(_scores(results, tasks)), requests=asked.num_requests, truncated=asked.num_truncated)
@@ -209,7 +209,7 @@ class _Model(HFLM):
     def _loglikelihood_tokens(self, requests: Sequence[Any], **options: Any) -> Any:
         for _, context, continuation in requests:
             if len(continuation) > self.max_length:
-                raise UserError(
+                raise ExselError(
                     f"an answer of {len(continuation)} tokens is longer than the model's context of {self.max_length}: "
                     f"choose other tasks or a model with a longer context"
                 )
@@ -217,7 +217,7 @@ class _Model(HFLM):
         self.num_requests += len(requests)
         answers = super()._loglikelihood_tokens(requests, **options)
         if any(math.isnan(log_probability) for log_probability, _ in answers):
-            raise UserError("the model gives probabilities that are no numbers: its weights are of no use")
+            raise ExselError("the model gives probabilities that are no numbers: its weights are of no use")
         return answers
 
 
@@ -254,7 +254,7 @@ def _manager(wanted: Sequence[str], task_path: Path | None) -> Any:
             near = difflib.get_close_matches(name, known, n=3)
             hint = f"did you mean {' or '.join(near)}?" if near else "`lm-eval ls tasks` lists those that there are"
             beside = "" if task_path is None else f" (nor in {task_path}: {', '.join(own.all_tasks) or 'none there'})"
-            raise UserError(f"--tasks: no task is called {name!r}{beside}; {hint}")
+            raise ExselError(f"--tasks: no task is called {name!r}{beside}; {hint}")
     return manager
 
 
@@ -267,6 +267,8 @@ def _load(manager: Any, name: str) -> Any:
     try:
         with no_progress_bars(), _offline(reason is not None):
             return manager.load([name])
+    except ExselError:
+        raise
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, DatasetsError) as error:
         what = f"its data set {source} " if source else "its data "
         remedy = (
@@ -275,7 +277,7 @@ def _load(manager: Any, name: str) -> Any:
             if on_hub or entry.yaml_path is None or not source
             else f"mend {entry.yaml_path} or the files that it names"
         )
-        raise UserError(f"--tasks {name}: {what}cannot be loaded: {reason or first_line(error)}\n{remedy}") from error
+        raise ExselError(f"--tasks {name}: {what}cannot be loaded: {reason or first_line(error)}\n{remedy}") from error
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
-from exsel.errors import UserError
+from exsel.errors import ExselError
 from exsel.models.configuration import ExselConfig
 
 #: The architectures, and whether they have a norm on queries and keys.
@@ -46,25 +46,27 @@ def exsel_values(values: Mapping[str, Any]) -> dict[str, Any]:
         values: the content of a ``config.json``.
 
     Raises:
-        UserError: another architecture, an option that the decoder does not have, or a field that it does not know.
+        ExselError: another architecture, an option that the decoder does not have, or a field that it does not know.
     """
     kind = str(values.get("model_type"))
     if kind == ExselConfig.model_type:
         # transformers would keep a misspelt field and not use it.
         known = {field.name for field in fields(ExselConfig)} | ExselConfig().to_dict().keys()
         if unknown := sorted(values.keys() - known):
-            raise UserError(f"ExselConfig has no field {unknown[0]!r}; it has {', '.join(sorted(known))}")
+            raise ExselError(f"ExselConfig has no field {unknown[0]!r}; it has {', '.join(sorted(known))}")
         return dict(values)
     if kind not in CONVERTIBLE:
-        raise UserError(
+        raise ExselError(
             f"a configuration of type {kind!r} cannot be trained here: it must be of type exsel, "
             f"{', '.join(CONVERTIBLE)}"
         )
     try:
         # By its own class, which fills in its defaults and reads the fields of older versions.
         config = CONFIG_MAPPING[kind].from_dict(deepcopy(dict(values)))
+    except ExselError:
+        raise
     except (ValueError, TypeError, StrictDataclassError) as error:
-        raise UserError(f"this is not a configuration of type {kind!r}: {' '.join(str(error).split())}") from error
+        raise ExselError(f"this is not a configuration of type {kind!r}: {' '.join(str(error).split())}") from error
     _refuse_what_differs(kind, config, values)
     converted = {name: getattr(config, name) for name in _SHARED}
     return {
@@ -82,13 +84,13 @@ def exsel_values(values: Mapping[str, Any]) -> dict[str, Any]:
 def _refuse_what_differs(kind: str, config: PreTrainedConfig, values: Mapping[str, Any]) -> None:
     for name in ("attention_bias", "mlp_bias"):
         if getattr(config, name, False):
-            raise UserError(f"a {kind} configuration with {name} cannot be trained here: the decoder has no biases")
+            raise ExselError(f"a {kind} configuration with {name} cannot be trained here: the decoder has no biases")
     if config.hidden_act not in ("silu", "swish"):
-        raise UserError(
+        raise ExselError(
             f"a {kind} configuration with hidden_act={config.hidden_act!r} cannot be trained here: "
             "the decoder's gated MLP has silu alone"
         )
     if kind != "qwen3" and values.get("layer_types") is not None:
-        raise UserError(f"a {kind} configuration with layer_types cannot be trained here: {kind} itself ignores them")
+        raise ExselError(f"a {kind} configuration with layer_types cannot be trained here: {kind} itself ignores them")
     if values.get("quantization_config") is not None:
-        raise UserError(f"a quantised {kind} configuration cannot be trained here: leave out quantization_config")
+        raise ExselError(f"a quantised {kind} configuration cannot be trained here: leave out quantization_config")

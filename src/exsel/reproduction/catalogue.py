@@ -8,7 +8,7 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from exsel.errors import UserError
+from exsel.errors import ExselError
 
 XSA = "Zhai 2026, arXiv:2603.09078"
 SSA = "Zhang et al. 2024, arXiv:2411.12892"
@@ -111,15 +111,15 @@ def select(names: Sequence[str]) -> tuple[Experiment, ...]:
     """The experiments of these names, in their order; ``"all"`` is every one.
 
     Raises:
-        UserError: a name that no experiment has, or none at all.
+        ExselError: a name that no experiment has, or none at all.
     """
     if not names:
-        raise UserError("no experiment is named: give names with commas between, or all (exsel reproduce --list)")
+        raise ExselError("no experiment is named: give names with commas between, or all (exsel reproduce --list)")
     known = {experiment.name: experiment for experiment in EXPERIMENTS}
     for name in names:
         if name not in known and name != "all":
             near = difflib.get_close_matches(name, [*known, "all"], n=1)
             hint = f" (did you mean {near[0]}?)" if near else ""
-            raise UserError(f"no experiment {name!r}{hint}: exsel reproduce --list names them all")
+            raise ExselError(f"no experiment {name!r}{hint}: exsel reproduce --list names them all")
     wanted = dict.fromkeys(other for name in names for other in (known if name == "all" else [name]))
     return tuple(known[name] for name in wanted)

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
-from exsel.errors import UserError
+from exsel.errors import ExselError
 from exsel.files import read_json
 
 if TYPE_CHECKING:
@@ -253,17 +253,17 @@ class Record:
         """From its file.
 
         Raises:
-            UserError: it is damaged, or no record of this version.
+            ExselError: it is damaged, or no record of this version.
         """
         values = read_json(path)
         found = values.get("format") if isinstance(values, dict) else None
         if found != FORMAT:
-            raise UserError(f"{path} is no record that this version of exsel reads (format {FORMAT}, got {found})")
+            raise ExselError(f"{path} is no record that this version of exsel reads (format {FORMAT}, got {found})")
         try:
             known = {name: value for name, value in values.items() if name != "format"}
             return cls(**{**_tuples(known), "outcome": Outcome.from_dict(known["outcome"])})
         except (KeyError, TypeError) as error:
-            raise UserError(
+            raise ExselError(
                 f"{path} is damaged ({type(error).__name__}: {error}): delete it and run it again"
             ) from error
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 import exsel
-from exsel.errors import UserError
+from exsel.errors import ExselError
 from exsel.files import read_json, write_json
 from exsel.reproduction import catalogue
 from exsel.reproduction.catalogue import Experiment
@@ -72,14 +72,14 @@ def check_settings(plan: Plan) -> None:
     """Check that what is in the folder was made with the plan's settings.
 
     Raises:
-        UserError: with others, which it names.
+        ExselError: with others, which it names.
     """
     found = read_json(plan.folder / SETTINGS)
     if not isinstance(found, dict) or found.get("format") != FORMAT:
-        raise UserError(f"{plan.folder / SETTINGS} is not of this version of exsel: choose another --out")
+        raise ExselError(f"{plan.folder / SETTINGS} is not of this version of exsel: choose another --out")
     for name, value in plan.settings.items():
         if found.get(name) != value:
-            raise UserError(
+            raise ExselError(
                 f"--out {plan.folder} holds results with {name} {_words(found.get(name))}, not {_words(value)}: go on "
                 "with the same settings, or choose another folder"
             )
@@ -111,7 +111,7 @@ def records(plan: Plan) -> list[Record]:
     """Those in the folder, in the catalogue's order.
 
     Raises:
-        UserError: one is damaged.
+        ExselError: one is damaged.
     """
     paths = [record_path(plan, experiment) for experiment in catalogue.EXPERIMENTS]
     return [Record.read(path) for path in paths if path.exists()]
@@ -121,7 +121,7 @@ def reproduce(experiment: Experiment, plan: Plan, progress: Progress) -> Record:
     """Run one experiment and write its record.
 
     Raises:
-        UserError, ImportError: it cannot be run here.
+        ExselError, ImportError: it cannot be run here.
         Stopped: by Ctrl-C or SIGTERM.
     """
     module = importlib.import_module(f"exsel.reproduction.{experiment.module}")
@@ -136,7 +136,7 @@ def reproduce(experiment: Experiment, plan: Plan, progress: Progress) -> Record:
         try:
             outcome = function(job)
         except torch.OutOfMemoryError as error:
-            raise UserError(f"the {plan.device} ran out of memory: try a smaller --budget") from error
+            raise ExselError(f"the {plan.device} ran out of memory: try a smaller --budget") from error
     record = Record(
         experiment=experiment.name,
         budget=plan.budget,

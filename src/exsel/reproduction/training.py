@@ -170,7 +170,7 @@ def train_variant(
         size: ``None``: that of the budget.
 
     Raises:
-        UserError: data that cannot be read, or a loss that stopped being a number.
+        ExselError: data that cannot be read, or a loss that stopped being a number.
         Interrupted: by Ctrl-C or SIGTERM, after saving.
         ValueError: a ``seq_len`` that does not divide the tokens of a step.
     """

@@ -10,7 +10,7 @@ from typing import Any
 
 import exsel
 from exsel.data import PackedData
-from exsel.errors import UserError
+from exsel.errors import ExselError
 from exsel.files import write_json
 from exsel.report import write_report
 from exsel.training.environment import describe_machine, git_revision
@@ -53,13 +53,13 @@ def plan(
     """The runs of a comparison by name, in order: those of a seed together, the baseline first.
 
     Raises:
-        UserError: an unknown variant, or something named twice.
+        ExselError: an unknown variant, or something named twice.
     """
     for what, values in (("variants", variants), ("lr", learning_rates), ("seeds", seeds)):
         if not values:
-            raise UserError(f"--{what} names nothing to run")
+            raise ExselError(f"--{what} names nothing to run")
         if len(set(values)) < len(values):
-            raise UserError(f"--{what} names the same one twice: {', '.join(map(str, values))}")
+            raise ExselError(f"--{what} names the same one twice: {', '.join(map(str, values))}")
     runs = {}
     for learning_rate in learning_rates:
         for seed in seeds:

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from exsel.errors import UserError
+from exsel.errors import ExselError
 from exsel.training.models import sketch_model
 from exsel.training.parameters import mechanism_parameters
 from exsel.training.settings import Settings
@@ -24,7 +24,7 @@ def check_disk(runs: Sequence[Settings], vocab_size: int, folder: Path) -> None:
         folder: of all of them; what it holds already counts as free, since it is kept or replaced.
 
     Raises:
-        UserError: they do not fit, or one of the models cannot be built (see `exsel.training.models.sketch_model`).
+        ExselError: they do not fit, or one of the models cannot be built (see `exsel.training.models.sketch_model`).
     """
     sizes = [_sizes(settings, vocab_size) for settings in runs]
     # One more than is kept exists while it is written.
@@ -33,7 +33,7 @@ def check_disk(runs: Sequence[Settings], vocab_size: int, folder: Path) -> None:
     held = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     free = shutil.disk_usage(existing).free + held
     if free < needed:
-        raise UserError(
+        raise ExselError(
             f"--out {folder} has {_mebibytes(free)} free, and the models and checkpoints of this need "
             f"{_mebibytes(needed)}: free some disk or choose another folder"
         )

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 import exsel
-from exsel.errors import UserError
+from exsel.errors import ExselError
 
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "triton")
 
@@ -23,16 +23,16 @@ def resolve_device(device: str) -> str:
     """``"auto"`` as the best device there is, others checked.
 
     Raises:
-        UserError: a device that this machine or this build of PyTorch does not have.
+        ExselError: a device that this machine or this build of PyTorch does not have.
     """
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if device == "auto":
         return next(kind for kind in ("cuda", "mps", "cpu") if available[kind])
     if device not in available:
         hint = "; CUDA_VISIBLE_DEVICES=1 makes the second GPU the only one" if device.startswith("cuda:") else ""
-        raise UserError(f"--device {device}: choose auto, cpu, cuda or mps{hint}")
+        raise ExselError(f"--device {device}: choose auto, cpu, cuda or mps{hint}")
     if not available[device]:
-        raise UserError(f"--device {device}: PyTorch {torch.__version__} finds no such device here; use --device cpu")
+        raise ExselError(f"--device {device}: PyTorch {torch.__version__} finds no such device here; use --device cpu")
     return device
 
 
@@ -40,16 +40,16 @@ def check_loggers(names: Sequence[str]) -> None:
     """Check that transformers knows the loggers and that they are installed.
 
     Raises:
-        UserError: one is not.
+        ExselError: one is not.
     """
     from transformers.integrations import get_available_reporting_integrations
     from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
     for name in names:
         if name not in INTEGRATION_TO_CALLBACK:
-            raise UserError(f"--report-to {name}: no such logger; choose from {', '.join(INTEGRATION_TO_CALLBACK)}")
+            raise ExselError(f"--report-to {name}: no such logger; choose from {', '.join(INTEGRATION_TO_CALLBACK)}")
         if name not in get_available_reporting_integrations():
-            raise UserError(f"--report-to {name}: it is not installed: pip install {name.replace('_', '-')}")
+            raise ExselError(f"--report-to {name}: it is not installed: pip install {name.replace('_', '-')}")
 
 
 def can_compile() -> bool:

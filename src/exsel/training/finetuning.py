@@ -16,7 +16,7 @@ from torch import nn
 from transformers import AutoConfig, set_seed
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from exsel.errors import UserError, first_line
+from exsel.errors import ExselError, first_line
 from exsel.models import ExselConfig, ExselForCausalLM
 from exsel.nn import Temperature
 from exsel.training.loading import is_offline, load_whole
@@ -39,18 +39,20 @@ def read_source(source: str) -> Any:
         source: a folder that holds a saved model, or a name on the Hugging Face hub.
 
     Raises:
-        UserError: there is none, it is unreadable, or it is of a model that cannot be trained here.
+        ExselError: there is none, it is unreadable, or it is of a model that cannot be trained here.
     """
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False, local_files_only=is_offline(source))
+    except ExselError:
+        raise
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(
+        raise ExselError(
             f"--from {source}: neither a folder with a saved model nor one on the hub ({first_line(error)})"
         ) from error
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise UserError(f"--from {source}: a {config.model_type} model is no causal language model, which is needed")
+        raise ExselError(f"--from {source}: a {config.model_type} model is no causal language model, which is needed")
     if getattr(config, "quantization_config", None) is not None:
-        raise UserError(f"--from {source}: its weights are quantised: train the original, or an adapter of exsel.peft")
+        raise ExselError(f"--from {source}: its weights are quantised: train the original, or an adapter of exsel.peft")
     return config
 
 
@@ -74,15 +76,15 @@ def sketch_source(settings: Settings) -> nn.Module:
     """The model of a run that begins with one that exists, without memory for its weights.
 
     Raises:
-        UserError: it cannot be built here, or not be upgraded as the settings say.
+        ExselError: it cannot be built here, or not be upgraded as the settings say.
     """
     source, config = settings.source, read_source(str(settings.source))
     context = source_context(config)
     if context is not None and settings.seq_len > context:
-        raise UserError(f"--seq-len {settings.seq_len} is more than the {context} tokens of --from {source}")
+        raise ExselError(f"--seq-len {settings.seq_len} is more than the {context} tokens of --from {source}")
     has = source_variant(config)
     if has not in (BASELINE, settings.variant):
-        raise UserError(
+        raise ExselError(
             f"--from {source} is {has} already, and cannot become {settings.variant}: leave out --variant to train it "
             "on as it is, or begin with the plain model"
         )
@@ -92,15 +94,17 @@ def sketch_source(settings: Settings) -> nn.Module:
                 return ExselForCausalLM(_own_config(config, settings))
             model: nn.Module = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
             return model if has == settings.variant else _upgraded(model, settings)
+    except ExselError:
+        raise
     except (ValueError, TypeError, KeyError, IndexError) as error:
-        raise UserError(f"--from {source} cannot be {settings.variant}: {first_line(error)}") from error
+        raise ExselError(f"--from {source} cannot be {settings.variant}: {first_line(error)}") from error
 
 
 def load_source(settings: Settings) -> Any:
     """The model to fine-tune, with its mechanisms, in float32 on the CPU.
 
     Raises:
-        UserError: weights that are damaged or incomplete.
+        ExselError: weights that are damaged or incomplete.
     """
     source = str(settings.source)
     config = read_source(source)
@@ -129,13 +133,13 @@ def check_source(model: Any, settings: Settings, vocab_size: int) -> None:
         vocab_size: of its data.
 
     Raises:
-        UserError: a vocabulary smaller than the tokenizer's, weights that give no numbers, or a model in which tokens
+        ExselError: a vocabulary smaller than the tokenizer's, weights that give no numbers, or a model in which tokens
             see those after them, or with ``--pack isolate`` other documents.
     """
     source = str(settings.source)
     rows = model.get_input_embeddings().weight.shape[0]
     if vocab_size > rows:
-        raise UserError(
+        raise ExselError(
             f"--from {source}: its tokenizer has ids up to {vocab_size - 1} and the model only {rows} embeddings: "
             "they do not belong together"
         )
@@ -163,7 +167,7 @@ def _upgraded(model: Any, settings: Settings) -> Any:
             selective=settings.selective if "selective" in mechanisms else None,
         )
     except ValueError as error:
-        raise UserError(f"--from {settings.source} cannot be {settings.variant}: {first_line(error)}") from error
+        raise ExselError(f"--from {settings.source} cannot be {settings.variant}: {first_line(error)}") from error
 
 
 @torch.no_grad()
@@ -174,9 +178,9 @@ def _check_causal(model: Any, vocab_size: int, source: str) -> None:
     others[:, 16:] = (tokens[:, 16:] + 1).remainder(vocab_size)
     logits = _logits(model, tokens)
     if not logits.isfinite().all():
-        raise UserError(f"--from {source}: the model gives logits that are no numbers: its weights are of no use")
+        raise ExselError(f"--from {source}: the model gives logits that are no numbers: its weights are of no use")
     if not _close(logits[:, :16], _logits(model, others)[:, :16]):
-        raise UserError(
+        raise ExselError(
             f"--from {source}: in this {type(model).__name__} tokens see those after them, so that predicting the "
             "next one would mean nothing"
         )
@@ -194,7 +198,7 @@ def _check_isolation(model: Any, vocab_size: int, source: str) -> None:
             alone = _logits(model, tokens[:, 16:], position_ids=positions[:, 16:])
         is_isolated = _close(together, alone)
     if not is_isolated:
-        raise UserError(
+        raise ExselError(
             f"--from {source}: {type(model).__name__} does not keep documents apart by their positions: "
             "use --pack concat"
         )

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 import exsel.models  # noqa: F401 (registers the model's type)
 from exsel.data.hub_access import reason_unavailable
-from exsel.errors import UserError, first_line, require
+from exsel.errors import ExselError, first_line, require
 from exsel.training.quiet import quiet_transformers
 from exsel.upgrading import from_pretrained
 
@@ -31,7 +31,7 @@ def load_whole(source: str, *, called: str | None = None, causal: bool = True, d
         dtype: of its weights; by default as saved.
 
     Raises:
-        UserError: there is none, or it is damaged or incomplete.
+        ExselError: there is none, or it is damaged or incomplete.
     """
     called = called or source
     if not causal and (Path(source) / ADAPTER).is_file():
@@ -47,17 +47,17 @@ def load_whole(source: str, *, called: str | None = None, causal: bool = True, d
                 )
             else:
                 model, loading = from_pretrained(source, **options)
-    except UserError as error:
-        raise UserError(f"{called} cannot be loaded: {error}") from error
+    except ExselError as error:
+        raise ExselError(f"{called} cannot be loaded: {error}") from error
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         if is_offline(source):
-            raise UserError(
+            raise ExselError(
                 f"{called}: neither a folder with a saved model nor one on the hub ({first_line(error)})"
             ) from error
-        raise UserError(f"{called} cannot be loaded: {first_line(error)}") from error
+        raise ExselError(f"{called} cannot be loaded: {first_line(error)}") from error
     if missing := sorted(loading["missing_keys"]):
         # transformers has filled them with random numbers.
-        raise UserError(f"{called} cannot be loaded: it lacks {len(missing)} weights, such as {missing[0]}")
+        raise ExselError(f"{called} cannot be loaded: it lacks {len(missing)} weights, such as {missing[0]}")
     return model
 
 
@@ -74,18 +74,20 @@ def _load_adapter(source: str, called: str, dtype: torch.dtype | None) -> Any:
     import exsel.peft  # noqa: F401 (registers the mechanisms as methods)
 
     if not (Path(source) / "adapter_model.safetensors").is_file():
-        raise UserError(
+        raise ExselError(
             f"{called} cannot be loaded: it holds no adapter_model.safetensors, and pickle files can run code"
         )
     try:
         base = PeftConfig.from_pretrained(source).base_model_name_or_path
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{called} cannot be loaded: {first_line(error)}") from error
+        raise ExselError(f"{called} cannot be loaded: {first_line(error)}") from error
     if not base:
-        raise UserError(f"{called} cannot be loaded: its {ADAPTER} does not name the model that it belongs to")
+        raise ExselError(f"{called} cannot be loaded: its {ADAPTER} does not name the model that it belongs to")
     model = load_whole(base, called=f"{base}, the model of {called},", causal=False, dtype=dtype)
     try:
         with quiet_transformers():
             return PeftModel.from_pretrained(model, source)
+    except ExselError:
+        raise
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{called} cannot be loaded: {first_line(error)}") from error
+        raise ExselError(f"{called} cannot be loaded: {first_line(error)}") from error

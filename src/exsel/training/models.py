@@ -9,7 +9,7 @@ from torch import nn
 from transformers import set_seed
 
 from exsel.data import PackedData, token_counts
-from exsel.errors import UserError, first_line
+from exsel.errors import ExselError, first_line
 from exsel.models import ExselForCausalLM
 from exsel.training import finetuning
 from exsel.training.parameters import mechanism_parameters
@@ -27,12 +27,12 @@ def sketch_model(settings: Settings, vocab_size: int) -> nn.Module:
         vocab_size: of its data; a model that exists has its own.
 
     Raises:
-        UserError: it cannot be built, or not be upgraded as the settings say.
+        ExselError: it cannot be built, or not be upgraded as the settings say.
     """
     if settings.source is not None:
         sketch = finetuning.sketch_source(settings)
         if settings.train == "new" and not mechanism_parameters(sketch):
-            raise UserError(
+            raise ExselError(
                 f"--train new: nothing would train, since --variant {settings.variant} as it is here adds no "
                 "parameters; use --train all, or --exclusive strength=learned, or a selective variant"
             )
@@ -41,8 +41,10 @@ def sketch_model(settings: Settings, vocab_size: int) -> nn.Module:
     try:
         with torch.device("meta"):
             return ExselForCausalLM(config)
+    except ExselError:
+        raise
     except (ValueError, TypeError, KeyError, IndexError) as error:
-        raise UserError(
+        raise ExselError(
             f"--model {settings.model} cannot be built ({type(error).__name__}: {first_line(error)})"
         ) from error
 
@@ -53,7 +55,7 @@ def build_model(settings: Settings, data: PackedData) -> Any:
     With ``train="new"`` only the mechanisms' parameters require gradients.
 
     Raises:
-        UserError: a model that exists and cannot be fine-tuned so.
+        ExselError: a model that exists and cannot be fine-tuned so.
     """
     is_new = settings.source is None
     model: Any = _new_model(settings, data) if is_new else finetuning.load_source(settings)

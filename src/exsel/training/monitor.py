@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from exsel.errors import UserError, first_line
+from exsel.errors import ExselError, first_line
 from exsel.evaluation import evaluate_loss
 from exsel.files import write_text
 from exsel.training.layout import last_good
@@ -78,7 +78,7 @@ class Record:
         """Write what was added.
 
         Raises:
-            UserError: a full disk, for example.
+            ExselError: a full disk, for example.
         """
         if not self._unwritten:
             return
@@ -86,7 +86,7 @@ class Record:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write("".join(json.dumps(line) + "\n" for line in self.lines[-self._unwritten :]))
         except OSError as error:
-            raise UserError(
+            raise ExselError(
                 f"{self.path} could not be written ({first_line(error)}); {last_good(self.path.parent)}. "
                 "Mend that, then go on with --resume"
             ) from error

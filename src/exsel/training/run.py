@@ -18,7 +18,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from exsel.data import PackedData, collate
 from exsel.diagnostics import similarity_bias
-from exsel.errors import UserError, first_line
+from exsel.errors import ExselError, first_line
 from exsel.files import read_json, write_json
 from exsel.models import ExselForCausalLM
 from exsel.training.disk import KEPT_CHECKPOINTS
@@ -68,7 +68,7 @@ def train_run(
         The run's entry in ``results.json``.
 
     Raises:
-        UserError: a folder that holds something else, a damaged checkpoint, other settings than those of the run to
+        ExselError: a folder that holds something else, a damaged checkpoint, other settings than those of the run to
             resume, a full disk, or a loss that stopped being a number.
         Interrupted: by Ctrl-C or SIGTERM, after saving.
     """
@@ -119,11 +119,13 @@ def train_run(
                 compile_seconds = _compile(model, settings, data)
                 try:
                     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+                except ExselError:
+                    raise
                 except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
                     if checkpoint is None or monitor.has_begun:
                         raise
                     before = f"go on from {saved[-2]}" if len(saved) > 1 else "begin anew"
-                    raise UserError(
+                    raise ExselError(
                         f"checkpoint {checkpoint} cannot be read ({first_line(error)}): delete that folder to {before}"
                     ) from error
         finally:
@@ -146,18 +148,18 @@ def check_begun(folder: Path, settings: Settings, *, resume: bool) -> bool:
     """Whether a folder holds this run, to go on with; a new run needs one without a run's files.
 
     Raises:
-        UserError: it holds parts of a run, or one that is not to be resumed or was begun with other settings.
+        ExselError: it holds parts of a run, or one that is not to be resumed or was begun with other settings.
     """
     if not (folder / SETTINGS).exists():
         rest = [*checkpoints(folder), *(path for name in (METRICS, RESULT, MODEL) if (path := folder / name).exists())]
         if rest:
-            raise UserError(f"{rest[0]} is of a run whose {SETTINGS} is missing: choose another folder")
+            raise ExselError(f"{rest[0]} is of a run whose {SETTINGS} is missing: choose another folder")
         return False
     if not resume:
-        raise UserError(f"{folder} holds a run: resume it, or choose another folder")
+        raise ExselError(f"{folder} holds a run: resume it, or choose another folder")
     previous = Settings.from_dict(read_json(folder / SETTINGS))
     if changed := previous.differences(settings):
-        raise UserError(
+        raise ExselError(
             f"{folder} was begun with other settings ({', '.join(changed)}): repeat the command that began it "
             "with --resume added, or use another --out"
         )
@@ -283,7 +285,7 @@ def _save_model(model: Any, data: PackedData, folder: Path) -> None:
         shutil.rmtree(folder / MODEL, ignore_errors=True)
         staging.rename(folder / MODEL)
     except (OSError, SafetensorError) as error:
-        raise UserError(
+        raise ExselError(
             f"the model could not be saved in {folder} ({first_line(error)}); {last_good(folder)}. "
             "Mend that, then go on with --resume"
         ) from error

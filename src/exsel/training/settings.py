@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from exsel.config import ExclusiveConfig, SelectiveConfig
-from exsel.errors import UserError
+from exsel.errors import ExselError
 from exsel.files import read_json
 from exsel.models import SIZES, ExselConfig
 from exsel.models.conversion import exsel_values
@@ -77,7 +77,7 @@ class Settings:
         report_to: loggers of transformers' Trainer.
 
     Raises:
-        UserError: values that cannot work.
+        ExselError: values that cannot work.
     """
 
     variant: str
@@ -109,32 +109,32 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.variant not in VARIANTS:
-            raise UserError(f"no variant is called {self.variant!r}: choose from {', '.join(VARIANTS)}")
+            raise ExselError(f"no variant is called {self.variant!r}: choose from {', '.join(VARIANTS)}")
         if self.train not in ("all", "new"):
-            raise UserError(f"--train must be all or new, got {self.train!r}")
+            raise ExselError(f"--train must be all or new, got {self.train!r}")
         if self.train == "new" and self.source is None:
-            raise UserError("--train new belongs to --from: in a new model every parameter is new")
+            raise ExselError("--train new belongs to --from: in a new model every parameter is new")
         for name in ("tokens", "seq_len", "batch_size", "accumulation", "evaluations", "evaluation_blocks"):
             if getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+                raise ExselError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
         if self.batch_size % self.accumulation:
-            raise UserError(f"--accumulation {self.accumulation} must divide --batch-size {self.batch_size}")
+            raise ExselError(f"--accumulation {self.accumulation} must divide --batch-size {self.batch_size}")
         for name, value in (("lr", self.learning_rate), ("selective-lr", self.selective_learning_rate)):
             if not (math.isfinite(value) and value > 0):
-                raise UserError(f"--{name} must be a positive number, got {value}")
+                raise ExselError(f"--{name} must be a positive number, got {value}")
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise UserError(f"--weight-decay must be 0 or a positive number, got {self.weight_decay}")
+            raise ExselError(f"--weight-decay must be 0 or a positive number, got {self.weight_decay}")
         if self.save_every < 0:
-            raise UserError(f"--save-every must be 0 (only at the end) or more, got {self.save_every}")
+            raise ExselError(f"--save-every must be 0 (only at the end) or more, got {self.save_every}")
         if self.steps < 1:
-            raise UserError(
+            raise ExselError(
                 f"--tokens {self.tokens} is less than one step of {self.batch_size} × {self.seq_len} = "
                 f"{self.tokens_per_step} tokens: give more tokens, or a smaller --batch-size or --seq-len"
             )
         if not 0 <= self.warmup_steps <= self.steps:
-            raise UserError(f"--warmup-steps must lie between 0 and the {self.steps} steps, got {self.warmup_steps}")
+            raise ExselError(f"--warmup-steps must lie between 0 and the {self.steps} steps, got {self.warmup_steps}")
         if not 0 <= self.seed < 2**32:
-            raise UserError(f"a seed must lie between 0 and 2**32 - 1, got {self.seed}")
+            raise ExselError(f"a seed must lie between 0 and 2**32 - 1, got {self.seed}")
 
     @property
     def tokens_per_step(self) -> int:
@@ -155,7 +155,7 @@ class Settings:
         """The configuration of the run's model.
 
         Raises:
-            UserError: no such size or file, a configuration of another architecture, or one that cannot be.
+            ExselError: no such size or file, a configuration of another architecture, or one that cannot be.
         """
         mechanisms = VARIANTS[self.variant]
         changes: dict[str, Any] = {
@@ -172,8 +172,10 @@ class Settings:
                 return ExselConfig(**{**SIZES[self.model], **changes})
             config: ExselConfig = ExselConfig.from_dict({**_read_config(self.model), **changes})
             return config
+        except ExselError:
+            raise
         except (ValueError, TypeError) as error:
-            raise UserError(f"--model {self.model}: {error}") from error
+            raise ExselError(f"--model {self.model}: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types."""
@@ -186,7 +188,7 @@ class Settings:
         """The inverse of :meth:`to_dict`.
 
         Raises:
-            UserError: settings of another version of exsel.
+            ExselError: settings of another version of exsel.
         """
         try:
             return cls(
@@ -199,7 +201,7 @@ class Settings:
                 }
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"these settings are not of this version of exsel: {error}") from error
+            raise ExselError(f"these settings are not of this version of exsel: {error}") from error
 
     def differences(self, other: Settings) -> list[str]:
         """The names of the fields in which two runs differ."""
@@ -212,8 +214,8 @@ def _read_config(model: str) -> dict[str, Any]:
     if path.is_dir():
         path = path / "config.json"
     if not path.is_file():
-        raise UserError(f"--model {model}: neither a size ({', '.join(SIZES)}) nor a transformers configuration file")
+        raise ExselError(f"--model {model}: neither a size ({', '.join(SIZES)}) nor a transformers configuration file")
     values = read_json(path)
     if not isinstance(values, dict):
-        raise UserError(f"--model {model}: not a transformers configuration, which is a JSON object")
+        raise ExselError(f"--model {model}: not a transformers configuration, which is a JSON object")
     return exsel_values(values)

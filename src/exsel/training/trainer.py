@@ -18,7 +18,7 @@ from torch.utils.data import Sampler
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints
 
-from exsel.errors import UserError, first_line
+from exsel.errors import ExselError, first_line
 from exsel.training import state
 from exsel.training.layout import CHECKPOINT, CHECKPOINT_STAGING, last_good
 from exsel.training.order import BlockOrder
@@ -86,7 +86,7 @@ class ExselTrainer(Trainer):
         """Save into a folder of another name and rename it when all is there."""
         for name, parameter in self.model.named_parameters():
             if not torch.isfinite(parameter).all():
-                raise UserError(
+                raise ExselError(
                     f"{name} holds values that are not finite after step {self.state.global_step}; "
                     f"{last_good(Path(self.args.output_dir))}. Try a lower --lr"
                 )
@@ -100,7 +100,7 @@ class ExselTrainer(Trainer):
             shutil.rmtree(folder / name, ignore_errors=True)
             (staging / name).rename(folder / name)
         except (OSError, SafetensorError) as error:
-            raise UserError(
+            raise ExselError(
                 f"the checkpoint after step {self.state.global_step} could not be saved in {folder} "
                 f"({first_line(error)}); {last_good(folder)}. Mend that, then go on with --resume"
             ) from error
@@ -152,11 +152,11 @@ def stop_if_not_finite(losses: list[float], first_step: int, folder: Path) -> No
     """Stop at the first loss that is not a number.
 
     Raises:
-        UserError: naming the step and the last good checkpoint.
+        ExselError: naming the step and the last good checkpoint.
     """
     for offset, loss in enumerate(losses):
         if not math.isfinite(loss):
-            raise UserError(
+            raise ExselError(
                 f"the loss became {loss} at step {first_step + offset}; {last_good(folder)}. "
                 "Try a lower --lr, more warm-up or --dtype float32"
             )
