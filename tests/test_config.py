@@ -21,6 +21,8 @@ from exsel.config import Layers, resolve_layers
         ((0, 2), {0, 2}),
         ((-1,), {3}),
         ((-4, 3, 3), {0, 3}),
+        (3, {3}),
+        (-1, {3}),
     ],
 )
 def test_resolve_layers(layers: Layers, expected: set[int]) -> None:
@@ -43,7 +45,8 @@ def test_resolve_layers_beyond_the_model(layers: Layers, message: str) -> None:
 
 @pytest.mark.parametrize("config_class", [ExclusiveConfig, SelectiveConfig])
 @pytest.mark.parametrize(
-    "layers", ["", "none", "first", "first:", "first:0", "last:-1", "last:1.5", " all", (), [], [0.5], [True], None, 3]
+    "layers",
+    ["", "none", "first", "first:", "first:0", "last:-1", "last:1.5", " all", (), [], [0.5], [True], None, 3.0, True],
 )
 def test_impossible_layers(config_class: type[ExclusiveConfig] | type[SelectiveConfig], layers: Any) -> None:
     with pytest.raises(ValueError, match="layers must be 'all'"):

@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import json
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from torch import nn
 
+import exsel
 from exsel.errors import EXTRAS, first_line, require, require_all
 
 
@@ -51,3 +56,33 @@ def test_the_extras_are_those_of_the_package() -> None:
 def test_the_first_line_of_an_error() -> None:
     assert first_line(ValueError("\nwrong\nvery wrong")) == "wrong"
     assert first_line(KeyError()) == "KeyError"
+
+
+def _saved(folder: Path, entry: Any) -> Path:
+    (folder / "config.json").write_text(json.dumps({"model_type": "exsel_upgraded", "exsel": entry}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("kind", "mistake"),
+    [
+        (exsel.UpgradeError, lambda _: exsel.upgrade(nn.MultiheadAttention(8, 2))),
+        (exsel.UpgradeError, lambda _: exsel.upgrade(nn.Linear(2, 2), exclusive=True)),
+        (exsel.UpgradeError, lambda _: exsel.upgrade(nn.MultiheadAttention(8, 2), exclusive={"layers": "last:2"})),
+        (exsel.UpgradeError, lambda _: exsel.upgrade(nn.MultiheadAttention(8, 2), selective={"token": "frequency"})),
+        (exsel.UpgradeError, lambda _: exsel.support(nn.MultiheadAttention(8, 2), exclusive={"layers": [1]})),
+        (exsel.ExselError, lambda _: exsel.upgrade(nn.MultiheadAttention(8, 2), exclusive={"strenght": 1})),
+        (exsel.ExselError, lambda _: exsel.SelectiveConfig(position_init=2.0)),
+        (exsel.LoadError, lambda folder: exsel.from_pretrained(folder, trust_remote_code=True)),
+        (exsel.LoadError, lambda folder: exsel.from_pretrained(_saved(folder, {"format": "1"}))),
+        (exsel.LoadError, lambda folder: exsel.from_pretrained(_saved(folder, {"format": 10**6}))),
+    ],
+)
+def test_a_mistake_is_one_of_the_librarys_errors(
+    kind: type[ValueError], mistake: Callable[[Path], Any], tmp_path: Path
+) -> None:
+    assert issubclass(kind, exsel.ExselError)
+    assert issubclass(kind, ValueError)
+    with pytest.raises(kind) as found:
+        mistake(tmp_path)
+    assert found.type is kind

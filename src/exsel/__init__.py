@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from exsel import nn
     from exsel.config import ExclusiveConfig, SelectiveConfig
     from exsel.diagnostics import diagnose
+    from exsel.errors import ExselError, LoadError, UpgradeError
     from exsel.functional import attention, exclude, explain_backend, inverse_temperature
     from exsel.models import ExselConfig, ExselForCausalLM, ExselModel
     from exsel.upgrading import downgrade, from_pretrained, support, upgrade
@@ -29,6 +30,9 @@ _HOMES = {
     "inverse_temperature": "exsel.functional",
     "ExclusiveConfig": "exsel.config",
     "SelectiveConfig": "exsel.config",
+    "ExselError": "exsel.errors",
+    "LoadError": "exsel.errors",
+    "UpgradeError": "exsel.errors",
     "ExselConfig": "exsel.models",
     "ExselForCausalLM": "exsel.models",
     "ExselModel": "exsel.models",
@@ -42,9 +46,12 @@ _HOMES = {
 __all__ = [
     "ExclusiveConfig",
     "ExselConfig",
+    "ExselError",
     "ExselForCausalLM",
     "ExselModel",
+    "LoadError",
     "SelectiveConfig",
+    "UpgradeError",
     "attention",
     "diagnose",
     "downgrade",

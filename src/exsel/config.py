@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, Self, get_args
 
-TokenTerm = Literal["shared", "mlp", "frequency", "none"]
-Layers = str | tuple[int, ...]
+from exsel.errors import ExselError, UpgradeError
 
-_FIRST_OR_LAST = re.compile(r"(first|last):([1-9]\d*)")
+TokenTerm = Literal["shared", "mlp", "frequency", "none"]
+Layers = str | int | tuple[int, ...]
+
+_FIRST_OR_LAST = re.compile(r"(first|last):([1-9][0-9]{0,5})")
 
 
 def resolve_layers(layers: Layers, num_layers: int) -> frozenset[int]:
     """The indices of the layers that ``layers`` names in a model of ``num_layers`` layers.
 
     Args:
-        layers: ``"all"``, ``"first:k"``, ``"last:k"``, or a tuple of indices; negative ones count from the end.
+        layers: ``"all"``, ``"first:k"``, ``"last:k"``, an index or several; negative ones count from the end.
         num_layers: how many layers there are.
 
     Raises:
-        ValueError: an index or k beyond the model.
+        UpgradeError: an index or k beyond the model.
     """
+    layers = _check_layers(layers)
     if layers == "all":
         return frozenset(range(num_layers))
     if isinstance(layers, str):
@@ -30,20 +34,24 @@ def resolve_layers(layers: Layers, num_layers: int) -> frozenset[int]:
         assert match is not None, "checked by _check_layers"
         count = int(match[2])
         if count > num_layers:
-            raise ValueError(f"layers={layers!r} names {count} layers, but the model has {num_layers}")
+            raise UpgradeError(f"layers={layers!r} names {count} layers, but the model has {num_layers}")
         return frozenset(range(count) if match[1] == "first" else range(num_layers - count, num_layers))
     outside = [index for index in layers if not -num_layers <= index < num_layers]
     if outside:
-        raise ValueError(f"layers={layers!r} names layer {outside[0]}, but the model has layers 0 to {num_layers - 1}")
+        raise UpgradeError(
+            f"layers={layers!r} names layer {outside[0]}, but the model has layers 0 to {num_layers - 1}"
+        )
     return frozenset(index % num_layers for index in layers)
 
 
-def _check_layers(layers: Any) -> Layers:
+def _check_layers(layers: Any) -> str | tuple[int, ...]:
+    if type(layers) is int:
+        return (layers,)
     if isinstance(layers, str) and (layers == "all" or _FIRST_OR_LAST.fullmatch(layers)):
         return layers
     if isinstance(layers, (list, tuple)) and all(type(index) is int for index in layers) and layers:
         return tuple(layers)
-    raise ValueError(f"layers must be 'all', 'first:k', 'last:k' or a non-empty list of indices, got {layers!r}")
+    raise ExselError(f"layers must be 'all', 'first:k', 'last:k', an index or a list of indices, got {layers!r:.80}")
 
 
 class _Serialised:
@@ -59,12 +67,12 @@ class _Serialised:
         """The inverse of :meth:`to_dict`.
 
         Raises:
-            ValueError: a name that is no field (a newer version's, or a typing mistake), or a bad value.
+            ExselError: a name that is no field (a newer version's, or a typing mistake), or a bad value.
         """
         known = [field.name for field in fields(cls)]  # type: ignore[arg-type]
         unknown = [name for name in values if name not in known]
         if unknown:
-            raise ValueError(f"{cls.__name__} has no field {unknown[0]!r}; it has {', '.join(known)}")
+            raise ExselError(f"{cls.__name__} has no field {unknown[0]!r}; it has {', '.join(known)}")
         return cls(**values)
 
     @classmethod
@@ -73,11 +81,11 @@ class _Serialised:
 
         Args:
             value: ``None`` or ``False``: without the mechanism; ``True``: its default configuration; a configuration;
-                or its dictionary.
+                or its dictionary; for the exclusive mechanism also its strength alone, a number or ``"learned"``.
 
         Raises:
             TypeError: anything else.
-            ValueError: a dictionary that :meth:`from_dict` refuses.
+            ExselError: a dictionary that :meth:`from_dict` refuses, or a strength that cannot be.
         """
         if value is None or value is False:
             return None
@@ -99,11 +107,11 @@ class ExclusiveConfig(_Serialised):
     """Exclusive self-attention (XSA): z = y − α (y·v̂) v̂ after attention.
 
     Args:
-        layers: where: ``"all"``, ``"first:k"``, ``"last:k"``, or indices.
+        layers: where: ``"all"``, ``"first:k"``, ``"last:k"``, an index or several.
         strength: α, the same for every head, or ``"learned"``: tanh(γ) a head, from γ = 0.
 
     Raises:
-        ValueError: anything else.
+        ExselError: anything else.
 
     Source: Zhai, "Exclusive Self Attention", arXiv:2603.09078 (2026): all layers, α = 1. The learned strength is
     follow-up work, on which the evidence is mixed.
@@ -116,15 +124,17 @@ class ExclusiveConfig(_Serialised):
         object.__setattr__(self, "layers", _check_layers(self.layers))
         if self.strength == "learned":
             return
-        if type(self.strength) not in (int, float) or not abs(self.strength) < float("inf"):
-            raise ValueError(f"strength must be a finite number or 'learned', got {self.strength!r}")
-        object.__setattr__(self, "strength", float(self.strength))
+        strength: Any = self.strength
+        is_number = isinstance(strength, (int, float)) and not isinstance(strength, bool)
+        if not is_number or not abs(strength) <= sys.float_info.max:
+            raise ExselError(f"strength must be a finite number or 'learned', got {strength!r:.80}")
+        object.__setattr__(self, "strength", float(strength))
 
     @classmethod
     def read(cls, value: Any) -> Self | None:
         """As the other configuration's, and a number or ``"learned"`` is the strength."""
-        if value == "learned" or (isinstance(value, (int, float)) and not isinstance(value, bool)):
-            return cls(strength=value)
+        if isinstance(value, (int, float, str)) and not isinstance(value, bool):
+            return cls(strength=value)  # type: ignore[arg-type]
         return super().read(value)
 
     @classmethod
@@ -139,7 +149,7 @@ class SelectiveConfig(_Serialised):
     τ_tok = tanh(f(x)) and τ_pos = 1 + σ(a) log n, n the 1-based position within the token's own sequence.
 
     Args:
-        layers: where: ``"all"``, ``"first:k"``, ``"last:k"``, or indices.
+        layers: where: ``"all"``, ``"first:k"``, ``"last:k"``, an index or several.
         query, key, value: what gets a temperature. Keys are left alone by default, as in the paper: scaling a
             key can change which key is nearest.
         token: f. ``"shared"``: w·GELU(W x) with W the projection the layer has anyway; ``"mlp"``: the same with a
@@ -151,7 +161,7 @@ class SelectiveConfig(_Serialised):
         position_init: σ(a) at the start, in (0, 1).
 
     Raises:
-        ValueError: an impossible value, or a combination in which nothing could change.
+        ExselError: an impossible value, or a combination in which nothing could change.
 
     Source: Zhang et al., "Selective Attention: Enhancing Transformer through Principled Context Control",
     NeurIPS 2024, arXiv:2411.12892. Ours: the initialisation (w = 0; σ(a) from the authors' code), and φ, for
@@ -173,13 +183,19 @@ class SelectiveConfig(_Serialised):
         object.__setattr__(self, "layers", _check_layers(self.layers))
         for name in ("query", "key", "value", "position", "value_position", "per_head", "position_per_head"):
             if type(getattr(self, name)) is not bool:
-                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
+                raise ExselError(f"{name} must be True or False, got {getattr(self, name)!r}")
         if self.token not in get_args(TokenTerm):
-            raise ValueError(f"token must be one of {', '.join(get_args(TokenTerm))}; got {self.token!r}")
+            raise ExselError(f"token must be one of {', '.join(get_args(TokenTerm))}; got {self.token!r}")
         if not (self.query or self.key or self.value):
-            raise ValueError("at least one of query, key and value must be True: nothing would be selective")
+            raise ExselError("at least one of query, key and value must be True: nothing would be selective")
         positional = (self.position and (self.query or self.key)) or (self.value_position and self.value)
         if self.token == "none" and not positional:
-            raise ValueError("token='none' without a positional term leaves every temperature at 1")
+            raise ExselError("token='none' without a positional term leaves every temperature at 1")
         if type(self.position_init) is not float or not 0 < self.position_init < 1:
-            raise ValueError(f"position_init is σ(a) and must lie in (0, 1), got {self.position_init!r}")
+            raise ExselError(f"position_init is σ(a) and must lie in (0, 1), got {self.position_init!r}")
+
+
+#: What an argument ``exclusive`` may be, wherever there is one.
+ExclusiveArgument = ExclusiveConfig | Mapping[str, Any] | float | Literal["learned"] | bool | None
+#: What an argument ``selective`` may be, wherever there is one.
+SelectiveArgument = SelectiveConfig | Mapping[str, Any] | bool | None

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from exsel.config import ExclusiveConfig, SelectiveConfig
+from exsel.errors import UpgradeError
 from exsel.kernels.scale import scale_heads
 from exsel.nn.attention import Exclusive
 from exsel.nn.packing import PACKINGS, Geometry
@@ -43,7 +44,7 @@ class Mechanisms(nn.Module):
         reuses_projections: whether the layer puts other things than its tokens through its projections later.
 
     Raises:
-        ValueError: ``token="frequency"``, whose feature no existing model hands to its layers.
+        UpgradeError: ``token="frequency"``, whose feature no existing model hands to its layers.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class Mechanisms(nn.Module):
         self.temperatures = nn.ModuleDict()
         if selective is not None:
             if selective.token == "frequency":
-                raise ValueError("token='frequency' needs each token's frequency, which a model's layers do not get")
+                raise UpgradeError("token='frequency' needs each token's frequency, which a model's layers do not get")
             assert geometry is not None
             self.temperatures.update(
                 build_temperatures(

@@ -23,7 +23,7 @@ class UpgradedConfig(PreTrainedConfig):  # type: ignore[misc]
         """The base model's configuration, upgraded.
 
         Raises:
-            ExselError: from a newer exsel, damaged, or of a base model that transformers does not know.
+            LoadError: from a newer exsel, damaged, or of a base model that transformers does not know.
         """
         from exsel.upgrading.wrapping import read_config
 

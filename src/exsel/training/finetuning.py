@@ -94,8 +94,6 @@ def sketch_source(settings: Settings) -> nn.Module:
                 return ExselForCausalLM(_own_config(config, settings))
             model: nn.Module = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
             return model if has == settings.variant else _upgraded(model, settings)
-    except ExselError:
-        raise
     except (ValueError, TypeError, KeyError, IndexError) as error:
         raise ExselError(f"--from {source} cannot be {settings.variant}: {first_line(error)}") from error
 
@@ -160,14 +158,11 @@ def _own_config(config: ExselConfig, settings: Settings) -> ExselConfig:
 
 def _upgraded(model: Any, settings: Settings) -> Any:
     mechanisms = VARIANTS[settings.variant]
-    try:
-        return upgrade(
-            model,
-            exclusive=settings.exclusive if "exclusive" in mechanisms else None,
-            selective=settings.selective if "selective" in mechanisms else None,
-        )
-    except ValueError as error:
-        raise ExselError(f"--from {settings.source} cannot be {settings.variant}: {first_line(error)}") from error
+    return upgrade(
+        model,
+        exclusive=settings.exclusive if "exclusive" in mechanisms else None,
+        selective=settings.selective if "selective" in mechanisms else None,
+    )
 
 
 @torch.no_grad()

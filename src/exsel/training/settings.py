@@ -167,13 +167,10 @@ class Settings:
             "exclusive": self.exclusive if "exclusive" in mechanisms else None,
             "selective": self.selective if "selective" in mechanisms else None,
         }
+        values = SIZES[self.model] if self.model in SIZES else _read_config(self.model)
         try:
-            if self.model in SIZES:
-                return ExselConfig(**{**SIZES[self.model], **changes})
-            config: ExselConfig = ExselConfig.from_dict({**_read_config(self.model), **changes})
+            config: ExselConfig = ExselConfig.from_dict({**values, **changes})
             return config
-        except ExselError:
-            raise
         except (ValueError, TypeError) as error:
             raise ExselError(f"--model {self.model}: {error}") from error
 

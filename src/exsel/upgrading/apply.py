@@ -10,7 +10,8 @@ from typing import Any, ClassVar, TypeVar
 
 from torch import nn
 
-from exsel.config import ExclusiveConfig, SelectiveConfig, resolve_layers
+from exsel.config import ExclusiveArgument, ExclusiveConfig, SelectiveArgument, SelectiveConfig, resolve_layers
+from exsel.errors import UpgradeError
 from exsel.nn.insertion import Mechanisms
 from exsel.upgrading import instances, layouts_vision, multihead, planning, processors
 from exsel.upgrading.planning import Target, original_class
@@ -27,17 +28,17 @@ _UPGRADED_FROM = "upgraded by exsel from "
 def upgrade(
     model: Model,
     *,
-    exclusive: ExclusiveConfig | bool | None = None,
-    selective: SelectiveConfig | bool | None = None,
+    exclusive: ExclusiveArgument = None,
+    selective: SelectiveArgument = None,
 ) -> Model:
     """Put either or both mechanisms into a model that exists, in place.
 
     Args:
         model: a transformers, timm or diffusers model, or any module with attention layers of a known kind:
             PyTorch's own, and classes that call ``scaled_dot_product_attention``. See :func:`exsel.support`.
-        exclusive: ``True`` for the default :class:`exsel.ExclusiveConfig`, or one.
-        selective: ``True`` for the default :class:`exsel.SelectiveConfig`, or one. As it starts, without its
-            positional term the model computes what it did before, and with it nearly so.
+        exclusive: ``True``, a strength, or an :class:`exsel.ExclusiveConfig`; see :meth:`exsel.ExclusiveConfig.read`.
+        selective: ``True`` or an :class:`exsel.SelectiveConfig`; see :meth:`exsel.SelectiveConfig.read`. As it starts,
+            without its positional term the model computes what it did before, and with it nearly so.
 
     ``layers`` of either configuration counts the self-attention layers in the model's order, encoder before decoder,
     as :func:`exsel.support` numbers them; cross-attention is left alone.
@@ -47,16 +48,17 @@ def upgrade(
         its ``save_pretrained`` saves, and :func:`exsel.downgrade` takes everything out again.
 
     Raises:
-        ValueError: nothing asked for, no attention, a layer that cannot be upgraded (with the reason), layers beyond
-            the model, or a model that is upgraded already. The model is as it was.
-        TypeError: a configuration of another class.
+        UpgradeError: nothing asked for, no attention, a layer that cannot be upgraded (with the reason), layers
+            beyond the model, or a model that is upgraded already. The model is as it was.
+        ExselError: a dictionary that is no configuration.
+        TypeError: for a mechanism, something else.
 
     Source: Zhai, arXiv:2603.09078 (2026); Zhang et al., NeurIPS 2024, arXiv:2411.12892, which fine-tunes so. Where each
     mechanism enters a layer: :mod:`exsel.nn.insertion`.
     """
     if any(isinstance(module, Upgraded) for module in model.modules()):
-        raise ValueError(f"this {type(model).__name__} is upgraded already: exsel.downgrade(model) it first")
-    steps = plan(model, configured(ExclusiveConfig, exclusive), configured(SelectiveConfig, selective))
+        raise UpgradeError(f"this {type(model).__name__} is upgraded already: exsel.downgrade(model) it first")
+    steps = plan(model, ExclusiveConfig.read(exclusive), SelectiveConfig.read(selective))
     insert_all(model, steps)
     for module in model.modules():
         if isinstance(path := module.__dict__.get("name_or_path"), str):
@@ -74,14 +76,14 @@ def downgrade(model: Model) -> Model:
     """Take the mechanisms out of ``model`` again, in place: its modules, classes and weights are what they were.
 
     Raises:
-        ValueError: a model that holds them as an adapter of PEFT, or whose upgraded modules' ``forward`` something
+        UpgradeError: a model that holds them as an adapter of PEFT, or whose upgraded modules' ``forward`` something
             has replaced since, other than accelerate's hooks.
     """
     upgraded: list[Any] = [module for module in model.modules() if isinstance(module, Upgraded)]
     if not all(isinstance(module._modules[CHILD], Mechanisms) for module in upgraded):
-        raise ValueError(f"this {type(model).__name__} has its mechanisms from a PEFT adapter: call its unload()")
+        raise UpgradeError(f"this {type(model).__name__} has its mechanisms from a PEFT adapter: call its unload()")
     if any(instances.refusal(module) for module in upgraded):
-        raise ValueError("the forward of an upgraded module was replaced on the instance: take that back first")
+        raise UpgradeError("the forward of an upgraded module was replaced on the instance: take that back first")
     for module in upgraded:
         remove(module)
     for module in model.modules():
@@ -106,21 +108,6 @@ def _new(cls: Any, projections: tuple[tuple[str, str], ...], output: str | None)
     return upgraded.__new__(upgraded)
 
 
-def configured(cls: type[Any], value: Any) -> Any:
-    """A configuration of ``cls``: the default one for ``True``, and ``None`` for ``False``.
-
-    Raises:
-        TypeError: anything but these, ``None`` and a configuration of that class.
-    """
-    if value is True:
-        return cls()
-    if value is None or value is False:
-        return None
-    if not isinstance(value, cls):
-        raise TypeError(f"expected True, False, None or exsel.{cls.__name__}, got {value!r}")
-    return value
-
-
 def layers_of(config: ExclusiveConfig | SelectiveConfig | None, count: int) -> frozenset[int]:
     """The indices, of ``count`` layers, that ``config`` is for."""
     return frozenset() if config is None else resolve_layers(config.layers, count)
@@ -130,17 +117,17 @@ def plan(model: nn.Module, exclusive: ExclusiveConfig | None, selective: Selecti
     """What goes where, before anything is touched: the layers that get one of the two, and which.
 
     Raises:
-        ValueError: nothing asked for, no layer that could be upgraded, or a layer named that cannot be.
+        UpgradeError: nothing asked for, no layer that could be upgraded, or a layer named that cannot be.
     """
     if exclusive is None and selective is None:
-        raise ValueError("upgrade needs exclusive or selective: True, or a configuration")
+        raise UpgradeError("upgrade needs exclusive or selective: True, or a configuration")
     found = planning.layers(model)
     if not found:
         if any(type(module).__module__.startswith("exsel.") for module in model.modules()):
-            raise ValueError(
+            raise UpgradeError(
                 f"{type(model).__name__} has both mechanisms in its own code: choose them in its configuration"
             )
-        raise ValueError(f"{type(model).__name__} has no self-attention that could be upgraded")
+        raise UpgradeError(f"{type(model).__name__} has no self-attention that could be upgraded")
     layers = {
         "exclusive": layers_of(exclusive, len(found)),
         "selective": layers_of(selective, len(found)),
@@ -152,23 +139,23 @@ def plan(model: nn.Module, exclusive: ExclusiveConfig | None, selective: Selecti
             if index in indices and (reason := getattr(target, name)):
                 possible = tuple(number for number, other in enumerate(found) if not getattr(other, name))
                 remedy = f"leave it out with {name.capitalize()}Config(layers={possible})" if possible else "none can"
-                raise ValueError(f"{target.name} (layer {index}, {target.cls}) cannot be {name}: {reason}; {remedy}")
+                raise UpgradeError(f"{target.name} (layer {index}, {target.cls}) cannot be {name}: {reason}; {remedy}")
         chosen = (
             exclusive if index in layers["exclusive"] else None,
             selective if index in layers["selective"] else None,
         )
         if chosen[0] is not None and chosen[0].strength == "learned" and target.geometry is None:
-            raise ValueError(f"{target.name} ({target.cls}) cannot learn its strength: its heads are not known here")
+            raise UpgradeError(f"{target.name} ({target.cls}) cannot learn its strength: its heads are not known here")
         has_parameters = chosen[1] is not None or (chosen[0] is not None and chosen[0].strength == "learned")
         if has_parameters and any(
             hasattr(part, "device_mesh") for part in model.get_submodule(target.name).parameters()
         ):
-            raise ValueError(
+            raise UpgradeError(
                 f"{target.name} is distributed already, which new parameters would not be: upgrade before fully_shard, "
                 "or save the upgraded model and load it distributed"
             )
         if target.layout is not None and target.layout.output is not None and implementation == "exsel":
-            raise ValueError(
+            raise UpgradeError(
                 f"{target.name} ({target.cls}) writes its attention out, and cannot read the masks of "
                 'attn_implementation="exsel": load the model with "eager"'
             )

@@ -6,7 +6,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from exsel.errors import ExselError, require
+from exsel.errors import LoadError, require
 
 
 def from_pretrained(folder: str | PathLike[str], **kwargs: Any) -> Any:
@@ -21,7 +21,7 @@ def from_pretrained(folder: str | PathLike[str], **kwargs: Any) -> Any:
         The model in evaluation mode, its weights read from safetensors files alone.
 
     Raises:
-        ExselError: a model whose class nobody here knows, whose code would have to be run from its folder, or whose
+        LoadError: a model whose class nobody here knows, whose code would have to be run from its folder, or whose
             weights are in no safetensors file; mechanisms of a later version, or that do not fit the model.
         OSError: no such folder, as transformers says it.
     """
@@ -32,14 +32,14 @@ def from_pretrained(folder: str | PathLike[str], **kwargs: Any) -> Any:
     from exsel.upgrading import wrapping
 
     if kwargs.pop("trust_remote_code", None):
-        raise ExselError("exsel.from_pretrained runs no code from a model's folder: load it with transformers' classes")
+        raise LoadError("exsel.from_pretrained runs no code from a model's folder: load it with transformers' classes")
     if kwargs.pop("use_safetensors", True) is False:
-        raise ExselError("exsel.from_pretrained reads safetensors files alone: leave use_safetensors out")
+        raise LoadError("exsel.from_pretrained reads safetensors files alone: leave use_safetensors out")
     places = {name: kwargs[name] for name in wrapping.PLACES if name in kwargs}
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **places)
     model_class = wrapping.model_class_of(config)
     if model_class is None and config.architectures:
-        raise ExselError(
+        raise LoadError(
             f"{folder} was saved by {config.architectures[0]}, which is unknown here: import the package that "
             "registers it with transformers' Auto classes"
         )
@@ -48,7 +48,7 @@ def from_pretrained(folder: str | PathLike[str], **kwargs: Any) -> Any:
     except OSError as error:
         here = Path(folder, kwargs.get("subfolder", ""))
         if any(here.glob("*.bin")) and not any(here.glob("*.safetensors")):
-            raise ExselError(
+            raise LoadError(
                 f"{folder} has its weights in pickle files alone ({next(here.glob('*.bin')).name}), which can run "
                 "code: load it with transformers where it is trusted, and save it again"
             ) from error

@@ -13,7 +13,7 @@ from typing import Any, TypedDict
 from torch import nn
 
 from exsel.config import ExclusiveConfig, SelectiveConfig
-from exsel.errors import ExselError
+from exsel.errors import LoadError, UpgradeError
 from exsel.nn.insertion import Mechanisms
 from exsel.upgrading.apply import Step, Upgraded, insert_all
 from exsel.upgrading.planning import targets
@@ -43,7 +43,7 @@ def describe(model: nn.Module) -> Description | None:
     """The mechanisms of ``model``; ``None`` where it has none.
 
     Raises:
-        ExselError: mechanisms that a saved model cannot carry, such as those of an adapter.
+        UpgradeError: mechanisms that a saved model cannot carry, such as those of an adapter.
     """
     from exsel import __version__
 
@@ -53,7 +53,7 @@ def describe(model: nn.Module) -> Description | None:
             continue
         mechanisms: Any = getattr(module, CHILD)
         if not isinstance(mechanisms, Mechanisms):
-            raise ExselError(f"{name} has its mechanisms from an adapter: save the adapter, or merge it first")
+            raise UpgradeError(f"{name} has its mechanisms from an adapter: save the adapter, or merge it first")
         both = (_everywhere(mechanisms.exclusive_config), _everywhere(mechanisms.selective_config))
         alike.setdefault(both, []).append(_base_name(model, name))
     if not alike:
@@ -69,25 +69,25 @@ def check(description: Any) -> Description:
     """``description`` if it is one that this version reads.
 
     Raises:
-        ExselError: a later format, or anything that :func:`describe` would not have written.
+        LoadError: a later format, or anything that :func:`describe` would not have written.
     """
     if not isinstance(description, dict) or type(description.get("format")) is not int:
-        raise ExselError(f"the configuration's 'exsel' entry has no format: {description!r:.80}; it is damaged")
+        raise LoadError(f"the configuration's 'exsel' entry has no format: {description!r:.80}; it is damaged")
     if description["format"] > FORMAT:
         from exsel import __version__
 
-        raise ExselError(
+        raise LoadError(
             f"this model was saved by exsel {description.get('version')} in format {description['format']}, and exsel "
             f"{__version__} reads up to format {FORMAT}: pip install -U 'exsel>={description.get('version')}'"
         )
     upgrades = description.get("upgrades")
     if not isinstance(upgrades, list) or not upgrades:
-        raise ExselError("the configuration's 'exsel' entry names no upgraded modules: it is damaged")
+        raise LoadError("the configuration's 'exsel' entry names no upgraded modules: it is damaged")
     for upgrade in upgrades:
         _configurations(upgrade)
         names = upgrade.get("modules")
         if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-            raise ExselError(f"the configuration's 'exsel' entry has modules {names!r:.80}: it is damaged")
+            raise LoadError(f"the configuration's 'exsel' entry has modules {names!r:.80}: it is damaged")
     return description  # type: ignore[return-value]
 
 
@@ -97,7 +97,7 @@ def restore(model: nn.Module, description: Description) -> None:
     A class that builds a part of the saved model, as an encoder alone, gets that part's mechanisms.
 
     Raises:
-        ExselError: the model's attention modules are not those that were upgraded; nothing is changed then.
+        LoadError: the model's attention modules are not those that were upgraded; nothing is changed then.
     """
     found = {_base_name(model, target.name): target for target in targets(model)}
     base = _base(model) or model
@@ -110,13 +110,13 @@ def restore(model: nn.Module, description: Description) -> None:
             if target is not None:
                 for reason in (target.exclusive if exclusive else "", target.selective if selective else ""):
                     if reason:
-                        raise ExselError(f"{target.name} was saved upgraded and cannot be here: {reason}")
+                        raise LoadError(f"{target.name} was saved upgraded and cannot be here: {reason}")
                 steps.append((target, exclusive, selective))
             elif hasattr(base, name.split(".")[0]) or hasattr(model, name.split(".")[0]):
                 missing.append(name)
     if missing or not steps:
         names = missing or [name for upgrade in description["upgrades"] for name in upgrade["modules"]]
-        raise ExselError(
+        raise LoadError(
             f"{type(model).__name__} has no attention {names[0]!r}, which the saved model has upgraded "
             f"({len(names)} such); its own: {', '.join(list(found)[:3]) or 'none'}, …"
         )
@@ -125,7 +125,7 @@ def restore(model: nn.Module, description: Description) -> None:
 
 def _configurations(upgrade: Any) -> tuple[ExclusiveConfig | None, SelectiveConfig | None]:
     if not isinstance(upgrade, dict):
-        raise ExselError(f"the configuration's 'exsel' entry has {upgrade!r:.80} for an upgrade: it is damaged")
+        raise LoadError(f"the configuration's 'exsel' entry has {upgrade!r:.80} for an upgrade: it is damaged")
     try:
         exclusive, selective = upgrade.get("exclusive"), upgrade.get("selective")
         read = (
@@ -133,9 +133,9 @@ def _configurations(upgrade: Any) -> tuple[ExclusiveConfig | None, SelectiveConf
             None if selective is None else SelectiveConfig.from_dict(selective),
         )
     except (TypeError, ValueError) as error:
-        raise ExselError(f"the configuration's 'exsel' entry is damaged: {error}") from error
+        raise LoadError(f"the configuration's 'exsel' entry is damaged: {error}") from error
     if not any(read):
-        raise ExselError("the configuration's 'exsel' entry has an upgrade without a mechanism: it is damaged")
+        raise LoadError("the configuration's 'exsel' entry has an upgrade without a mechanism: it is damaged")
     return read
 
 

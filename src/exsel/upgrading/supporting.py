@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from exsel.config import ExclusiveConfig, SelectiveConfig
-from exsel.upgrading.apply import configured, layers_of
+from exsel.config import ExclusiveArgument, ExclusiveConfig, SelectiveArgument, SelectiveConfig
+from exsel.upgrading.apply import layers_of
 from exsel.upgrading.planning import targets
 
 
@@ -89,8 +89,8 @@ class Support:
 def support(
     model: nn.Module,
     *,
-    exclusive: ExclusiveConfig | bool | None = True,
-    selective: SelectiveConfig | bool | None = True,
+    exclusive: ExclusiveArgument = True,
+    selective: SelectiveArgument = True,
 ) -> Support:
     """What :func:`exsel.upgrade` with the same arguments would do to each attention layer; nothing is changed.
 
@@ -102,13 +102,13 @@ def support(
         A table for people (``print``), ``.layers`` and ``.to_dict()`` for programs.
 
     Raises:
-        ValueError: layers beyond the model.
+        UpgradeError: layers beyond the model.
     """
     found = targets(model)
     count = sum(not target.left_alone for target in found)
     chosen = {
-        "exclusive": layers_of(configured(ExclusiveConfig, exclusive), count),
-        "selective": layers_of(configured(SelectiveConfig, selective), count),
+        "exclusive": layers_of(ExclusiveConfig.read(exclusive), count),
+        "selective": layers_of(SelectiveConfig.read(selective), count),
     }
     layers, index = [], 0
     for target in found:

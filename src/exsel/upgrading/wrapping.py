@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from exsel.errors import ExselError
+from exsel.errors import LoadError, UpgradeError
 from exsel.registration import MODEL_TYPE
 from exsel.registration.config import UpgradedConfig
 from exsel.tensor_parallel import are_heads_divided, heads_plan
@@ -87,7 +87,7 @@ class UpgradingLoader:
     def __new__(cls, config: Any, *args: Any, **kwargs: Any) -> Any:
         """The model of ``config``, upgraded."""
         if not issubclass(config.plain_class, cls.model_class.config_class):
-            raise ExselError(
+            raise LoadError(
                 f"{cls.model_class.__name__} is a part of what this folder holds, and would leave mechanisms out: "
                 f"use exsel.from_pretrained(folder)"
             )
@@ -106,10 +106,10 @@ class UpgradingLoader:
         """As ``PreTrainedModel.from_pretrained``; safetensors only, and all of the mechanisms' parameters.
 
         Raises:
-            ExselError: files of another kind, or without the mechanisms' parameters.
+            LoadError: files of another kind, or without the mechanisms' parameters.
         """
         if kwargs.pop("use_safetensors", True) is False or kwargs.get("gguf_file") is not None:
-            raise ExselError("upgraded models are read from safetensors files alone: leave use_safetensors out")
+            raise LoadError("upgraded models are read from safetensors files alone: leave use_safetensors out")
         with_info = kwargs.pop("output_loading_info", False)
         if not isinstance(config, UpgradedFields):
             config, kwargs = _config_of(folder if config is None else config, kwargs)
@@ -118,7 +118,7 @@ class UpgradingLoader:
         )
         lost = sorted(key for key in info["missing_keys"] if CHILD in key.split("."))
         if lost:
-            raise ExselError(f"{folder} lacks {len(lost)} of its mechanisms' parameters, such as {lost[0]}")
+            raise LoadError(f"{folder} lacks {len(lost)} of its mechanisms' parameters, such as {lost[0]}")
         return (model, info) if with_info else model
 
 
@@ -126,16 +126,16 @@ def read_config(values: dict[str, Any], **kwargs: Any) -> Any:
     """The upgraded configuration in a ``config.json``'s ``values``; ``kwargs`` as ``PreTrainedConfig.from_dict``.
 
     Raises:
-        ExselError: from a newer exsel, damaged, or of a base model that transformers does not know.
+        LoadError: from a newer exsel, damaged, or of a base model that transformers does not know.
     """
     entry = values.get(_ENTRY)
     description = check(entry)
     assert isinstance(entry, dict)
     base = entry.get("base")
     if not isinstance(base, dict) or not isinstance(base.get("model_type"), str):
-        raise ExselError("the configuration's 'exsel' entry has no base model: it is damaged")
+        raise LoadError("the configuration's 'exsel' entry has no base model: it is damaged")
     if base["model_type"] not in CONFIG_MAPPING or base["model_type"] == MODEL_TYPE:
-        raise ExselError(
+        raise LoadError(
             f"this upgraded model's base is a {base['model_type']!r}, which transformers does not know here: install "
             "the version that saved it, or import the package that registers it"
         )
@@ -237,7 +237,7 @@ def _described(model: Any) -> Iterator[None]:
     plain_class: Any = type(config)
     own_code = plain_class.__module__.startswith("transformers_modules.") or model.is_remote_code()
     if own_code or plain_class.model_type not in CONFIG_MAPPING:
-        raise ExselError(
+        raise UpgradeError(
             f"{type(model).__name__} has code that transformers would not find again from a folder: register it with "
             "the Auto classes, or exsel.downgrade(model) and save what is left"
         )
@@ -261,7 +261,7 @@ def _guard() -> None:
     def guarded_initialise(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
         if isinstance(config, UpgradedFields):
             name = type(self).__name__
-            raise ExselError(
+            raise LoadError(
                 f"{name} by itself would drop the mechanisms of this upgraded configuration: use "
                 f"exsel.from_pretrained(folder), or an Auto class; for a plain {name} take {name}'s own configuration"
             )
