@@ -95,8 +95,28 @@ def test_decoding_is_told_from_training() -> None:
     mask = torch.ones(1, 20, dtype=torch.bool)
     assert "decode kernel" in explain(query=ONE, attn_mask=mask, backend="triton")
     assert "fused kernel" in explain(exclusive=True, is_causal=True, backend="triton")
+
+
+@pytest.mark.skipif(not dispatch.HAS_TRITON, reason="needs Triton")
+@pytest.mark.parametrize("name", ["query", "own_value", "strength", "query_scale", "value_scale", "attn_mask"])
+def test_the_decode_kernel_runs_only_where_nothing_is_differentiated(name: str) -> None:
+    given = {
+        "query": torch.randn(1, 4, 1, 16),
+        "own_value": torch.randn(1, 2, 1, 16),
+        "strength": torch.rand(4),
+        "query_scale": torch.rand(1, 4, 1),
+        "value_scale": torch.rand(1, 2, 20),
+        "attn_mask": torch.randn(1, 20),
+    }
+    given[name].requires_grad_()
+    query, mask = given.pop("query"), given.pop("attn_mask")
+    options: dict[str, Any] = {**given, "exclusive": True, "enable_gqa": True, "backend": "triton"}
     with pytest.raises(ValueError, match="takes no attn_mask"):
-        explain(query=ONE.clone().requires_grad_(), attn_mask=mask, backend="triton")
+        exsel.attention(query, K, K, attn_mask=mask, **options)
+    with torch.no_grad():
+        assert "decode kernel" in exsel.explain_backend(query, K, K, attn_mask=mask, **options)
+    if name != "attn_mask":
+        assert exsel.attention(query, K, K, **options).requires_grad
 
 
 def test_every_rule_can_apply() -> None:

@@ -232,7 +232,8 @@ class TestAttention:
                 is_causal=mask == "causal",
                 scale=0.3,
                 enable_gqa=True,
-                exclusive=0.7,
+                exclusive=True,
+                strength=0.7,
                 own_value=own,
                 query_scale=tau_q,
                 value_scale=tau_v,
@@ -254,8 +255,8 @@ class TestAttention:
     @pytest.mark.parametrize("backend", ["reference", "sdpa"])
     def test_gradcheck(self, backend: Backend) -> None:
         def run(q: Tensor, k: Tensor, v: Tensor, tau_q: Tensor, tau_v: Tensor, strength: Tensor) -> Tensor:
-            return exsel.attention(q, k, v, is_causal=True, enable_gqa=True, exclusive=strength, query_scale=tau_q,
-                                   value_scale=tau_v, backend=backend)  # fmt: skip
+            return exsel.attention(q, k, v, is_causal=True, enable_gqa=True, exclusive=True, strength=strength,
+                                   query_scale=tau_q, value_scale=tau_v, backend=backend)  # fmt: skip
 
         inputs = (leaf(1, 2, 3, 4), leaf(1, 1, 3, 4), leaf(1, 1, 3, 4), leaf(1, 2, 3), leaf(1, 1, 3), leaf(2))
         assert torch.autograd.gradcheck(run, inputs)

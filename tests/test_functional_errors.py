@@ -46,6 +46,9 @@ def test_exclude_value_errors(y: Tensor, own_value: Tensor, options: dict[str, A
         (Q, K.int(), {}, "own_value must be a floating-point tensor"),
         (Q, K.double(), {}, "own_value must have the dtype of y, torch.float32; got torch.float64"),
         (Q, K, {"strength": torch.ones(4, dtype=torch.int64)}, "strength must be a floating-point tensor"),
+        (Q, K, {"strength": False}, "strength must be a number, a tensor or None.*got False"),
+        (Q, K, {"strength": True}, "strength must be a number, a tensor or None.*got True"),
+        (Q, K, {"strength": "learned"}, "strength must be a number, a tensor or None.*got 'learned'"),
     ],
 )
 def test_exclude_type_errors(y: Tensor, own_value: Tensor, options: dict[str, Any], message: str) -> None:
@@ -73,8 +76,9 @@ def test_exclude_type_errors(y: Tensor, own_value: Tensor, options: dict[str, An
         (((2, 4, 3, 8), (2, 4, 5, 8), (2, 4, 5, 8)), {"exclusive": True}, "3 queries over 5 keys needs own_value"),
         (((2, 4, 1, 8), (2, 4, 5, 8), (2, 4, 5, 8)), {"exclusive": True}, "needs own_value.*cross-attention"),
         (((2, 4, 5, 8),) * 3, {"exclusive": True, "own_value": Q[:, :, :3]}, "own_value must hold one value"),
-        (((2, 4, 5, 8),) * 3, {"exclusive": math.nan}, "exclusive must be finite"),
-        (((2, 4, 5, 8),) * 3, {"exclusive": torch.ones(3)}, "exclusive must be"),
+        (((2, 4, 5, 8),) * 3, {"exclusive": True, "strength": math.nan}, "strength must be finite"),
+        (((2, 4, 5, 8),) * 3, {"exclusive": True, "strength": torch.ones(3)}, "strength must be"),
+        (((2, 4, 5, 8),) * 3, {"strength": 0.5}, "strength is given but exclusive is False"),
         (((2, 4, 5, 8),) * 3, {"query_scale": torch.ones(2, 4, 4)}, "query_scale must broadcast"),
         (((2, 4, 5, 8),) * 3, {"query_scale": torch.ones(2, 4, 5, 8)}, "query_scale must broadcast"),
         (((2, 4, 5, 8), (2, 2, 5, 8), (2, 2, 5, 8)), {"enable_gqa": True, "value_scale": torch.ones(2, 4, 5)},
@@ -100,12 +104,19 @@ def test_attention_value_errors(shapes: tuple[tuple[int, ...], ...], options: di
         ((torch.float32,) * 3, {"value_scale": torch.ones(5, dtype=torch.int64)}, "value_scale must be a floating"),
         ((torch.float32,) * 3, {"exclusive": True, "own_value": Q.double()}, "own_value must have the dtype"),
         ((torch.float32,) * 3, {"exclusive": True, "own_value": Q.int()}, "own_value must be a floating"),
+        ((torch.float32,) * 3, {"exclusive": None}, "exclusive must be True or False, got None"),
+        ((torch.float32,) * 3, {"exclusive": 0.5}, "exclusive must be True or False, got 0.5: .* is the strength"),
+        ((torch.float32,) * 3, {"exclusive": torch.tensor(True)}, "exclusive must be True or False"),
+        ((torch.float32,) * 3, {"exclusive": True, "strength": True}, "strength must be a number.*got True"),
+        ((torch.float32,) * 3, {"exclusive": True, "strength": torch.ones(4).int()}, "strength must be a floating"),
     ],
 )
 def test_attention_type_errors(dtypes: tuple[torch.dtype, ...], options: dict[str, Any], message: str) -> None:
     query, key, value = (Q.to(dtype) for dtype in dtypes)
     with pytest.raises(TypeError, match=message):
         exsel.attention(query, key, value, **options)
+    with pytest.raises(TypeError, match=message):
+        exsel.explain_backend(query, key, value, **options)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,15 @@ def leaves(*shapes: tuple[int, ...]) -> list[Tensor]:
 
 def exclusive_and_selective(q: Tensor, k: Tensor, v: Tensor, tau_q: Tensor, tau_v: Tensor, strength: Tensor) -> Tensor:
     return exsel.attention(
-        q, k, v, is_causal=True, enable_gqa=True, exclusive=strength, query_scale=tau_q, value_scale=tau_v
+        q,
+        k,
+        v,
+        is_causal=True,
+        enable_gqa=True,
+        exclusive=True,
+        strength=strength,
+        query_scale=tau_q,
+        value_scale=tau_v,
     )
 
 

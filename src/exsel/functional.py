@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -52,13 +53,20 @@ def _check_devices(**tensors: Tensor | None) -> None:
         )
 
 
+def _check_strength(strength: float | Tensor | None) -> None:
+    if isinstance(strength, Tensor):
+        _check_floating(strength=strength)
+    elif isinstance(strength, bool) or not (strength is None or isinstance(strength, (int, float))):
+        raise TypeError(f"strength must be a number, a tensor or None (which is 1), got {strength!r}")
+    elif strength is not None and not math.isfinite(strength):
+        raise ValueError(f"strength must be finite, got {strength}")
+
+
 def _expand_strength(name: str, strength: float | Tensor | None, y: Tensor) -> Tensor | None:
-    """None for α = 1, else α as [..., H, T] (a view)."""
+    """None for 1, else α as [..., H, T] (a view)."""
     if strength is None:
         return None
     if not isinstance(strength, Tensor):
-        if not math.isfinite(strength):
-            raise ValueError(f"{name} must be finite, got {strength}")
         return None if strength == 1 else y.new_tensor(strength).expand(y.shape[:-1])
     if strength.ndim == 1 and strength.shape[0] == y.shape[-3]:
         strength = strength.unsqueeze(-1)
@@ -104,15 +112,16 @@ def exclude(
 
     Raises:
         ValueError: shapes that do not fit, an unknown backend, or an eps that is not positive.
-        TypeError: tensors that are not floating-point, or of two dtypes.
+        TypeError: tensors that are not floating-point, or of two dtypes; a strength that is a boolean.
 
     Source: Zhai, "Exclusive Self Attention", arXiv:2603.09078 (2026), Section 3. The strength is follow-up work.
     """
-    is_one = strength is None or (not isinstance(strength, Tensor) and strength == 1)
+    is_one = strength is None or (type(strength) in (int, float) and strength == 1)
     is_usual = is_one and gate is None and backend == "auto" and eps > 0
     if is_usual and (direct := exclude_directly(y, own_value, eps)) is not None:
         return direct
-    _check_floating(y=y, own_value=own_value, strength=strength if isinstance(strength, Tensor) else None, gate=gate)
+    _check_floating(y=y, own_value=own_value, gate=gate)
+    _check_strength(strength)
     _check_own_value(y.shape, y.dtype, own_value)
     _check_devices(y=y, own_value=own_value, strength=strength if isinstance(strength, Tensor) else None, gate=gate)
     if not eps > 0:
@@ -160,7 +169,8 @@ def attention(
     is_causal: bool = False,
     scale: float | None = None,
     enable_gqa: bool = False,
-    exclusive: bool | float | Tensor = False,
+    exclusive: bool = False,
+    strength: float | Tensor | None = None,
     own_value: Tensor | None = None,
     query_scale: Tensor | None = None,
     value_scale: Tensor | None = None,
@@ -183,8 +193,8 @@ def attention(
         is_causal: query i attends to keys 0 … i (aligned at the top left); not together with ``attn_mask``.
         scale: factor of the scores; ``None``: 1/√D.
         enable_gqa: allow H to be a multiple of Hkv.
-        exclusive: ``True``: remove the own value's direction from the output; a number or tensor: with that
-            strength (see :func:`exclude`).
+        exclusive: remove the own value's direction from the output.
+        strength: α of ``exclusive``, as :func:`exclude` takes it; ``None``: 1.
         own_value: the query tokens' own values ``[..., Hkv, T, Dv]``; ``None``: ``value``, which needs T = S.
             With a key/value cache pass the new tokens' values. Never scaled by ``value_scale``.
         query_scale: inverse temperature τ_q that multiplies each query, broadcasting to ``[..., H, T]``.
@@ -201,31 +211,35 @@ def attention(
 
     Raises:
         ValueError: shapes that do not fit; ``attn_mask`` with ``is_causal``; ``exclusive`` without an own value
-            where T ≠ S (cross-attention has none); ``own_value`` without ``exclusive``; tensors on several devices;
-            an unknown backend, or one that cannot run this.
-        TypeError: tensors that are not floating-point, or of several dtypes.
+            where T ≠ S (cross-attention has none); ``own_value`` or ``strength`` without ``exclusive``; tensors on
+            several devices; an unknown backend, or one that cannot run this.
+        TypeError: tensors that are not floating-point, or of several dtypes; an ``exclusive`` that is no boolean, or
+            a ``strength`` that is one.
 
     Source: Zhai, arXiv:2603.09078 (2026), Section 3; Zhang et al., NeurIPS 2024, arXiv:2411.12892, Definition 1.
     """
-    call = _prepare(
-        query, key, value, attn_mask, dropout_p, is_causal, enable_gqa, exclusive, own_value, sliding_window, cu_seqlens
+    call = _read_call(
+        query=query,
+        key=key,
+        value=value,
+        attn_mask=attn_mask,
+        dropout_p=dropout_p,
+        is_causal=is_causal,
+        scale=scale,
+        enable_gqa=enable_gqa,
+        exclusive=exclusive,
+        strength=strength,
+        own_value=own_value,
+        query_scale=query_scale,
+        value_scale=value_scale,
+        sliding_window=sliding_window,
+        cu_seqlens=cu_seqlens,
     )
-    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else float(scale)
-    if query_scale is not None:
-        query_scale = _check_broadcast("query_scale", query_scale, call.query.shape[:-1])
-    if value_scale is not None:
-        value_scale = _check_broadcast("value_scale", value_scale, call.value.shape[:-1])
-    given = exclusive if isinstance(exclusive, Tensor) else None
-    _check_floating(query_scale=query_scale, value_scale=value_scale, exclusive=given)
-    _check_devices(query=query, query_scale=query_scale, value_scale=value_scale, exclusive=given)
-    strength = None
-    if call.own_value is not None and exclusive is not True:
-        strength = _expand_strength("exclusive", exclusive, call.query)
     chosen = dispatch.choose_backend(backend, call)
     if chosen == "triton":
         from exsel.kernels import fused
 
-        return fused.attention(call, scale, query_scale, value_scale, strength, EPS)
+        return fused.attention(call, EPS)
     mask = call.attn_mask
     is_banded = call.sliding_window is not None or call.cu_seqlens is not None
     if is_banded:
@@ -233,23 +247,21 @@ def attention(
             call.query.shape[-2], call.key.shape[-2], call.is_causal, call.sliding_window, call.cu_seqlens, query.device
         )
         mask = band if mask is None else mask & band if mask.dtype == torch.bool else mask.masked_fill(~band, -math.inf)
-    arguments = (call.query, call.key, call.value)
-    is_causal = call.is_causal and not is_banded
-    if chosen == "reference":
-        y = reference.attention(*arguments, mask, dropout_p, is_causal, scale, query_scale, value_scale)
-        return y if call.own_value is None else reference.exclude(y, call.own_value, strength, EPS)
-    return sdpa.attention(
-        *arguments,
-        attn_mask=mask,
-        dropout_p=dropout_p,
-        is_causal=is_causal,
-        scale=scale,
-        query_scale=query_scale,
-        value_scale=value_scale,
-        own_value=call.own_value,
-        strength=strength,
-        eps=EPS,
+    call = replace(call, attn_mask=mask, is_causal=call.is_causal and not is_banded)
+    if chosen == "sdpa":
+        return sdpa.attention(call, EPS)
+    y = reference.attention(
+        call.query,
+        call.key,
+        call.value,
+        call.attn_mask,
+        call.dropout_p,
+        call.is_causal,
+        call.scale,
+        call.query_scale,
+        call.value_scale,
     )
+    return y if call.own_value is None else reference.exclude(y, call.own_value, call.strength, EPS)
 
 
 def explain_backend(
@@ -260,9 +272,13 @@ def explain_backend(
     attn_mask: Tensor | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
+    scale: float | None = None,
     enable_gqa: bool = False,
-    exclusive: bool | float | Tensor = False,
+    exclusive: bool = False,
+    strength: float | Tensor | None = None,
     own_value: Tensor | None = None,
+    query_scale: Tensor | None = None,
+    value_scale: Tensor | None = None,
     sliding_window: int | None = None,
     cu_seqlens: Tensor | None = None,
     backend: Backend = "auto",
@@ -272,28 +288,64 @@ def explain_backend(
     Raises:
         ValueError, TypeError: what :func:`attention` would raise.
     """
-    call = _prepare(
-        query, key, value, attn_mask, dropout_p, is_causal, enable_gqa, exclusive, own_value, sliding_window, cu_seqlens
+    return dispatch.explain(
+        backend,
+        _read_call(
+            query=query,
+            key=key,
+            value=value,
+            attn_mask=attn_mask,
+            dropout_p=dropout_p,
+            is_causal=is_causal,
+            scale=scale,
+            enable_gqa=enable_gqa,
+            exclusive=exclusive,
+            strength=strength,
+            own_value=own_value,
+            query_scale=query_scale,
+            value_scale=value_scale,
+            sliding_window=sliding_window,
+            cu_seqlens=cu_seqlens,
+        ),
     )
-    return dispatch.explain(backend, call)
 
 
-def _prepare(
+def _read_call(
+    *,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     attn_mask: Tensor | None,
     dropout_p: float,
     is_causal: bool,
+    scale: float | None,
     enable_gqa: bool,
-    exclusive: bool | float | Tensor,
+    exclusive: bool,
+    strength: float | Tensor | None,
     own_value: Tensor | None,
+    query_scale: Tensor | None,
+    value_scale: Tensor | None,
     sliding_window: int | None,
     cu_seqlens: Tensor | None,
 ) -> Call:
     """The checked arguments of :func:`attention`, in autocast's dtype where it is on."""
-    _check_floating(query=query, key=key, value=value, own_value=own_value)
-    _check_devices(query=query, key=key, value=value, attn_mask=attn_mask, own_value=own_value, cu_seqlens=cu_seqlens)
+    if not isinstance(exclusive, bool):
+        raise TypeError(f"exclusive must be True or False, got {exclusive!r}: a number or tensor is the strength")
+    _check_strength(strength)
+    _check_floating(
+        query=query, key=key, value=value, own_value=own_value, query_scale=query_scale, value_scale=value_scale
+    )
+    _check_devices(
+        query=query,
+        key=key,
+        value=value,
+        attn_mask=attn_mask,
+        strength=strength if isinstance(strength, Tensor) else None,
+        own_value=own_value,
+        query_scale=query_scale,
+        value_scale=value_scale,
+        cu_seqlens=cu_seqlens,
+    )
     if torch.is_autocast_enabled(query.device.type):
         # As autocast does for scaled_dot_product_attention itself.
         dtype = torch.get_autocast_dtype(query.device.type)
@@ -313,9 +365,10 @@ def _prepare(
         raise ValueError(f"sliding_window must be at least 1 (the token itself), got {sliding_window}")
     if cu_seqlens is not None:
         _check_cu_seqlens(cu_seqlens, query, key)
-    if exclusive is False:
-        if own_value is not None:
-            raise ValueError("own_value is given but exclusive is False: it would be ignored")
+    if not exclusive:
+        for name, argument in (("own_value", own_value), ("strength", strength)):
+            if argument is not None:
+                raise ValueError(f"{name} is given but exclusive is False: it would be ignored")
     elif own_value is None:
         if query.shape[-2] != key.shape[-2]:
             raise ValueError(
@@ -325,7 +378,21 @@ def _prepare(
         own_value = value
     else:
         _check_own_value((*query.shape[:-1], value.shape[-1]), query.dtype, own_value)
-    return Call(query, key, value, own_value, attn_mask, dropout_p, is_causal, sliding_window, cu_seqlens)
+    return Call(
+        query=query,
+        key=key,
+        value=value,
+        own_value=own_value,
+        strength=_expand_strength("strength", strength, query),
+        query_scale=None if query_scale is None else _check_broadcast("query_scale", query_scale, query.shape[:-1]),
+        value_scale=None if value_scale is None else _check_broadcast("value_scale", value_scale, value.shape[:-1]),
+        attn_mask=attn_mask,
+        dropout_p=dropout_p,
+        is_causal=is_causal,
+        scale=1 / math.sqrt(query.shape[-1]) if scale is None else float(scale),
+        sliding_window=sliding_window,
+        cu_seqlens=cu_seqlens,
+    )
 
 
 def _check_cu_seqlens(cu_seqlens: Tensor, query: Tensor, key: Tensor) -> None:

@@ -27,9 +27,7 @@ def leaf(*shape: int, dtype: torch.dtype) -> Tensor:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, strength: Tensor | None, backend: Backend) -> Tensor:
-    return exsel.attention(
-        q, k, v, is_causal=True, enable_gqa=True, exclusive=True if strength is None else strength, backend=backend
-    )
+    return exsel.attention(q, k, v, is_causal=True, enable_gqa=True, exclusive=True, strength=strength, backend=backend)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

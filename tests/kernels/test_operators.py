@@ -133,8 +133,8 @@ class TestAttentionOperator:
 
     def run(self, inputs: list[Tensor], backend: Backend) -> Tensor:
         q, k, v, tau_q, tau_v, strength = inputs
-        return exsel.attention(q, k, v, is_causal=True, enable_gqa=True, exclusive=strength, query_scale=tau_q,
-                               value_scale=tau_v, backend=backend)  # fmt: skip
+        return exsel.attention(q, k, v, is_causal=True, enable_gqa=True, exclusive=True, strength=strength,
+                               query_scale=tau_q, value_scale=tau_v, backend=backend)  # fmt: skip
 
     def test_same_bits_on_every_run(self, backend: Backend) -> None:
         inputs, dz = self.inputs(), torch.randn(2, 4, 20, 16)
@@ -232,7 +232,8 @@ def mismatched() -> list[tuple[dict[str, Any], str]]:
     q, k = torch.zeros(1, 4, 20, 16), torch.zeros(1, 2, 20, 16)
     return [
         ({"query": q, "key": k.to("meta"), "value": k}, "on one device, got query on cpu, key on meta"),
-        ({"query": q, "key": k, "value": k, "exclusive": torch.ones(4, device="meta")}, "exclusive on meta"),
+        ({"query": q, "key": k, "value": k, "exclusive": True, "strength": torch.ones(4, device="meta")},
+         "strength on meta"),
         ({"query": q, "key": k, "value": k, "sliding_window": 0}, "sliding_window must be at least 1"),
         ({"query": q, "key": k, "value": k, "cu_seqlens": torch.tensor([0.0, 20.0])}, "cu_seqlens must be integers"),
         ({"query": q.expand(2, -1, -1, -1), "key": k.expand(2, -1, -1, -1), "value": k.expand(2, -1, -1, -1),

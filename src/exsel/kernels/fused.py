@@ -16,14 +16,7 @@ from exsel.kernels.triton import decode as decode_kernels
 from exsel.kernels.triton import temperature as temperature_kernels
 
 
-def attention(
-    call: Call,
-    scale: float,
-    query_scale: Tensor | None,
-    value_scale: Tensor | None,
-    strength: Tensor | None,
-    eps: float,
-) -> Tensor:
+def attention(call: Call, eps: float) -> Tensor:
     """:func:`exsel.attention` of checked arguments: the decode kernel for a few queries, else the fused one."""
     lead = call.query.shape[:-3]
 
@@ -34,32 +27,32 @@ def attention(
         return None if x is None else x.to(torch.float32).reshape(-1, *x.shape[-2:])
 
     query, key, value = four(call.query), four(call.key), four(call.value)
-    scales = three(query_scale), three(value_scale)
-    if call.is_decode and not any(x is not None and x.requires_grad for x in (query_scale, value_scale, strength)):
+    strength, scales = three(call.strength), (three(call.query_scale), three(call.value_scale))
+    if call.is_decode:
         own_value = None if call.own_value is None else four(call.own_value)
         mask = call.attn_mask
         if mask is not None:
             mask = four(mask.expand(*call.query.shape[:-1], call.key.shape[-2]))
-        z: Tensor = _decode(query, key, value, own_value, three(strength), *scales, mask, scale, eps)
+        z: Tensor = _decode(query, key, value, own_value, strength, *scales, mask, call.scale, eps)
         return z.reshape(*lead, *z.shape[1:])
     is_own = call.own_value is call.value
     z = _attention_with_gradient(
         query,
         key,
         value,
-        three(strength) if is_own else None,
+        strength if is_own else None,
         *scales,
         call.cu_seqlens,
         is_own,
         call.is_causal,
         call.sliding_window,
-        scale,
+        call.scale,
         eps,
     )[0]
     z = z.reshape(*lead, *z.shape[1:])
     if call.own_value is None or is_own:
         return z
-    return exclude(z, call.own_value, strength, None, eps, "triton")
+    return exclude(z, call.own_value, call.strength, None, eps, "triton")
 
 
 @torch.library.custom_op("exsel::triton_attention", mutates_args=())

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from exsel.kernels.call import Call
 from exsel.kernels.exclude import exclude, is_traced_for_cpu, passes_for
 from exsel.kernels.passes import accumulation_dtype
 from exsel.kernels.registration import differentiable, register_vmap, without_gradient
@@ -26,26 +27,17 @@ aten = torch.ops.aten
 _FEW_TOKENS = 16
 
 
-def attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    attn_mask: Tensor | None,
-    dropout_p: float,
-    is_causal: bool,
-    scale: float,
-    query_scale: Tensor | None,
-    value_scale: Tensor | None,
-    own_value: Tensor | None,
-    strength: Tensor | None,
-    eps: float,
-) -> Tensor:
-    """As :func:`exsel.reference.attention`, then :func:`exsel.reference.exclude` where there is an ``own_value``."""
-    if query_scale is not None:
-        query = scale_heads(query, query_scale.to(accumulation_dtype(query.dtype)))
-    if value_scale is not None:
-        value = scale_heads(value, value_scale.to(accumulation_dtype(value.dtype)))
+def attention(call: Call, eps: float) -> Tensor:
+    """As :func:`exsel.reference.attention`, then :func:`exsel.reference.exclude` where there is an ``own_value``.
+
+    Of the call neither its window nor its boundaries: they are in its mask.
+    """
+    query, key, value, own_value, strength = call.query, call.key, call.value, call.own_value, call.strength
+    attn_mask, dropout_p, is_causal, scale = call.attn_mask, call.dropout_p, call.is_causal, call.scale
+    if call.query_scale is not None:
+        query = scale_heads(query, call.query_scale.to(accumulation_dtype(query.dtype)))
+    if call.value_scale is not None:
+        value = scale_heads(value, call.value_scale.to(accumulation_dtype(value.dtype)))
     is_plain = own_value is None or is_traced_for_cpu(query)
     if is_plain or not owns_stock_kernel(query, value, attn_mask, dropout_p):
         y = _composite(query, key, value, attn_mask, dropout_p, is_causal, scale)

@@ -23,7 +23,8 @@ def exsel_attention_forward(
     dropout: float = 0.0,
     scaling: float | None = None,
     is_causal: bool | None = None,
-    exclusive: bool | float | Tensor = False,
+    exclusive: bool = False,
+    strength: float | Tensor | None = None,
     own_value: Tensor | None = None,
     query_scale: Tensor | None = None,
     value_scale: Tensor | None = None,
@@ -40,7 +41,7 @@ def exsel_attention_forward(
         dropout: of the attention weights.
         scaling: of the scores.
         is_causal: whether ``attention_mask=None`` means causal.
-        exclusive, own_value, query_scale, value_scale: see :func:`exsel.attention`; plain where they are absent.
+        exclusive, strength, own_value, query_scale, value_scale: see :func:`exsel.attention`; plain where absent.
         **kwargs: what other implementations use. A sliding window is in the mask already.
 
     Returns:
@@ -69,6 +70,7 @@ def exsel_attention_forward(
         scale=scaling,
         enable_gqa=True,
         exclusive=exclusive,
+        strength=strength,
         own_value=own_value,
         query_scale=query_scale,
         value_scale=value_scale,

@@ -158,7 +158,7 @@ class ExselAttention(nn.Module):
         if is_ours:
             kwargs |= {"query_scale": tau.get("query"), "value_scale": tau.get("value")}
             if self.exclusive is not None:
-                kwargs |= {"exclusive": self.exclusive.alpha(), "own_value": own_value}
+                kwargs |= {"exclusive": True, "strength": self.exclusive.alpha(), "own_value": own_value}
         attention_interface: Callable[..., tuple[Tensor, Tensor | None]] = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )

@@ -255,7 +255,7 @@ class Insertion:
             key = self._scaled("key", key)
             kwargs["value_scale"] = self._temperature("value", value)
         if self.mechanisms.exclusive is not None:
-            kwargs |= {"exclusive": self.mechanisms.exclusive.alpha(), "own_value": own_value}
+            kwargs |= {"exclusive": True, "strength": self.mechanisms.exclusive.alpha(), "own_value": own_value}
         result = function(module, query, key, value, *args, **kwargs)
         self._after(query)
         return result
