@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from exsel.diagnostics import diagnose
     from exsel.errors import ExselError, LoadError, UpgradeError
     from exsel.functional import attention, exclude, explain_backend, inverse_temperature
+    from exsel.kernels.cpp import use_cpp
     from exsel.models import ExselConfig, ExselForCausalLM, ExselModel
     from exsel.upgrading import downgrade, from_pretrained, support, upgrade
 
@@ -28,6 +29,7 @@ _HOMES = {
     "exclude": "exsel.functional",
     "explain_backend": "exsel.functional",
     "inverse_temperature": "exsel.functional",
+    "use_cpp": "exsel.kernels.cpp",
     "ExclusiveConfig": "exsel.config",
     "SelectiveConfig": "exsel.config",
     "ExselError": "exsel.errors",
@@ -62,6 +64,7 @@ __all__ = [
     "nn",
     "support",
     "upgrade",
+    "use_cpp",
 ]
 
 _register()

@@ -9,9 +9,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from exsel.kernels import cpp, passes
+from exsel.kernels import cpp
 from exsel.kernels.call import DECODE_TOKENS, Call
-from exsel.kernels.exclude import HAS_TRITON, passes_for
+from exsel.kernels.exclude import HAS_TRITON, runs_triton
 from exsel.kernels.sdpa import owns_stock_kernel
 
 Backend = Literal["auto", "reference", "sdpa", "triton"]
@@ -165,9 +165,6 @@ def _how(chosen: str, call: Call) -> str:
 
 
 def _pass_language(x: Tensor) -> str:
-    module = passes_for(x, "sdpa")
-    if module is cpp:
-        return "one loop in C++"
-    if module is not passes:
-        return "one Triton kernel"
-    return "several PyTorch operators" + (f", since {cpp.why_not()}" if x.device.type == "cpu" else "")
+    if x.device.type == "cpu":
+        return cpp.in_words()
+    return "one Triton kernel" if runs_triton(x, "sdpa") else "several PyTorch operators"

@@ -283,7 +283,9 @@ def explain_backend(
     cu_seqlens: Tensor | None = None,
     backend: Backend = "auto",
 ) -> str:
-    """Which backend :func:`attention` would run with these arguments, and why, in words. Nothing is computed.
+    """Which backend :func:`attention` would run with these arguments, and why, in words.
+
+    Nothing is computed or compiled for it.
 
     Raises:
         ValueError, TypeError: what :func:`attention` would raise.

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+
+from exsel.kernels import cpp
 
 
 @pytest.fixture
@@ -16,3 +20,11 @@ def _poisoned_memory() -> object:
     torch.use_deterministic_algorithms(True, warn_only=False)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def fresh_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Nothing is built, and the cache folder is empty; its path."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(cpp, "_found", None)
+    return tmp_path / "cache" / "exsel"

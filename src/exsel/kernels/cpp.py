@@ -3,27 +3,30 @@
 Floor: the bytes of y, v and z (forward), and of dz, y, v, dy and dv (backward), each moved once.
 
 ``passes.cpp`` needs a C++17 compiler and nothing else, no headers of PyTorch's, and takes two or three seconds. The
-library is kept in the user's cache folder under a name that changes with the source, the compiler and the processor.
-Where there is no compiler, :func:`available` is False, :func:`why_not` says why, and :mod:`exsel.kernels.passes`
-computes the same.
+library is kept in the user's cache folder, under a name that holds a hash of what it was made from (the source, the
+compiler, the processor) and a hash of the library itself: a damaged one would kill the process, and is made anew.
+Where there is no library, :func:`available` is False, :func:`why_not` says why, and :mod:`exsel.kernels.passes`
+computes the same. The logger ``exsel`` says when a compiler runs (info) and when it fails (warning).
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import functools
 import hashlib
+import logging
 import os
 import platform
 import shlex
 import shutil
+import signal
 import stat
 import struct
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +45,12 @@ _FLAGS: Final = (
     (*_BASE, "-fopenmp-simd"),
     _BASE,
 )
+_ANSWER_SECONDS: Final = 20  # --version: a compiler that hangs does so here
 _COMPILE_SECONDS: Final = 120
+_SYMBOLS: Final = ("exsel_project", "exsel_project_backward", "exsel_scale")
+# Libraries that nothing has loaded for so long, and scratch folders so old that their builds must be dead, are removed.
+_UNUSED_SECONDS: Final = 30 * 24 * 3600
+_ABANDONED_SECONDS: Final = 3600
 
 _DTYPES: Final = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _VIEWS: Final = 11
@@ -52,15 +60,36 @@ _NOT_GIVEN: Final = (0, 0, 0, 0, 0)
 # A second thread pays from 72 KiB moved on (2 cores of a Xeon, threads awake); waking one costs more.
 _BYTES_PER_THREAD: Final = 1 << 17
 
+_logger = logging.getLogger("exsel")
+_lock = threading.Lock()
+_wanted = True
+_found: _Outcome | None = None
+
+
+def use_cpp(wanted: bool) -> None:
+    """Whether the CPU's passes run in C++, compiled on this machine at first use, or as PyTorch's operators.
+
+    Holds for this process. ``False`` before anything is computed: no compiler runs.
+    """
+    global _wanted
+    _wanted = bool(wanted)
+
 
 def available() -> bool:
-    """Whether the library is there; the first call compiles it, unless an earlier process has."""
-    return _outcome().library is not None
+    """Whether the library is there and wanted; the first call compiles it, unless an earlier process has."""
+    return _wanted and _outcome().library is not None
 
 
 def why_not() -> str:
     """Why :func:`available` is False, in a sentence; empty where it is True."""
-    return _outcome().why_not
+    return _outcome().why_not if _wanted else "exsel.use_cpp(False) says so"
+
+
+def in_words() -> str:
+    """What the passes run as, without finding out: nothing is compiled or loaded for the answer."""
+    if _wanted and _found is None:
+        return "one loop in C++, which the first call compiles or finds compiled"
+    return "one loop in C++" if available() else f"several PyTorch operators, since {why_not()}"
 
 
 def project(
@@ -74,7 +103,7 @@ def project(
 ) -> None:
     """As :func:`exsel.kernels.passes.project`, on CPU tensors [B, H, T, D]; ``available()`` must be True."""
     views = (y, own_value, strength, gate, along, out, None, None, None, None, None)
-    _call(_loaded().exsel_project, y, own_value, eps, views, 3, False)
+    _call(_library().exsel_project, y, own_value, eps, views, 3, False)
 
 
 def project_backward(
@@ -95,19 +124,19 @@ def project_backward(
     """As :func:`exsel.kernels.passes.project_backward`, on CPU tensors; ``available()`` must be True."""
     assert along is None or gate is None, "y cannot be told from a gated output"
     views = (x, own_value, strength, gate, along, None, dout, dy, dv, dstrength, dgate)
-    _call(_loaded().exsel_project_backward, x, own_value, eps, views, 5, accumulate)
+    _call(_library().exsel_project_backward, x, own_value, eps, views, 5, accumulate)
 
 
 def scale(x: Tensor, tau: Tensor, out: Tensor) -> None:
     """Write τ ⊙ x into ``out``: x and out [B, H, T, D], τ [B, H, T] in float32 (float64 for float64)."""
     views = (x, None, tau, None, None, out, None, None, None, None, None)
-    _call(_loaded().exsel_scale, x, x, 0.0, views, 2, False)
+    _call(_library().exsel_scale, x, x, 0.0, views, 2, False)
 
 
 def scale_backward(dout: Tensor, x: Tensor, tau: Tensor, dx: Tensor, dtau: Tensor) -> None:
     """Write the gradients of :func:`scale`, τ ⊙ dout and dout·x."""
     views = (x, None, tau, None, None, None, dout, dx, None, dtau, None)
-    _call(_loaded().exsel_scale, x, x, 0.0, views, 3, False)
+    _call(_library().exsel_scale, x, x, 0.0, views, 3, False)
 
 
 def _call(
@@ -162,49 +191,50 @@ class _RefusedError(_BuildError):
     """Not with these flags."""
 
 
-_lock = threading.Lock()
-
-
 def _outcome() -> _Outcome:
-    with _lock:
-        return _build_once()
+    global _found
+    if _found is None:
+        with _lock:
+            if _found is None:
+                _found = _find()
+    return _found
 
 
-@functools.cache
-def _loaded() -> ctypes.CDLL:
+def _library() -> ctypes.CDLL:
     outcome = _outcome()
     assert outcome.library is not None, outcome.why_not
     return outcome.library
 
 
-@functools.cache
-def _build_once() -> _Outcome:
+def _find() -> _Outcome:
+    """The library of an earlier process, or a new one, or why there is none."""
     try:
-        library = _build()
+        compiler = _find_compiler()
     except _BuildError as error:
+        _logger.info("%s: the CPU's passes run as several PyTorch operators, which takes longer", error)
         return _Outcome(library=None, why_not=str(error))
+    try:
+        return _Outcome(library=_build(compiler), why_not="")
+    except _BuildError as error:
+        reason = str(error)
     except OSError as error:  # a full disk, no folder for temporary files
-        return _Outcome(library=None, why_not=f"the C++ passes cannot be written: {error}")
-    for function in (library.exsel_project, library.exsel_project_backward, library.exsel_scale):
-        function.argtypes, function.restype = [ctypes.c_char_p], None
-    return _Outcome(library=library, why_not="")
-
-
-def _build() -> ctypes.CDLL:
-    if sys.platform == "win32":
-        raise _BuildError("the C++ passes are not built on Windows")
-    compiler = _find_compiler()
-    version = _run([*compiler, "--version"])
-    for flags in _FLAGS[:-1]:
-        with contextlib.suppress(_RefusedError):
-            return _load(compiler, flags, version)
-    # What is said of the plainest flags is about the compiler.
-    return _load(compiler, _FLAGS[-1], version)
+        reason = f"the C++ passes cannot be built: {error}"
+    _logger.warning("%s. The CPU's passes run as several PyTorch operators, which takes longer", reason)
+    return _Outcome(library=None, why_not=reason)
 
 
 def _find_compiler() -> list[str]:
-    """The command that compiles C++: $CXX as everywhere, else the usual names."""
-    chosen = shlex.split(os.environ.get("CXX", ""))
+    """The command that compiles C++: $CXX as everywhere, else the usual names.
+
+    Raises:
+        _BuildError: there is none.
+    """
+    if sys.platform == "win32":
+        raise _BuildError("the C++ passes are not built on Windows")
+    try:
+        chosen = shlex.split(os.environ.get("CXX", ""))
+    except ValueError as error:
+        raise _BuildError(f"CXX={os.environ['CXX']!r} cannot be read: {error}") from None
     if chosen:
         if shutil.which(chosen[0]) is None:
             raise _BuildError(f"CXX names the C++ compiler {chosen[0]!r}, which is not there")
@@ -215,42 +245,112 @@ def _find_compiler() -> list[str]:
     raise _BuildError("no C++ compiler was found (c++, g++ or clang++; CXX can name another)")
 
 
-def _run(command: list[str]) -> str:
+def _build(compiler: list[str]) -> ctypes.CDLL:
+    version = _run([*compiler, "--version"], _ANSWER_SECONDS)
+    for flags in _FLAGS[:-1]:
+        with contextlib.suppress(_RefusedError):
+            return _load(compiler, flags, version)
+    # What is said of the plainest flags is about the compiler.
+    return _load(compiler, _FLAGS[-1], version)
+
+
+def _run(command: list[str], seconds: float) -> str:
     """What the command prints.
 
     Raises:
-        _BuildError: it failed.
+        _BuildError: it failed, or was not done in time; then it and all that it started are stopped.
     """
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_COMPILE_SECONDS)
-    except subprocess.TimeoutExpired:
-        raise _BuildError(f"the C++ compiler {command[0]} took more than {_COMPILE_SECONDS} s") from None
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
     except OSError as error:
         raise _BuildError(f"the C++ compiler {command[0]} does not start: {error.strerror}") from error
-    if done.returncode:
-        lines = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
-        errors = [line for line in lines if "error" in line] or lines or [f"exit code {done.returncode}"]
-        raise _RefusedError(f"the C++ compiler {command[0]} said: {errors[0]}")
-    return done.stdout
+    with process:
+        try:
+            output, errors = process.communicate(timeout=seconds)
+        except BaseException as error:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise _BuildError(f"the C++ compiler {command[0]} took more than {seconds} s") from None
+            raise
+    if process.returncode:
+        lines = [line.strip() for line in (errors or output).splitlines() if line.strip()]
+        told = [line for line in lines if "error" in line] or lines or [f"exit code {process.returncode}"]
+        raise _RefusedError(f"the C++ compiler {command[0]} said: {told[0]}")
+    return output
 
 
 def _load(compiler: list[str], flags: tuple[str, ...], version: str) -> ctypes.CDLL:
     """The library compiled with these flags: an earlier one from the cache folder, else a new one."""
-    name = f"passes-{_digest(_SOURCE.read_bytes(), compiler, flags, version, _processor())}.so"
-    with _folder() as folder:
-        library = folder / name
-        if _is_mine(library):
-            with contextlib.suppress(OSError):  # cut short: made anew
-                return ctypes.CDLL(str(library))
+    name = f"passes-{_digest(_SOURCE.read_bytes(), compiler, flags, version, _processor())}"
+    cache = _cache_folder()
+    if cache is not None and (library := _open_kept(cache, name)) is not None:
+        return library
+    with _folder_to_write(cache) as folder:
+        _logger.info(
+            "compiling the CPU's passes with %s, once, into %s (exsel.use_cpp(False) does without)",
+            shlex.join(compiler),
+            folder,
+        )
         # Under a name of its own first: several processes may be here at once.
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            fresh = Path(scratch) / name
-            _run([*compiler, *flags, str(_SOURCE), "-o", str(fresh)])
-            fresh.replace(library)
-        try:
-            return ctypes.CDLL(str(library))
-        except OSError as error:
-            raise _RefusedError(f"the compiled library does not load: {error}") from error
+        with tempfile.TemporaryDirectory(prefix="build-", dir=folder) as scratch:
+            fresh = Path(scratch) / "passes.so"
+            _run([*compiler, *flags, str(_SOURCE), "-o", str(fresh)], _COMPILE_SECONDS)
+            with fresh.open("rb+") as file:
+                content = file.read()
+                os.fsync(file.fileno())
+            library_path = folder / f"{name}-{_digest(content)}.so"
+            fresh.replace(library_path)
+        library = _open(library_path)
+        _clear(folder)
+        return library
+
+
+def _open_kept(folder: Path, name: str) -> ctypes.CDLL | None:
+    """The library that a process before this one has made; None, and gone, if it is damaged."""
+    for path in folder.glob(f"{name}-*.so"):
+        if not _is_mine(path):
+            continue
+        with contextlib.suppress(_RefusedError, OSError):
+            if path.stem == f"{name}-{_digest(path.read_bytes())}":
+                library = _open(path)
+                with contextlib.suppress(OSError):  # a folder for reading alone
+                    os.utime(path)
+                return library
+        with contextlib.suppress(OSError):
+            path.unlink()
+    return None
+
+
+def _open(path: Path) -> ctypes.CDLL:
+    try:
+        library = ctypes.CDLL(str(path))
+        for name in _SYMBOLS:
+            function = getattr(library, name)
+            function.argtypes, function.restype = [ctypes.c_char_p], None
+    except (OSError, AttributeError) as error:
+        raise _RefusedError(f"the compiled library does not load: {error}") from error
+    return library
+
+
+def _clear(folder: Path) -> None:
+    """Remove libraries that nothing uses any more, and what killed builds have left."""
+    now = time.time()
+    for path in folder.iterdir():
+        with contextlib.suppress(OSError):
+            age = now - path.stat().st_mtime
+            if path.name.startswith("build-") and age > _ABANDONED_SECONDS:
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name.startswith("passes-") and age > _UNUSED_SECONDS:
+                path.unlink()
 
 
 def _digest(*parts: object) -> str:
@@ -266,17 +366,21 @@ def _processor() -> str:
     return f"{platform.machine()} {platform.processor()} {platform.platform()}"
 
 
-@contextlib.contextmanager
-def _folder() -> Iterator[Path]:
-    """The user's cache folder; where nothing can be kept there, one that goes once the library is loaded."""
+def _cache_folder() -> Path | None:
+    """The user's cache folder, if nobody else can write to it; None where there is none and none can be made."""
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "exsel"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        usable = _is_mine(folder) and os.access(folder, os.W_OK | os.X_OK)
     except (OSError, RuntimeError):  # RuntimeError: a user without a home
-        usable = False
-    if usable:
-        yield folder
+        return None
+    return folder if _is_mine(folder) else None
+
+
+@contextlib.contextmanager
+def _folder_to_write(cache: Path | None) -> Iterator[Path]:
+    """The cache folder; where nothing can be kept there, one that goes once the library is loaded."""
+    if cache is not None and os.access(cache, os.W_OK | os.X_OK):
+        yield cache
     else:
         with tempfile.TemporaryDirectory() as scratch:
             yield Path(scratch)

@@ -21,9 +21,14 @@ from exsel.kernels.registration import differentiable, register_vmap
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
+def runs_triton(x: Tensor, backend: str) -> bool:
+    """Whether the passes over tensors like x are Triton's."""
+    return backend == "triton" or (x.is_cuda and x.dtype != torch.float64 and HAS_TRITON)
+
+
 def passes_for(x: Tensor, backend: str) -> ModuleType:
     """The module with ``project`` and ``project_backward`` for tensors like x."""
-    if backend == "triton" or (x.is_cuda and x.dtype != torch.float64 and HAS_TRITON):
+    if runs_triton(x, backend):
         from exsel.kernels.triton import project
 
         return project
