@@ -13,6 +13,8 @@ from transformers import (
     BertModel,
     BloomConfig,
     BloomForCausalLM,
+    FalconConfig,
+    FalconForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
     Gemma3ForCausalLM,
@@ -21,10 +23,14 @@ from transformers import (
     GPT2LMHeadModel,
     GPTJConfig,
     GPTJForCausalLM,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MptConfig,
+    MptForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
     T5Config,
@@ -64,6 +70,10 @@ _KINDS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     # written out; the second without positions in its layers
     "gptj": (GPTJForCausalLM, GPTJConfig, {**_GPT, **_DROPOUT, "rotary_dim": 4}),
     "bloom": (BloomForCausalLM, BloomConfig, {"vocab_size": VOCABULARY, "hidden_size": 32, "n_head": 4}),
+    # whose layers are called with ALiBi, with a mask of what is hidden, or with the model's positions
+    "falcon": (FalconForCausalLM, FalconConfig, {**_SIZES, **_SPECIAL, "num_attention_heads": 4, "alibi": True}),
+    "mpt": (MptForCausalLM, MptConfig, {"vocab_size": VOCABULARY, "d_model": 32, "n_heads": 4}),
+    "gpt_neox": (GPTNeoXForCausalLM, GPTNeoXConfig, {**_SIZES, **_SPECIAL, "num_attention_heads": 4}),
     # not causal
     "bert": (BertModel, BertConfig, {**_SIZES, "num_attention_heads": 4}),
     "vit": (
@@ -97,6 +107,7 @@ _LAYERS = {
     "gpt2": ("n_layer",),
     "gptj": ("n_layer",),
     "bloom": ("n_layer",),
+    "mpt": ("n_layers",),
     "t5": ("num_layers",),
     "bart": ("encoder_layers", "decoder_layers"),
 }

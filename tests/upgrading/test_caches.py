@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
-from transformers import DynamicCache, QuantizedCache, StaticCache
+from transformers import DynamicCache, LlamaForSequenceClassification, QuantizedCache, StaticCache
 
 from exsel import ExclusiveConfig
-from upgrading.architectures import IDS, TOKENS, VOCABULARY, assert_near, inputs, outputs, plain, upgraded
+from upgrading.architectures import IDS, TOKENS, VOCABULARY, assert_near, inputs, outputs, plain, upgrade, upgraded
 
 DECODERS = ("llama", "gpt2", "gemma2", "gemma3", "mistral", "qwen3", "gptj", "bloom")
 #: Longer than the sequences, whose last slot is empty then.
@@ -152,24 +152,45 @@ def test_a_prefix_used_again(name: str) -> None:
     assert_near(in_pieces(model, IDS[:1, 5:], [2, 2], prefix), whole[:1, 5:])
 
 
-@pytest.mark.parametrize("name", DECODERS)
-def test_left_padding_changes_nothing(name: str) -> None:
-    """Positions restart after it, also in a model that hands its layers none: Bloom."""
-    model = upgraded(name, exclusive=LEARNED)
+ROTARY = tuple(name for name in DECODERS if name not in ("gpt2", "bloom"))
+PADDED = [
+    *((name, None, True) for name in ("gpt2", *ROTARY)),
+    *((name, None, False) for name in (*ROTARY, "bloom", "falcon", "mpt", "gpt_neox")),
+    *((name, chosen, False) for name in ("llama", "gemma3", "gpt_neox") for chosen in ("eager", "exsel")),
+    ("falcon", "eager", False),
+]
+
+
+@pytest.mark.parametrize(("name", "implementation", "are_given"), PADDED)
+def test_left_padding_changes_nothing(name: str, implementation: str | None, are_given: bool) -> None:
+    """Positions restart after it: the caller's, and where there are none by the mask, whatever the model makes up."""
+    model = upgraded(name, implementation, exclusive=LEARNED)
     mask = torch.ones_like(IDS)
     mask[0, :PADDING] = 0
-    positions = {} if name == "bloom" else {"position_ids": (mask.cumsum(-1) - 1).clamp_min(0)}
+    positions = {"position_ids": (mask.cumsum(-1) - 1).clamp_min(0)} if are_given else {}
     with torch.no_grad():
         alone = model(input_ids=IDS[:1, PADDING:], use_cache=False).logits[0]
         padded = model(input_ids=IDS, attention_mask=mask, use_cache=False, **positions).logits[0, PADDING:]
         assert_near(padded, alone)
         cache, pieces = None, []
         for start, stop in ((0, 5), *((at, at + 1) for at in range(5, TOKENS))):
-            here = {key: value[:, start:stop] for key, value in positions.items()}
-            output = model(input_ids=IDS[:, start:stop], attention_mask=mask[:, :stop], past_key_values=cache, **here)
+            here: dict[str, Any] = {key: value[:, start:stop] for key, value in positions.items()}
+            here |= {"attention_mask": mask[:, :stop], "past_key_values": cache, "use_cache": True}
+            output = model(input_ids=IDS[:, start:stop], **here)
             cache = output.past_key_values
             pieces.append(output.logits)
     assert_near(torch.cat(pieces, dim=1)[0, PADDING:], alone)
+
+
+def test_left_padding_under_a_classification_head() -> None:
+    torch.manual_seed(0)
+    config = plain("llama").config
+    config.num_labels = 3
+    model = upgrade(LlamaForSequenceClassification(config).eval(), exclusive=LEARNED)
+    mask = torch.ones_like(IDS)
+    mask[0, :PADDING] = 0
+    with torch.no_grad():
+        assert_near(model(IDS, attention_mask=mask).logits[:1], model(IDS[:1, PADDING:]).logits)
 
 
 def test_packed_sequences_restart_positions() -> None:

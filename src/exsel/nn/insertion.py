@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from exsel.config import ExclusiveConfig, SelectiveConfig
@@ -18,10 +17,9 @@ from exsel.errors import UpgradeError
 from exsel.kernels.scale import scale_heads
 from exsel.nn.attention import Exclusive
 from exsel.nn.packing import PACKINGS, Geometry
+from exsel.nn.positions import Positions
 from exsel.nn.temperature import Temperature, build_temperatures
 
-#: What is added to the scores of hidden tokens is less than this, what else may be added is not.
-_HIDDEN = -9000.0
 _ACROSS = (
     "an upgraded layer was called to attend to other tokens than its own: cross-attention has no own values; "
     "leave this layer out with layers=…"
@@ -112,27 +110,21 @@ class Mechanisms(nn.Module):
         """One forward pass.
 
         Args:
-            position_ids: ``[B, T]``, 0-based in each token's own sequence; ``None`` (or of another shape): counted
-                on from what the cache holds.
+            position_ids: ``[B, T]``, 0-based in each token's own sequence, or ``None``; see :class:`Positions`.
             cache: the layer's cache in transformers' protocol, before this pass.
             context: what a layer that attends across attends to.
             layer_index: of the layer in the cache, where one module is several layers.
-            attention_mask: what tells, where there are no ``position_ids``, which tokens are padding; see
-                :func:`_first_of_sequence`.
+            attention_mask: what tells, where ``position_ids`` do not, which tokens are padding.
 
         Raises:
             RuntimeError: a ``context``: it is no self-attention.
         """
         if context is not None:
             raise RuntimeError(_ACROSS)
-        past: int | Tensor = 0
-        if position_ids is not None and position_ids.ndim != 2:
-            position_ids = None
-        if self.needs_position and position_ids is None and cache is not None:
-            past = cache.get_seq_length((layer_index if layer_index is not None else self.layer_index) or 0)
-        if position_ids is not None or self.has_window or not isinstance(attention_mask, Tensor):
-            attention_mask = None
-        return Insertion(self, position_ids, past, attention_mask)
+        if not self.needs_position:
+            return Insertion(self)
+        index = (layer_index if layer_index is not None else self.layer_index) or 0
+        return Insertion(self, Positions(position_ids, attention_mask, cache, index, self.has_window))
 
 
 class Insertion:
@@ -142,17 +134,9 @@ class Insertion:
         RuntimeError: from :meth:`end`, a pass that went around the places above: nothing is dropped silently.
     """
 
-    def __init__(
-        self,
-        mechanisms: Mechanisms,
-        position_ids: Tensor | None,
-        past: int | Tensor,
-        attention_mask: Tensor | None = None,
-    ) -> None:
+    def __init__(self, mechanisms: Mechanisms, positions: Positions | None = None) -> None:
         self.mechanisms = mechanisms
-        self.position_ids = position_ids
-        self.past = past
-        self.attention_mask = attention_mask
+        self.positions = positions
         self.projected: set[str] = set()
         self.features: dict[str, Tensor] = {}
         self.hidden_states: Tensor | None = None
@@ -377,43 +361,12 @@ class Insertion:
     def _tau(self, kind: str, features: Tensor) -> Tensor:
         """τ ``[…, heads, T]`` of features ``[…, heads, T, D]``."""
         num_tokens = features.shape[-2]
-        position = None
-        if self.mechanisms.needs_position:
-            position = self.position
-            if position is None or position.shape[-1] != num_tokens:
-                position = self.position = self._position(num_tokens, features.device)
+        position = self.position
+        if self.positions is not None and (position is None or position.shape[-1] != num_tokens):
+            position = self.position = self.positions.of(num_tokens, features.shape[0], features.device)
         hidden_states = self.hidden_states
         if hidden_states is not None:
             hidden_states = hidden_states.reshape(features.shape[0], -1, hidden_states.shape[-1])
             hidden_states = hidden_states[:, self.first_token : self.first_token + num_tokens]
         tau: Tensor = self.mechanisms.temperatures[kind](features, position, hidden_states=hidden_states)
         return tau
-
-    def _position(self, num_tokens: int, device: torch.device) -> Tensor:
-        """n ``[B or 1, T]`` or ``[T]``, 1-based in each token's own sequence."""
-        if self.position_ids is not None and self.position_ids.shape[-1] == num_tokens:
-            return self.position_ids.clamp_min(0) + 1
-        place = torch.arange(num_tokens, device=device) + self.past
-        mask = self.attention_mask
-        if mask is None or mask.ndim not in (2, 4):
-            return place + 1
-        # [B, T or 1, S]: 1 or 0 for each token, or what is added to the scores of each.
-        alike = mask.bool().unsqueeze(1) if mask.ndim == 2 else mask[:, 0]
-        alike = alike > _HIDDEN if alike.is_floating_point() else alike
-        if alike.shape[1] not in (1, num_tokens):
-            return place + 1
-        return place + 1 - _first_of_sequence(alike.expand(-1, num_tokens, -1), place)
-
-
-def _first_of_sequence(alike: Tensor, place: Tensor) -> Tensor:
-    """Where in a cache each token's sequence begins, ``[B, T]``: at the first token that it sees as it sees itself.
-
-    Whether a mask says what is seen or what is hidden does not matter then, and padding has some place or other.
-
-    Args:
-        alike: ``[B, T, S]``, the mask.
-        place: of each token in the cache, ``[T]``.
-    """
-    place = place.clamp_max(alike.shape[-1] - 1).expand(alike.shape[0], -1)
-    itself = alike.gather(-1, place.unsqueeze(-1))
-    return torch.minimum((alike == itself).to(torch.uint8).argmax(dim=-1), place)

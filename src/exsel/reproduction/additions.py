@@ -72,7 +72,7 @@ class _Addition(Mechanisms):
 
     def begin(self, *args: Any, **kwargs: Any) -> Insertion:
         """A pass, which needs to know nothing."""
-        return self.passes(self, None, 0)
+        return self.passes(self)
 
 
 def _add(model: ExselForCausalLM, build: Callable[[Target], _Addition], *, at_output: bool = False) -> None:

@@ -207,10 +207,12 @@ def build_mechanisms(
 
 
 def _has_window(module: nn.Module) -> bool:
-    config = getattr(module, "config", None)
+    is_sliding = getattr(module, "is_sliding", None)
+    if isinstance(is_sliding, bool):
+        return is_sliding
     names = ("sliding_window", "attention_chunk_size")
-    sizes = (getattr(owner, name, None) for owner in (module, config) for name in names)
-    return any(sizes) or bool(getattr(module, "is_sliding", False))
+    owners = [module] if hasattr(module, "sliding_window") else [module, getattr(module, "config", None)]
+    return any(getattr(owner, name, None) for owner in owners for name in names)
 
 
 def insert_all(model: nn.Module, steps: Iterable[Step]) -> None:

@@ -26,6 +26,7 @@ CHILD = "exsel"
 
 #: Names of a cache among the parameters of attention modules.
 CACHES = ("past_key_values", "past_key_value", "layer_past", "cache")
+_MASKS = ("attention_mask", "mask")
 _CONTEXTS = ("key_value_states", "encoder_hidden_states", "context", "memory")
 #: Names of two inputs that are one tensor in self-attention. Only of classes that are not swept by the tests.
 _QUERIES_AND_KEYS = (("query", "key"), ("queries", "keys"), ("q", "k"))
@@ -306,8 +307,17 @@ def _begin(definition: ast.FunctionDef, function: types.FunctionType) -> ast.stm
     if not function.__module__.startswith("transformers."):
         contexts += [f"None if {k} is {q} else {k}" for q, k in _QUERIES_AND_KEYS if {q, k} <= names]
     keywords += [f"context={context}" for context in contexts][:1]
-    keywords += ["attention_mask=attention_mask"] if "attention_mask" in names else []
-    keywords += ["layer_index=layer_idx"] if "layer_idx" in names else []
+    masks = [f"attention_mask={name}" for name in _MASKS if name in names]
+    if not masks and definition.args.kwarg is not None:
+        masks = [f"attention_mask={definition.args.kwarg.arg}.get('attention_mask')"]
+    keywords += masks[:1]
+    # One module may be several layers of a cache: its own call says which.
+    updates = [
+        node for node in ast.walk(syntax_tree(function)) if isinstance(node, ast.Call) and _is_cache_update(node)
+    ]
+    for index in (update.args[2] for update in updates[:1]):
+        if {name.id for name in ast.walk(index) if isinstance(name, ast.Name)} <= names | {"self"}:
+            keywords.append(f"layer_index={ast.unparse(index)}")
     statement = ast.parse(f"{INSERTION} = self.{CHILD}.begin({', '.join(keywords)})").body[0]
     for node in ast.walk(statement):
         ast.copy_location(node, definition)

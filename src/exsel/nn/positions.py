@@ -1,0 +1,92 @@
+"""Which place each token has in its own sequence: by the positions that a layer gets, its cache and its mask."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+#: An additive mask adds less than this to the scores of hidden tokens; other biases stay above.
+_HIDDEN = -9000.0
+#: Where a cache keeps how many tokens of each row were padding, for the layers that cannot see it later.
+_PADDING = "_exsel_padding"
+
+
+class Positions:
+    """The places of the tokens of one forward pass of one attention layer.
+
+    A caller who gives no positions leaves them to the model. Most models then count on from the cache, padding
+    included, and hand that to their layers as if it had been given. So a row that does no more than that says nothing,
+    and the tokens before it that the mask hides are taken off. Positions that restart, or that count from elsewhere
+    (as ``generate`` gives them to padded rows), stay as they are.
+
+    Args:
+        given: ``[B or 1, T]``, 0-based; ``None``, or of another shape: there are none.
+        mask: ``[B, S]``, or ``[B or 1, …, T or 1, S]``, boolean or added to the scores; or FlexAttention's
+            ``BlockMask``. Anything else: there is none.
+        cache: in transformers' protocol, before this pass.
+        layer_index: of the layer in the cache.
+        has_window: whether tokens see only some of those before them. The mask shows padding in the first pass only
+            then, and the cache remembers it; for a cache whose rows are others by then, give positions.
+    """
+
+    def __init__(self, given: Tensor | None, mask: Any, cache: Any, layer_index: int, has_window: bool) -> None:
+        self.given = given if given is not None and given.ndim == 2 else None
+        is_mask = mask.ndim in (2, 4) if isinstance(mask, Tensor) else hasattr(mask, "mask_mod")
+        self.mask = mask if is_mask else None
+        self.cache = cache
+        #: Where only a token's view of itself is looked at.
+        self.by_diagonal = has_window or not isinstance(mask, Tensor)
+        self.past: int | Tensor = 0
+        if cache is not None and (self.given is None or self.mask is not None or has_window):
+            self.past = cache.get_seq_length(layer_index)
+            if self.by_diagonal and self._is_first_pass():
+                setattr(cache, _PADDING, None)
+
+    def of(self, num_tokens: int, batch: int, device: torch.device) -> Tensor:
+        """n ``[B or 1, T]``, 1-based, for the pass's tokens."""
+        given = self.given if self.given is not None and self.given.shape[1] == num_tokens else None
+        place = (torch.arange(num_tokens, device=device) + self.past).unsqueeze(0)
+        hidden = None if self.mask is None else self._hidden_before(place, batch)
+        if given is None:
+            given = place if hidden is None else place - hidden
+        elif hidden is not None:
+            ahead = given - place
+            first = ahead[:, :1]  # 1 in a model that numbers its tokens from 1: PaliGemma
+            is_made_up = (ahead == first).all(-1, keepdim=True) & ((first == 0) | (first == 1))
+            given = torch.where(is_made_up, given - hidden, given)
+        return given.clamp_min(0) + 1
+
+    def _is_first_pass(self) -> bool:
+        return isinstance(self.past, int) and self.past == 0
+
+    def _hidden_before(self, place: Tensor, batch: int) -> Tensor | None:
+        """How many of the tokens before each the mask hides, ``[B or 1, T or 1]``; ``None``: that is not known."""
+        num_tokens = place.shape[1]
+        if self.by_diagonal and not self._is_first_pass():
+            padding: Tensor | None = getattr(self.cache, _PADDING, None)
+            return padding if padding is not None and padding.shape[0] in (1, batch) else None
+        if not isinstance(self.mask, Tensor):
+            rows, token = torch.arange(batch, device=place.device).unsqueeze(-1), place[0]
+            return self._padding_before(~self.mask.mask_mod(rows, torch.zeros_like(rows), token, token))  # type: ignore[union-attr]
+        mask = self.mask.bool().unsqueeze(1) if self.mask.ndim == 2 else self.mask[:, 0]
+        mask = mask > _HIDDEN if mask.is_floating_point() else mask.bool()
+        if mask.shape[0] not in (1, batch) or mask.shape[1] not in (1, num_tokens) or mask.shape[2] < num_tokens:
+            return None
+        mask = mask.expand(-1, num_tokens, -1)
+        if self.by_diagonal:
+            return self._padding_before(~mask.diagonal(dim1=1, dim2=2))
+        # A mask may say what is seen or what is hidden: seen is what is said of a token as it is said of itself.
+        column = place.clamp_max(mask.shape[2] - 1).unsqueeze(-1)
+        itself = mask.gather(2, column.expand(mask.shape[0], -1, -1)).squeeze(-1)
+        is_before = torch.arange(mask.shape[2], device=place.device) < place.unsqueeze(-1)
+        said = (mask & is_before).sum(-1, dtype=torch.int32)  # to int64 PyTorch takes fifty times as long
+        return torch.where(itself, place - said, said)
+
+    def _padding_before(self, is_hidden: Tensor) -> Tensor:
+        """How many tokens before each are hidden from themselves, ``[B, T]``, kept with the cache for later passes."""
+        padding = is_hidden.cumsum(-1)
+        if self.cache is not None:
+            setattr(self.cache, _PADDING, padding[:, -1:])
+        return padding
