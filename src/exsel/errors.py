@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import ModuleType
 
 
@@ -26,6 +27,29 @@ class LoadError(ExselError):
 def first_line(error: BaseException) -> str:
     """What another library's error says, in one line."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+@contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Within, whatever is raised over a user's file is an :class:`ExselError` that begins with ``what``.
+
+    A damaged file can make it raise anything: an IndexError, a ZeroDivisionError, a RecursionError.
+
+    Args:
+        what: did not work, in words.
+
+    Raises:
+        ExselError: with the first line of what another library raised.
+    """
+    try:
+        yield
+    except (ImportError, MemoryError):
+        raise
+    except ExselError as error:
+        raise ExselError(f"{what}: {error}") from error
+    except Exception as error:
+        kind = "" if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: "
+        raise ExselError(f"{what}: {kind}{first_line(error).rstrip(': ')}") from error
 
 
 #: What each extra installs beside torch, by the name of its import.

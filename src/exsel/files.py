@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from exsel.errors import ExselError
+from exsel.errors import ExselError, first_line
 
 
 def write_text(path: Path, text: str) -> None:
@@ -43,5 +43,6 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ExselError(f"{path} is not JSON ({error}): restore or replace it") from error
+    except (ValueError, RecursionError) as error:
+        # Among them: a number of thousands of digits, and brackets nested by the thousand.
+        raise ExselError(f"{path} is not JSON ({first_line(error)}): restore or replace it") from error

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from exsel.bench.cases import SHAPES, Case, Shape, batch_of, check_memory, parse_shapes, parse_tokens
+from exsel.bench.cases import SHAPES, Case, Shape, batch_of, check_memory, parse_shapes
 from exsel.bench.session import Plan, jobs
 from exsel.errors import ExselError
 
@@ -26,16 +26,6 @@ def test_other_shapes_are_refused(text: str) -> None:
         parse_shapes(text)
 
 
-def test_tokens() -> None:
-    assert parse_tokens("512, 2048") == (512, 2048)
-
-
-@pytest.mark.parametrize("text", ["", "many", "512,", "1.5", "0", "-1", "512;1024"])
-def test_other_tokens_are_refused(text: str) -> None:
-    with pytest.raises(ExselError, match="--tokens"):
-        parse_tokens(text)
-
-
 def test_the_tokens_of_a_case_are_constant_while_they_can_be() -> None:
     assert [batch_of(tokens, 4096) for tokens in (256, 4096, 8192)] == [16, 1, 1]
 
@@ -55,13 +45,15 @@ def test_what_does_not_fit_is_refused_before_it_is_tried() -> None:
 
 
 def test_the_cases_of_a_plan() -> None:
-    plan = Plan(subjects=("attention", "decode"), device="cpu", dtype="float32", shapes=(SHAPES["tiny"],), tokens=(64,))
+    plan = Plan(
+        subjects=("attention", "decode"), device="cpu", dtype="float32", shapes=(SHAPES["tiny"],), seq_lens=(64,)
+    )
     planned = [(job.subject, job.case.tokens, job.case.batch) for job in jobs(plan)]
     assert planned == [("attention", 64, 64), ("decode", 64, 1), ("decode", 64, 8)]
 
 
 def test_a_block_comes_with_a_training_step() -> None:
-    plan = Plan(subjects=("block",), device="cpu", dtype="float32", shapes=(SHAPES["124m"],), tokens=(64,))
+    plan = Plan(subjects=("block",), device="cpu", dtype="float32", shapes=(SHAPES["124m"],), seq_lens=(64,))
     assert [(job.subject, job.case.shape.name) for job in jobs(plan)] == [("block", "124m"), ("step", "tiny")]
 
 

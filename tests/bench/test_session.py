@@ -16,7 +16,7 @@ PLAN = Plan(
     device="cpu",
     dtype="float32",
     shapes=(Shape("2x1x16", 2, 1, 16),),
-    tokens=(16, 32),
+    seq_lens=(16, 32),
     contenders=("eager normalize", "exsel triton"),
     rounds=2,
 )

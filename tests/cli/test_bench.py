@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from cli.conftest import Outcome, run_main
+from cli.test_mistakes import assert_refused
 from exsel.bench.attention import NAMES
 from exsel.bench.cases import SHAPES
 from exsel.bench.session import SUBJECTS
@@ -25,7 +27,7 @@ QUICK = ["--contenders", "eager normalize,exsel auto,exsel triton"]
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, Path]:
     folder = tmp_path_factory.mktemp("bench") / "out"
-    return run_main("bench", "attention", "decode", *SMALL, *QUICK, "--tokens", "16", "--out", folder), folder
+    return run_main("bench", "attention", "decode", *SMALL, *QUICK, "--seq-lens", "16", "--out", folder), folder
 
 
 def test_it_ends_with_a_table_and_files(measured: tuple[Outcome, Path]) -> None:
@@ -57,24 +59,39 @@ def test_progress_goes_to_standard_error(measured: tuple[Outcome, Path]) -> None
 def test_results_are_not_replaced_unasked(measured: tuple[Outcome, Path]) -> None:
     folder = measured[1]
     before = (folder / "bench.json").read_bytes()
-    again = run_main("bench", *SMALL, *QUICK, "--tokens", "16", "--out", folder)
-    assert again.code == 2
-    assert "--overwrite" in again.err
+    again = run_main("bench", *SMALL, *QUICK, "--seq-lens", "16", "--out", folder)
+    assert_refused(again, f"--out {folder} is not empty: add --overwrite to replace it")
     assert (folder / "bench.json").read_bytes() == before
 
 
-def test_json_on_standard_output(tmp_path: Path) -> None:
-    arguments = [*SMALL, "--contenders", "exsel auto", "--tokens", "16", "--out", str(tmp_path), "--json"]
-    outcome = run_main("bench", *arguments)
-    assert outcome.code == 0, outcome.err
-    assert json.loads(outcome.out) == json.loads((tmp_path / "bench.json").read_text())
+@pytest.mark.parametrize("flag", [[], ["--overwrite"]])
+@pytest.mark.parametrize("files", [{"thesis.tex": ""}, {"bench.json": "{}"}])
+def test_a_foreign_folder_is_left_alone(tmp_path: Path, flag: list[str], files: dict[str, str]) -> None:
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    outcome = run_main("bench", *SMALL, *QUICK, "--seq-lens", "16", *flag, "--out", tmp_path)
+    assert_refused(outcome, f"--out {tmp_path} holds files that `exsel bench` did not write: choose another folder")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == files
+
+
+def test_what_is_replaced_leaves_no_pictures_of_other_subjects(
+    measured: tuple[Outcome, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "out"
+    shutil.copytree(measured[1], folder)
+    (folder / "notes.md").write_text("mine")
+    record = json.loads((folder / "bench.json").read_text())
+    record["rows"] = [row for row in record["rows"] if row["subject"] == "attention"]
+    monkeypatch.setattr("exsel.bench.session.run", lambda *_, **__: record)
+    assert run_main("bench", *SMALL, *QUICK, "--seq-lens", "16", "--overwrite", "--out", folder).code == 0
+    assert {path.name for path in folder.iterdir()} == {"bench.json", "attention.svg", "attention.png", "notes.md"}
 
 
 @pytest.mark.skipif(not can_compile(), reason="needs a C++ compiler")
 def test_compiled_contenders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Traced as a whole and differentiated ahead of time, but not translated to C++, which takes most of the time.
     monkeypatch.setattr("torch.compile", functools.partial(torch.compile, backend="aot_eager"))
-    arguments = [*SMALL, "--contenders", "compiled dot", "--tokens", "16", "--out", str(tmp_path)]
+    arguments = [*SMALL, "--contenders", "compiled dot", "--seq-lens", "16", "--out", str(tmp_path)]
     outcome = run_main("bench", *arguments)
     assert outcome.code == 0, outcome.err
     assert "  compiling compiled dot (exclusive)" in outcome.err.splitlines()
@@ -93,7 +110,7 @@ def test_interrupted_it_keeps_what_it_has(tmp_path: Path, monkeypatch: pytest.Mo
         return original(clock, work)
 
     monkeypatch.setattr(CpuClock, "time", time)
-    outcome = run_main("bench", *SMALL, *QUICK, "--tokens", "16", "--rounds", "99", "--out", tmp_path / "out")
+    outcome = run_main("bench", *SMALL, *QUICK, "--seq-lens", "16", "--rounds", "99", "--out", tmp_path / "out")
     assert outcome.code == 130
     assert "marked partial" in outcome.err.splitlines()[-1]
     record = json.loads((tmp_path / "out" / "bench.json").read_text())
@@ -113,9 +130,10 @@ def refuse_work(*_: Any, **__: Any) -> None:
         (["everything"], "no 'everything': choose from attention, block, decode"),
         (["--shapes", "9b"], "--shapes: no shape '9b': choose from tiny"),
         (["--shapes", "4x3x16"], "--shapes 4x3x16: the heads must be a multiple"),
-        (["--tokens", "many"], "--tokens many: give whole numbers"),
-        (["--tokens", "0"], "--tokens 0: give whole numbers of at least 1"),
-        (["--tokens", "1000000000"], "GiB of memory"),
+        (["--seq-lens", "many"], "--seq-lens: not a whole number: 'many'"),
+        (["--seq-lens", "512,"], "--seq-lens: not a whole number: ''"),
+        (["--seq-lens", "512,0"], "--seq-lens must be at least 1, got 0"),
+        (["--seq-lens", "1000000000"], "GiB of memory"),
         (["--dtype", "int8"], "--dtype: no 'int8': choose from float32, bfloat16, float16"),
         (["--contenders", "magic"], "--contenders: no 'magic': choose from eager normalize"),
         (["--rounds", "0"], "--rounds must be at least 1, got 0"),
@@ -133,10 +151,7 @@ def test_mistakes(arguments: list[str], message: str | None, tmp_path: Path, mon
         monkeypatch.setattr("exsel.bench.step.BYTES_PER_PARAMETER", 10**6)
         message = "--model 2.7b: a training step needs about"
     outcome = run_main("bench", *arguments, "--out", tmp_path / "out")
-    assert outcome.code == 2
-    assert outcome.err.startswith("exsel: ")
-    assert 1 <= len(outcome.err.splitlines()) <= 2
-    assert message in outcome.err
+    assert_refused(outcome, message)
     assert not (tmp_path / "out").exists()
 
 
@@ -150,7 +165,7 @@ def test_no_gpu(tmp_path: Path) -> None:
 def test_out_may_not_be_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
-        outcome = run_main("bench", *SMALL, "--tokens", "16", "--out", path)
+        outcome = run_main("bench", *SMALL, "--seq-lens", "16", "--out", path)
         assert outcome.code == 2
         assert f"--out {path}" in outcome.err
 

@@ -154,19 +154,19 @@ def test_only_a_diagnosis_is_replaced(models: Path, tmp_path: Path) -> None:
     arguments = ["diagnose", models / "llama", "--text", "some text", "--out", out]
     out.mkdir()
     (out / "mine.txt").write_text("mine")
-    assert_refused(run_main(*arguments), f"--out {out} holds files that are no diagnosis")
-    assert_refused(run_main(*arguments, "--overwrite"), "holds files that are no diagnosis")
+    assert_refused(run_main(*arguments), f"--out {out} holds files that `exsel diagnose` did not write")
+    assert_refused(run_main(*arguments, "--overwrite"), "holds files that `exsel diagnose` did not write")
     (out / "mine.txt").unlink()
     assert run_main(*arguments).code == 0
     first = (out / layout.RESULTS).read_text()
-    assert_refused(run_main(*arguments), "holds a diagnosis: add --overwrite to replace it")
+    assert_refused(run_main(*arguments), "is not empty: add --overwrite to replace it")
     assert (out / layout.RESULTS).read_text() == first
     assert run_main(*arguments, "--overwrite").code == 0
 
 
 def test_a_run_is_never_replaced(models: Path, trained: Path) -> None:
     outcome = run_main("diagnose", models / "llama", "--text", "x", "--out", trained, "--overwrite")
-    assert_refused(outcome, "holds files that are no diagnosis")
+    assert_refused(outcome, "holds files that `exsel diagnose` did not write")
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,8 @@ def test_a_run_is_never_replaced(models: Path, trained: Path) -> None:
         (["--text", "x", "--data", "y"], "give one of them"),
         (["--data", "/no/such/file"], "no such file or folder: /no/such/file"),
         (["--device", "gpu"], "--device gpu: choose auto"),
-        (["--text", "x" * 90, "--seq-len", "80"], "positions for 48 tokens"),
+        (["--text", "x" * 90, "--seq-len", "80"], "this model was made for 48 tokens, not for 80"),
+        (["--text", "x" * 90, "--seq-len", "80", "--past-context"], "positions for 48 tokens, not for 80"),
     ],
 )
 def test_mistakes(models: Path, tmp_path: Path, arguments: list[str], message: str) -> None:

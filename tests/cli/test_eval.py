@@ -57,11 +57,21 @@ def test_equals_float64_by_hand(trained: Path, text_file: Path, tmp_path: Path) 
 
 
 def test_other_lengths_and_fewer_blocks(trained: Path, text_file: Path, tmp_path: Path) -> None:
-    arguments = ["--data", text_file, "--seq-len", "64", "--batch-size", "3", "--json", tmp_path / "numbers.json"]
+    arguments = [
+        "--data",
+        text_file,
+        "--seq-len",
+        "64",
+        "--past-context",
+        "--batch-size",
+        "3",
+        "--json",
+        tmp_path / "numbers.json",
+    ]
     assert run_main("eval", trained, *arguments).code == 0
     loss, _ = loss_by_hand(trained / "model", TEXT, 64)
     assert json.loads((tmp_path / "numbers.json").read_text())["loss"] == pytest.approx(loss, rel=1e-6)
-    assert run_main("eval", trained, *arguments, "--max-blocks", "2").code == 0
+    assert run_main("eval", trained, *arguments, "--max-sequences", "2").code == 0
     assert json.loads((tmp_path / "numbers.json").read_text())["tokens"] == 2 * 63
 
 
@@ -120,7 +130,7 @@ def test_a_model_that_predicts_no_number(trained: Path, text_file: Path, tmp_pat
 
 class TestPasskey:
     def test_table_json_and_picture(self, trained: Path, tmp_path: Path) -> None:
-        flags = ["--passkey", "110,128", "--depths", "0,0.5,1", "--samples", "2", "--seed", "3"]
+        flags = ["--passkey", "110,128", "--depths", "0,0.5,1", "--samples", "2", "--seed", "3", "--past-context"]
         files = ["--json", tmp_path / "numbers.json", "--picture", tmp_path / "passkey.svg"]
         outcome = run_main("eval", trained, *flags, *files)
         assert outcome.code == 0, outcome.err
@@ -139,7 +149,7 @@ class TestPasskey:
 
     def test_beside_the_loss(self, trained: Path, text_file: Path, tmp_path: Path) -> None:
         flags = ["--passkey", "110", "--samples", "1", "--data", text_file, "--json", tmp_path / "numbers.json"]
-        assert run_main("eval", trained, *flags).code == 0
+        assert run_main("eval", trained, *flags, "--past-context").code == 0
         numbers = json.loads((tmp_path / "numbers.json").read_text())
         assert numbers["loss"] > 0
         assert numbers["passkey"]["samples"] == 1
@@ -147,13 +157,15 @@ class TestPasskey:
     @pytest.mark.parametrize(
         ("given", "message"),
         [
-            (["--passkey", "50"], "a length of 50 tokens is too short for a passkey"),
-            (["--passkey", "128,x"], "--passkey takes numbers separated by commas, got '128,x'"),
-            (["--passkey", ""], "--passkey takes numbers separated by commas"),
-            (["--passkey", "128", "--depths", "2"], "a passkey depth lies between 0"),
-            (["--passkey", "128", "--depths", ";"], "--depths takes numbers separated by commas"),
-            (["--passkey", "128", "--samples", "0"], "--samples must be at least 1, got 0"),
-            (["--passkey", "128", "--seed", "-1"], "--seed must be 0 or more, got -1"),
+            (["--passkey", "50", "--past-context"], "a length of 50 tokens is too short for a passkey"),
+            (["--passkey", "128,x"], "--passkey: not a whole number: 'x'"),
+            (["--passkey", ""], "--passkey: not a whole number: ''"),
+            (["--passkey", "99999"], "this model was made for 32 tokens, not for 99999: ask for fewer, or add --past-"),
+            (["--seq-len", "33"], "this model was made for 32 tokens, not for 33"),
+            (["--passkey", "128", "--past-context", "--depths", "2"], "a passkey depth lies between 0"),
+            (["--passkey", "128", "--depths", ";"], "--depths: not a number: ';'"),
+            (["--passkey", "128", "--samples", "0"], "--samples must lie between 1 and 90000, got 0"),
+            (["--passkey", "128", "--seed", "-1"], "--seed must lie between 0 and 4294967295, got -1"),
             (["--passkey", "128", "--picture", "a.gif"], "--picture a.gif: its name must end with .svg or .png"),
             (["--passkey", "128", "--picture", "no/such/a.svg"], "--picture no/such/a.svg cannot be written"),
             (["--depths", "0.5"], "--depths belongs to --passkey, which is not given"),

@@ -38,7 +38,7 @@ def assert_refused(outcome: Outcome, *fragments: str) -> None:
         (["--tokens", "5"], "--tokens 5 is less than one step"),
         (["--accumulation", "3"], "--accumulation 3 must divide --batch-size 4"),
         (["--warmup-steps", "100"], "--warmup-steps must lie between 0 and the 12 steps, got 100"),
-        (["--warmup-steps", "-1"], "--warmup-steps must lie between"),
+        (["--warmup-steps", "-1"], "--warmup-steps must be at least 0"),
         (["--save-every", "-1"], "--save-every"),
         (["--weight-decay", "-1"], "--weight-decay"),
         (["--selective-lr", "0"], "--selective-lr must be a positive number"),
@@ -69,26 +69,79 @@ def test_flags(flags: list[str], tmp_path: Path, command: str, arguments: list[s
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "--lr", "abc"], "argument --lr: invalid float value: 'abc'"),
-        (["train", "--seed", "x"], "argument --seed: invalid int value: 'x'"),
+        (["train", "--lr", "abc"], "argument --lr: not a number: 'abc'"),
+        (["train", "--seed", "x"], "argument --seed: not a whole number: 'x'"),
         (["train", "--tokens", "many"], "argument --tokens: not a number: 'many' (examples: 819200, 500k, 2.5b)"),
         (["train", "--pack", "loosely"], "argument --pack: invalid choice: 'loosely'"),
         (["train", "--dtype", "int8"], "argument --dtype: invalid choice: 'int8'"),
-        (["compare", "--lr", "1e-3,abc"], "argument --lr: not numbers with commas between: '1e-3,abc'"),
-        (["compare", "--lr", "1e-3,"], "argument --lr: not numbers with commas between"),
-        (["compare", "--seeds", "x"], "argument --seeds: not whole numbers with commas between: 'x'"),
-        (["compare", "--seeds", "0.5"], "argument --seeds: not whole numbers"),
+        (["compare", "--lr", "1e-3,abc"], "argument --lr: not a number: 'abc'"),
+        (["compare", "--lr", "1e-3,"], "argument --lr: not a number: ''"),
+        (["compare", "--seeds", "x"], "argument --seeds: not a whole number: 'x'"),
+        (["compare", "--seeds", "0.5"], "argument --seeds: not a whole number: '0.5'"),
         (["generate", "somewhere"], "required: --prompt"),
-        (["eval"], "required: CHECKPOINT"),
+        (["eval"], "required: MODEL"),
         (["train", "--momentum", "1"], "unrecognized arguments: --momentum 1"),
         (["tune"], "invalid choice: 'tune'"),
     ],
 )
 def test_flags_that_cannot_be_read(arguments: list[str], message: str) -> None:
-    outcome = run_main(*arguments)
-    assert outcome.code == 2
-    assert message in outcome.err
-    assert "Traceback" not in outcome.err
+    assert_refused(run_main(*arguments), message, "--help")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "--model", ""],
+        ["train", "--tokenizer="],
+        ["train", "--out", ""],
+        ["train", "--data", "a.txt", ""],
+        ["compare", "--variants", ""],
+        ["eval", "somewhere", "--json", ""],
+        ["diagnose", "somewhere", "--against", ""],
+        ["support", "--types", ""],
+        ["bench", "--contenders", ""],
+        ["generate", "somewhere", "--prompt", ""],
+    ],
+)
+def test_an_empty_value_means_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    flag = arguments[-1].rstrip("=") or next(word for word in reversed(arguments) if word.startswith("--"))
+    assert_refused(run_main(*arguments), f"{flag} is empty: give it a value, or leave it out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_long_value_is_not_repeated_whole(flags: list[str], tmp_path: Path) -> None:
+    for value in ("9" * 5000, "x" * 5000, "x\n" * 5000):
+        outcome = run_main("train", *flags, "--seq-len", value, "--out", tmp_path / "out")
+        assert_refused(outcome, "--seq-len")
+        assert len(outcome.err) < 1000
+        outcome = run_main("train", *flags, "--model", value, "--out", tmp_path / "out")
+        assert outcome.code == 2
+        assert len(outcome.err) < 1500
+
+
+def test_more_memory_than_there_is(flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for error in (
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory: you tried to"),
+        MemoryError(),
+    ):
+
+        def fail(*_: Any, error: Exception = error, **__: Any) -> None:
+            raise error
+
+        monkeypatch.setattr("exsel.cli.session.load_data", fail)
+        outcome = run_main("train", *flags, "--out", tmp_path / "out")
+        assert_refused(outcome, "this does not fit into the memory")
+
+
+@pytest.mark.parametrize("target", ["/no/such/folder/file.json", "/", "/dev/null", "x" * 250])
+@pytest.mark.parametrize("command", [["eval", "somewhere"], ["support", "--all"]])
+def test_where_the_numbers_cannot_go_is_said_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str], target: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert_refused(run_main(*command, "--json", target), f"--json {target} cannot be written: name a file in a folder")
 
 
 @pytest.mark.parametrize(
@@ -99,8 +152,8 @@ def test_flags_that_cannot_be_read(arguments: list[str], message: str) -> None:
         (["compare", "--variants", ","], "--variants names nothing to run"),
         (["compare", "--variants", "baseline,baseline"], "--variants names the same one twice"),
         (["compare", "--seeds", "1,1"], "--seeds names the same one twice"),
-        (["compare", "--seeds", "-1"], "a seed must lie between"),
-        (["train", "--seed", "-1"], "a seed must lie between"),
+        (["compare", "--seeds", "-1"], "--seeds must lie between 0 and 4294967295, got -1"),
+        (["train", "--seed", "-1"], "--seed must lie between"),
         (["compare", "--lr", "1e-3,1e-3"], "--lr names the same one twice"),
     ],
 )
@@ -117,6 +170,8 @@ def test_what_to_run(flags: list[str], tmp_path: Path, arguments: list[str], mes
         ({"model_type": "gpt2"}, "a configuration of type 'gpt2' cannot be trained here"),
         ({"rope_parameters": {"rope_type": "spiral", "rope_theta": 1e4}}, "cannot be built"),
         ({"num_layers": 3}, "no field 'num_layers'"),
+        ({"num_attention_heads": 0}, "num_attention_heads must be at least 1, got 0"),
+        ({"hidden_size": -8}, "hidden_size must be at least 1, got -8"),
     ],
 )
 def test_models(flags: list[str], tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -317,7 +372,9 @@ def test_a_missing_logger(flags: list[str], tmp_path: Path, monkeypatch: pytest.
     [
         (["--prompt", ""], "--prompt is empty"),
         (["--prompt", "x", "--max-new-tokens", "0"], "--max-new-tokens must be at least 1"),
-        (["--prompt", "x", "--temperature", "0"], "--temperature must be positive"),
+        (["--prompt", "x", "--temperature", "0"], "--temperature must lie between 0.0001 and 10000, got 0.0"),
+        (["--prompt", "x", "--temperature", "1e-45"], "--temperature must lie between"),
+        (["--prompt", "x", "--temperature", "nan"], "--temperature must lie between"),
         (["--prompt", "x", "--top-p", "1.5"], "--top-p"),
         (["--prompt", "x", "--seed", "-1"], "--seed must lie between"),
     ],
@@ -331,7 +388,7 @@ def test_generate(trained: Path, arguments: list[str], message: str) -> None:
     [
         (["--seq-len", "0"], "--seq-len must be at least 1"),
         (["--batch-size", "0"], "--batch-size must be at least 1"),
-        (["--max-blocks", "0"], "--max-blocks must be at least 1"),
+        (["--max-sequences", "0"], "--max-sequences must be at least 1"),
         (["--data", "/no/such.txt"], "no such file or folder"),
         (["--json", "/no/such/folder/file.json"], "--json /no/such/folder/file.json cannot be written"),
         (["--json", "/"], "--json / cannot be written"),

@@ -25,6 +25,33 @@ def test_a_model_layer_by_layer(folder: Path, tmp_path: Path, capsys: pytest.Cap
     assert [layer["exclusive"] for layer in answer["layers"]] == ["yes"] * 3
 
 
+def test_json_on_standard_output(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["support", str(folder), "--json", "-"]) == 0
+    captured = capsys.readouterr()
+    assert len(json.loads(captured.out)["layers"]) == 3
+    assert "model.layers.2.self_attn" in captured.err
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"a":' * 20_000 + "1" + "}" * 20_000,
+        '{"model_type": "llama", "vocab_size": ' + "9" * 5000 + "}",
+        '{"model_type": "llama", "num_attention_heads": 0}',
+        '{"model_type": "llama", "hidden_size": -64}',
+        '{"model_type": ["llama"]}',
+        "[]",
+    ],
+    ids=["nested", "a long number", "no heads", "a negative size", "a list for a name", "a list"],
+)
+def test_damaged_configurations(tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text(text)
+    assert main(["support", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"exsel: {tmp_path}")
+    assert len(error.splitlines()) == 1
+
+
 def test_types_of_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["support", "--types", "gpt2,deepseek_v3", "--json", str(tmp_path / "survey.json")]) == 0
     survey = json.loads((tmp_path / "survey.json").read_text())

@@ -21,7 +21,7 @@ def train_and_use(flags: list[str], folder: Path, *arguments: str | Path) -> dic
     assert outcome.code == 0, outcome.err
     assert outcome.err == ""
     data = flags[flags.index("--data") + 1]
-    evaluated = run_main("eval", folder, "--data", data, "--max-blocks", "4", "--json", folder / "eval.json")
+    evaluated = run_main("eval", folder, "--data", data, "--max-sequences", "4", "--json", folder / "eval.json")
     assert evaluated.code == 0, evaluated.err
     generated = run_main("generate", folder, "--prompt", "the", "--max-new-tokens", "4")
     assert generated.code == 0, generated.err

@@ -95,7 +95,7 @@ def test_what_is_not_said_suits_the_model(llama: Path, corpus: Path, tmp_path: P
         (["--variant", "exclusive", "--exclusive", "layers=last:9"], "cannot be exclusive: layers='last:9'"),
         (["--variant", "selective", "--selective", "token=frequency"], "token='frequency' needs"),
         (["--from", "/no/such/folder"], "--from /no/such/folder: no such folder"),
-        (["--from", ""], "no such folder"),
+        (["--from", ""], "--from is empty"),
     ],
 )
 def test_mistakes(short: list[str], llama: Path, tmp_path: Path, arguments: list[str], message: str) -> None:

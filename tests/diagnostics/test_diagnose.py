@@ -8,8 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from transformers import AttentionInterface, GptOssConfig, GptOssForCausalLM, MambaConfig, MambaForCausalLM
+from torch import Tensor, nn
+from transformers import (
+    AttentionInterface,
+    BatchEncoding,
+    GptOssConfig,
+    GptOssForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+)
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 import exsel
@@ -287,12 +294,41 @@ def test_pictures() -> None:
         ([torch.zeros(1, 0, dtype=torch.long)], "empty"),
         ([{}], "empty"),
         ([{"input_ids": IDS, "attention_mask": torch.zeros_like(IDS)}], "hides every token"),
-        ([torch.zeros(1, 65, dtype=torch.long)], "positions for 64 tokens, and batch 0 has sequences of 65"),
+        ([torch.zeros(1, 65, dtype=torch.long)], "positions for 64 tokens, not for 65"),
     ],
 )
 def test_mistakes_in_the_data(batches: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         exsel.diagnose(plain("gpt2"), batches)
+
+
+class Small(nn.Module):
+    """A module of one's own, whose forward has words of its own for what it takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(10, 16)
+        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+
+    def forward(self, tokens: Tensor, padding: Tensor | None = None) -> Tensor:
+        x = self.embedding(tokens)
+        y: Tensor = self.attention(x, x, x, key_padding_mask=padding, need_weights=False)[0]
+        return y
+
+
+def test_a_module_takes_batches_as_its_forward_does() -> None:
+    torch.manual_seed(0)
+    model, tokens = Small().eval(), torch.randint(0, 10, (2, 5))
+    padding = torch.zeros(2, 5, dtype=torch.bool)
+    padding[0, 3:] = True
+    ways = [tokens, (tokens,), [tokens], {"tokens": tokens}, BatchEncoding({"tokens": tokens})]
+    found = [exsel.diagnose(model, [way]).to_dict() for way in ways]
+    assert found[0]["data"] == {"description": "1 batch", "sequences": 2, "tokens": 10, "longest": 5}
+    assert all(each == found[0] for each in found)
+    masked = [exsel.diagnose(model, [way]) for way in ((tokens, padding), {"tokens": tokens, "padding": padding})]
+    assert masked[0].layers == masked[1].layers != found[0]["layers"]
+    with pytest.raises(TypeError, match="batch 0 is str: give a mapping"):
+        exsel.diagnose(model, ["tokens"])
 
 
 def test_text_beyond_the_context_is_noted_where_a_model_goes_on() -> None:

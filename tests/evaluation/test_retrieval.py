@@ -31,7 +31,7 @@ class Reader(torch.nn.Module):
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, sight: int = 10**9, digits: int = 5) -> None:
         super().__init__()
         self.tokenizer, self.sight, self.digits = tokenizer, sight, digits
-        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.positions = torch.nn.Embedding(self.config.n_positions, 1)
         self.batches: list[tuple[int, ...]] = []
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **_: Any) -> CausalLMOutput:

@@ -313,7 +313,7 @@ def test_quantised_weights_are_refused(tmp_path: Path) -> None:
 def test_a_folder_that_holds_no_model(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / "config.json").write_text(content)
-    with pytest.raises(ExselError, match="neither a folder with a saved model nor one on the hub"):
+    with pytest.raises(ExselError, match=f"--from {tmp_path} cannot be loaded: "):
         sketch_model(from_source(tmp_path), 259)
 
 

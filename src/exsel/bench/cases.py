@@ -83,18 +83,6 @@ def _parse_shape(text: str) -> Shape:
     return Shape(text, heads, kv_heads, head_dim)
 
 
-def parse_tokens(text: str) -> tuple[int, ...]:
-    """Whole numbers with commas between.
-
-    Raises:
-        ExselError: something else, or a number below 1.
-    """
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise ExselError(f"--tokens {text}: give whole numbers of at least 1 with commas between, such as 512,2048")
-    return tuple(int(part) for part in parts)
-
-
 def batch_of(tokens: int, tokens_in_all: int) -> int:
     """So many sequences that their tokens are constant, as in the paper; at least one."""
     return max(1, tokens_in_all // tokens)
@@ -127,5 +115,5 @@ def check_bytes(needed: int, device: torch.device, what: str) -> None:
     if needed > free:
         raise ExselError(
             f"{what} needs about {needed / 2**30:,.1f} GiB of memory and {free / 2**30:,.1f} GiB are free: choose "
-            "smaller ones with --shapes, --tokens or --model"
+            "smaller ones with --shapes, --seq-lens or --model"
         )

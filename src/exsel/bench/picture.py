@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
+from exsel.bench.session import SUBJECTS
 from exsel.bench.table import whole
 from exsel.report import svg
 from exsel.report.picture import write_png, write_svg
@@ -52,6 +53,12 @@ def write_pictures(rows: Sequence[Row], folder: Path) -> list[Path]:
             write_png(image, _size(own), draw)
             written += [drawing, image]
     return written
+
+
+def clear_pictures(folder: Path) -> None:
+    """Remove the pictures of an earlier measurement, which may have been of other subjects."""
+    for path in (folder / f"{subject}{suffix}" for subject in SUBJECTS for suffix in (".svg", ".png")):
+        path.unlink(missing_ok=True)
 
 
 def _shapes(rows: Sequence[Row]) -> list[str]:

@@ -54,7 +54,7 @@ class Plan:
     device: str
     dtype: str
     shapes: tuple[Shape, ...] | None = None
-    tokens: tuple[int, ...] | None = None
+    seq_lens: tuple[int, ...] | None = None
     contenders: tuple[str, ...] = attention.DEFAULT_NAMES
     model: str | None = None
     rounds: int | None = None
@@ -88,7 +88,7 @@ def jobs(plan: Plan) -> list[_Job]:
         planned.append(_Job(subject, Case(shape=shape, tokens=tokens, batch=batch, device=device, dtype=dtype)))
 
     for subject in plan.subjects:
-        all_tokens = plan.tokens or _TOKENS[plan.device][subject]
+        all_tokens = plan.seq_lens or _TOKENS[plan.device][subject]
         shapes = plan.shapes or tuple(SHAPES[name] for name in DEFAULT_SHAPES)
         if subject == "block":
             shapes = plan.shapes or tuple(SHAPES[name] for name in _BLOCK_SIZES[plan.device])
@@ -108,12 +108,12 @@ def jobs(plan: Plan) -> list[_Job]:
 
 
 def tuning_cases(plan: Plan) -> list[Case]:
-    """A case a head dimension, for ``--tune``: 4096 tokens, or the longest of ``--tokens``.
+    """A case a head dimension, for ``--tune``: 4096 tokens, or the longest of ``--seq-lens``.
 
     Raises:
         ExselError: one does not fit into the memory.
     """
-    tokens = max(plan.tokens or (4096,))
+    tokens = max(plan.seq_lens or (4096,))
     shapes = {shape.head_dim: shape for shape in plan.shapes or [SHAPES[name] for name in DEFAULT_SHAPES]}
     cases = [
         Case(

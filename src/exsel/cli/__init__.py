@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import re
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 import exsel
 from exsel.errors import ExselError, first_line
@@ -23,12 +25,19 @@ COMMANDS = {
 }
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says of a mistake what it is and where to read on, without the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print two lines and exit with 2."""
+        said = re.sub(r"^argument (\S+): must ", r"\1 must ", message)
+        self.exit(2, f"exsel: {_short(said, lines=1)}\nall that it takes: {self.prog} --help\n")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 2 for a user's mistake, 128 + n after signal n."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    parser = argparse.ArgumentParser(
-        prog="exsel", description="Exclusive and selective attention for PyTorch Transformers."
-    )
+    parser = _Parser(prog="exsel", description="Exclusive and selective attention for PyTorch Transformers.")
     parser.add_argument("-V", "--version", action="version", version=f"exsel {exsel.__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, text in COMMANDS.items():
@@ -40,15 +49,47 @@ def main(arguments: Sequence[str] | None = None) -> int:
             importlib.import_module(f"exsel.cli.{name}").add_arguments(subparser)
     parsed = parser.parse_args(given, argparse.Namespace(given=given))
     try:
+        _check_words(given)
         code: int = importlib.import_module(f"exsel.cli.{parsed.command}").run(parsed)
     except (ExselError, ImportError) as error:
-        print(f"exsel: {error}", file=sys.stderr)
-        return 2
+        return _refuse(str(error))
     except OSError as error:
         # A full disk, a folder without permission, a vanished file: the system's words name it.
-        print(f"exsel: {first_line(error)}", file=sys.stderr)
-        return 2
+        return _refuse(first_line(error))
+    except (MemoryError, RuntimeError) as error:
+        # PyTorch has a class for a GPU's memory, and for the CPU's only words.
+        if not (isinstance(error, MemoryError) or re.search(r"out of memory|can't allocate memory", str(error))):
+            raise
+        return _refuse("this does not fit into the memory: make sequences, batches or the model smaller")
     except KeyboardInterrupt:
         print("exsel: interrupted", file=sys.stderr)
         return 130
     return code
+
+
+def _check_words(given: Sequence[str]) -> None:
+    """Check what no command has a use for: empty values, and bytes that are no text.
+
+    Raises:
+        ExselError: naming the flag.
+    """
+    flag = "an argument"
+    for word in given:
+        name, separator, value = word.partition("=")
+        flag, value = (name, value if separator else "-") if word.startswith("--") else (flag, word)
+        if not value:
+            raise ExselError(f"{flag} is empty: give it a value, or leave it out")
+        if "\0" in word or any("\ud800" <= letter <= "\udfff" for letter in word):
+            raise ExselError(f"{flag} is not UTF-8 text: {word!r}")
+
+
+def _refuse(message: str) -> int:
+    print(f"exsel: {_short(message, lines=2)}", file=sys.stderr)
+    return 2
+
+
+def _short(message: str, *, lines: int) -> str:
+    """A message that fits on a screen even where it quotes a value that does not."""
+    return "\n".join(
+        line if len(line) <= 600 else f"{line[:500]} … {line[-80:]}" for line in message.splitlines()[:lines]
+    )

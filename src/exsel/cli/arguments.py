@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from exsel.errors import ExselError
 
 if TYPE_CHECKING:
     from exsel.training.settings import Settings, SizeDefaults
+
+Value = TypeVar("Value")
+
+#: What a command is told to load.
+MODEL = "a run's folder, a folder with a model that transformers saved (upgraded or not), or a name on the hub"
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,6 +37,25 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--text-field", default="text", metavar="NAME", help="the field that holds the text (%(default)s)"
+    )
+
+
+def add_json_argument(parser: argparse.ArgumentParser) -> None:
+    """--json."""
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="also write the answers there; - to standard output, and the rest to standard error",
+    )
+
+
+def add_past_context_argument(parser: argparse.ArgumentParser) -> None:
+    """--past-context."""
+    parser.add_argument(
+        "--past-context",
+        action="store_true",
+        help="also take sequences longer than those that the model was made for, if it has positions for them",
     )
 
 
@@ -62,7 +88,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     data = parser.add_argument_group("data")
     add_data_arguments(data)  # type: ignore[arg-type]
     data.add_argument("--tokenizer", help="bytes, or a Hugging Face tokenizer's name, folder or file (bytes)")
-    data.add_argument("--seq-len", type=int, metavar="N", help="tokens a sequence (by model)")
+    data.add_argument("--seq-len", type=whole(1), metavar="N", help="tokens a sequence (by model)")
     data.add_argument(
         "--pack",
         choices=["concat", "isolate"],
@@ -71,29 +97,29 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     )
     training = parser.add_argument_group("training")
     training.add_argument("--tokens", type=_count, metavar="N", help="tokens to train on, as 500k, 2.5b … (by model)")
-    training.add_argument("--batch-size", type=int, metavar="N", help="sequences a step (by model)")
+    training.add_argument("--batch-size", type=whole(1), metavar="N", help="sequences a step (by model)")
     training.add_argument(
-        "--accumulation", type=int, default=1, metavar="N", help="parts in which a step is computed (%(default)s)"
+        "--accumulation", type=whole(1), default=1, metavar="N", help="parts in which a step is computed (%(default)s)"
     )
     training.add_argument(
-        "--warmup-steps", type=int, metavar="N", help="of the learning rate (a twentieth, 2000 at most)"
+        "--warmup-steps", type=whole(0), metavar="N", help="of the learning rate (a twentieth, 2000 at most)"
     )
-    training.add_argument("--weight-decay", type=float, default=0.1, metavar="X", help="of matrices (%(default)s)")
+    training.add_argument("--weight-decay", type=number, default=0.1, metavar="X", help="of matrices (%(default)s)")
     training.add_argument(
         "--selective-lr",
-        type=float,
+        type=number,
         default=1e-3,
         metavar="X",
         help="peak learning rate of the mechanisms' per-head parameters (%(default)s)",
     )
     training.add_argument(
-        "--evaluations", type=int, default=12, metavar="N", help="points of the validation curve (%(default)s)"
+        "--evaluations", type=whole(1), default=12, metavar="N", help="points of the validation curve (%(default)s)"
     )
     training.add_argument(
-        "--evaluation-blocks", type=int, default=32, metavar="N", help="sequences that validate (%(default)s)"
+        "--evaluation-blocks", type=whole(1), default=32, metavar="N", help="sequences that validate (%(default)s)"
     )
     training.add_argument(
-        "--save-every", type=int, metavar="N", help="steps between checkpoints (a fifth of the run, 500 at most)"
+        "--save-every", type=whole(0), metavar="N", help="steps between checkpoints (a fifth of the run, 500 at most)"
     )
     machine = parser.add_argument_group("machine")
     add_device_argument(machine)  # type: ignore[arg-type]
@@ -115,11 +141,56 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     output.add_argument("--overwrite", action="store_true", help="replace what exsel wrote into --out")
 
 
+# Of a file, in bytes: 255 on the file systems there are, and some for the temporary name.
+_LONGEST_NAME = 249
+#: More than any count here can mean, and no more than what 64 bits and floating-point numbers hold.
+_MOST = 10**15
+
+
+def whole(least: int, most: int = _MOST) -> Callable[[str], int]:
+    """The type of a flag that takes a whole number of at least ``least`` and at most ``most``."""
+
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"not a whole number: {text!r}") from None
+        if value < least and most == _MOST:
+            raise argparse.ArgumentTypeError(f"must be at least {least}, got {value}")
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"must lie between {least} and {most}, got {value}")
+        return value
+
+    return read
+
+
+#: Of a flag that takes a seed.
+seed = whole(0, 2**32 - 1)
+
+
+def number(text: str) -> float:
+    """The type of a flag that takes a number."""
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"not a number: {text!r}") from None
+
+
+def listed(kind: Callable[[str], Value]) -> Callable[[str], list[Value]]:
+    """The type of a flag that takes values with commas between."""
+
+    def read(text: str) -> list[Value]:
+        return [kind(part.strip()) for part in text.split(",")]
+
+    return read
+
+
 def _count(text: str) -> int:
     scales = {"k": 10**3, "m": 10**6, "b": 10**9}
-    number, scale = (text[:-1], scales[text[-1].lower()]) if text[-1:].lower() in scales else (text, 1)
+    digits, scale = (text[:-1], scales[text[-1].lower()]) if text[-1:].lower() in scales else (text, 1)
     try:
-        return int(float(number.replace("_", "")) * scale)
+        count = float(digits.replace("_", "")) * scale
+        return whole(1)(str(int(count)))
     except (ValueError, OverflowError):
         raise argparse.ArgumentTypeError(f"not a number: {text!r} (examples: 819200, 500k, 2.5b)") from None
 
@@ -225,18 +296,6 @@ def _value(text: str) -> Any:
         return text
 
 
-def parse_seeds(text: str) -> list[int]:
-    """Whole numbers with commas between.
-
-    Raises:
-        ArgumentTypeError: something else.
-    """
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"not whole numbers with commas between: {text!r} (example: 0,1)") from None
-
-
 def check_folder(folder: Path) -> None:
     """Check that an output folder is one, or can be made.
 
@@ -252,11 +311,11 @@ def check_folder(folder: Path) -> None:
         raise ExselError(f"--out {folder} cannot be written: no permission to write into {existing}")
 
 
-def check_resumable(arguments: argparse.Namespace, is_ours: Callable[[Path], bool], writer: str) -> bool:
-    """Check what --out, --resume and --overwrite say together, and change nothing.
+def check_out(arguments: argparse.Namespace, is_ours: Callable[[Path], bool], writer: str) -> bool:
+    """Check what --out, --overwrite and, where a command has it, --resume say together, and change nothing.
 
     Args:
-        arguments: with ``out``, ``resume`` and ``overwrite``.
+        arguments: with ``out``, ``overwrite`` and perhaps ``resume``.
         is_ours: whether a folder holds what may be gone on with or replaced.
         writer: who writes such folders, in words.
 
@@ -268,19 +327,50 @@ def check_resumable(arguments: argparse.Namespace, is_ours: Callable[[Path], boo
             something that is not ours, or one that cannot be written.
     """
     folder: Path = arguments.out
-    if arguments.resume and arguments.overwrite:
+    resumes: bool = getattr(arguments, "resume", False)
+    if resumes and arguments.overwrite:
         raise ExselError("--resume keeps what is there and --overwrite replaces it: give one of them")
     check_folder(folder)
     if not folder.exists() or not any(folder.iterdir()):
-        if arguments.resume:
+        if resumes:
             raise ExselError(f"--out {folder} holds nothing to resume: leave out --resume")
         return False
     if not is_ours(folder):
         raise ExselError(f"--out {folder} holds files that {writer} did not write: choose another folder")
-    if not (arguments.resume or arguments.overwrite):
-        raise ExselError(f"--out {folder} is not empty: add --resume to go on with it or --overwrite to replace it")
-    resume: bool = arguments.resume
-    return resume
+    if not (resumes or arguments.overwrite):
+        resume = "--resume to go on with it or " if hasattr(arguments, "resume") else ""
+        raise ExselError(f"--out {folder} is not empty: add {resume}--overwrite to replace it")
+    return resumes
+
+
+def check_file(flag: str, path: Path | None) -> None:
+    """Check that a file can be written, if one is named; ``-`` is standard output.
+
+    Raises:
+        ExselError: it cannot.
+    """
+    if path is None or str(path) == "-":
+        return
+    # A device or a pipe would be replaced by a file.
+    is_writable = (path.is_file() or not path.exists()) and os.access(path.absolute().parent, os.W_OK | os.X_OK)
+    if not is_writable or len(os.fsencode(path.name)) > _LONGEST_NAME:
+        raise ExselError(f"{flag} {path} cannot be written: name a file in a folder that exists")
+
+
+@contextmanager
+def json_output(path: Path | None) -> Iterator[Callable[[Any], None]]:
+    """Something that writes a command's ``--json``; for standard output all else goes to standard error."""
+    from exsel.files import write_json
+
+    check_file("--json", path)
+    if str(path) != "-":
+        yield lambda value: None if path is None else write_json(path, value)
+        return
+    out = sys.stdout
+    with redirect_stdout(sys.stderr):
+        yield lambda value: print(
+            json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False), file=out, flush=True
+        )
 
 
 def check_output(arguments: argparse.Namespace) -> None:
@@ -294,7 +384,7 @@ def check_output(arguments: argparse.Namespace) -> None:
 
     folder: Path = arguments.out
     kinds = {"train": is_run, "compare": is_comparison}
-    goes_on = check_resumable(arguments, lambda folder: any(is_kind(folder) for is_kind in kinds.values()), "exsel")
+    goes_on = check_out(arguments, lambda folder: any(is_kind(folder) for is_kind in kinds.values()), "exsel")
     if goes_on and not kinds[arguments.command](folder):
         other = next(command for command, is_kind in kinds.items() if is_kind(folder))
         raise ExselError(f"--out {folder} was written by `exsel {other}`: resume it with that command")

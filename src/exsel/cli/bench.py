@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from exsel.cli.arguments import check_folder
+from exsel.cli.arguments import check_file, check_out, listed, whole
 
 if TYPE_CHECKING:
     from exsel.bench.session import Plan
@@ -28,23 +27,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (%(default)s)")
     parser.add_argument(
         "--shapes",
-        metavar="NAME[,…]",
+        metavar="NAME[,NAME…]",
         help="tiny, 124m, 0.7b, 1.4b, 2.7b, llama, or heads x key/value heads x head dimension such as 24x8x128 "
         "(124m,0.7b,1.4b,llama; by device for block)",
     )
-    parser.add_argument("--tokens", metavar="N[,…]", help="lengths of sequences, of caches for decode (by device)")
+    parser.add_argument(
+        "--seq-lens",
+        type=listed(whole(1)),
+        metavar="N[,N…]",
+        help="tokens a sequence; of decode: in its cache (by device)",
+    )
     parser.add_argument(
         "--dtype", default="auto", help="float32, bfloat16 or float16 (auto: bfloat16 on cuda, float32 on cpu)"
     )
     parser.add_argument(
         "--contenders",
-        metavar="NAME[,…]",
+        type=listed(str),
+        metavar="NAME[,NAME…]",
         help="of attention and decode, beside stock: eager normalize, compiled normalize, compiled dot, exsel auto, "
         "exsel reference, exsel sdpa, exsel triton (all but the reference)",
     )
-    parser.add_argument("--model", metavar="NAME", help="the size whose training step block times (by device)")
+    parser.add_argument("--model", metavar="SIZE", help="the size whose training step block times (by device)")
     parser.add_argument(
-        "--rounds", type=int, metavar="N", help="of every contender in turn (as a minute a case allows, at least 5)"
+        "--rounds",
+        type=whole(1),
+        metavar="N",
+        help="of every contender in turn (as a minute a case allows, at least 5)",
     )
     parser.add_argument(
         "--tune",
@@ -60,7 +68,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="where bench.json and the pictures go (%(default)s)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace the results in --out")
-    parser.add_argument("--json", action="store_true", help="print bench.json instead of the table")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -70,14 +77,13 @@ def run(arguments: argparse.Namespace) -> int:
     require_all("train")
     if arguments.tune is not None:
         return _tune(arguments)
-    _check_output(arguments.out, arguments.overwrite)
+    check_out(arguments, _holds_results, "`exsel bench`")
     plan = _plan(arguments)
 
-    import json
     import sys
     from typing import Any
 
-    from exsel.bench.picture import write_pictures
+    from exsel.bench.picture import clear_pictures, write_pictures
     from exsel.bench.session import jobs
     from exsel.bench.session import run as measure
     from exsel.bench.table import HEADINGS, gaps, table_rows
@@ -89,6 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
     folder: Path = arguments.out
     planned = jobs(plan)
     folder.mkdir(parents=True, exist_ok=True)
+    clear_pictures(folder)
 
     def keep(record: dict[str, Any]) -> None:
         write_json(folder / RESULTS, record)
@@ -96,17 +103,14 @@ def run(arguments: argparse.Namespace) -> int:
     with make_display() as display:
         record = measure(plan, planned, command=command_line(arguments.given), display=display, on_case=keep)
     pictures = write_pictures(record["rows"], folder)
-    if arguments.json:
-        print(json.dumps(record, indent=2, ensure_ascii=False), flush=True)
-    else:
-        if record["rows"]:
-            print_table(table_rows(record["rows"]), HEADINGS)
-            print("\nRatios to stock (block: to the baseline of its group): medians over rounds, and quartiles")
-        for gap in gaps(record["rows"]):
-            print(gap)
-        print(f"\nnumbers: {folder / RESULTS}")
-        for picture in pictures:
-            print(f"picture: {picture}", flush=True)
+    if record["rows"]:
+        print_table(table_rows(record["rows"]), HEADINGS)
+        print("\nRatios to stock (block: to the baseline of its group): medians over rounds, and quartiles")
+    for gap in gaps(record["rows"]):
+        print(gap)
+    print(f"\nnumbers: {folder / RESULTS}")
+    for picture in pictures:
+        print(f"picture: {picture}", flush=True)
     if record["partial"]:
         print(f"exsel: interrupted: what was measured is in {folder / RESULTS}, marked partial", file=sys.stderr)
         return 130
@@ -120,7 +124,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         ExselError: something that is not known, not there or not a number.
     """
     from exsel.bench.attention import DEFAULT_NAMES, NAMES
-    from exsel.bench.cases import DTYPES, parse_shapes, parse_tokens
+    from exsel.bench.cases import DTYPES, parse_shapes
     from exsel.bench.session import SUBJECTS, Plan, check_names
     from exsel.errors import ExselError
     from exsel.training.environment import resolve_device
@@ -136,30 +140,29 @@ def _plan(arguments: argparse.Namespace) -> Plan:
     if dtype == "auto":
         dtype = "bfloat16" if device == "cuda" else "float32"
     check_names([dtype], DTYPES, "--dtype")
-    names = DEFAULT_NAMES
-    if arguments.contenders is not None:
-        names = tuple(name.strip() for name in arguments.contenders.split(","))
-        check_names(names, NAMES, "--contenders")
-    if arguments.rounds is not None and arguments.rounds < 1:
-        raise ExselError(f"--rounds must be at least 1, got {arguments.rounds}")
+    names = DEFAULT_NAMES if arguments.contenders is None else tuple(arguments.contenders)
+    check_names(names, NAMES, "--contenders")
     return Plan(
         subjects=subjects,
         device=device,
         dtype=dtype,
         shapes=None if arguments.shapes is None else parse_shapes(arguments.shapes),
-        tokens=None if arguments.tokens is None else parse_tokens(arguments.tokens),
+        seq_lens=None if arguments.seq_lens is None else tuple(arguments.seq_lens),
         contenders=names,
         model=arguments.model,
         rounds=arguments.rounds,
     )
 
 
-def _check_output(folder: Path, overwrite: bool) -> None:
-    from exsel.errors import ExselError
+def _holds_results(folder: Path) -> bool:
+    """Whether a folder holds what this command writes: judged by what its numbers say, not by the file's name."""
+    from exsel.files import read_json
 
-    check_folder(folder)
-    if (folder / RESULTS).exists() and not overwrite:
-        raise ExselError(f"--out {folder} holds results: choose another folder or add --overwrite")
+    path = folder / RESULTS
+    if not path.is_file():
+        return False
+    record = read_json(path)
+    return isinstance(record, dict) and {"format", "command", "rows"} <= record.keys()
 
 
 def _tune(arguments: argparse.Namespace) -> int:
@@ -169,8 +172,7 @@ def _tune(arguments: argparse.Namespace) -> int:
     path: Path = arguments.tune
     if resolve_device(arguments.device) != "cuda":
         raise ExselError("--tune times Triton's kernels on a GPU, and there is none: run it where --device cuda works")
-    if path.is_dir() or not os.access(path.absolute().parent, os.W_OK):
-        raise ExselError(f"--tune {path} cannot be written: name a file in a folder that exists")
+    check_file("--tune", path)
     plan = _plan(arguments)
 
     from exsel.bench.session import tuning_cases

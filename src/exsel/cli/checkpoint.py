@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exsel.errors import ExselError, first_line
+from exsel.errors import ExselError, explained
+from exsel.lengths import check_context, check_positions, context_of
 from exsel.training.layout import MODEL, RUNS, checkpoints
 
 if TYPE_CHECKING:
@@ -48,8 +50,7 @@ def load_checkpoint(
     """A saved model on ``device``, in evaluation mode, and its tokenizer; safetensors only.
 
     Args:
-        text: a folder, see :func:`find_checkpoint`; with ``causal=False`` also a name on the hub, or the folder of an
-            adapter of PEFT.
+        text: see :func:`find_model`; with ``causal=False`` also the folder of an adapter of PEFT.
         device: where to.
         causal, dtype: see :func:`exsel.training.loading.load_whole`.
 
@@ -61,19 +62,14 @@ def load_checkpoint(
     from exsel.training.loading import ADAPTER, is_offline, load_whole
 
     is_adapter = not causal and (Path(text) / ADAPTER).is_file()
-    source = text if is_adapter else find_checkpoint(text) if causal else find_model(text)
+    source = text if is_adapter else find_model(text)
     model = load_whole(source, causal=causal, dtype=dtype)
     home = source
     if is_adapter and not (Path(source) / "tokenizer_config.json").is_file():
         home = model.peft_config[model.active_adapter].base_model_name_or_path
-    try:
+    hint = "" if causal else " (a model that reads no text goes to exsel.diagnose(model, batches) in Python)"
+    with explained(f"{home} cannot be loaded: its tokenizer is damaged or missing{hint}"):
         tokenizer = AutoTokenizer.from_pretrained(home, trust_remote_code=False, local_files_only=is_offline(home))
-    except ExselError:
-        raise
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
-        reason = first_line(error).rstrip(": ")
-        hint = "" if causal else "; a model that reads no text goes to exsel.diagnose(model, batches) in Python"
-        raise ExselError(f"{home} cannot be loaded: its tokenizer is damaged or missing ({reason}){hint}") from error
     return model.to(device).eval(), tokenizer
 
 
@@ -86,33 +82,39 @@ def read_context(text: str) -> int | None:
     Raises:
         ExselError: none there, or a damaged one.
     """
-    from transformers import AutoConfig
-
     from exsel.files import read_json
-    from exsel.training.finetuning import source_context
-    from exsel.training.loading import ADAPTER, is_offline
+    from exsel.training.loading import ADAPTER, read_config
 
     adapter = Path(text) / ADAPTER
     if adapter.is_file():
-        text = str(read_json(adapter).get("base_model_name_or_path") or text)
-    source = find_model(text)
-    try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False, local_files_only=is_offline(source))
-    except ExselError:
-        raise
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        if is_offline(source):
-            raise ExselError(f"{text}: neither a folder with a saved model nor one on the hub") from error
-        raise ExselError(f"{source} cannot be loaded: {first_line(error)}") from error
-    return source_context(config)
+        values = read_json(adapter)
+        text = str((isinstance(values, dict) and values.get("base_model_name_or_path")) or text)
+    return context_of(read_config(find_model(text)))
 
 
-def check_length(model: Any, tokens: int) -> None:
-    """Check that a model with learned positions has as many; rotary ones go on for ever.
+def check_length(model: Any, tokens: int, *, past_context: bool) -> None:
+    """Check that a model can take so many tokens, and without ``past_context`` that it was made for them.
 
     Raises:
-        ExselError: it has fewer.
+        ExselError: see :mod:`exsel.lengths`.
     """
-    limit = getattr(model.config, "max_position_embeddings", None)
-    if limit is not None and getattr(model.config, "rope_parameters", None) is None and tokens > limit:
-        raise ExselError(f"this model has positions for {limit} tokens, not for {tokens}: ask for fewer")
+    check_positions(model, tokens)
+    if not past_context:
+        check_context(context_of(model.config), tokens)
+
+
+def check_ids(model: Any, rows: Sequence[Sequence[int]]) -> None:
+    """Check that there are tokens, and that a model knows them.
+
+    Raises:
+        ExselError: neither.
+    """
+    if not any(rows):
+        raise ExselError("the text has no tokens: give some text to read")
+    known = model.get_input_embeddings().weight.shape[0]
+    highest = max(max(row) for row in rows if row)
+    if highest >= known:
+        raise ExselError(
+            f"the tokenizer gives the id {highest} and the model has only {known} embeddings: they do "
+            "not belong together"
+        )

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from exsel.cli.arguments import add_training_arguments, parse_seeds
+from exsel.cli.arguments import add_training_arguments, listed, number, seed
 from exsel.errors import require_all
 
 if TYPE_CHECKING:
@@ -18,19 +18,14 @@ _ALL = "baseline,exclusive,selective,exclusive+selective"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags."""
-    parser.add_argument("--variants", default=_ALL, help="any of %(default)s")
-    parser.add_argument("--lr", type=_numbers, metavar="X[,X…]", help="peak learning rate; several: a sweep (by model)")
+    parser.add_argument("--variants", type=listed(str), default=_ALL, metavar="NAME[,NAME…]", help="any of %(default)s")
     parser.add_argument(
-        "--seeds", type=parse_seeds, default=[0], metavar="N[,N…]", help="one run of each variant a seed (0)"
+        "--lr", type=listed(number), metavar="X[,X…]", help="peak learning rate; several: a sweep (by model)"
+    )
+    parser.add_argument(
+        "--seeds", type=listed(seed), default=[0], metavar="N[,N…]", help="one run of each variant a seed (0)"
     )
     add_training_arguments(parser)
-
-
-def _numbers(text: str) -> list[float]:
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"not numbers with commas between: {text!r} (example: 1e-3,3e-3)") from None
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -43,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     from exsel.training.compare import compare, plan
     from exsel.training.layout import REPORT, RESULTS
 
-    variants = [name.strip() for name in arguments.variants.split(",") if name.strip()]
+    variants = [name for name in arguments.variants if name]
     learning_rates = arguments.lr or [default_learning_rate(arguments.model)]
     settings = build_settings(arguments, variant="baseline", learning_rate=learning_rates[0], seed=arguments.seeds[0])
     runs = plan(settings, variants=variants, learning_rates=learning_rates, seeds=arguments.seeds)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exsel.cli.arguments import add_data_arguments, add_device_argument
+from exsel.cli.arguments import MODEL, add_data_arguments, add_device_argument, add_past_context_argument, whole
 from exsel.errors import ExselError
 
 if TYPE_CHECKING:
@@ -30,22 +30,20 @@ _HEADINGS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags."""
     parser.add_argument(
-        "model",
-        metavar="MODEL",
-        help="a run's folder, one that holds a saved model of transformers (upgraded or not, with a causal mask or "
-        "without) or an adapter of PEFT, or a name on the hub",
+        "model", metavar="MODEL", help=f"{MODEL}, with a causal mask or without; or the folder of an adapter of PEFT"
     )
-    parser.add_argument("--against", metavar="OTHER", help="another model on the same text, shown side by side")
+    parser.add_argument("--against", metavar="MODEL", help="another model on the same text, shown side by side")
     text = parser.add_argument_group("text", "by default the held-out part of the Python standard library's source")
     text.add_argument("--text", nargs="+", default=[], metavar="TEXT", help="these texts instead of --data")
     add_data_arguments(text)  # type: ignore[arg-type]
     text.add_argument(
-        "--seq-len", type=int, metavar="N", help=f"tokens a sequence ({_SEQ_LEN}; of --text, the model's context)"
+        "--seq-len", type=whole(2), metavar="N", help=f"tokens a sequence ({_SEQ_LEN}; of --text, the model's context)"
     )
     text.add_argument(
-        "--max-sequences", type=int, default=8, metavar="N", help="at most so many sequences (%(default)s)"
+        "--max-sequences", type=whole(1), default=8, metavar="N", help="at most so many sequences (%(default)s)"
     )
-    parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="sequences at a time (%(default)s)")
+    parser.add_argument("--batch-size", type=whole(1), default=1, metavar="N", help="sequences at a time (%(default)s)")
+    add_past_context_argument(parser)
     add_device_argument(parser)
     parser.add_argument(
         "--dtype", choices=["auto", "float32", "bfloat16"], default="auto", help="of the weights; auto: as saved"
@@ -67,12 +65,15 @@ def run(arguments: argparse.Namespace) -> int:
     from exsel.cli.checkpoint import read_context
     from exsel.cli.display import warn
     from exsel.diagnostics.report import headline, layout
+    from exsel.lengths import check_context
     from exsel.training.environment import resolve_device
 
     device = resolve_device(arguments.device)
     names = [arguments.model, *([] if arguments.against is None else [arguments.against])]
     # Both read the same text, in sequences that are short enough for either.
     context = min((length for name in names if (length := read_context(name)) is not None), default=None)
+    if arguments.seq_len is not None and not arguments.past_context:
+        check_context(context, arguments.seq_len)
     found = [_diagnose(arguments, name, context, device) for name in names]
     for each in found:
         _print(each)
@@ -88,24 +89,19 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    from exsel.cli.arguments import check_folder
+    from exsel.cli.arguments import check_out
     from exsel.diagnostics.report import layout
     from exsel.training.layout import is_comparison, is_run
 
-    for name, least in (("seq_len", 2), ("max_sequences", 1), ("batch_size", 1)):
-        value = getattr(arguments, name)
-        if value is not None and value < least:
-            raise ExselError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
     if arguments.text and arguments.data:
         raise ExselError("--text gives the text itself and --data says where it is: give one of them")
     if any(not text.strip() for text in arguments.text):
         raise ExselError("--text is empty: give some text to read")
-    check_folder(arguments.out)
-    if arguments.out.exists() and any(arguments.out.iterdir()):
-        if is_run(arguments.out) or is_comparison(arguments.out) or not layout.is_diagnosis(arguments.out):
-            raise ExselError(f"--out {arguments.out} holds files that are no diagnosis: choose another folder")
-        if not arguments.overwrite:
-            raise ExselError(f"--out {arguments.out} holds a diagnosis: add --overwrite to replace it")
+    check_out(
+        arguments,
+        lambda folder: layout.is_diagnosis(folder) and not (is_run(folder) or is_comparison(folder)),
+        "`exsel diagnose`",
+    )
 
 
 def _diagnose(arguments: argparse.Namespace, text: str, context: int | None, device: str) -> Diagnosis:
@@ -115,7 +111,7 @@ def _diagnose(arguments: argparse.Namespace, text: str, context: int | None, dev
     import torch
 
     from exsel.cli.arguments import command_line
-    from exsel.cli.checkpoint import load_checkpoint
+    from exsel.cli.checkpoint import check_ids, load_checkpoint
     from exsel.cli.display import evaluation_progress
     from exsel.diagnostics import diagnose
     from exsel.errors import first_line
@@ -124,7 +120,7 @@ def _diagnose(arguments: argparse.Namespace, text: str, context: int | None, dev
     dtype = None if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
     model, tokenizer = load_checkpoint(text, device, causal=False, dtype=dtype)
     rows, description, notes = _sequences(arguments, tokenizer, context)
-    _check_ids(rows, model)
+    check_ids(model, rows)
     batches = _batches(rows, arguments.batch_size, is_pair=bool(model.config.is_encoder_decoder))
     with evaluation_progress("diagnosing") as on_batch:
         tell = None if on_batch is None else lambda done, _: on_batch(done, len(batches))
@@ -179,18 +175,6 @@ def _sequences(
         rows = [block["input_ids"].tolist() for block in blocks]
         description = described.name
     return rows, description, notes
-
-
-def _check_ids(rows: Sequence[Sequence[int]], model: Any) -> None:
-    if not any(rows):
-        raise ExselError("the text has no tokens: give some text to read")
-    known = model.get_input_embeddings().weight.shape[0]
-    highest = max(max(row) for row in rows if row)
-    if highest >= known:
-        raise ExselError(
-            f"the tokenizer gives the id {highest} and the model has only {known} embeddings: they do "
-            "not belong together"
-        )
 
 
 def _batches(rows: Sequence[Sequence[int]], size: int, *, is_pair: bool) -> list[dict[str, Any]]:

@@ -4,44 +4,71 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 from pathlib import Path
 from typing import Any
 
-from exsel.cli.arguments import add_data_arguments, add_device_argument
+from exsel.cli.arguments import (
+    MODEL,
+    add_data_arguments,
+    add_device_argument,
+    add_json_argument,
+    add_past_context_argument,
+    check_file,
+    json_output,
+    listed,
+    number,
+    seed,
+    whole,
+)
 from exsel.errors import ExselError
 
 _PICTURES = (".svg", ".png")
+# A key has five digits, and the first is not 0.
+_MOST_KEYS = 90_000
+# Where neither the flags nor the model say how long a sequence is.
+_SEQ_LEN = 1024
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags."""
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a run's folder, or one that holds a saved model")
+    parser.add_argument("model", metavar="MODEL", help=MODEL)
     loss = parser.add_argument_group("loss", "evaluated if --data or neither --passkey nor --tasks is given")
     add_data_arguments(loss)  # type: ignore[arg-type]
-    loss.add_argument("--seq-len", type=int, metavar="N", help="tokens a sequence (the model's context)")
+    loss.add_argument("--seq-len", type=whole(1), metavar="N", help="tokens a sequence (the model's context)")
     loss.add_argument("--pack", choices=["concat", "isolate"], default="concat", help="as in training (%(default)s)")
-    loss.add_argument("--max-blocks", type=int, metavar="N", help="at most so many sequences, evenly spread (all)")
-    keys = parser.add_argument_group("passkey", "find a five-digit key in filler text; train with --data passkey")
-    keys.add_argument("--passkey", metavar="N,N", help="lengths of the text in tokens, such as 128,256,512")
-    keys.add_argument(
-        "--depths", metavar="X,X", help="where the key stands, from 0 (first) to 1 (last) (0,0.25,0.5,0.75,1)"
+    loss.add_argument(
+        "--max-sequences", type=whole(1), metavar="N", help="at most so many sequences, evenly spread (all)"
     )
-    keys.add_argument("--samples", type=int, metavar="N", help="keys for each length and depth (20)")
-    keys.add_argument("--seed", type=int, metavar="N", help="of the keys (0)")
+    keys = parser.add_argument_group("passkey", "find a five-digit key in filler text; train with --data passkey")
+    keys.add_argument(
+        "--passkey",
+        type=listed(whole(1)),
+        metavar="N[,N…]",
+        help="lengths of the text in tokens, such as 128,256,512",
+    )
+    keys.add_argument(
+        "--depths",
+        type=listed(number),
+        metavar="X[,X…]",
+        help="where the key stands, from 0 (first) to 1 (last) (0,0.25,0.5,0.75,1)",
+    )
+    keys.add_argument("--samples", type=whole(1, _MOST_KEYS), metavar="N", help="keys for each length and depth (20)")
+    keys.add_argument("--seed", type=seed, metavar="N", help="of the keys (0)")
     keys.add_argument("--picture", type=Path, metavar="FILE", help="also draw the table there (.svg or .png)")
     tasks = parser.add_argument_group("tasks", "of lm-evaluation-harness; needs exsel[eval]")
     tasks.add_argument(
         "--tasks",
-        metavar="NAME,NAME",
+        type=listed(str),
+        metavar="NAME[,NAME…]",
         help="names of the harness, such as hellaswag,piqa, or a paper's: exclusive-paper, selective-paper",
     )
     tasks.add_argument("--task-path", type=Path, metavar="DIR", help="a folder of your own tasks, whose code may run")
-    tasks.add_argument("--num-fewshot", type=int, metavar="N", help="examples before each question (by task)")
-    tasks.add_argument("--limit", type=int, metavar="N", help="questions of each task (all)")
-    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="sequences at a time (%(default)s)")
+    tasks.add_argument("--num-fewshot", type=whole(0), metavar="N", help="examples before each question (by task)")
+    tasks.add_argument("--limit", type=whole(1), metavar="N", help="questions of each task (all)")
+    parser.add_argument("--batch-size", type=whole(1), default=8, metavar="N", help="sequences at a time (%(default)s)")
+    add_past_context_argument(parser)
     add_device_argument(parser)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers there")
+    add_json_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -52,37 +79,12 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.tasks is not None:
         require("lm_eval", "eval")
     _check(arguments)
-    lengths = None if arguments.passkey is None else _numbers("passkey", arguments.passkey, int)
-    depths = None if arguments.depths is None else _numbers("depths", arguments.depths, float)
-
-    from exsel.cli.checkpoint import load_checkpoint
-    from exsel.files import write_json
-    from exsel.training.environment import describe_machine, resolve_device
-
-    device = resolve_device(arguments.device)
-    tasks = _load_tasks(arguments) if arguments.tasks is not None else None
-    model, tokenizer = load_checkpoint(arguments.checkpoint, device)
-    numbers: dict[str, Any] = {}
-    if arguments.data or (lengths is None and tasks is None):
-        numbers |= _loss(arguments, model, tokenizer)
-    if lengths is not None:
-        numbers["passkey"] = _passkey(arguments, model, tokenizer, lengths, depths)
-    if tasks is not None:
-        numbers["tasks"] = _tasks(arguments, model, tokenizer, tasks)
-    if arguments.json is not None:
-        write_json(arguments.json, {**numbers, "checkpoint": arguments.checkpoint, "machine": describe_machine(device)})
+    with json_output(arguments.json) as write:
+        write(_evaluate(arguments))
     return 0
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    for name in ("seq_len", "batch_size", "max_blocks", "samples", "limit"):
-        value = getattr(arguments, name)
-        if value is not None and value < 1:
-            raise ExselError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
-    for name in ("seed", "num_fewshot"):
-        value = getattr(arguments, name)
-        if value is not None and value < 0:
-            raise ExselError(f"--{name.replace('_', '-')} must be 0 or more, got {value}")
     for owner, names in {
         "passkey": ("depths", "samples", "seed", "picture"),
         "tasks": ("task_path", "num_fewshot", "limit"),
@@ -90,45 +92,57 @@ def _check(arguments: argparse.Namespace) -> None:
         given = [name for name in names if getattr(arguments, name) is not None]
         if given and getattr(arguments, owner) is None:
             raise ExselError(f"--{given[0].replace('_', '-')} belongs to --{owner}, which is not given: add it")
-    for name in ("json", "picture"):
-        path = getattr(arguments, name)
-        if path is not None and (path.is_dir() or not os.access(path.absolute().parent, os.W_OK)):
-            raise ExselError(f"--{name} {path} cannot be written: name a file in a folder that exists")
     if arguments.picture is not None and arguments.picture.suffix not in _PICTURES:
         raise ExselError(f"--picture {arguments.picture}: its name must end with {' or '.join(_PICTURES)}")
+    check_file("--picture", arguments.picture)
 
 
-def _numbers(flag: str, text: str, kind: type) -> list[Any]:
-    try:
-        return [kind(part) for part in text.split(",")]
-    except ValueError:
-        raise ExselError(f"--{flag} takes numbers separated by commas, got {text!r}") from None
+def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
+    """All that is asked for, printed and as JSON types."""
+    from exsel.cli.checkpoint import check_length, load_checkpoint
+    from exsel.lengths import context_of
+    from exsel.training.environment import describe_machine, resolve_device
+
+    device = resolve_device(arguments.device)
+    tasks = _load_tasks(arguments) if arguments.tasks is not None else None
+    model, tokenizer = load_checkpoint(arguments.model, device)
+    has_loss = bool(arguments.data) or (arguments.passkey is None and tasks is None)
+    seq_len = arguments.seq_len or context_of(model.config) or _SEQ_LEN
+    for length in (*([seq_len] if has_loss else []), *(arguments.passkey or [])):
+        check_length(model, length, past_context=arguments.past_context)
+    numbers: dict[str, Any] = {}
+    if has_loss:
+        numbers |= _loss(arguments, model, tokenizer, seq_len)
+    if arguments.passkey is not None:
+        numbers["passkey"] = _passkey(arguments, model, tokenizer)
+    if tasks is not None:
+        numbers["tasks"] = _tasks(arguments, model, tokenizer, tasks)
+    return {**numbers, "model": arguments.model, "machine": describe_machine(device)}
 
 
-def _loss(arguments: argparse.Namespace, model: Any, tokenizer: Any) -> dict[str, Any]:
+def _loss(arguments: argparse.Namespace, model: Any, tokenizer: Any, seq_len: int) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from exsel.cli.checkpoint import check_length
+    from exsel.cli.checkpoint import check_ids
     from exsel.cli.display import evaluation_progress, print_table
     from exsel.data import load_evaluation_data
     from exsel.evaluation import evaluate_loss
 
-    seq_len = arguments.seq_len or getattr(model.config, "max_position_embeddings", 1024)
-    check_length(model, seq_len)
     blocks, description = load_evaluation_data(
         arguments.data,
         tokenizer=tokenizer,
         seq_len=seq_len,
         pack=arguments.pack,
         text_field=arguments.text_field,
-        max_blocks=arguments.max_blocks,
+        max_blocks=arguments.max_sequences,
     )
+    check_ids(model, [[description.vocab_size - 1]])
     with evaluation_progress() as on_batch:
         evaluation = evaluate_loss(
             model, blocks, batch_size=arguments.batch_size, device=model.device, on_batch=on_batch
         )
     if not math.isfinite(evaluation.loss):
-        raise ExselError(f"the loss of {arguments.checkpoint} is {evaluation.loss}: its weights are of no use")
+        raise ExselError(f"the loss of {arguments.model} is {evaluation.loss}: its weights are of no use")
     numbers = {
         "loss": evaluation.loss,
         "perplexity": evaluation.perplexity,
@@ -153,9 +167,7 @@ def _loss(arguments: argparse.Namespace, model: Any, tokenizer: Any) -> dict[str
     }
 
 
-def _passkey(
-    arguments: argparse.Namespace, model: Any, tokenizer: Any, lengths: list[int], depths: list[float] | None
-) -> dict[str, Any]:
+def _passkey(arguments: argparse.Namespace, model: Any, tokenizer: Any) -> dict[str, Any]:
     from exsel.cli.display import evaluation_progress, print_table
     from exsel.evaluation.retrieval import DEPTHS, SAMPLES, passkey
 
@@ -163,8 +175,8 @@ def _passkey(
         result = passkey(
             model,
             tokenizer,
-            lengths=lengths,
-            depths=DEPTHS if depths is None else depths,
+            lengths=arguments.passkey,
+            depths=DEPTHS if arguments.depths is None else arguments.depths,
             samples=SAMPLES if arguments.samples is None else arguments.samples,
             seed=arguments.seed or 0,
             batch_size=arguments.batch_size,
@@ -195,7 +207,7 @@ def _passkey(
 def _load_tasks(arguments: argparse.Namespace) -> Any:
     from exsel.evaluation.tasks import load_tasks
 
-    return load_tasks(arguments.tasks.split(","), task_path=arguments.task_path)
+    return load_tasks(arguments.tasks, task_path=arguments.task_path)
 
 
 def _tasks(arguments: argparse.Namespace, model: Any, tokenizer: Any, tasks: Any) -> dict[str, Any]:
@@ -223,7 +235,7 @@ def _tasks(arguments: argparse.Namespace, model: Any, tokenizer: Any, tasks: Any
         }
         for score in result.scores
     ]
-    named = {name: result.mean(name) for name in arguments.tasks.split(",") if name in TASK_SETS}
+    named = {name: result.mean(name) for name in arguments.tasks if name in TASK_SETS}
     means = {name: mean for name, mean in named.items() if mean is not None}
     for name, mean in means.items():
         rows.append({**dict.fromkeys(rows[0], "–"), "task": name, "metric": "mean", "value": f"{mean:,.4f}"})

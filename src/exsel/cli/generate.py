@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import argparse
 
-from exsel.cli.arguments import add_device_argument
+from exsel.cli.arguments import MODEL, add_device_argument, add_past_context_argument, number, seed, whole
+
+_MOST_TOKENS = 200
+# Colder, and hotter, the logits leave the range of their numbers, or all tokens become the same.
+_COLDEST, _HOTTEST = 1e-4, 1e4
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags."""
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a run's folder, or one that holds a saved model")
+    parser.add_argument("model", metavar="MODEL", help=MODEL)
     parser.add_argument("--prompt", required=True, help="the text to continue; - reads standard input")
-    parser.add_argument("--max-new-tokens", type=int, default=200, metavar="N", help="(%(default)s)")
+    parser.add_argument(
+        "--max-new-tokens",
+        type=whole(1),
+        metavar="N",
+        help=f"({_MOST_TOKENS}, or as many as the model's context leaves)",
+    )
     parser.add_argument("--greedy", action="store_true", help="always the likeliest token")
-    parser.add_argument("--temperature", type=float, default=0.8, metavar="X", help="of sampling (%(default)s)")
-    parser.add_argument("--top-p", type=float, default=0.95, metavar="X", help="of sampling (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of sampling (%(default)s)")
+    parser.add_argument("--temperature", type=number, default=0.8, metavar="X", help="of sampling (%(default)s)")
+    parser.add_argument("--top-p", type=number, default=0.95, metavar="X", help="of sampling (%(default)s)")
+    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="of sampling (%(default)s)")
+    add_past_context_argument(parser)
     add_device_argument(parser)
 
 
@@ -23,29 +33,46 @@ def run(arguments: argparse.Namespace) -> int:
     """Load, and print the prompt with its continuation as it comes."""
     import sys
 
-    from exsel.errors import ExselError, require_all
+    from exsel.errors import ExselError, first_line, require_all
 
     require_all("models")
-    if arguments.max_new_tokens < 1:
-        raise ExselError(f"--max-new-tokens must be at least 1, got {arguments.max_new_tokens}")
-    if not arguments.greedy and not (arguments.temperature > 0 and 0 < arguments.top_p <= 1):
-        raise ExselError("--temperature must be positive and --top-p lie in (0, 1]; --greedy takes the likeliest token")
-    prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
-    if not 0 <= arguments.seed < 2**32:
-        raise ExselError(f"--seed must lie between 0 and 2**32 - 1, got {arguments.seed}")
+    if not arguments.greedy and not (_COLDEST <= arguments.temperature <= _HOTTEST):
+        raise ExselError(
+            f"--temperature must lie between {_COLDEST:g} and {_HOTTEST:g}, got {arguments.temperature}; --greedy "
+            "takes the likeliest token"
+        )
+    if not arguments.greedy and not 0 < arguments.top_p <= 1:
+        raise ExselError(f"--top-p must lie in (0, 1], got {arguments.top_p}")
+    try:
+        prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
+        prompt.encode()
+    except UnicodeError as error:
+        raise ExselError(f"--prompt is not UTF-8 text: {first_line(error)}") from error
     if not prompt:
         raise ExselError("--prompt is empty: give some text to continue")
 
     import torch
-    from transformers import TextStreamer, set_seed
+    from transformers import LogitsProcessorList, TextStreamer, set_seed
 
-    from exsel.cli.checkpoint import check_length, load_checkpoint
+    from exsel.cli.checkpoint import check_ids, check_length, load_checkpoint
+    from exsel.lengths import context_of
     from exsel.training.environment import resolve_device
 
+    def check_logits(_: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        if logits.isnan().any() or logits.isposinf().any():
+            raise ExselError(f"{arguments.model} gives logits that are no numbers: its weights are of no use")
+        return logits
+
     device = resolve_device(arguments.device)
-    model, tokenizer = load_checkpoint(arguments.checkpoint, device)
-    inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).to(device)
-    check_length(model, inputs["input_ids"].shape[1] + arguments.max_new_tokens)
+    model, tokenizer = load_checkpoint(arguments.model, device)
+    inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False, verbose=False).to(device)
+    given = inputs["input_ids"].shape[1]
+    check_ids(model, inputs["input_ids"].tolist())
+    most = arguments.max_new_tokens
+    if most is None:
+        context = None if arguments.past_context else context_of(model.config)
+        most = _MOST_TOKENS if context is None else min(_MOST_TOKENS, max(1, context - given))
+    check_length(model, given + most, past_context=arguments.past_context)
     sampling: dict[str, bool | float] = {"do_sample": False}
     if not arguments.greedy:
         sampling = {"do_sample": True, "temperature": arguments.temperature, "top_p": arguments.top_p, "top_k": 0}
@@ -54,8 +81,9 @@ def run(arguments: argparse.Namespace) -> int:
         model.generate(
             input_ids=inputs["input_ids"],
             attention_mask=inputs["attention_mask"],
-            max_new_tokens=arguments.max_new_tokens,
+            max_new_tokens=most,
             streamer=TextStreamer(tokenizer, skip_special_tokens=True),
+            logits_processor=LogitsProcessorList([check_logits]),
             **sampling,
         )
     return 0

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from exsel.cli.arguments import add_device_argument, check_resumable, parse_seeds, resume_command
+from exsel.cli.arguments import add_device_argument, check_out, listed, resume_command, seed
 from exsel.errors import ExselError, require_all
 from exsel.reproduction.catalogue import EXPERIMENTS, select
 from exsel.reproduction.experiment import BUDGETS, Budget, Record
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags."""
-    parser.add_argument("names", nargs="?", metavar="NAME[,NAME…]", help="of --list, or all")
+    parser.add_argument("names", nargs="?", type=listed(str), metavar="NAME[,NAME…]", help="of --list, or all")
     parser.add_argument("--list", action="store_true", help="say which experiments there are")
     parser.add_argument(
         "--budget",
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="smoke: seconds, to see that it runs; cpu: minutes each; gpu: at most eight minutes each (by device)",
     )
     parser.add_argument(
-        "--seeds", type=parse_seeds, metavar="N[,N…]", help="0 with smoke, 0 to 4 with cpu, 0,1 with gpu (by budget)"
+        "--seeds", type=listed(seed), metavar="N[,N…]", help="0 with smoke, 0 to 4 with cpu, 0,1 with gpu (by budget)"
     )
     parser.add_argument(
         "--data",
@@ -52,14 +52,14 @@ def run(arguments: argparse.Namespace) -> int:
         _list()
         return 0
     require_all("train")
-    experiments = select([name.strip() for name in (arguments.names or "").split(",") if name.strip()])
+    experiments = select([name for name in arguments.names or [] if name])
     plan = _plan(arguments)
 
     from exsel.cli.display import make_progress, warn
     from exsel.reproduction import running
     from exsel.reproduction.page import write_page
 
-    if check_resumable(arguments, running.is_reproduction, "`exsel reproduce`"):
+    if check_out(arguments, running.is_reproduction, "`exsel reproduce`"):
         running.check_settings(plan)
     if plan.budget == "gpu" and plan.device == "cpu":
         warn("--budget gpu on the CPU takes hours: --budget cpu is meant for it")
@@ -114,8 +114,8 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         device = "cpu"
     budget: Budget = arguments.budget or ("gpu" if device == "cuda" else "cpu")
     seeds = SEEDS[budget] if arguments.seeds is None else tuple(arguments.seeds)
-    if len(set(seeds)) < len(seeds) or not all(0 <= seed < 2**32 for seed in seeds):
-        raise ExselError(f"--seeds must be different numbers from 0 to 2**32 - 1, got {', '.join(map(str, seeds))}")
+    if len(set(seeds)) < len(seeds):
+        raise ExselError(f"--seeds must be different numbers, got {', '.join(map(str, seeds))}")
     find_files([name for name in arguments.data if is_local(name)])
     return Plan(
         budget=budget,

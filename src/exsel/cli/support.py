@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
+
+from exsel.cli.arguments import MODEL, add_json_argument, json_output, listed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags."""
-    parser.add_argument("model", metavar="MODEL", nargs="?", help="a folder with a config.json, or a name on the hub")
+    parser.add_argument("model", metavar="MODEL", nargs="?", help=f"{MODEL}; its configuration suffices")
     parser.add_argument(
         "--all", action="store_true", help="build, upgrade and verify a small model of every type in transformers"
     )
-    parser.add_argument("--types", metavar="NAMES", help="of these types only, comma-separated: llama,gpt2")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the answers there")
+    parser.add_argument(
+        "--types", type=listed(str), metavar="NAME[,NAME…]", help="of these types only, such as llama,gpt2"
+    )
+    add_json_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -24,37 +29,31 @@ def run(arguments: argparse.Namespace) -> int:
     surveys = arguments.all or arguments.types is not None
     if surveys == (arguments.model is not None):
         raise ExselError("give a MODEL, or --all or --types for the types of models that transformers has")
-    return _survey(arguments) if surveys else _one(arguments)
+    with json_output(arguments.json) as write:
+        return _survey(arguments, write) if surveys else _one(arguments.model, write)
 
 
-def _one(arguments: argparse.Namespace) -> int:
+def _one(text: str, write: Callable[[Any], None]) -> int:
     """A model, from its configuration alone."""
     import torch
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoModel
 
-    from exsel.errors import ExselError, first_line
-    from exsel.files import write_json
+    from exsel.cli.checkpoint import find_model
+    from exsel.errors import explained
+    from exsel.training.loading import read_config
     from exsel.upgrading import support, wrapping
 
-    if arguments.model.startswith(("/", ".")) and not Path(arguments.model).exists():
-        raise ExselError(f"no such folder: {arguments.model}")
-    try:
-        config = AutoConfig.from_pretrained(arguments.model, trust_remote_code=False)
-    except ExselError:
-        raise
-    except (OSError, ValueError) as error:
-        raise ExselError(f"{arguments.model} cannot be read: {first_line(error)}") from error
+    config = read_config(find_model(text))
     model_class = wrapping.model_class_of(config)
-    with torch.device("meta"):
+    with explained(f"{text} cannot be built"), torch.device("meta"):
         model = AutoModel.from_config(config) if model_class is None else model_class(config)
     answer = support(model)
     print(answer)
-    if arguments.json is not None:
-        write_json(arguments.json, answer.to_dict())
+    write(answer.to_dict())
     return 0
 
 
-def _survey(arguments: argparse.Namespace) -> int:
+def _survey(arguments: argparse.Namespace, write: Callable[[Any], None]) -> int:
     """Every model type, one after the other; hundreds of small models in minutes."""
     from collections import Counter
 
@@ -66,13 +65,12 @@ def _survey(arguments: argparse.Namespace) -> int:
     from transformers.utils import logging as transformers_logging
 
     from exsel.errors import ExselError
-    from exsel.files import write_json
     from exsel.survey.outcomes import OUTCOMES
     from exsel.survey.records import Record, survey
     from exsel.survey.zoo import model_types
 
     known = model_types()
-    chosen = known if arguments.types is None else [name.strip() for name in arguments.types.split(",")]
+    chosen = known if arguments.types is None else arguments.types
     for name in chosen:
         if name not in known:
             raise ExselError(f"transformers {transformers.__version__} has no model type {name!r}")
@@ -84,9 +82,8 @@ def _survey(arguments: argparse.Namespace) -> int:
             records.append(record)
             progress.update(task, advance=1, description=record.model_type)
     counts = Counter(record.outcome for record in records)
-    if arguments.json is not None:
-        versions = {"transformers": transformers.__version__, "torch": torch.__version__}
-        write_json(arguments.json, {**versions, "counts": counts, "records": [record.to_dict() for record in records]})
+    versions = {"transformers": transformers.__version__, "torch": torch.__version__}
+    write({**versions, "counts": counts, "records": [record.to_dict() for record in records]})
     console = Console()
     if arguments.types is not None:
         table = Table("type", "outcome", "layers", "reasons")

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exsel.cli.arguments import add_training_arguments
+from exsel.cli.arguments import MODEL, add_training_arguments, number, seed
 from exsel.errors import ExselError, require_all
 
 if TYPE_CHECKING:
@@ -22,15 +22,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--variant",
         help="baseline, exclusive, selective or exclusive+selective (baseline; with --from what MODEL is)",
     )
-    parser.add_argument("--lr", type=float, metavar="X", help="peak learning rate (by model; with --from 1e-4)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of weights and order (%(default)s)")
+    parser.add_argument("--lr", type=number, metavar="X", help="peak learning rate (by model; with --from 1e-4)")
+    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="of weights and order (%(default)s)")
     fine_tuning = parser.add_argument_group("fine-tuning")
     fine_tuning.add_argument(
         "--from",
         dest="source",
         metavar="MODEL",
-        help="begin with a model that exists, and put into it what --variant says: a run's folder, a folder with a "
-        "saved transformers causal language model, or the name of one on the Hugging Face hub; its tokenizer is used",
+        help=f"begin with a causal language model that exists, and put into it what --variant says: {MODEL}; its "
+        "tokenizer is used",
     )
     fine_tuning.add_argument(
         "--train",
@@ -93,7 +93,8 @@ def _fine_tuning_settings(arguments: argparse.Namespace) -> Settings:
         ExselError: flags that contradict each other or the model, or no such model.
     """
     from exsel.cli.arguments import build_settings
-    from exsel.training.finetuning import read_source, source_context, source_variant
+    from exsel.lengths import context_of
+    from exsel.training.finetuning import read_source, source_variant
     from exsel.training.settings import FINE_TUNING, VARIANTS
 
     for flag, value in (("model", arguments.model), ("tokenizer", arguments.tokenizer)):
@@ -107,7 +108,7 @@ def _fine_tuning_settings(arguments: argparse.Namespace) -> Settings:
         for mechanism in VARIANTS[has]:
             if getattr(arguments, mechanism):
                 raise ExselError(f"--from {source} is {has} already and stays as it is: leave out --{mechanism}")
-    context = source_context(config)
+    context = context_of(config)
     defaults = replace(FINE_TUNING, seq_len=min(FINE_TUNING.seq_len, context or FINE_TUNING.seq_len))
     return build_settings(
         arguments,

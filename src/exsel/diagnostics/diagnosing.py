@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,16 +14,16 @@ from exsel.diagnostics.measuring import LayerMeasure
 from exsel.diagnostics.observing import Attended, Layer, Observer
 from exsel.diagnostics.sequences import Streams, Tokens
 from exsel.diagnostics.watching import watch
+from exsel.lengths import check_positions, context_of
 from exsel.nn.attention import Exclusive
 
-_POSITIONS = re.compile(r"pos|wpe", re.IGNORECASE)
 #: From here on a layer that materialises its attention matrix is worth a note.
 _MANY_TOKENS = 4096
 
 
 def diagnose(
     model: nn.Module,
-    batches: Iterable[Mapping[str, Any] | Tensor],
+    batches: Iterable[Mapping[str, Any] | Sequence[Any] | Tensor],
     *,
     tokenizer: Any = None,
     pictured_tokens: int = 256,
@@ -39,11 +38,13 @@ def diagnose(
     is a labelled gap.
 
     Args:
-        model: any transformers model, plain, upgraded or adapted, or :class:`exsel.ExselForCausalLM`; on any devices.
-            It computes what it always does, and is left as it was.
-        batches: what the model takes as keyword arguments, or ``input_ids`` ``[B, T]`` alone. ``attention_mask``
-            ``[B, T]`` says which tokens are padding: they do not count. Where ``position_ids`` do not go on by 1 a
-            sequence begins.
+        model: what :func:`exsel.upgrade` takes: a model of transformers, plain, upgraded or adapted,
+            :class:`exsel.ExselForCausalLM`, or a PyTorch module with attention layers in it; on any devices. It
+            computes what it always does, and is left as it was.
+        batches: what the model's forward takes: a mapping (a dictionary, a ``BatchEncoding``) is passed as keyword
+            arguments, a tuple or list as positional ones, a tensor as the only one. Of ``input_ids`` ``[B, T]``,
+            ``attention_mask`` ``[B, T]`` says which tokens are padding: they do not count; and where ``position_ids``
+            do not go on by 1 a sequence begins. Without ``input_ids`` every row of an attention layer is a sequence.
         tokenizer: for the pictures' words; without one, ids.
         pictured_tokens: how many tokens of the first sequence are measured one by one; 0: none.
         on_batch: called after every batch with the number of batches and of tokens that were read.
@@ -52,6 +53,7 @@ def diagnose(
         The diagnosis; ``write(folder)`` makes a report of it.
 
     Raises:
+        TypeError: a batch of another type.
         ValueError: no batch, a batch without tokens, more tokens than a model with learned positions has, NaN or Inf
             (naming the layer), or a model without self-attention that could be watched (saying why).
 
@@ -67,11 +69,11 @@ def diagnose(
     count = 0
     with torch.no_grad(), watch(model, measurer) as watched:
         for given in batches:
-            batch: dict[str, Any] = {"input_ids": given} if isinstance(given, Tensor) else dict(given)
+            positional, named = _arguments(given, count)
+            batch = _by_name(model, positional, named)
             _check(model, batch, count, notes)
             measurer.begin(batch, is_first=count == 0)
-            batch = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
-            model(**{**batch, **options})
+            model(*(_on(device, value) for value in positional), **_on(device, {**named, **options}))
             measurer.end()
             count += 1
             if on_batch is not None:
@@ -95,7 +97,7 @@ def diagnose(
             "name": str(getattr(getattr(model, "config", None), "name_or_path", "") or type(model).__name__),
             "class": type(model).__name__,
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "context": _context(model),
+            "context": context_of(getattr(model, "config", None)),
         },
         data={
             "description": f"{count} batch{'es' if count > 1 else ''}",
@@ -211,11 +213,47 @@ class _Measurer(Observer):
         return self.columns if is_same else None
 
 
+def _arguments(batch: Any, index: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What of a batch is passed by position, and what by name.
+
+    Raises:
+        TypeError: neither a mapping, nor a tuple or list, nor a tensor.
+    """
+    if isinstance(batch, Mapping):
+        return (), dict(batch)
+    if isinstance(batch, (tuple, list)):
+        return tuple(batch), {}
+    if isinstance(batch, Tensor):
+        return (batch,), {}
+    raise TypeError(
+        f"batch {index} is {type(batch).__name__}: give a mapping (keyword arguments of the model's forward), a tuple "
+        "(positional ones) or a tensor"
+    )
+
+
+def _by_name(model: nn.Module, positional: tuple[Any, ...], named: Mapping[str, Any]) -> dict[str, Any]:
+    """A batch by the names of the forward's parameters, as far as they have some."""
+    try:
+        bound = inspect.signature(_whole(model).forward).bind_partial(*positional, **named)
+    except TypeError:
+        return dict(named)  # the model itself will say what is wrong
+    return {**bound.arguments, **named}
+
+
+def _on(device: torch.device, value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device)
+    return {name: _on(device, each) for name, each in value.items()} if isinstance(value, dict) else value
+
+
+def _whole(model: Any) -> Any:
+    """The model that takes the batches, without PEFT's around it, which takes anything."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def _options(model: nn.Module) -> dict[str, Any]:
     """Arguments that save memory, where the model takes them."""
-    outer: Any = model
-    whole = outer.get_base_model() if hasattr(outer, "get_base_model") else outer  # of PEFT
-    names = inspect.signature(whole.forward).parameters
+    names = inspect.signature(_whole(model).forward).parameters
     options = {"use_cache": False, "logits_to_keep": 1}
     return {name: value for name, value in options.items() if name in names}
 
@@ -239,7 +277,7 @@ def _check(model: nn.Module, batch: Mapping[str, Any], index: int, notes: list[s
         raise ValueError(f"batch {index} is empty: its attention_mask hides every token")
     if longest > _MANY_TOKENS and getattr(getattr(model, "config", None), "_attn_implementation", "") == "eager":
         _note(notes, "this model attends with whole matrices (attn_implementation='eager'): sdpa takes less memory")
-    context = _context(model)
+    context = context_of(getattr(model, "config", None))
     if context is None:
         return
     position_ids = batch.get("position_ids")
@@ -247,12 +285,7 @@ def _check(model: nn.Module, batch: Mapping[str, Any], index: int, notes: list[s
     reach = max(ids.shape[1] for ids in streams.ids.values())
     if isinstance(position_ids, Tensor) and position_ids.ndim <= 2:
         reach = int(position_ids.max()) + 1
-    learned = _learned_positions(model, context)
-    if learned is not None and reach > learned:
-        raise ValueError(
-            f"this model has positions for {learned} tokens, and batch {index} has sequences of {reach}: "
-            "cut them into shorter ones"
-        )
+    check_positions(model, reach)
     if longest > context:
         _note(notes, f"a sequence of {longest} tokens is longer than the model's context of {context}")
 
@@ -260,35 +293,6 @@ def _check(model: nn.Module, batch: Mapping[str, Any], index: int, notes: list[s
 def _note(notes: list[str], note: str) -> None:
     if note not in notes:
         notes.append(note)
-
-
-def _learned_positions(model: nn.Module, context: int) -> int | None:
-    """How many positions the model has learned; ``None``: it computes them, and goes on."""
-    if getattr(_text_config(model), "rope_parameters", None) is not None:
-        return None
-    tables = [
-        module
-        for name, module in model.named_modules()
-        # Tables of relative distances are no tables of positions.
-        if isinstance(module, nn.Embedding)
-        and _POSITIONS.search(name)
-        and context <= module.num_embeddings < context + 8
-    ]
-    if not tables:
-        return None
-    # Where padding has a position, the first is after it.
-    before = [0 if table.padding_idx is None else table.padding_idx + 1 for table in tables]
-    return min(context, *(table.num_embeddings - first for table, first in zip(tables, before, strict=True)))
-
-
-def _text_config(model: nn.Module) -> Any:
-    config: Any = getattr(model, "config", None)
-    return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
-
-
-def _context(model: nn.Module) -> int | None:
-    context = getattr(_text_config(model), "max_position_embeddings", None)
-    return context if isinstance(context, int) and context > 0 else None
 
 
 def _version() -> str:

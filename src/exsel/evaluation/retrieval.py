@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from exsel.data.passkey import PasskeyDocument, fit_documents, random_key
 from exsel.data.tokenization import Encoder
 from exsel.errors import ExselError
+from exsel.lengths import check_positions
 
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 SAMPLES = 20
@@ -152,13 +153,7 @@ def _check(
             raise ExselError(f"a passkey depth lies between 0 (before the text) and 1 (after it), got {depth}")
     if samples < 1 or batch_size < 1:
         raise ExselError(f"passkey samples and batch_size must be at least 1, got {samples} and {batch_size}")
-    config: Any = model.config
-    limit = getattr(config, "max_position_embeddings", None)
-    # Rotary positions go on for ever, learned ones do not.
-    if limit is not None and getattr(config, "rope_parameters", None) is None and max(lengths) > limit:
-        raise ExselError(
-            f"this model has positions for {limit} tokens, not for {max(lengths)}: ask for shorter lengths"
-        )
+    check_positions(model, max(lengths))
 
 
 def _questions(

@@ -13,21 +13,20 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, set_seed
+from transformers import set_seed
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from exsel.errors import ExselError, first_line
+from exsel.errors import ExselError, explained
+from exsel.lengths import context_of
 from exsel.models import ExselConfig, ExselForCausalLM
 from exsel.nn import Temperature
-from exsel.training.loading import is_offline, load_whole
+from exsel.training.loading import load_whole, read_config
 from exsel.training.parameters import mechanism_parameters
 from exsel.training.quiet import quiet_transformers
 from exsel.training.settings import BASELINE, VARIANTS, Settings
 from exsel.upgrading import upgrade
 from exsel.upgrading.wrapping import UpgradedFields
 
-# Under these names configurations say how many tokens the model was made for.
-_CONTEXT = ("max_position_embeddings", "max_seq_len", "seq_length", "n_ctx")
 # How far logits may move by rounding alone, as a share of the largest.
 _TOLERANCE = 1e-4
 
@@ -41,14 +40,7 @@ def read_source(source: str) -> Any:
     Raises:
         ExselError: there is none, it is unreadable, or it is of a model that cannot be trained here.
     """
-    try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False, local_files_only=is_offline(source))
-    except ExselError:
-        raise
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ExselError(
-            f"--from {source}: neither a folder with a saved model nor one on the hub ({first_line(error)})"
-        ) from error
+    config = read_config(source, f"--from {source}")
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ExselError(f"--from {source}: a {config.model_type} model is no causal language model, which is needed")
     if getattr(config, "quantization_config", None) is not None:
@@ -65,13 +57,6 @@ def source_variant(config: Any) -> str:
     return next(variant for variant, mechanisms in VARIANTS.items() if mechanisms == has)
 
 
-def source_context(config: Any) -> int | None:
-    """How many tokens a model was made for, if it says so."""
-    text = config.get_text_config(decoder=True)
-    found = (getattr(text, name, None) for name in _CONTEXT)
-    return next((value for value in found if isinstance(value, int)), None)
-
-
 def sketch_source(settings: Settings) -> nn.Module:
     """The model of a run that begins with one that exists, without memory for its weights.
 
@@ -79,7 +64,7 @@ def sketch_source(settings: Settings) -> nn.Module:
         ExselError: it cannot be built here, or not be upgraded as the settings say.
     """
     source, config = settings.source, read_source(str(settings.source))
-    context = source_context(config)
+    context = context_of(config)
     if context is not None and settings.seq_len > context:
         raise ExselError(f"--seq-len {settings.seq_len} is more than the {context} tokens of --from {source}")
     has = source_variant(config)
@@ -88,14 +73,11 @@ def sketch_source(settings: Settings) -> nn.Module:
             f"--from {source} is {has} already, and cannot become {settings.variant}: leave out --variant to train it "
             "on as it is, or begin with the plain model"
         )
-    try:
-        with torch.device("meta"), quiet_transformers():
-            if isinstance(config, ExselConfig):
-                return ExselForCausalLM(_own_config(config, settings))
-            model: nn.Module = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
-            return model if has == settings.variant else _upgraded(model, settings)
-    except (ValueError, TypeError, KeyError, IndexError) as error:
-        raise ExselError(f"--from {source} cannot be {settings.variant}: {first_line(error)}") from error
+    with explained(f"--from {source} cannot be {settings.variant}"), torch.device("meta"), quiet_transformers():
+        if isinstance(config, ExselConfig):
+            return ExselForCausalLM(_own_config(config, settings))
+        model: nn.Module = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
+        return model if has == settings.variant else _upgraded(model, settings)
 
 
 def load_source(settings: Settings) -> Any:

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import exsel.models  # noqa: F401 (registers the model's type)
 from exsel.data.hub_access import reason_unavailable
-from exsel.errors import ExselError, first_line, require
+from exsel.errors import ExselError, explained, first_line, require
 from exsel.training.quiet import quiet_transformers
 from exsel.upgrading import from_pretrained
 
@@ -65,6 +65,22 @@ def load_whole(source: str, *, called: str | None = None, causal: bool = True, d
 def is_offline(source: str) -> bool:
     """Whether a model is to be had from this machine alone: no folder, and not on the hub for this user."""
     return not Path(source).exists() and reason_unavailable(source, "model") is not None
+
+
+def read_config(source: str, called: str | None = None) -> Any:
+    """A model's configuration.
+
+    Args:
+        source, called: see :func:`load_whole`.
+
+    Raises:
+        ExselError: there is none, or it is unreadable.
+    """
+    called = called or source
+    offline = is_offline(source)
+    what = ": neither a folder with a saved model nor one on the hub" if offline else " cannot be loaded"
+    with explained(f"{called}{what}"):
+        return AutoConfig.from_pretrained(source, trust_remote_code=False, local_files_only=offline)
 
 
 def _load_adapter(source: str, called: str, dtype: torch.dtype | None) -> Any:

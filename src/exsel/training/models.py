@@ -9,7 +9,7 @@ from torch import nn
 from transformers import set_seed
 
 from exsel.data import PackedData, token_counts
-from exsel.errors import ExselError, first_line
+from exsel.errors import ExselError, explained
 from exsel.models import ExselForCausalLM
 from exsel.training import finetuning
 from exsel.training.parameters import mechanism_parameters
@@ -38,15 +38,8 @@ def sketch_model(settings: Settings, vocab_size: int) -> nn.Module:
             )
         return sketch
     config = settings.model_config(vocab_size, None)
-    try:
-        with torch.device("meta"):
-            return ExselForCausalLM(config)
-    except ExselError:
-        raise
-    except (ValueError, TypeError, KeyError, IndexError) as error:
-        raise ExselError(
-            f"--model {settings.model} cannot be built ({type(error).__name__}: {first_line(error)})"
-        ) from error
+    with explained(f"--model {settings.model} cannot be built"), torch.device("meta"):
+        return ExselForCausalLM(config)
 
 
 def build_model(settings: Settings, data: PackedData) -> Any:
