@@ -16,6 +16,14 @@ Layers = str | int | tuple[int, ...]
 _FIRST_OR_LAST = re.compile(r"(first|last):([1-9][0-9]{0,5})")
 
 
+def _shown(value: Any) -> str:
+    """``value`` in an error's one line."""
+    try:
+        return f"{value!r:.80}"
+    except ValueError:
+        return "an integer of thousands of digits"  # which Python writes out nowhere
+
+
 def resolve_layers(layers: Layers, num_layers: int) -> frozenset[int]:
     """The indices of the layers that ``layers`` names in a model of ``num_layers`` layers.
 
@@ -34,12 +42,12 @@ def resolve_layers(layers: Layers, num_layers: int) -> frozenset[int]:
         assert match is not None, "checked by _check_layers"
         count = int(match[2])
         if count > num_layers:
-            raise UpgradeError(f"layers={layers!r} names {count} layers, but the model has {num_layers}")
+            raise UpgradeError(f"layers={_shown(layers)} names {count} layers, but the model has {num_layers}")
         return frozenset(range(count) if match[1] == "first" else range(num_layers - count, num_layers))
     outside = [index for index in layers if not -num_layers <= index < num_layers]
     if outside:
         raise UpgradeError(
-            f"layers={layers!r} names layer {outside[0]}, but the model has layers 0 to {num_layers - 1}"
+            f"layers={_shown(layers)} names layer {_shown(outside[0])}, but the model has layers 0 to {num_layers - 1}"
         )
     return frozenset(index % num_layers for index in layers)
 
@@ -51,7 +59,7 @@ def _check_layers(layers: Any) -> str | tuple[int, ...]:
         return layers
     if isinstance(layers, (list, tuple)) and all(type(index) is int for index in layers) and layers:
         return tuple(layers)
-    raise ExselError(f"layers must be 'all', 'first:k', 'last:k', an index or a list of indices, got {layers!r:.80}")
+    raise ExselError(f"layers must be 'all', 'first:k', 'last:k', an index or a list of indices, got {_shown(layers)}")
 
 
 class _Serialised:
@@ -95,11 +103,12 @@ class _Serialised:
             return value
         if isinstance(value, Mapping):
             return cls.from_dict(value)
-        raise TypeError(f"expected {cls._accepted()}; got {value!r:.80}")
+        name = cls.__name__.removesuffix("Config").lower()
+        raise TypeError(f"{name} must be {cls._accepted()}; got {_shown(value)}")
 
     @classmethod
     def _accepted(cls) -> str:
-        return f"None, True, False, exsel.{cls.__name__} or its dictionary"
+        return f"None, True, False, an exsel.{cls.__name__} or its dictionary"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +136,7 @@ class ExclusiveConfig(_Serialised):
         strength: Any = self.strength
         is_number = isinstance(strength, (int, float)) and not isinstance(strength, bool)
         if not is_number or not abs(strength) <= sys.float_info.max:
-            raise ExselError(f"strength must be a finite number or 'learned', got {strength!r:.80}")
+            raise ExselError(f"strength must be a finite number or 'learned', got {_shown(strength)}")
         object.__setattr__(self, "strength", float(strength))
 
     @classmethod
@@ -183,16 +192,16 @@ class SelectiveConfig(_Serialised):
         object.__setattr__(self, "layers", _check_layers(self.layers))
         for name in ("query", "key", "value", "position", "value_position", "per_head", "position_per_head"):
             if type(getattr(self, name)) is not bool:
-                raise ExselError(f"{name} must be True or False, got {getattr(self, name)!r}")
+                raise ExselError(f"{name} must be True or False, got {_shown(getattr(self, name))}")
         if self.token not in get_args(TokenTerm):
-            raise ExselError(f"token must be one of {', '.join(get_args(TokenTerm))}; got {self.token!r}")
+            raise ExselError(f"token must be one of {', '.join(get_args(TokenTerm))}; got {_shown(self.token)}")
         if not (self.query or self.key or self.value):
             raise ExselError("at least one of query, key and value must be True: nothing would be selective")
         positional = (self.position and (self.query or self.key)) or (self.value_position and self.value)
         if self.token == "none" and not positional:
             raise ExselError("token='none' without a positional term leaves every temperature at 1")
         if type(self.position_init) is not float or not 0 < self.position_init < 1:
-            raise ExselError(f"position_init is σ(a) and must lie in (0, 1), got {self.position_init!r}")
+            raise ExselError(f"position_init is σ(a) and must lie in (0, 1), got {_shown(self.position_init)}")
 
 
 #: What an argument ``exclusive`` may be, wherever there is one.

@@ -137,7 +137,7 @@ def test_an_adapter_on_its_model(models: Path, tmp_path: Path) -> None:
     import exsel.peft
 
     base = LlamaForCausalLM.from_pretrained(models / "llama")
-    model = peft.get_peft_model(base, exsel.peft.SelectiveConfig(task_type="CAUSAL_LM"))
+    model = peft.get_peft_model(base, exsel.peft.SelectiveAdapterConfig(task_type="CAUSAL_LM"))
     model.save_pretrained(tmp_path / "adapter")
     outcome = run_main("diagnose", tmp_path / "adapter", "--text", "some text", "--out", tmp_path / "out")
     assert outcome.code == 0, outcome.err

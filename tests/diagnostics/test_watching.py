@@ -136,9 +136,9 @@ def test_upgraded(implementation: str) -> None:
 
 def test_an_adapter() -> None:
     peft = pytest.importorskip("peft")
-    from exsel.peft import SelectiveConfig as SelectiveAdapter
+    from exsel.peft import SelectiveAdapterConfig
 
-    adapted = peft.get_peft_model(plain("llama"), SelectiveAdapter(exclusive=True))
+    adapted = peft.get_peft_model(plain("llama"), SelectiveAdapterConfig(exclusive=True))
     before, as_it_was = first_output(adapted, {"input_ids": IDS}), state(adapted)
     diagnosis = exsel.diagnose(adapted, [IDS])
     assert state(adapted) == as_it_was

@@ -13,15 +13,15 @@ from peft_models import llama, lora, tokens, trained
 import exsel
 import exsel.peft
 from exsel.nn.insertion import Mechanisms
-from exsel.peft import AdapterLayer, ExclusiveConfig, SelectiveConfig
+from exsel.peft import AdapterLayer, ExclusiveAdapterConfig, SelectiveAdapterConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing. is deprecated:FutureWarning")
 
 ADAPTERS = {
-    "selective": SelectiveConfig,
-    "both": lambda **options: SelectiveConfig(exclusive=exsel.ExclusiveConfig(strength="learned"), **options),
-    "exclusive": lambda **options: ExclusiveConfig(strength="learned", **options),
-    "mlp": lambda **options: SelectiveConfig(token="mlp", key=True, layers="last:1", **options),
+    "selective": SelectiveAdapterConfig,
+    "both": lambda **options: SelectiveAdapterConfig(exclusive=exsel.ExclusiveConfig(strength="learned"), **options),
+    "exclusive": lambda **options: ExclusiveAdapterConfig(strength="learned", **options),
+    "mlp": lambda **options: SelectiveAdapterConfig(token="mlp", key=True, layers="last:1", **options),
 }
 
 
@@ -53,7 +53,7 @@ def test_only_its_parameters_are_trained(kind: str) -> None:
 
 
 def test_switched_off_it_is_the_model() -> None:
-    model = trained(get_peft_model(llama(), SelectiveConfig(exclusive=True, lora=lora())))
+    model = trained(get_peft_model(llama(), SelectiveAdapterConfig(exclusive=True, lora=lora())))
     logits = model(tokens()).logits
     with model.disable_adapter():
         assert torch.equal(model(tokens()).logits, llama()(tokens()).logits)
@@ -63,24 +63,24 @@ def test_switched_off_it_is_the_model() -> None:
 
 
 def test_it_generates_from_a_cache_what_it_computes_without() -> None:
-    model = trained(get_peft_model(llama(), SelectiveConfig(exclusive=True, lora=lora(), task_type="CAUSAL_LM")))
+    model = trained(get_peft_model(llama(), SelectiveAdapterConfig(exclusive=True, lora=lora(), task_type="CAUSAL_LM")))
     options = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
     cached = model.generate(input_ids=tokens(), use_cache=True, **options)
     assert torch.equal(cached, model.generate(input_ids=tokens(), use_cache=False, **options))
 
 
 def test_it_prints_what_is_in_a_layer() -> None:
-    model = get_peft_model(llama(), SelectiveConfig(exclusive=True))
+    model = get_peft_model(llama(), SelectiveAdapterConfig(exclusive=True))
     printed = str(model.base_model.model.model.layers[0].self_attn)
     for part in ("LlamaAttention(", "(exsel): AdapterLayer(", "(default): Mechanisms(", "Exclusive(strength=1.0)"):
         assert part in printed
 
 
 def test_adapters_are_switched_and_deleted() -> None:
-    model = get_peft_model(llama(), SelectiveConfig(layers="first:1", lora=lora()), adapter_name="first")
+    model = get_peft_model(llama(), SelectiveAdapterConfig(layers="first:1", lora=lora()), adapter_name="first")
     plain = llama()(tokens()).logits
-    model.add_adapter("second", SelectiveConfig(layers="last:1", exclusive=True))
-    model.add_adapter("third", SelectiveConfig(lora=LoraConfig(r=2, target_modules=["k_proj"])))
+    model.add_adapter("second", SelectiveAdapterConfig(layers="last:1", exclusive=True))
+    model.add_adapter("third", SelectiveAdapterConfig(lora=LoraConfig(r=2, target_modules=["k_proj"])))
     trained(model)
     for name, parameter in model.named_parameters():
         assert parameter.requires_grad == (".first." in name), name
@@ -103,8 +103,8 @@ def test_adapters_are_switched_and_deleted() -> None:
 
 
 def test_two_adapters_at_a_time_are_refused() -> None:
-    model = get_peft_model(llama(), SelectiveConfig())
-    model.add_adapter("second", SelectiveConfig())
+    model = get_peft_model(llama(), SelectiveAdapterConfig())
+    model.add_adapter("second", SelectiveAdapterConfig())
     with pytest.raises(ValueError, match="'default' and 'second' cannot both be active"):
         model.base_model.set_adapter(["default", "second"])
     with pytest.raises(ValueError, match="adapter_names=… would mix adapters"):
@@ -113,8 +113,8 @@ def test_two_adapters_at_a_time_are_refused() -> None:
 
 @pytest.mark.parametrize("with_lora", [False, True])
 def test_unloaded_it_leaves_the_model_as_it_was(with_lora: bool) -> None:
-    model = trained(get_peft_model(llama(), SelectiveConfig(exclusive=True, lora=lora() if with_lora else None)))
-    model.add_adapter("second", SelectiveConfig())
+    model = trained(get_peft_model(llama(), SelectiveAdapterConfig(exclusive=True, lora=lora() if with_lora else None)))
+    model.add_adapter("second", SelectiveAdapterConfig())
     base = model.unload()
     plain = llama()
     assert [type(module) for module in base.modules()] == [type(module) for module in plain.modules()]
@@ -122,11 +122,11 @@ def test_unloaded_it_leaves_the_model_as_it_was(with_lora: bool) -> None:
     assert state.keys() == expected.keys()
     assert all(torch.equal(state[name], expected[name]) for name in expected)
     assert not hasattr(base, "peft_config")
-    get_peft_model(base, SelectiveConfig())
+    get_peft_model(base, SelectiveAdapterConfig())
 
 
 def test_merged_it_is_an_upgraded_model(tmp_path: Path) -> None:
-    model = trained(get_peft_model(llama(), SelectiveConfig(exclusive=True)))
+    model = trained(get_peft_model(llama(), SelectiveAdapterConfig(exclusive=True)))
     logits = model(tokens()).logits
     with pytest.raises(ValueError, match="merge_and_unload"):
         model.merge_adapter()
@@ -140,7 +140,7 @@ def test_merged_it_is_an_upgraded_model(tmp_path: Path) -> None:
 
 
 def test_modules_to_save_are_trained_in_full() -> None:
-    model = get_peft_model(llama(), SelectiveConfig(modules_to_save=["lm_head"]))
+    model = get_peft_model(llama(), SelectiveAdapterConfig(modules_to_save=["lm_head"]))
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert {name for name in trainable if ".exsel." not in name} == {
         "base_model.model.lm_head.modules_to_save.default.weight"
@@ -152,7 +152,10 @@ def test_it_is_there_with_exsel() -> None:
 
 
 def test_the_options_are_those_of_the_mechanisms() -> None:
-    for ours, theirs in ((SelectiveConfig, exsel.SelectiveConfig), (ExclusiveConfig, exsel.ExclusiveConfig)):
+    for ours, theirs in (
+        (SelectiveAdapterConfig, exsel.SelectiveConfig),
+        (ExclusiveAdapterConfig, exsel.ExclusiveConfig),
+    ):
         known = {field.name: field.default for field in fields(ours)}
         assert {field.name: known[field.name] for field in fields(theirs)} == {
             field.name: field.default for field in fields(theirs)
@@ -162,17 +165,20 @@ def test_the_options_are_those_of_the_mechanisms() -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (lambda: SelectiveConfig(query=False, value=False), "at least one of query, key and value"),
-        (lambda: SelectiveConfig(token="frequency"), "token='frequency' needs each token's frequency"),
-        (lambda: SelectiveConfig(tokne="mlp"), "SelectiveConfig has no field 'tokne'"),
-        (lambda: SelectiveConfig(target_modules=["q_proj"]), "SelectiveConfig has no field 'target_modules'"),
-        (lambda: SelectiveConfig(exclusive={"strenght": 1.0}), "ExclusiveConfig has no field 'strenght'"),
-        (lambda: SelectiveConfig(lora=lora(bias="all")), "lora=bias='all' is not saved from here"),
-        (lambda: SelectiveConfig(lora=lora(modules_to_save=["lm_head"])), "use modules_to_save= beside lora="),
-        (lambda: SelectiveConfig(lora="yes"), "lora must be a peft.LoraConfig, got str"),
-        (lambda: SelectiveConfig(lora={"rank": 4}), "LoraConfig has no field 'rank'"),
-        (lambda: ExclusiveConfig(), "a fixed strength has nothing to train"),
-        (lambda: ExclusiveConfig(strength="strong"), "strength must be a finite number or 'learned'"),
+        (lambda: SelectiveAdapterConfig(query=False, value=False), "at least one of query, key and value"),
+        (lambda: SelectiveAdapterConfig(token="frequency"), "token='frequency' needs each token's frequency"),
+        (lambda: SelectiveAdapterConfig(tokne="mlp"), "SelectiveAdapterConfig has no field 'tokne'"),
+        (
+            lambda: SelectiveAdapterConfig(target_modules=["q_proj"]),
+            "SelectiveAdapterConfig has no field 'target_modules'",
+        ),
+        (lambda: SelectiveAdapterConfig(exclusive={"strenght": 1.0}), "ExclusiveConfig has no field 'strenght'"),
+        (lambda: SelectiveAdapterConfig(lora=lora(bias="all")), "lora=bias='all' is not saved from here"),
+        (lambda: SelectiveAdapterConfig(lora=lora(modules_to_save=["lm_head"])), "use modules_to_save= beside lora="),
+        (lambda: SelectiveAdapterConfig(lora="yes"), "lora must be a peft.LoraConfig, got str"),
+        (lambda: SelectiveAdapterConfig(lora={"rank": 4}), "LoraConfig has no field 'rank'"),
+        (lambda: ExclusiveAdapterConfig(), "a fixed strength has nothing to train"),
+        (lambda: ExclusiveAdapterConfig(strength="strong"), "strength must be a finite number or 'learned'"),
     ],
 )
 def test_impossible_options_are_refused(config: object, message: str) -> None:
@@ -183,12 +189,16 @@ def test_impossible_options_are_refused(config: object, message: str) -> None:
 @pytest.mark.parametrize(
     ("config", "name", "message"),
     [
-        (SelectiveConfig(layers=(5,)), "default", "layers=\\(5,\\) names layer 5, but the model has layers 0 to 1"),
-        (SelectiveConfig(lora=LoraConfig(target_modules=["no_such"])), "default", "no_such.* not found"),
-        (SelectiveConfig(), "query", "an adapter cannot be called 'query'"),
+        (
+            SelectiveAdapterConfig(layers=(5,)),
+            "default",
+            "layers=\\(5,\\) names layer 5, but the model has layers 0 to 1",
+        ),
+        (SelectiveAdapterConfig(lora=LoraConfig(target_modules=["no_such"])), "default", "no_such.* not found"),
+        (SelectiveAdapterConfig(), "query", "an adapter cannot be called 'query'"),
     ],
 )
-def test_a_refused_model_is_left_as_it_was(config: SelectiveConfig, name: str, message: str) -> None:
+def test_a_refused_model_is_left_as_it_was(config: SelectiveAdapterConfig, name: str, message: str) -> None:
     model = llama()
     classes = [type(module) for module in model.modules()]
     with pytest.raises(ValueError, match=message):
@@ -197,7 +207,7 @@ def test_a_refused_model_is_left_as_it_was(config: SelectiveConfig, name: str, m
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert torch.equal(model(tokens()).logits, llama()(tokens()).logits)
 
-    adapted = trained(get_peft_model(llama(), SelectiveConfig(layers="first:1"), adapter_name="there"))
+    adapted = trained(get_peft_model(llama(), SelectiveAdapterConfig(layers="first:1"), adapter_name="there"))
     before = {name: parameter.requires_grad for name, parameter in adapted.named_parameters()}
     logits = adapted(tokens()).logits
     with pytest.raises(ValueError, match=message):
@@ -208,17 +218,17 @@ def test_a_refused_model_is_left_as_it_was(config: SelectiveConfig, name: str, m
 
 def test_models_that_cannot_have_it_are_refused() -> None:
     with pytest.raises(ValueError, match="has no self-attention that could be upgraded"):
-        get_peft_model(torch.nn.Sequential(torch.nn.Linear(4, 4)), SelectiveConfig())
+        get_peft_model(torch.nn.Sequential(torch.nn.Linear(4, 4)), SelectiveAdapterConfig())
     upgraded = exsel.upgrade(llama(), selective=True)
     logits = upgraded(tokens()).logits
     with pytest.raises(ValueError, match=r"upgraded already: exsel\.downgrade"):
-        get_peft_model(upgraded, SelectiveConfig())
+        get_peft_model(upgraded, SelectiveAdapterConfig())
     assert torch.equal(upgraded(tokens()).logits, logits)
     wrapped = get_peft_model(llama(), lora())
     with (
         pytest.warns(UserWarning, match="modify a model with PEFT for a second time"),
         pytest.raises(ValueError, match=r"a PeftModel already: give LoRA .* as lora="),
     ):
-        get_peft_model(wrapped, SelectiveConfig())
+        get_peft_model(wrapped, SelectiveAdapterConfig())
     assert isinstance(wrapped, PeftModel)
     assert wrapped.peft_config["default"].peft_type == "LORA"

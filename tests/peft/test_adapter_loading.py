@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import exsel
-from exsel.peft import SelectiveConfig
+from exsel.peft import SelectiveAdapterConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing. is deprecated:FutureWarning")
 
@@ -32,13 +32,15 @@ def folder(tmp_path: Path) -> Path:
     """An adapter, beside its base model in ``base``."""
     llama().save_pretrained(tmp_path / "base")
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
-    config = SelectiveConfig(exclusive=exsel.ExclusiveConfig(layers="last:1"), lora=lora(), task_type="CAUSAL_LM")
+    config = SelectiveAdapterConfig(
+        exclusive=exsel.ExclusiveConfig(layers="last:1"), lora=lora(), task_type="CAUSAL_LM"
+    )
     trained(get_peft_model(base, config)).save_pretrained(tmp_path / "adapter")
     return tmp_path / "adapter"
 
 
 def expected() -> torch.Tensor:
-    config = SelectiveConfig(exclusive=exsel.ExclusiveConfig(layers="last:1"), lora=lora())
+    config = SelectiveAdapterConfig(exclusive=exsel.ExclusiveConfig(layers="last:1"), lora=lora())
     return trained(get_peft_model(llama(), config))(tokens()).logits
 
 
@@ -57,7 +59,7 @@ def test_peft_loads_it(folder: Path) -> None:
     assert torch.equal(loaded(tokens()).logits, expected())
     config = loaded.peft_config["default"]
     assert config.mechanisms() == (exsel.ExclusiveConfig(layers="last:1"), exsel.SelectiveConfig())
-    assert isinstance(PeftConfig.from_pretrained(folder), SelectiveConfig)
+    assert isinstance(PeftConfig.from_pretrained(folder), SelectiveAdapterConfig)
     for options in ({}, {"low_cpu_mem_usage": True}, {"is_trainable": True}):
         loaded = PeftModel.from_pretrained(llama(), folder, adapter_name="another", **options)
         assert torch.equal(loaded(tokens()).logits, expected())
@@ -66,11 +68,13 @@ def test_peft_loads_it(folder: Path) -> None:
 def test_transformers_loads_it_unless_it_holds_lora(folder: Path) -> None:
     with pytest.raises(ValueError, match="cannot have lora= inside: load it with AutoPeftModelForCausalLM"):
         AutoModelForCausalLM.from_pretrained(folder)
-    trained(get_peft_model(llama(), SelectiveConfig())).save_pretrained(folder)
+    trained(get_peft_model(llama(), SelectiveAdapterConfig())).save_pretrained(folder)
     settings = json.loads((folder / CONFIG).read_text())
     (folder / CONFIG).write_text(json.dumps(settings | {"base_model_name_or_path": str(folder.parent / "base")}))
     model = AutoModelForCausalLM.from_pretrained(folder)
-    assert torch.equal(model(tokens()).logits, trained(get_peft_model(llama(), SelectiveConfig()))(tokens()).logits)
+    assert torch.equal(
+        model(tokens()).logits, trained(get_peft_model(llama(), SelectiveAdapterConfig()))(tokens()).logits
+    )
 
 
 def test_where_exsel_peft_is_not_imported_nothing_loads_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +155,7 @@ def test_a_damaged_folder_is_refused_and_the_model_left_as_it_was(kind: str, fol
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert torch.equal(model(tokens()).logits, llama()(tokens()).logits)
 
-    adapted = trained(get_peft_model(model, SelectiveConfig(exclusive=True), adapter_name="mine"))
+    adapted = trained(get_peft_model(model, SelectiveAdapterConfig(exclusive=True), adapter_name="mine"))
     logits = adapted(tokens()).logits
     with pytest.raises(ValueError, match=message):
         adapted.load_adapter(folder, "theirs")

@@ -12,7 +12,7 @@ from peft_models import llama, lora, tokens, trained
 from torch import Tensor, nn
 
 import exsel
-from exsel.peft import ExclusiveConfig, SelectiveConfig
+from exsel.peft import ExclusiveAdapterConfig, SelectiveAdapterConfig
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*is_gradient_checkpointing. is deprecated:FutureWarning",
@@ -22,9 +22,9 @@ pytestmark = pytest.mark.filterwarnings(
 
 @pytest.mark.parametrize("options", [{}, {"use_dora": True}, {"use_rslora": True}])
 def test_temperatures_read_the_projections_with_lora(options: dict[str, Any]) -> None:
-    model = trained(get_peft_model(llama(), SelectiveConfig(exclusive=True, key=True, lora=lora(**options))))
+    model = trained(get_peft_model(llama(), SelectiveAdapterConfig(exclusive=True, key=True, lora=lora(**options))))
     logits = model(tokens()).logits
-    without = trained(get_peft_model(llama(), SelectiveConfig(exclusive=True, key=True)))
+    without = trained(get_peft_model(llama(), SelectiveAdapterConfig(exclusive=True, key=True)))
     assert not torch.allclose(logits, without(tokens()).logits, atol=1e-3)
     # Here LoRA is in the weights themselves, so there is no other projection that could be read.
     merged = model.merge_and_unload(safe_merge=True)
@@ -33,7 +33,9 @@ def test_temperatures_read_the_projections_with_lora(options: dict[str, Any]) ->
 
 
 def test_the_value_taken_away_is_the_value_mixed_with_loras_dropout() -> None:
-    model = trained(get_peft_model(llama(), SelectiveConfig(exclusive=True, lora=lora(lora_dropout=0.5)))).train()
+    model = trained(
+        get_peft_model(llama(), SelectiveAdapterConfig(exclusive=True, lora=lora(lora_dropout=0.5)))
+    ).train()
     layer = model.base_model.model.model.layers[1].self_attn
     values: list[Tensor] = []
     inputs: list[Tensor] = []
@@ -58,7 +60,9 @@ def test_the_value_taken_away_is_the_value_mixed_with_loras_dropout() -> None:
 
 
 def test_both_are_saved_in_one_adapter(tmp_path: Path) -> None:
-    for index, config in enumerate((SelectiveConfig(lora=lora(use_dora=True)), ExclusiveConfig(lora=lora()))):
+    for index, config in enumerate(
+        (SelectiveAdapterConfig(lora=lora(use_dora=True)), ExclusiveAdapterConfig(lora=lora()))
+    ):
         model = trained(get_peft_model(llama(), config))
         model.save_pretrained(tmp_path / str(index))
         loaded = PeftModel.from_pretrained(llama(), tmp_path / str(index))
@@ -74,13 +78,13 @@ def test_both_are_saved_in_one_adapter(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("lora_first", [True, False])
 def test_adapters_of_their_own_go_together_in_either_order(lora_first: bool, tmp_path: Path) -> None:
-    steps = [(lora(), "lora"), (SelectiveConfig(exclusive=True), "temperature")]
+    steps = [(lora(), "lora"), (SelectiveAdapterConfig(exclusive=True), "temperature")]
     model = llama()
     for config, name in steps if lora_first else reversed(steps):
         model.add_adapter(config, name)
     trained(model).set_adapter(["lora", "temperature"])
 
-    one = get_peft_model(llama(), SelectiveConfig(exclusive=True, lora=lora()))
+    one = get_peft_model(llama(), SelectiveAdapterConfig(exclusive=True, lora=lora()))
     own = dict(one.named_parameters())
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -103,12 +107,12 @@ def test_an_adapter_of_the_same_name_is_not_overwritten() -> None:
         pytest.warns(UserWarning, match="modify a model with PEFT for a second time"),
         pytest.raises(ValueError, match="has an adapter 'default' already"),
     ):
-        get_peft_model(model, SelectiveConfig())
+        get_peft_model(model, SelectiveAdapterConfig())
     assert model.peft_config["default"].peft_type == "LORA"
 
 
 def test_lora_goes_onto_an_upgraded_model() -> None:
     model = get_peft_model(exsel.upgrade(llama(), exclusive=True), lora())
     trained(model)
-    one = trained(get_peft_model(llama(), ExclusiveConfig(lora=lora())))
+    one = trained(get_peft_model(llama(), ExclusiveAdapterConfig(lora=lora())))
     assert torch.equal(model(tokens()).logits, one(tokens()).logits)

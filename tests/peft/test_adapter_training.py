@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedTokenizerFast
 
 import exsel
-from exsel.peft import SelectiveConfig
+from exsel.peft import SelectiveAdapterConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated and will be removed in v6:FutureWarning")
 
@@ -47,7 +47,7 @@ def test_trls_trainer_takes_it_as_peft_config(tmp_path: Path) -> None:
         processing_class=PreTrainedTokenizerFast(
             tokenizer_object=word_level, pad_token="<pad>", eos_token="<eos>", unk_token="<pad>"
         ),
-        peft_config=SelectiveConfig(exclusive=LEARNED, lora=lora(), task_type="CAUSAL_LM"),
+        peft_config=SelectiveAdapterConfig(exclusive=LEARNED, lora=lora(), task_type="CAUSAL_LM"),
     )
     before = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
     trainer.train()
@@ -65,7 +65,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(use_reentrant: bool) ->
         base = llama()
         if checkpointing:
             base.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
-        config = SelectiveConfig(exclusive=LEARNED, lora=lora(), task_type="CAUSAL_LM")
+        config = SelectiveAdapterConfig(exclusive=LEARNED, lora=lora(), task_type="CAUSAL_LM")
         model = trained(get_peft_model(base, config)).train()
         model(tokens(), labels=tokens(), use_cache=False).loss.backward()
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
@@ -78,7 +78,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(use_reentrant: bool) ->
 @pytest.mark.parametrize("token", ["shared", "mlp"])
 @pytest.mark.parametrize("precision", ["bfloat16", "autocast"])
 def test_lower_precision_keeps_the_adapter_in_float32(token: str, precision: str) -> None:
-    config = SelectiveConfig(token=token, exclusive=LEARNED)
+    config = SelectiveAdapterConfig(token=token, exclusive=LEARNED)
     model = trained(get_peft_model(llama(torch.bfloat16 if precision == "bfloat16" else torch.float32), config)).train()
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"):
         output = model(tokens(), labels=tokens())
@@ -112,7 +112,7 @@ def test_quantised_weights_stay_frozen_under_it(bits: int, tmp_path: Path) -> No
     assert not torch.allclose(upgraded(tokens()).logits, plain, atol=1e-3)
     assert torch.equal(exsel.downgrade(upgraded)(tokens()).logits, plain)
 
-    model = trained(get_peft_model(model, SelectiveConfig(exclusive=LEARNED, lora=lora()))).train()
+    model = trained(get_peft_model(model, SelectiveAdapterConfig(exclusive=LEARNED, lora=lora()))).train()
     model(tokens(), labels=tokens(), use_cache=False).loss.backward()
     for name, parameter in model.named_parameters():
         is_new = ".exsel." in name or "lora_" in name
@@ -125,7 +125,7 @@ def test_quantised_weights_stay_frozen_under_it(bits: int, tmp_path: Path) -> No
 
 
 def test_it_compiles_without_a_break() -> None:
-    model = trained(get_peft_model(llama(), SelectiveConfig(exclusive=True, lora=lora())))
+    model = trained(get_peft_model(llama(), SelectiveAdapterConfig(exclusive=True, lora=lora())))
     compiled = torch.compile(model.base_model.model.model, backend="eager", fullgraph=True)
     expected = model.base_model.model.model(tokens(), use_cache=False).last_hidden_state
     torch.testing.assert_close(compiled(tokens(), use_cache=False).last_hidden_state, expected)

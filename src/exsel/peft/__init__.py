@@ -5,7 +5,7 @@ Importing this module registers the method with PEFT::
     import exsel.peft
     from peft import get_peft_model
 
-    model = get_peft_model(model, exsel.peft.SelectiveConfig(task_type="CAUSAL_LM"))
+    model = get_peft_model(model, exsel.peft.SelectiveAdapterConfig(task_type="CAUSAL_LM"))
 
 A program that loads such an adapter has to import it too: without it PEFT does not know the adapter's type, and stops.
 """
@@ -17,11 +17,15 @@ if not hasattr(require("peft", "peft").tuners.tuners_utils.BaseTuner, "_remove_a
 
 from peft.utils import register_peft_method
 
-from exsel.peft.config import ExclusiveConfig, SelectiveConfig
+from exsel.peft.config import ExclusiveAdapterConfig, SelectiveAdapterConfig
 from exsel.peft.layer import AdapterLayer
 from exsel.peft.model import MechanismsModel
 
-for _name, _config in (("exsel_selective", SelectiveConfig), ("exsel_exclusive", ExclusiveConfig)):
+for _name, _config in (("exsel_selective", SelectiveAdapterConfig), ("exsel_exclusive", ExclusiveAdapterConfig)):
     register_peft_method(name=_name, config_cls=_config, model_cls=MechanismsModel, prefix=MechanismsModel.prefix)
 
-__all__ = ["AdapterLayer", "ExclusiveConfig", "MechanismsModel", "SelectiveConfig"]
+__all__ = ["AdapterLayer", "ExclusiveAdapterConfig", "MechanismsModel", "SelectiveAdapterConfig"]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -11,9 +11,8 @@ from peft import LoraConfig, PeftConfig, PeftType
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
 
-from exsel import config as mechanisms
-from exsel.config import Layers, TokenTerm
-from exsel.errors import first_line
+from exsel.config import ExclusiveArgument, ExclusiveConfig, Layers, SelectiveConfig, TokenTerm
+from exsel.errors import ExselError, LoadError, first_line
 
 
 def _peft_type(name: str) -> Any:
@@ -32,7 +31,7 @@ _EXCLUSIVE = _peft_type("EXSEL_EXCLUSIVE")
 
 @dataclass(kw_only=True)
 class AdapterConfig(PeftConfig):
-    """What both adapters have beside their mechanisms; use :class:`SelectiveConfig` or :class:`ExclusiveConfig`."""
+    """What :class:`SelectiveAdapterConfig` and :class:`ExclusiveAdapterConfig` have beside their mechanisms."""
 
     lora: LoraConfig | None = None
     modules_to_save: list[str] | None = None
@@ -54,11 +53,11 @@ class AdapterConfig(PeftConfig):
         self.lora = _lora(self.lora)
         _, _ = self.mechanisms()
 
-    def mechanisms(self) -> tuple[mechanisms.ExclusiveConfig | None, mechanisms.SelectiveConfig | None]:
+    def mechanisms(self) -> tuple[ExclusiveConfig | None, SelectiveConfig | None]:
         """What ``exsel.upgrade`` takes for the same: exclusive, selective.
 
         Raises:
-            ValueError: values that contradict each other.
+            ExselError: values that contradict each other.
         """
         raise NotImplementedError
 
@@ -77,23 +76,28 @@ class AdapterConfig(PeftConfig):
         """The configuration in a folder, whose weights are looked at before PEFT puts anything into a model.
 
         Raises:
-            ValueError: no configuration, one of a newer version, or weights that are no readable safetensors.
+            LoadError: no configuration, one of a newer version, or weights that are no readable safetensors.
         """
-        config: AdapterConfig = super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
+        try:
+            config: AdapterConfig = super().from_pretrained(
+                pretrained_model_name_or_path, subfolder=subfolder, **kwargs
+            )
+        except (TypeError, ValueError) as error:
+            raise LoadError(str(error)) from error
         _check_weights(Path(pretrained_model_name_or_path, subfolder or ""))
         config.awaits_weights = True
         return config
 
 
 @dataclass(kw_only=True)
-class SelectiveConfig(AdapterConfig):
+class SelectiveAdapterConfig(AdapterConfig):
     """An adapter with selective self-attention (SSA), and if wanted exclusive self-attention (XSA) too, for PEFT.
 
-    ``get_peft_model(model, SelectiveConfig())`` freezes the model and puts temperatures into it, which alone are
+    ``get_peft_model(model, SelectiveAdapterConfig())`` freezes the model and puts temperatures into it, which alone are
     trained and saved. LoRA beside them goes into the same adapter, is trained, switched and saved with it, and the
     temperatures read what it makes of the projections::
 
-        SelectiveConfig(exclusive=True, lora=LoraConfig(r=8, target_modules=["q_proj", "v_proj"]))
+        SelectiveAdapterConfig(exclusive=True, lora=LoraConfig(r=8, target_modules=["q_proj", "v_proj"]))
 
     To have LoRA as an adapter of its own, use transformers' ``model.add_adapter(config, name)`` for each, in either
     order, and ``model.set_adapter([…, …])``. A model that PEFT has wrapped already is refused: merge that adapter
@@ -107,13 +111,14 @@ class SelectiveConfig(AdapterConfig):
         layers, query, key, value, token, position, value_position, per_head, position_per_head, position_init: as in
             :class:`exsel.SelectiveConfig`; ``layers`` counts the model's self-attention layers, and is what
             ``target_modules`` and ``layers_to_transform`` are in other methods.
-        exclusive: XSA with it: True, or an :class:`exsel.ExclusiveConfig` with layers of its own.
+        exclusive: XSA with it: ``True``, a strength, or an :class:`exsel.ExclusiveConfig` with layers of its own; see
+            :meth:`exsel.ExclusiveConfig.read`.
         lora: LoRA in the same adapter.
         modules_to_save: modules to train in full, as in other methods.
         task_type, base_model_name_or_path, revision, inference_mode: as in :class:`peft.PeftConfig`.
 
     Raises:
-        ValueError: impossible values, or a field that this version does not know.
+        ExselError: impossible values, or a field that this version does not know.
     """
 
     layers: Layers = "all"
@@ -126,28 +131,24 @@ class SelectiveConfig(AdapterConfig):
     per_head: bool = True
     position_per_head: bool = True
     position_init: float = 6e-4
-    exclusive: mechanisms.ExclusiveConfig | bool | None = None
+    exclusive: ExclusiveArgument = None
 
     def __post_init__(self) -> None:
         self.peft_type = _SELECTIVE
-        if isinstance(self.exclusive, Mapping):
-            self.exclusive = mechanisms.ExclusiveConfig.from_dict(self.exclusive)
-        if isinstance(self.exclusive, bool):
-            self.exclusive = mechanisms.ExclusiveConfig() if self.exclusive else None
+        self.exclusive = ExclusiveConfig.read(self.exclusive)
         super().__post_init__()
         if self.token == "frequency":
-            raise ValueError("token='frequency' needs each token's frequency, which a model's layers do not get")
+            raise ExselError("token='frequency' needs each token's frequency, which a model's layers do not get")
 
-    def mechanisms(self) -> tuple[mechanisms.ExclusiveConfig | None, mechanisms.SelectiveConfig | None]:
+    def mechanisms(self) -> tuple[ExclusiveConfig | None, SelectiveConfig | None]:
         """What ``exsel.upgrade`` takes for the same: exclusive, selective."""
-        assert not isinstance(self.exclusive, bool)
-        names = [field.name for field in fields(mechanisms.SelectiveConfig)]
-        return self.exclusive, mechanisms.SelectiveConfig(**{name: getattr(self, name) for name in names})
+        names = [field.name for field in fields(SelectiveConfig)]
+        return ExclusiveConfig.read(self.exclusive), SelectiveConfig(**{name: getattr(self, name) for name in names})
 
 
 @dataclass(kw_only=True)
-class ExclusiveConfig(AdapterConfig):
-    """An adapter with exclusive self-attention (XSA) alone, for PEFT; see :class:`SelectiveConfig` for the rest.
+class ExclusiveAdapterConfig(AdapterConfig):
+    """An adapter with exclusive self-attention (XSA) alone, for PEFT; see :class:`SelectiveAdapterConfig` for the rest.
 
     Args:
         layers, strength: as in :class:`exsel.ExclusiveConfig`. A fixed strength has nothing to train, so it needs
@@ -157,7 +158,7 @@ class ExclusiveConfig(AdapterConfig):
         task_type, base_model_name_or_path, revision, inference_mode: as in :class:`peft.PeftConfig`.
 
     Raises:
-        ValueError: impossible values, nothing to train, or a field that this version does not know.
+        ExselError: impossible values, nothing to train, or a field that this version does not know.
     """
 
     layers: Layers = "all"
@@ -167,14 +168,14 @@ class ExclusiveConfig(AdapterConfig):
         self.peft_type = _EXCLUSIVE
         super().__post_init__()
         if self.strength != "learned" and self.lora is None and not self.modules_to_save:
-            raise ValueError(
+            raise ExselError(
                 "a fixed strength has nothing to train: pass strength='learned' or lora=LoraConfig(…), or put the "
                 "mechanism in with exsel.upgrade(model, exclusive=True)"
             )
 
-    def mechanisms(self) -> tuple[mechanisms.ExclusiveConfig | None, mechanisms.SelectiveConfig | None]:
+    def mechanisms(self) -> tuple[ExclusiveConfig | None, SelectiveConfig | None]:
         """What ``exsel.upgrade`` takes for the same: exclusive, and no selective."""
-        return mechanisms.ExclusiveConfig(layers=self.layers, strength=self.strength), None
+        return ExclusiveConfig(layers=self.layers, strength=self.strength), None
 
 
 def _check_known(cls: type[Any], values: Mapping[str, Any]) -> None:
@@ -182,7 +183,7 @@ def _check_known(cls: type[Any], values: Mapping[str, Any]) -> None:
     # Another version of PEFT may have fields of its own, which say nothing as long as they are empty.
     unknown = [name for name, value in values.items() if name not in known and value is not None]
     if unknown:
-        raise ValueError(
+        raise ExselError(
             f"{cls.__name__} has no field {unknown[0]!r}: it is misspelt, or from a newer version of exsel or PEFT"
         )
 
@@ -194,10 +195,10 @@ def _lora(lora: LoraConfig | Mapping[str, Any] | None) -> LoraConfig | None:
     if lora is None:
         return None
     if type(lora) is not LoraConfig:
-        raise ValueError(f"lora must be a peft.LoraConfig, got {type(lora).__name__}")
+        raise ExselError(f"lora must be a peft.LoraConfig, got {type(lora).__name__}")
     for name, empty in (("modules_to_save", None), ("trainable_token_indices", None), ("bias", "none")):
         if getattr(lora, name) != empty:
-            raise ValueError(
+            raise ExselError(
                 f"lora={name}={getattr(lora, name)!r} is not saved from here: use modules_to_save= beside lora="
             )
     return lora
@@ -210,6 +211,6 @@ def _check_weights(folder: Path) -> None:
             with safe_open(weights, framework="pt"):
                 return
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"{weights} is not a readable safetensors file: {first_line(error)}") from error
+            raise LoadError(f"{weights} is not a readable safetensors file: {first_line(error)}") from error
     if (folder / WEIGHTS_NAME).exists():
-        raise ValueError(f"{folder / WEIGHTS_NAME} is a pickle, which can run code: only {weights.name} is loaded")
+        raise LoadError(f"{folder / WEIGHTS_NAME} is a pickle, which can run code: only {weights.name} is loaded")

@@ -7,6 +7,7 @@ from typing import Any
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from exsel.errors import UpgradeError
 from exsel.nn.insertion import Insertion, Mechanisms
 from exsel.nn.untouched import UNTOUCHED, Untouched
 
@@ -41,12 +42,12 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         """Make an adapter the active one; those of other methods may be named too.
 
         Raises:
-            ValueError: two adapters of this layer.
+            UpgradeError: two adapters of this layer.
         """
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
         own = [name for name in names if name in self.adapters]
         if len(own) > 1:
-            raise ValueError(
+            raise UpgradeError(
                 f"the adapters {own[0]!r} and {own[1]!r} cannot both be active: a layer has one temperature"
             )
         super().set_adapter(names, inference_mode=inference_mode)

@@ -12,6 +12,7 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
 
 from exsel.config import ExclusiveConfig, SelectiveConfig
+from exsel.errors import LoadError, UpgradeError
 from exsel.peft.config import AdapterConfig
 from exsel.peft.layer import AdapterLayer
 from exsel.upgrading.apply import Upgraded, build_mechanisms, insert, plan, remove, upgrade
@@ -32,7 +33,7 @@ class MechanismsModel(BaseTuner):
         peft_config: the configurations by adapter.
 
     Raises:
-        ValueError: a model that has no self-attention, a layer that cannot have the mechanism, a model that is
+        UpgradeError: a model that has no self-attention, a layer that cannot have the mechanism, a model that is
             upgraded or wrapped by PEFT already. The model is then as it was.
     """
 
@@ -47,7 +48,7 @@ class MechanismsModel(BaseTuner):
         _check_adaptable(model, adapter_name)
         if isinstance(peft_config, AdapterConfig) and peft_config.lora is not None:
             # Not from a PeftModel: transformers would load what it knows by the method's prefix, and leave out LoRA.
-            raise ValueError(
+            raise UpgradeError(
                 "transformers' own adapters cannot have lora= inside: load it with AutoPeftModelForCausalLM or "
                 "PeftModel.from_pretrained, or add the LoRA as an adapter of its own"
             )
@@ -140,8 +141,8 @@ class MechanismsModel(BaseTuner):
             parameter.requires_grad_(name in self._trainable)
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
-        """Raises ValueError: temperatures are no linear maps, and cannot go into the weights."""
-        raise ValueError(
+        """Raises UpgradeError: temperatures are no linear maps, and cannot go into the weights."""
+        raise UpgradeError(
             "a temperature cannot be merged into the weights of a projection: merge_and_unload() returns the model "
             "with the mechanisms in it, as exsel.upgrade makes it"
         )
@@ -156,7 +157,7 @@ class MechanismsModel(BaseTuner):
         """The model as it was; or, merged, upgraded with one adapter's mechanisms and with its LoRA in its weights."""
         names = self.active_adapters if adapter_names is None else adapter_names
         if merge and len(names) != 1:
-            raise ValueError(f"one adapter can be merged, got {names}: name it in adapter_names=[…]")
+            raise UpgradeError(f"one adapter can be merged, got {names}: name it in adapter_names=[…]")
         kept = {
             name: module.adapters[names[0]]
             for name, module in self.model.named_modules()
@@ -176,7 +177,9 @@ class MechanismsModel(BaseTuner):
 
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> AbstractContextManager[None]:
         if kwargs.get("adapter_names") is not None:
-            raise ValueError("adapter_names=… would mix adapters in a batch: the mechanisms of a layer are one a batch")
+            raise UpgradeError(
+                "adapter_names=… would mix adapters in a batch: the mechanisms of a layer are one a batch"
+            )
         if self._lora is None:
             return nullcontext()
         hooks: AbstractContextManager[None] = self._lora._enable_peft_forward_hooks(*args, **kwargs)
@@ -210,7 +213,7 @@ class MechanismsModel(BaseTuner):
         if fault:
             if config.awaits_weights and isinstance(tuner := getattr(model, "base_model", None), cls):
                 tuner.withdraw(adapter_name)
-            raise ValueError(f"these are not the weights of this adapter in this model: {fault}")
+            raise LoadError(f"these are not the weights of this adapter in this model: {fault}")
         config.awaits_weights = False
         return {name: tensor.to(_device(model, name)) for name, tensor in found.items()}
 
@@ -225,17 +228,17 @@ class MechanismsModel(BaseTuner):
 
 def _check_adaptable(model: nn.Module, adapter_name: str) -> None:
     if adapter_name in _TAKEN:
-        raise ValueError(f"an adapter cannot be called {adapter_name!r}: its parameters have parts of that name")
+        raise UpgradeError(f"an adapter cannot be called {adapter_name!r}: its parameters have parts of that name")
     for module in model.modules():
         if isinstance(module, PeftModel):
-            raise ValueError(
+            raise UpgradeError(
                 "the model is a PeftModel already: give LoRA that is to be trained with the mechanisms as lora=…, or "
                 "take the model that merge_and_unload() returns"
             )
         if isinstance(module, Upgraded) and not isinstance(getattr(module, CHILD), AdapterLayer):
-            raise ValueError("the model is upgraded already: exsel.downgrade(model) it, the adapter brings its own")
+            raise UpgradeError("the model is upgraded already: exsel.downgrade(model) it, the adapter brings its own")
         if isinstance(module, BaseTunerLayer) and adapter_name in module._get_available_adapters():
-            raise ValueError(f"the model has an adapter {adapter_name!r} already: give this one another adapter_name")
+            raise UpgradeError(f"the model has an adapter {adapter_name!r} already: give this one another adapter_name")
 
 
 def _fault(found: Mapping[str, Tensor], there: Mapping[str, Tensor], expected: Set[str]) -> str:
