@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, get_type_hints
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from exsel import SelectiveConfig
-from exsel.nn import Exclusive, KVCache, SelfAttention
+from exsel import ExselError, SelectiveConfig
+from exsel.nn import Exclusive, KVCache, SelfAttention, Temperature
 
 DIM, HEADS = 24, 6
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -171,6 +172,26 @@ def test_packed_documents_equal_separate_ones(variant: str, options: dict[str, A
     packed = layer(x, attn_mask=document[:, None] == document, position_ids=position_ids)
     separate = torch.cat([layer(part) for part in x.split(lengths, dim=1)], dim=1)
     torch.testing.assert_close(packed, separate, rtol=1e-5, atol=1e-5)
+    cu_seqlens = torch.tensor([0, 3, 4, 9], dtype=torch.int32)
+    torch.testing.assert_close(layer(x[:1], cu_seqlens=cu_seqlens), separate[:1], rtol=1e-5, atol=1e-5)
+    restarted = layer(x[:1], cu_seqlens=cu_seqlens, position_ids=position_ids[:1])
+    torch.testing.assert_close(restarted, separate[:1], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("batch", "cu_seqlens", "cached", "message"),
+    [
+        (1, [0, 3, 5], True, "cu_seqlens packs whole sequences, and a cache goes on with one"),
+        (2, [0, 3, 5], False, "the batch must be 1"),
+        (1, [0.0, 5.0], False, "cu_seqlens must be integers"),
+        (1, [[0, 5]], False, "cu_seqlens must be integers"),
+        (1, [], False, "cu_seqlens must be integers"),
+    ],
+)
+def test_impossible_cu_seqlens(batch: int, cu_seqlens: Any, cached: bool, message: str) -> None:
+    cache = KVCache() if cached else None
+    with pytest.raises(ValueError, match=message):
+        build("both")(torch.randn(batch, 5, DIM), cu_seqlens=torch.tensor(cu_seqlens), cache=cache)
 
 
 @variants
@@ -299,7 +320,17 @@ def test_unknown_backend_is_refused() -> None:
         build("both", backend="flash")(torch.randn(1, 3, DIM))
 
 
+@pytest.mark.parametrize("module", [SelfAttention, Exclusive, Temperature])
+def test_what_a_call_returns_is_known_to_type_checkers(module: type[torch.nn.Module]) -> None:
+    assert get_type_hints(module)["__call__"] == Callable[..., Tensor]
+
+
 class TestExclusive:
+    @pytest.mark.parametrize("strength", [True, "strong", float("inf"), None])
+    def test_impossible_strength(self, strength: Any) -> None:
+        with pytest.raises(ExselError, match="strength must be a finite number or 'learned'"):
+            Exclusive(4, strength)
+
     def test_fixed_has_no_parameters(self) -> None:
         assert not list(Exclusive(4, 0.5).parameters())
 

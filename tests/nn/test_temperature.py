@@ -165,10 +165,12 @@ def test_missing_input(token: TokenTerm, missing: str, message: str) -> None:
 
 
 def test_impossible_arguments() -> None:
-    with pytest.raises(ValueError, match="token must be 'shared', 'mlp', 'frequency' or 'none', got 'length'"):
+    with pytest.raises(ValueError, match="token must be one of shared, mlp, frequency, none; got 'length'"):
         Temperature(HEADS, HEAD_DIM, token="length")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="hidden_size"):
         Temperature(HEADS, HEAD_DIM, token="mlp")
+    with pytest.raises(ValueError, match=r"position_init is σ\(a\) and must lie in \(0, 1\), got 1"):
+        Temperature(HEADS, HEAD_DIM, position_init=1)
 
 
 class TestBuild:

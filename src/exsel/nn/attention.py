@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from exsel.config import SelectiveConfig
+from exsel.config import ExclusiveArgument, ExclusiveConfig, SelectiveArgument, SelectiveConfig
 from exsel.dispatch import Backend
+from exsel.errors import ExselError
 from exsel.functional import attention, exclude
 from exsel.kernels.scale import scale_heads
 from exsel.nn.parallel import of_own_heads
@@ -24,12 +26,17 @@ class Exclusive(nn.Module):
         strength: α for every head, or ``"learned"``: tanh(γ) a head from γ = 0, where the layer starts as plain
             attention.
 
+    Raises:
+        ExselError: any other strength.
+
     Source: Zhai, arXiv:2603.09078 (2026). The learned strength is follow-up work.
     """
 
+    __call__: Callable[..., Tensor]
+
     def __init__(self, num_heads: int, strength: float | Literal["learned"] = 1.0) -> None:
         super().__init__()
-        self.strength = strength
+        self.strength = strength = ExclusiveConfig(strength=strength).strength
         self.strength_logit: nn.Parameter | None
         if strength == "learned":
             self.strength_logit = nn.Parameter(torch.zeros(num_heads))
@@ -94,13 +101,18 @@ class SelfAttention(nn.Module):
         sliding_window: how many tokens each token sees, itself among them; ``None``: all.
         is_causal: tokens see no later ones.
         dropout: of the attention weights, in training.
-        exclusive: α, ``"learned"``, or ``None`` for plain outputs.
-        selective: which temperatures; ``None``: none. Its ``layers`` are for whoever builds a stack of layers.
+        exclusive: ``True``, a strength α, ``"learned"`` or an :class:`exsel.ExclusiveConfig`; ``None`` or ``False``:
+            plain outputs. See :meth:`exsel.ExclusiveConfig.read`.
+        selective: ``True`` or an :class:`exsel.SelectiveConfig`; ``None`` or ``False``: no temperatures.
         backend: see :func:`exsel.attention`.
 
     Raises:
         ValueError: heads that do not divide, or a window of less than one token.
+        ExselError: a mechanism that cannot be, or one with ``layers``: this is a single layer.
+        TypeError: for a mechanism, something else.
     """
+
+    __call__: Callable[..., Tensor]
 
     def __init__(
         self,
@@ -115,11 +127,17 @@ class SelfAttention(nn.Module):
         sliding_window: int | None = None,
         is_causal: bool = True,
         dropout: float = 0.0,
-        exclusive: float | Literal["learned"] | None = 1.0,
-        selective: SelectiveConfig | None = None,
+        exclusive: ExclusiveArgument = True,
+        selective: SelectiveArgument = None,
         backend: Backend = "auto",
     ) -> None:
         super().__init__()
+        exclusive_config, selective_config = ExclusiveConfig.read(exclusive), SelectiveConfig.read(selective)
+        for config in (exclusive_config, selective_config):
+            if config is not None and config.layers != "all":
+                raise ExselError(
+                    f"layers={config.layers!r} chooses among a model's layers, and this is one: leave it out"
+                )
         num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
         if num_kv_heads < 1 or num_heads % num_kv_heads:
             raise ValueError(f"num_heads={num_heads} must be a multiple of num_kv_heads={num_kv_heads}")
@@ -141,12 +159,12 @@ class SelfAttention(nn.Module):
         self.q_norm = nn.RMSNorm(head_dim) if qk_norm else nn.Identity()
         self.k_norm = nn.RMSNorm(head_dim) if qk_norm else nn.Identity()
         self.rotary = None if rope_theta is None else Rotary(head_dim, rope_theta)
-        self.exclusive = None if exclusive is None else Exclusive(num_heads, exclusive)
+        self.exclusive = None if exclusive_config is None else Exclusive(num_heads, exclusive_config.strength)
         self.temperatures = nn.ModuleDict()
-        if selective is not None:
+        if selective_config is not None:
             self.temperatures.update(
                 build_temperatures(
-                    selective,
+                    selective_config,
                     num_heads=num_heads,
                     num_kv_heads=num_kv_heads,
                     head_dim=head_dim,
@@ -162,6 +180,7 @@ class SelfAttention(nn.Module):
         position_ids: Tensor | None = None,
         cache: KVCache | None = None,
         token_frequency: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
     ) -> Tensor:
         """Attend.
 
@@ -170,19 +189,29 @@ class SelfAttention(nn.Module):
             attn_mask: boolean, True where a token may attend, broadcasting to ``[B, H, T, S]`` with S all tokens
                 seen so far; on top of causality and the window.
             position_ids: ``[B, T]``, 0-based within each token's own sequence; ``None``: counted on from the
-                cache. Pass them for packed documents and left padding.
+                cache, or from where ``cu_seqlens`` begins a sequence. Pass them for left padding.
             cache: read and extended in place.
             token_frequency: φ ``[B, T]`` for ``token="frequency"``.
+            cu_seqlens: integers ``[N + 1]``, from 0 to T: where each of N packed sequences begins and the last one
+                ends, see :func:`exsel.attention`. B is 1 then; not together with a cache.
 
         Returns:
             ``[B, T, E]``.
 
         Raises:
             TypeError: an ``attn_mask`` that is not boolean.
+            ValueError: ``cu_seqlens`` with a cache or a batch, or that are no such integers.
         """
+        if cache is not None and cu_seqlens is not None:
+            raise ValueError("cu_seqlens packs whole sequences, and a cache goes on with one: pass one of the two")
         past = 0 if cache is None else cache.seen
         if position_ids is None:
-            position_ids = torch.arange(past, past + x.shape[1], device=x.device).expand(x.shape[0], -1)
+            place = torch.arange(past, past + x.shape[1], device=x.device)
+            # Of another shape they are refused by attention, below.
+            if cu_seqlens is not None and cu_seqlens.ndim == 1 and len(cu_seqlens):
+                begun = torch.searchsorted(cu_seqlens.long(), place, right=True) - 1
+                place = place - cu_seqlens[begun.clamp_min(0)].long()
+            position_ids = place.expand(x.shape[0], -1)
         query = self.q_proj(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         key = self.k_proj(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         own_value = self.v_proj(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
@@ -216,6 +245,7 @@ class SelfAttention(nn.Module):
             dropout_p=self.dropout if self.training else 0.0,
             is_causal=self.is_causal and mask is None,
             sliding_window=self.sliding_window if mask is None else None,
+            cu_seqlens=cu_seqlens,
             enable_gqa=True,
             exclusive=self.exclusive is not None,
             strength=None if self.exclusive is None else self.exclusive.alpha(),

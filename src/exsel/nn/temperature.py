@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -33,10 +35,15 @@ class Temperature(nn.Module):
         hidden_size: width of x, needed by ``token="mlp"``.
 
     Raises:
-        ValueError: ``token="mlp"`` without ``hidden_size``, or an unknown ``token``.
+        ValueError: ``token="mlp"`` without ``hidden_size``, an unknown ``token``, or a ``position_init`` that is not
+            in (0, 1).
 
     Source: Zhang et al., NeurIPS 2024, arXiv:2411.12892, Definition 1. Ours: see :class:`exsel.SelectiveConfig`.
     """
+
+    __call__: Callable[..., Tensor]
+    weight: nn.Parameter | None
+    position_logit: nn.Parameter | None
 
     def __init__(
         self,
@@ -51,8 +58,10 @@ class Temperature(nn.Module):
         hidden_size: int | None = None,
     ) -> None:
         super().__init__()
-        if token not in ("shared", "mlp", "frequency", "none"):
-            raise ValueError(f"token must be 'shared', 'mlp', 'frequency' or 'none', got {token!r}")
+        if token not in get_args(TokenTerm):
+            raise ValueError(f"token must be one of {', '.join(get_args(TokenTerm))}; got {token!r}")
+        if not 0 < position_init < 1:
+            raise ValueError(f"position_init is σ(a) and must lie in (0, 1), got {position_init!r}")
         self.num_heads = num_heads
         self.token = token
         self.initial_position_logit = math.log(position_init / (1 - position_init))
@@ -69,9 +78,6 @@ class Temperature(nn.Module):
                 raise ValueError("token='mlp' reads the layer's input: pass its width as hidden_size")
             self.feature_proj = nn.Linear(hidden_size, num_heads * feature_dim, bias=False)
         self.reset_parameters()
-
-    weight: nn.Parameter | None
-    position_logit: nn.Parameter | None
 
     def reset_parameters(self) -> None:
         """w = 0 (or u = 0) and σ(a) = ``position_init``; W' is left as its linear layer starts it."""
