@@ -1,13 +1,21 @@
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+from torch import nn
 
+import exsel
 from exsel import ExclusiveConfig, SelectiveConfig
+from exsel.cli.arguments import add_training_arguments, build_settings
 from exsel.config import Layers, resolve_layers
+from exsel.peft import ExclusiveAdapterConfig, SelectiveAdapterConfig
+from exsel.training.settings import Settings
+from exsel.upgrading.rewriting import CHILD
 
 
 @pytest.mark.parametrize(
@@ -145,3 +153,170 @@ def test_an_integer_strength_is_a_number() -> None:
 def test_impossible_selective(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SelectiveConfig(**values)
+
+
+OTHER = {"exclusive": "selective", "selective": "exclusive"}
+DEPTH = 2
+
+
+def through_layer(mechanism: str, value: Any) -> Any:
+    """A single layer has no ``layers``: what it says is of all."""
+    layer = exsel.nn.SelfAttention(8, 2, **{OTHER[mechanism]: True, mechanism: value})
+    if mechanism == "exclusive":
+        return None if layer.exclusive is None else ExclusiveConfig(strength=layer.exclusive.strength)
+    return SelectiveConfig(key="key" in layer.temperatures) if layer.temperatures else None
+
+
+def through_config(mechanism: str, value: Any) -> Any:
+    return getattr(exsel.ExselConfig(**{mechanism: value}, num_hidden_layers=DEPTH), mechanism)
+
+
+def through_config_of_a_folder(mechanism: str, value: Any) -> Any:
+    """As ``from_pretrained(folder, exclusive=…)`` has it."""
+    values = exsel.ExselConfig(num_hidden_layers=DEPTH).to_dict()
+    return getattr(exsel.ExselConfig.from_dict(values, **{mechanism: value}), mechanism)
+
+
+def through_upgrade(mechanism: str, value: Any) -> Any:
+    model = nn.ModuleList([nn.MultiheadAttention(8, 2) for _ in range(DEPTH)])
+    exsel.upgrade(model, **{OTHER[mechanism]: True, mechanism: value})
+    found = [getattr(layer.get_submodule(CHILD), f"{mechanism}_config") for layer in model]
+    chosen = [index for index, config in enumerate(found) if config is not None]
+    return next((found[index] for index in chosen if resolve_layers(found[index].layers, DEPTH) == set(chosen)), None)
+
+
+def through_adapter(mechanism: str, value: Any) -> Any:
+    if mechanism == "exclusive":
+        return SelectiveAdapterConfig(exclusive=value).mechanisms()[0]
+    config = SelectiveConfig.read(value)
+    return None if config is None else SelectiveAdapterConfig(**config.to_dict()).mechanisms()[1]
+
+
+def through_settings(mechanism: str, value: Any) -> Any:
+    numbers = {"seed": 0, "learning_rate": 0.1, "tokens": 64, "seq_len": 8, "batch_size": 8, "warmup_steps": 0}
+    settings = Settings(variant="baseline", model="tiny", **{mechanism: value}, **numbers)  # type: ignore[arg-type]
+    assert Settings.from_dict(json.loads(json.dumps(settings.to_dict()))) == settings
+    return getattr(settings, mechanism)
+
+
+def through_flag(mechanism: str, *words: str) -> Any:
+    parser = argparse.ArgumentParser()
+    add_training_arguments(parser)
+    arguments = parser.parse_args(["--device", "cpu", *([f"--{mechanism}", *words] if words else [])])
+    return getattr(build_settings(arguments, variant="baseline", learning_rate=None, seed=0), mechanism)
+
+
+DOORS: list[Callable[[str, Any], Any]] = [
+    through_layer,
+    through_config,
+    through_config_of_a_folder,
+    through_upgrade,
+    through_adapter,
+    through_settings,
+]
+LEARNED, HALF = ExclusiveConfig(strength="learned"), ExclusiveConfig(strength=0.5)
+#: A mechanism, what says it in Python, as words on the command line, and what it means.
+GIVEN: list[tuple[str, list[Any], list[str], Any]] = [
+    ("exclusive", [None, False], ["false", "False"], None),
+    ("exclusive", [True, 1, 1.0, {}, {"strength": 1}, ExclusiveConfig()], ["true", "1", "1.0", ""], ExclusiveConfig()),
+    ("exclusive", ["learned", LEARNED, LEARNED.to_dict()], ["learned", "strength=learned"], LEARNED),
+    ("exclusive", [0.5, HALF, {"strength": 0.5}], ["0.5", ".5", "strength=0.5", "strength=0.5 layers=all"], HALF),
+    ("exclusive", [0], ["0", "strength=0"], ExclusiveConfig(strength=0.0)),
+    ("exclusive", [{"layers": 1}, {"layers": [1]}], ["layers=1", "layers=1,1"], ExclusiveConfig(layers=(1,))),
+    ("exclusive", [{"layers": -1}], ["layers=-1"], ExclusiveConfig(layers=(-1,))),
+    ("exclusive", [{"layers": (0, 1)}], ["layers=0,1", "layers=0,-1"], ExclusiveConfig(layers=(0, 1))),
+    ("exclusive", [{"layers": "last:1"}], ["layers=last:1"], ExclusiveConfig(layers="last:1")),
+    ("selective", [None, False], ["false"], None),
+    ("selective", [True, {}, SelectiveConfig()], ["true", ""], SelectiveConfig()),
+    (
+        "selective",
+        [{"key": True}, SelectiveConfig(key=True)],
+        ["key=true", "key=TRUE query=true"],
+        SelectiveConfig(key=True),
+    ),
+    ("selective", [{"layers": 1}, SelectiveConfig(layers=1)], ["layers=1"], SelectiveConfig(layers=[1])),
+]
+
+
+@pytest.mark.parametrize(("mechanism", "values", "commands", "meaning"), GIVEN)
+def test_a_mechanism_is_the_same_at_every_door(
+    mechanism: str, values: list[Any], commands: list[str], meaning: Any
+) -> None:
+    for value in values:
+        for door in DOORS:
+            if door is through_layer and meaning is not None and meaning.layers != "all":
+                with pytest.raises(exsel.ExselError, match="this is one: leave it out"):
+                    door(mechanism, value)
+            else:
+                assert door(mechanism, value) == meaning, (door.__name__, value)
+    for words in commands:
+        found = through_flag(mechanism, *words.split(" ")) if words else through_flag(mechanism)
+        same_layers = meaning is None or resolve_layers(found.layers, DEPTH) == resolve_layers(meaning.layers, DEPTH)
+        assert same_layers, words
+        assert meaning is None or dataclasses.replace(found, layers=meaning.layers) == meaning, words
+        assert (found is None) == (meaning is None), words
+
+
+@pytest.mark.parametrize(
+    ("mechanism", "value", "kind"),
+    [
+        ("exclusive", "strong", exsel.ExselError),
+        ("exclusive", float("nan"), exsel.ExselError),
+        pytest.param("exclusive", 10**5000, exsel.ExselError, id="huge"),
+        ("exclusive", {"strenght": 1}, exsel.ExselError),
+        ("exclusive", {"strength": False}, exsel.ExselError),
+        ("exclusive", {"layers": 1.0}, exsel.ExselError),
+        pytest.param("exclusive", {"layers": f"first:{'9' * 5000}"}, exsel.ExselError, id="far"),
+        ("exclusive", [1], TypeError),
+        ("exclusive", SelectiveConfig(), TypeError),
+        ("exclusive", ExclusiveConfig, TypeError),
+        ("selective", 1.0, TypeError),
+        ("selective", "shared", TypeError),
+        ("selective", ExclusiveConfig(), TypeError),
+        ("selective", {"token": "magic"}, exsel.ExselError),
+    ],
+)
+def test_what_is_no_mechanism_is_refused_alike_at_every_door(mechanism: str, value: Any, kind: type[Exception]) -> None:
+    messages = set()
+    for door in DOORS:
+        with pytest.raises(kind) as found:
+            door(mechanism, value)
+        messages.add(str(found.value))
+    assert len(messages) == 1
+    assert len(messages.pop()) < 250
+
+
+@pytest.mark.parametrize(
+    ("mechanism", "words", "message"),
+    [
+        ("exclusive", ["strong"], "--exclusive: strength must be a finite number or 'learned', got 'strong'"),
+        pytest.param("exclusive", ["9" * 5000], "--exclusive: strength must be a finite number", id="huge"),
+        ("exclusive", ["learned", "layers=1"], "--exclusive takes true, false or NAME=VALUE, each name once; got 'lea"),
+        ("exclusive", ["layers=1", "layers=0"], "--exclusive takes true, false or NAME=VALUE, each name once"),
+        ("exclusive", ["1,2"], "--exclusive takes"),
+        ("exclusive", ["layers=--1,2"], "--exclusive: layers must be 'all', 'first:k', 'last:k', an index or a list"),
+        ("exclusive", ["layers=3.0"], "--exclusive: layers must be"),
+        ("exclusive", ["layers="], "--exclusive: layers must be"),
+        ("exclusive", ["=1"], "--exclusive: ExclusiveConfig has no field ''"),
+        ("selective", ["mlp"], "--selective takes true, false or NAME=VALUE, each name once; got 'mlp'"),
+        ("selective", ["position_init=1"], "--selective: position_init is σ(a) and must lie in (0, 1), got 1"),
+    ],
+)
+def test_what_is_no_mechanism_on_the_command_line(mechanism: str, words: list[str], message: str) -> None:
+    with pytest.raises(exsel.ExselError) as found:
+        through_flag(mechanism, *words)
+    assert str(found.value).startswith(message)
+    assert len(str(found.value)) < 250
+
+
+def test_off_contradicts_a_variant_that_has_it() -> None:
+    with pytest.raises(exsel.ExselError, match="--exclusive false contradicts --variant exclusive"):
+        Settings(
+            variant="exclusive", model="tiny", exclusive=None, seed=0, learning_rate=0.1, tokens=64, seq_len=8,
+            batch_size=8, warmup_steps=0,
+        )  # fmt: skip
+
+
+def test_an_adapters_configuration_is_named_as_what_it_is() -> None:
+    assert {ExclusiveAdapterConfig.__name__, SelectiveAdapterConfig.__name__}.isdisjoint(dir(exsel))
+    assert not {"ExclusiveConfig", "SelectiveConfig"} & set(dir(exsel.peft))

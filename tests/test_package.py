@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 import exsel
 
@@ -53,7 +56,16 @@ def test_importing_is_lazy() -> None:
 def test_everything_public_is_there() -> None:
     for name in exsel.__all__:
         assert getattr(exsel, name) is not None
-    assert set(exsel.__all__) <= set(dir(exsel))
+    assert [name for name in dir(exsel) if not name.startswith("__")] == sorted({*exsel.__all__, "peft"})
+    assert exsel.peft is not None
+
+
+@pytest.mark.parametrize("name", ["nn", "models", "peft", "data", "diagnostics", "evaluation", "report", "upgrading"])
+def test_a_package_shows_what_is_public_and_nothing_that_it_imports(name: str) -> None:
+    package = importlib.import_module(f"exsel.{name}")
+    others = set(dir(package)) - set(package.__all__)
+    for other in others - {other for other in others if other.startswith("_")}:
+        assert f"exsel.{name}.{other}" in sys.modules, f"{other} is neither public nor a module of exsel.{name}"
 
 
 def test_version_is_that_of_the_package_metadata() -> None:

@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from exsel import nn
+    from exsel import peft as peft
     from exsel.config import ExclusiveConfig, SelectiveConfig
     from exsel.diagnostics import diagnose
     from exsel.errors import ExselError, LoadError, UpgradeError
@@ -79,4 +80,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted([*__all__, "peft", *(name for name in globals() if name.startswith("__"))])

@@ -45,7 +45,7 @@ def assert_refused(outcome: Outcome, *fragments: str) -> None:
         (["--lr", "-0.5"], "--lr must be a positive number"),
         (["--lr", "nan"], "--lr must be a positive number"),
         (["--selective", "foo=1"], "--selective: SelectiveConfig has no field 'foo'"),
-        (["--selective", "token"], "--selective takes NAME=VALUE, got 'token'"),
+        (["--selective", "token"], "--selective takes true, false or NAME=VALUE, each name once; got 'token'"),
         (["--selective", "token=magic"], "--selective: token must be one of"),
         (["--exclusive", "strength=strong"], "--exclusive: strength must be"),
         (["--exclusive", "layers=last:9"], "--model"),

@@ -75,15 +75,16 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
         "--exclusive",
         nargs="+",
         default=[],
-        metavar="NAME=VALUE",
-        help="fields of ExclusiveConfig, such as strength=learned layers=last:2",
+        metavar="VALUE",
+        help="of the exclusive variants: a strength (0.5, learned), or fields of ExclusiveConfig, such as "
+        "strength=learned layers=last:2",
     )
     model.add_argument(
         "--selective",
         nargs="+",
         default=[],
         metavar="NAME=VALUE",
-        help="fields of SelectiveConfig, such as token=mlp value_position=false",
+        help="of the selective variants: fields of SelectiveConfig, such as token=mlp value_position=false",
     )
     data = parser.add_argument_group("data")
     add_data_arguments(data)  # type: ignore[arg-type]
@@ -271,29 +272,37 @@ def default_learning_rate(model: str | None) -> float:
     return DEFAULTS.get(model or "tiny", DEFAULTS["tiny"]).learning_rate
 
 
-def _mechanism(kind: Any, flag: str, pairs: Sequence[str]) -> Any:
-    values: dict[str, Any] = {}
-    for pair in pairs:
-        name, separator, text = pair.partition("=")
-        if not separator:
-            raise ExselError(f"--{flag} takes NAME=VALUE, got {pair!r}")
-        values[name] = _value(text)
+def _mechanism(kind: Any, flag: str, words: Sequence[str]) -> Any:
+    """What a flag says of a mechanism, by ``kind.read``: one value, or fields; the default where it is not given."""
+    misread = ExselError(f"--{flag} takes true, false or NAME=VALUE, each name once; got {' '.join(words)!r:.80}")
+    given: Any = True
+    if len(words) == 1 and "=" not in words[0]:
+        given = _value(words[0])
+    elif words:
+        pairs = [word.partition("=") for word in words]
+        given = {name: _value(text) for name, _, text in pairs}
+        if len(given) < len(pairs) or not all(separator for _, separator, _ in pairs):
+            raise misread
     try:
-        return kind.from_dict(values)
+        return kind.read(given)
+    except TypeError:
+        raise misread from None
     except ValueError as error:
         raise ExselError(f"--{flag}: {error}") from error
 
 
 def _value(text: str) -> Any:
-    """true, false, a number, a list of layer indices (0,2,5), or the text itself."""
+    """true, false, an index or several (0,2,5), a number, or the text itself."""
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
-    if text and all(part.strip().lstrip("-").isdigit() for part in text.split(",")) and "," in text:
-        return [int(part) for part in text.split(",")]
     try:
-        return float(text)
+        numbers = [int(part) for part in text.split(",")]
     except ValueError:
-        return text
+        try:
+            return float(text)
+        except ValueError:
+            return text
+    return numbers if "," in text else numbers[0]
 
 
 def check_folder(folder: Path) -> None:

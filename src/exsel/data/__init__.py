@@ -26,3 +26,7 @@ __all__ = [
     "load_tokenizer",
     "token_counts",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

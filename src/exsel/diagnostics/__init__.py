@@ -19,6 +19,10 @@ _HOMES = {
 __all__ = ["Diagnosis", "diagnose", "similarity_bias"]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def __getattr__(name: str) -> Any:
     # A report is read without torch, and a model is diagnosed without datasets.
     if name not in _HOMES:

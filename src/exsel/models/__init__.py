@@ -14,3 +14,7 @@ AutoModel.register(ExselConfig, ExselModel)
 AutoModelForCausalLM.register(ExselConfig, ExselForCausalLM)
 
 __all__ = ["SIZES", "ExselConfig", "ExselForCausalLM", "ExselModel"]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -60,11 +60,13 @@ class ExselConfig(PreTrainedConfig):
         initializer_range: standard deviation of the initial weights (of those that write to the residual stream:
             divided by √(2 · layers)).
         tie_word_embeddings: the output layer is the token embedding.
-        exclusive: :class:`exsel.ExclusiveConfig`, or its dictionary; ``None``: plain outputs.
-        selective: :class:`exsel.SelectiveConfig`, or its dictionary; ``None``: no temperatures.
+        exclusive: ``True``, a strength or an :class:`exsel.ExclusiveConfig`; ``None`` or ``False``: plain outputs. See
+            :meth:`exsel.ExclusiveConfig.read`.
+        selective: ``True`` or an :class:`exsel.SelectiveConfig`; ``None`` or ``False``: no temperatures.
 
     Raises:
         ValueError: values that do not fit together.
+        TypeError: for a mechanism, something else.
     """
 
     model_type = "exsel"
@@ -104,14 +106,16 @@ class ExselConfig(PreTrainedConfig):
     pad_token_id: int | None = None
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
-    exclusive: ExclusiveConfig | dict[str, Any] | None = None
-    selective: SelectiveConfig | dict[str, Any] | None = None
+    # For transformers of any type: it would check what is assigned, before it is read.
+    exclusive: Any = None
+    selective: Any = None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("exclusive", "selective"):
+            value = (ExclusiveConfig if name == "exclusive" else SelectiveConfig).read(value)
+        super().__setattr__(name, value)
 
     def __post_init__(self, **kwargs: Any) -> None:
-        if isinstance(self.exclusive, dict):
-            self.exclusive = ExclusiveConfig.from_dict(self.exclusive)
-        if isinstance(self.selective, dict):
-            self.selective = SelectiveConfig.from_dict(self.selective)
         for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -158,12 +162,10 @@ class ExselConfig(PreTrainedConfig):
 
     def exclusive_in(self, layer: int) -> ExclusiveConfig | None:
         """The exclusive mechanism of layer ``layer``, if it has one."""
-        assert not isinstance(self.exclusive, dict)
         return self._in_layer(self.exclusive, layer)
 
     def selective_in(self, layer: int) -> SelectiveConfig | None:
         """The selective mechanism of layer ``layer``, if it has one."""
-        assert not isinstance(self.selective, dict)
         return self._in_layer(self.selective, layer)
 
     def _in_layer(self, mechanism: _Mechanism | None, layer: int) -> _Mechanism | None:

@@ -248,6 +248,7 @@ class ExselPreTrainedModel(PreTrainedModel):
 class ExselModel(ExselPreTrainedModel):
     """The decoder without its output layer."""
 
+    __call__: Callable[..., BaseModelOutputWithPast]
     token_log_frequency: Tensor | None
 
     def __init__(self, config: ExselConfig) -> None:
@@ -259,7 +260,7 @@ class ExselModel(ExselPreTrainedModel):
         self.rotary_emb = LlamaRotaryEmbedding(config=config)
         # NaN until it is set or loaded: a forgotten frequency must not pass for a frequency of no effect.
         frequency = None
-        if config.selective is not None and config.selective.token == "frequency":  # type: ignore[union-attr]
+        if config.selective is not None and config.selective.token == "frequency":
             frequency = torch.full((config.vocab_size,), math.nan)
         self.register_buffer("token_log_frequency", frequency)
         self.gradient_checkpointing = False
@@ -364,6 +365,7 @@ class ExselForCausalLM(ExselPreTrainedModel, GenerationMixin):
     Source: Zhai, "Exclusive Self Attention", arXiv:2603.09078 (2026), Section 4, for the decoder.
     """
 
+    __call__: Callable[..., CausalLMOutputWithPast]
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
     _tp_plan = {"lm_head": "colwise_gather_output"}  # noqa: RUF012
 

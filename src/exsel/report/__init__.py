@@ -18,6 +18,10 @@ from exsel.report.summary import HEADINGS, spread_sentence, summary_rows
 __all__ = ["HEADINGS", "headline", "render_report", "spread_sentence", "summary_rows", "write_report"]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def render_report(results: Mapping[str, Any]) -> str:
     """Return the report as one HTML document that loads nothing from elsewhere.
 

@@ -63,8 +63,8 @@ class Settings:
         tokens: to train on; whole steps of ``batch_size`` · ``seq_len`` are taken.
         batch_size: sequences a step.
         accumulation: parts in which a step's sequences are computed.
-        exclusive, selective: what the mechanisms are where the variant has them; a ``source`` that has them already
-            keeps its own.
+        exclusive, selective: what the mechanisms are where the variant has them, as :meth:`ExclusiveConfig.read` and
+            :meth:`SelectiveConfig.read` take it; a ``source`` that has them already keeps its own.
         warmup_steps: of the learning rate.
         weight_decay: of matrices.
         selective_learning_rate: of the temperatures' scalars (w, u, a), at its peak.
@@ -94,8 +94,8 @@ class Settings:
     seq_len: int
     batch_size: int
     accumulation: int = 1
-    exclusive: ExclusiveConfig = field(default_factory=ExclusiveConfig)
-    selective: SelectiveConfig = field(default_factory=SelectiveConfig)
+    exclusive: ExclusiveConfig | None = field(default_factory=ExclusiveConfig)
+    selective: SelectiveConfig | None = field(default_factory=SelectiveConfig)
     warmup_steps: int
     weight_decay: float = 0.1
     selective_learning_rate: float = 1e-3
@@ -110,6 +110,11 @@ class Settings:
     def __post_init__(self) -> None:
         if self.variant not in VARIANTS:
             raise ExselError(f"no variant is called {self.variant!r}: choose from {', '.join(VARIANTS)}")
+        object.__setattr__(self, "exclusive", ExclusiveConfig.read(self.exclusive))
+        object.__setattr__(self, "selective", SelectiveConfig.read(self.selective))
+        for name in sorted(VARIANTS[self.variant]):
+            if getattr(self, name) is None:
+                raise ExselError(f"--{name} false contradicts --variant {self.variant}: leave out one of the two")
         if self.train not in ("all", "new"):
             raise ExselError(f"--train must be all or new, got {self.train!r}")
         if self.train == "new" and self.source is None:
@@ -177,7 +182,9 @@ class Settings:
     def to_dict(self) -> dict[str, Any]:
         """As JSON types."""
         values = asdict(self)
-        values["exclusive"], values["selective"] = self.exclusive.to_dict(), self.selective.to_dict()
+        for name in ("exclusive", "selective"):
+            config = getattr(self, name)
+            values[name] = None if config is None else config.to_dict()
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     @classmethod
@@ -188,15 +195,9 @@ class Settings:
             ExselError: settings of another version of exsel.
         """
         try:
-            return cls(
-                **{
-                    **values,
-                    "data": tuple(values["data"]),
-                    "report_to": tuple(values["report_to"]),
-                    "exclusive": ExclusiveConfig.from_dict(values["exclusive"]),
-                    "selective": SelectiveConfig.from_dict(values["selective"]),
-                }
-            )
+            mechanisms = {name: values[name] for name in ("exclusive", "selective")}
+            lists = {name: tuple(values[name]) for name in ("data", "report_to")}
+            return cls(**{**values, **lists, **mechanisms})
         except (KeyError, TypeError, ValueError) as error:
             raise ExselError(f"these settings are not of this version of exsel: {error}") from error
 

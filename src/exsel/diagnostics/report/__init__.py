@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 __all__ = ["headline", "notebook_html", "write"]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def write(diagnosis: Diagnosis, folder: Path, against: Diagnosis | None = None) -> Path:
     """Write the report of a diagnosis, or of two side by side.
 
