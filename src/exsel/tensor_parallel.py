@@ -9,8 +9,8 @@ from torch import nn
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from transformers.distributed.tensor_parallel import ALL_PARALLEL_STYLES, TensorParallelLayer
 
-from exsel.nn import Exclusive, Temperature
-from exsel.nn.parallel import divide
+from exsel.nn import Temperature
+from exsel.nn.scalars import Scalars
 
 #: The name of :class:`HeadsParallel` in plans.
 STYLE = "exsel_heads"
@@ -20,7 +20,7 @@ class HeadsParallel(TensorParallelLayer):  # type: ignore[misc]
     """The style of parameters with a row for each head: every process has the rows of its heads.
 
     A parameter that all heads share has one row, which every process has. It belongs to parameters, not modules:
-    their forward passes take what is theirs (:func:`exsel.nn.parallel.of_own_heads`).
+    their forward passes take what is theirs (:meth:`exsel.nn.scalars.Scalars.of_own_heads`).
     """
 
     def shard_param(self, module: nn.Module, param: str, mesh: Any) -> None:
@@ -31,7 +31,8 @@ class HeadsParallel(TensorParallelLayer):  # type: ignore[misc]
         placement = Replicate() if whole.shape[0] == 1 else Shard(0)
         divided = distribute_tensor(whole, mesh, [placement], src_data_rank=None)
         module._parameters[param] = nn.Parameter(divided, requires_grad=whole.requires_grad)
-        divide(module)
+        assert isinstance(module, Scalars)
+        module.divide()
 
 
 ALL_PARALLEL_STYLES.register(STYLE, HeadsParallel())
@@ -41,7 +42,7 @@ def heads_plan(module: nn.Module, name: str) -> dict[str, str]:
     """A plan's entries for the mechanisms in ``module``, which has this name, where its heads are divided."""
     plan: dict[str, str] = {}
     for inner, child in module.named_modules(prefix=name):
-        if isinstance(child, (Temperature, Exclusive)):
+        if isinstance(child, Scalars):
             plan |= {f"{inner}.{parameter}": STYLE for parameter, _ in child.named_parameters(recurse=False)}
         if isinstance(child, Temperature) and child.feature_proj is not None:
             plan[f"{inner}.feature_proj"] = "colwise"

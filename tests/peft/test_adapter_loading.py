@@ -51,6 +51,7 @@ def test_the_folder_holds_the_new_parameters_alone(folder: Path) -> None:
         *(f"{projection}.lora_{matrix}.weight" for projection in ("q_proj", "v_proj") for matrix in "AB"),
         *(f"exsel.adapters.temperatures.{kind}.{part}" for kind in ("query", "value")
           for part in ("weight", "position_logit")),
+        "exsel.adapters.exclusive.fixed_strength",
     }  # fmt: skip
 
 

@@ -18,13 +18,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 import exsel
 from exsel import ExclusiveConfig, SelectiveConfig
+from exsel.nn import Exclusive, Temperature
+from exsel.training.parameters import scalar_names
 from models.small_models import small_model
 from upgrading.upgraded_models import LEARNED, gpt2, llama, upgraded
 
@@ -80,6 +82,48 @@ def sharded(build: Callable[[], Any], reentrant: bool | None = None) -> None:
     dist.all_reduce(own_loss)
     torch.testing.assert_close(own_loss / dist.get_world_size(), loss)
     assert_same_gradients(model, expected)
+
+
+def in_bfloat16(build: Callable[[], Any], how: str) -> None:
+    """A step of 1e-3, in which every scalar moves: it is float32, as its gradient is.
+
+    FSDP2 takes parameters of one dtype in a group. A model in float32 that it casts itself has that, and so has one in
+    bfloat16 of which the scalars alone are trained; one that is trained in bfloat16 has its scalars sharded apart.
+    """
+    model = build().train()
+    scalars = scalar_names(model)
+    policy = MixedPrecisionPolicy()
+    if how == "fsdp mixed precision":
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    else:
+        model = model.bfloat16()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in scalars or "frozen" not in how)
+    if how == "ddp":
+        model = DistributedDataParallel(model)
+    else:
+        for module in model.modules():
+            if how == "fsdp apart" and isinstance(module, (Exclusive, Temperature)):
+                fully_shard(module)
+                if isinstance(module, Exclusive):
+                    register_fsdp_forward_method(module, "alpha")
+        for layer in model.model.layers:
+            fully_shard(layer, mp_policy=policy)
+        fully_shard(model, mp_policy=policy)
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    before = {name: whole(parameter.detach()).clone() for name, parameter in trained.items()}
+    optimizer = torch.optim.AdamW(trained.values(), lr=1e-3, weight_decay=0.0)
+    step(model, own_part(IDS))
+    gradients = {name: parameter.grad for name, parameter in trained.items()}
+    optimizer.step()
+    moved = {name: (whole(parameter.detach()) - before[name]).abs().max() for name, parameter in trained.items()}
+    found = {name for name in trained if name.removeprefix("module.") in scalars}
+    assert len(found) == len(scalars)
+    for name in found:
+        gradient = gradients[name]
+        assert gradient is not None, name
+        assert gradient.dtype == trained[name].dtype == torch.float32, name
+        assert 5e-4 < moved[name] < 2e-3, name
 
 
 def checkpointed_data_parallel(reentrant: bool) -> None:
@@ -160,6 +204,13 @@ def checks(folder: Path) -> dict[str, Callable[[], None]]:
         "fsdp llama checkpointed, reentrant": lambda: sharded(llama, True),
         "fsdp llama checkpointed": lambda: sharded(llama, False),
         "fsdp llama shared": lambda: sharded(lambda: llama(True, SHARED)),
+        "bfloat16 ddp": lambda: in_bfloat16(llama, "ddp"),
+        "bfloat16 fsdp mixed precision": lambda: in_bfloat16(llama, "fsdp mixed precision"),
+        "bfloat16 fsdp frozen": lambda: in_bfloat16(llama, "fsdp frozen"),
+        "bfloat16 fsdp apart": lambda: in_bfloat16(llama, "fsdp apart"),
+        "bfloat16 fsdp apart, exsel": lambda: in_bfloat16(
+            lambda: small_model(exclusive=LEARNED, selective=SelectiveConfig(key=True)), "fsdp apart"
+        ),
         "tp llama": lambda: tensor_parallel(folder / "a", llama()),
         "tp llama mlp": lambda: tensor_parallel(folder / "b", llama(LEARNED, SelectiveConfig(token="mlp", key=True))),
         "tp llama shared": lambda: tensor_parallel(folder / "c", llama(True, SHARED)),

@@ -29,10 +29,12 @@ from transformers.models.llama.modeling_llama import (
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from exsel.errors import LoadError
 from exsel.kernels.scale import scale_heads
 from exsel.models.attention import IMPLEMENTATION
 from exsel.models.configuration import ExselConfig
 from exsel.nn import Exclusive, Temperature
+from exsel.nn.attention import check_strengths
 from exsel.nn.temperature import build_temperatures
 from exsel.tensor_parallel import heads_plan
 
@@ -227,6 +229,20 @@ class ExselPreTrainedModel(PreTrainedModel):
         implementation: str = super().get_correct_attn_implementation(requested_attention, is_init_check)
         return implementation
 
+    @classmethod
+    def from_pretrained(cls, folder: Any, *args: Any, **kwargs: Any) -> Any:
+        """As ``PreTrainedModel.from_pretrained``.
+
+        Raises:
+            LoadError: weights of another strength than the configuration's.
+        """
+        with_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(folder, *args, output_loading_info=True, **kwargs)
+        if "fixed_strength" in {name.rpartition(".")[2] for name in info["missing_keys"]}:
+            raise LoadError(f"{folder} has an exclusive model's configuration, and weights that do not know of it")
+        check_strengths(model, folder)
+        return (model, info) if with_info else model
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -241,6 +257,8 @@ class ExselPreTrainedModel(PreTrainedModel):
                 initialization.constant_(module.position_logit, module.initial_position_logit)
         elif isinstance(module, Exclusive) and module.strength_logit is not None:
             initialization.zeros_(module.strength_logit)
+        elif isinstance(module, Exclusive) and module.fixed_strength is not None:
+            initialization.copy_(module.fixed_strength, module.as_text())
         elif isinstance(module, ExselModel) and module.token_log_frequency is not None:
             initialization.constant_(module.token_log_frequency, math.nan)
 

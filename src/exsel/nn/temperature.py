@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from exsel import reference
 from exsel.config import SelectiveConfig, TokenTerm
 from exsel.functional import inverse_temperature
-from exsel.nn.parallel import of_own_heads
+from exsel.nn.scalars import Scalars
 
 
-class Temperature(nn.Module):
+class Temperature(Scalars):
     """Selective self-attention's inverse temperature for the queries, keys or values of one layer.
 
         τ = τ_tok + τ_pos,    τ_tok = tanh(f(x)),    τ_pos = 1 + σ(a) log n
@@ -69,9 +69,9 @@ class Temperature(nn.Module):
         self.register_parameter("weight", None)
         self.register_parameter("position_logit", None)
         if token != "none":
-            self.weight = nn.Parameter(torch.empty(num_heads if per_head else 1, feature_dim))
+            self.weight = self.empty(num_heads if per_head else 1, feature_dim)
         if position:
-            self.position_logit = nn.Parameter(torch.empty(num_heads if position_per_head else 1))
+            self.position_logit = self.empty(num_heads if position_per_head else 1)
         self.feature_proj: nn.Linear | None = None
         if token == "mlp":
             if hidden_size is None:
@@ -110,8 +110,8 @@ class Temperature(nn.Module):
         """
         if self.position_logit is not None and position is None:
             raise ValueError("the positional term needs position: each token's 1-based place in its sequence")
-        weight = None if self.weight is None else of_own_heads(self, self.weight)
-        position_logit = None if self.position_logit is None else of_own_heads(self, self.position_logit)
+        weight = None if self.weight is None else self.of_own_heads(self.weight)
+        position_logit = None if self.position_logit is None else self.of_own_heads(self.position_logit)
         if self.token in ("shared", "mlp"):
             assert weight is not None
             features = projection

@@ -21,7 +21,7 @@ from exsel.lengths import context_of
 from exsel.models import ExselConfig, ExselForCausalLM
 from exsel.nn import Temperature
 from exsel.training.loading import load_whole, read_config
-from exsel.training.parameters import mechanism_parameters
+from exsel.training.parameters import mechanism_names
 from exsel.training.quiet import quiet_transformers
 from exsel.training.settings import BASELINE, VARIANTS, Settings
 from exsel.upgrading import upgrade
@@ -96,8 +96,7 @@ def load_source(settings: Settings) -> Any:
             plain = model
             model = ExselForCausalLM(_own_config(plain.config, settings))
             loading = model.load_state_dict(plain.state_dict(), strict=False)
-            brought = {*mechanism_parameters(model), "model.token_log_frequency"}
-            assert brought.issuperset(loading.missing_keys), loading.missing_keys
+            assert mechanism_names(model).issuperset(loading.missing_keys), loading.missing_keys
             assert not loading.unexpected_keys, loading.unexpected_keys
         else:
             _upgraded(model, settings)

@@ -27,6 +27,17 @@ def mechanism_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     }
 
 
+def mechanism_names(model: nn.Module) -> set[str]:
+    """The names of all that the mechanisms have in the state dict."""
+    names = {
+        f"{module_name}.{name}"
+        for module_name, module in model.named_modules()
+        if isinstance(module, (Exclusive, Temperature))
+        for name in module.state_dict()
+    }
+    return {*names, "model.token_log_frequency"}
+
+
 def new_parameters(model: nn.Module) -> int:
     """How many parameters the mechanisms brought."""
     return sum(parameter.numel() for parameter in mechanism_parameters(model).values())

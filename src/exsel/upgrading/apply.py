@@ -185,7 +185,7 @@ def _returning(value: bool) -> Callable[[Any], bool]:
 def build_mechanisms(
     module: nn.Module, target: Target, exclusive: ExclusiveConfig | None, selective: SelectiveConfig | None
 ) -> Mechanisms:
-    """The mechanisms of ``module``, on its device and in its dtype (float32 where its weights are quantised)."""
+    """The mechanisms of ``module``, on its device; an MLP's W' in its dtype (float32 where that is quantised)."""
     layer_index = getattr(module, "layer_idx", getattr(module, "layer_id", None))
     mechanisms = Mechanisms(
         target.geometry,
@@ -199,7 +199,8 @@ def build_mechanisms(
         has_window=_has_window(module),
     )
     device = next((parameter.device for parameter in module.parameters()), None)
-    dtype = next((parameter.dtype for parameter in module.parameters() if parameter.is_floating_point()), None)
+    dtypes = (parameter.dtype for parameter in module.parameters())
+    dtype = next((dtype for dtype in dtypes if dtype.is_floating_point and dtype.itemsize > 1), None)
     if any(parameter.is_meta for parameter in mechanisms.parameters()):
         device = None  # PEFT makes an adapter that it is about to load without memory
     mechanisms.to(device=device, dtype=dtype)

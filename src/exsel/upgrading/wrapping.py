@@ -22,6 +22,7 @@ from transformers.models.auto.auto_factory import _BaseAutoModelClass
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from exsel.errors import LoadError, UpgradeError
+from exsel.nn.attention import check_strengths
 from exsel.registration import MODEL_TYPE
 from exsel.registration.config import UpgradedConfig
 from exsel.tensor_parallel import are_heads_divided, heads_plan
@@ -119,6 +120,7 @@ class UpgradingLoader:
         lost = sorted(key for key in info["missing_keys"] if CHILD in key.split("."))
         if lost:
             raise LoadError(f"{folder} lacks {len(lost)} of its mechanisms' parameters, such as {lost[0]}")
+        check_strengths(model, folder)
         return (model, info) if with_info else model
 
 
