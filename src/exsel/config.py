@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, Self, get_args
 
 from exsel.errors import ExselError, UpgradeError
 
 TokenTerm = Literal["shared", "mlp", "frequency", "none"]
-Layers = str | int | tuple[int, ...]
+Layers = str | int | Sequence[int]
 
 _FIRST_OR_LAST = re.compile(r"(first|last):([1-9][0-9]{0,5})")
 

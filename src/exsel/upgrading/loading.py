@@ -4,9 +4,33 @@ from __future__ import annotations
 
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from exsel.errors import LoadError, require
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    class LoadedModel(PreTrainedModel):  # type: ignore[misc]
+        """What type checkers take a loaded model for. What transformers says of these methods they reject."""
+
+        def generate(self, *args: Any, **kwargs: Any) -> Any:
+            """As the class that saved the model has it, if it does."""
+
+        def to(self, *args: Any, **kwargs: Any) -> Self:
+            """As ``torch.nn.Module`` has it."""
+
+
+@overload
+def from_pretrained(
+    folder: str | PathLike[str], *, output_loading_info: Literal[False] = False, **kwargs: Any
+) -> LoadedModel: ...
+
+
+@overload
+def from_pretrained(
+    folder: str | PathLike[str], *, output_loading_info: Literal[True], **kwargs: Any
+) -> tuple[LoadedModel, dict[str, Any]]: ...
 
 
 def from_pretrained(folder: str | PathLike[str], **kwargs: Any) -> Any:
@@ -18,7 +42,8 @@ def from_pretrained(folder: str | PathLike[str], **kwargs: Any) -> Any:
             ``quantization_config``, ``distributed_config``, a value of the configuration, …
 
     Returns:
-        The model in evaluation mode, its weights read from safetensors files alone.
+        The model in evaluation mode, its weights read from safetensors files alone; with ``output_loading_info=True``
+        in a pair with which weights were missing, unexpected or of another shape.
 
     Raises:
         LoadError: a model whose class nobody here knows, whose code would have to be run from its folder, or whose
