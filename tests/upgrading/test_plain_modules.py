@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import linecache
 import math
 import types
@@ -136,6 +137,54 @@ def test_order_of_a_fused_projection_that_no_packing_has() -> None:
     plain = model(x)
     exsel.upgrade(model, exclusive=True)
     assert (model(x) - plain).abs().max() > 1e-3
+
+
+class Noisy(CausalSelfAttention):
+    """Its heads are numbers in its code, and its forward pass leaves traces in it and in the random state."""
+
+    def __init__(self, heads: int | None = None) -> None:
+        super().__init__()
+        del self.n_head
+        if heads is not None:
+            self.num_heads = heads
+        self.calls, self.seen = 0, [0]
+        self.drop = nn.Dropout(0.5)
+        self.norm = nn.BatchNorm1d(3 * E)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.seen.append(len(x))
+        packed = self.drop(self.c_attn(x)) + 0 * torch.rand(())
+        packed = packed + 0 * self.norm(packed.mT).mT
+        q, k, v = (_heads(part) for part in packed.split(self.n_embd, dim=2))
+        return self.c_proj(attend(q, k, v).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
+def test_nothing_is_changed_to_find_out_how_a_projection_is_packed() -> None:
+    layer = Noisy(H)
+    called: list[int] = []
+    layer.c_attn.register_forward_hook(lambda *_: called.append(1))
+    layer.c_attn.register_forward_pre_hook(lambda *_: called.append(1))
+    before = copy.deepcopy(layer.state_dict())
+    random, modes = torch.get_rng_state(), [module.training for module in layer.modules()]
+    answer = exsel.support(layer)
+    assert answer.layers[0].selective == "yes"  # so it was tried
+    assert torch.equal(torch.get_rng_state(), random)
+    assert (layer.calls, layer.seen, called) == (0, [0], [])
+    assert [module.training for module in layer.modules()] == modes
+    assert all(torch.equal(tensor, before[name]) for name, tensor in layer.state_dict().items())
+    exsel.upgrade(layer, selective=True)
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_the_reason_for_a_root_whose_heads_are_numbers_in_its_code() -> None:
+    layer = Noisy()
+    answer = exsel.support(layer)
+    assert [(row.index, row.name, row.exclusive) for row in answer.layers] == [(0, "", "yes")]
+    assert answer.layers[0].selective == "the heads of Noisy are not known here"
+    with pytest.raises(ValueError, match="the heads of Noisy are not known here"):
+        exsel.upgrade(layer, selective=True)
+    exsel.upgrade(layer, exclusive=True)
 
 
 def test_unknown_projections_are_exclusive_only() -> None:

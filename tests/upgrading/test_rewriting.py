@@ -9,7 +9,8 @@ from torch.nn import functional as F
 from transformers.models.llama.modeling_llama import LlamaAttention
 
 import exsel
-from exsel.upgrading.rewriting import RewritingError, rewrite
+from exsel.upgrading.rewriting import rewrite
+from exsel.upgrading.sources import RewritingError
 
 LAYOUT = {"q_proj": "query", "k_proj": "key", "v_proj": "value"}
 
@@ -46,9 +47,9 @@ class WithSuper(Halves):
 
 def test_a_method_that_attends_is_rewritten_beside_the_original() -> None:
     methods = rewrite(LlamaAttention, LAYOUT, None)
-    assert set(methods) == {"forward"}
+    assert set(methods) == {"forward", "exsel_read"}
     methods = rewrite(Halves, LAYOUT, None)
-    assert set(methods) == {"forward", "_exsel_attend"}
+    assert set(methods) == {"forward", "_exsel_attend", "exsel_read"}
     assert methods["forward"].__globals__ is Halves.forward.__globals__
     assert Halves.forward.__name__ == "forward"
 

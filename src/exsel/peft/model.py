@@ -15,7 +15,8 @@ from exsel.config import ExclusiveConfig, SelectiveConfig
 from exsel.errors import LoadError, UpgradeError
 from exsel.peft.config import AdapterConfig
 from exsel.peft.layer import AdapterLayer
-from exsel.upgrading.apply import Upgraded, build_mechanisms, insert, plan, remove, upgrade
+from exsel.upgrading.apply import build_mechanisms, insert, plan, remove, upgrade
+from exsel.upgrading.instances import Upgraded
 from exsel.upgrading.planning import Target
 from exsel.upgrading.rewriting import CHILD
 

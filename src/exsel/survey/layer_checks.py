@@ -19,8 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from exsel.nn.insertion import Mechanisms
 from exsel.nn.packing import PACKINGS, Packing
-from exsel.upgrading.apply import Upgraded
-from exsel.upgrading.planning import original_class
+from exsel.upgrading.instances import Upgraded, original_class
 from exsel.upgrading.rewriting import CACHES, CHILD
 
 #: A thousand roundings of float32, relative to the largest number of a tensor: sums in another order, through norms.

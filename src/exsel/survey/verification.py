@@ -31,7 +31,8 @@ from exsel.survey.layer_checks import (
     tensors,
 )
 from exsel.upgrading import planning
-from exsel.upgrading.apply import Upgraded, downgrade, upgrade
+from exsel.upgrading.apply import downgrade, upgrade
+from exsel.upgrading.instances import Upgraded
 from exsel.upgrading.rewriting import CHILD
 
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 import sys
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Iterable
+from typing import Any, TypeVar
 
 from torch import nn
 
 from exsel.config import ExclusiveArgument, ExclusiveConfig, SelectiveArgument, SelectiveConfig, resolve_layers
 from exsel.errors import UpgradeError
 from exsel.nn.insertion import Mechanisms
-from exsel.upgrading import instances, layouts_vision, multihead, planning, processors
-from exsel.upgrading.planning import Target, original_class
-from exsel.upgrading.rewriting import CHILD, rewrite
+from exsel.upgrading import instances, planning
+from exsel.upgrading.instances import Upgraded, original_class
+from exsel.upgrading.planning import Target
+from exsel.upgrading.rewriting import CHILD, READ
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -82,6 +82,8 @@ def downgrade(model: Model) -> Model:
     upgraded: list[Any] = [module for module in model.modules() if isinstance(module, Upgraded)]
     if not all(isinstance(module._modules[CHILD], Mechanisms) for module in upgraded):
         raise UpgradeError(f"this {type(model).__name__} has its mechanisms from a PEFT adapter: call its unload()")
+    if any(READ not in vars(type(module)) for module in upgraded):
+        raise UpgradeError(f"the upgraded modules of this {type(model).__name__} were given another class: undo that")
     if any(instances.refusal(module) for module in upgraded):
         raise UpgradeError("the forward of an upgraded module was replaced on the instance: take that back first")
     for module in upgraded:
@@ -90,22 +92,6 @@ def downgrade(model: Model) -> Model:
         if isinstance(path := module.__dict__.get("name_or_path"), str):
             module.__dict__["name_or_path"] = path.removeprefix(_UPGRADED_FROM)
     return model
-
-
-class Upgraded:
-    """What every upgraded attention module is beside what it was."""
-
-    exsel_layout: ClassVar[tuple[tuple[tuple[str, str], ...], str | None]]
-
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        # Its class has no name under which pickle could find it.
-        reduced: Any = super().__reduce_ex__(protocol)
-        return _new, (type(self).__mro__[2], *self.exsel_layout), *reduced[2:]
-
-
-def _new(cls: Any, projections: tuple[tuple[str, str], ...], output: str | None) -> Any:
-    upgraded: Any = _upgraded_class(cls, projections, output)
-    return upgraded.__new__(upgraded)
 
 
 def layers_of(config: ExclusiveConfig | SelectiveConfig | None, count: int) -> frozenset[int]:
@@ -139,7 +125,8 @@ def plan(model: nn.Module, exclusive: ExclusiveConfig | None, selective: Selecti
             if index in indices and (reason := getattr(target, name)):
                 possible = tuple(number for number, other in enumerate(found) if not getattr(other, name))
                 remedy = f"leave it out with {name.capitalize()}Config(layers={possible})" if possible else "none can"
-                raise UpgradeError(f"{target.name} (layer {index}, {target.cls}) cannot be {name}: {reason}; {remedy}")
+                where = f"{target.name or 'the model'} (layer {index}, {target.cls})"
+                raise UpgradeError(f"{where} cannot be {name}: {reason}; {remedy}")
         chosen = (
             exclusive if index in layers["exclusive"] else None,
             selective if index in layers["selective"] else None,
@@ -162,24 +149,6 @@ def plan(model: nn.Module, exclusive: ExclusiveConfig | None, selective: Selecti
         if any(chosen):
             steps.append((target, *chosen))
     return steps
-
-
-@functools.cache
-def _upgraded_class(cls: Any, projections: tuple[tuple[str, str], ...], output: str | None) -> type[Any]:
-    methods = _methods(cls, dict(projections), output)
-    switched = {name: property(_returning(value)) for name, value in layouts_vision.switches(cls).items()}
-    described = {"__module__": cls.__module__, "__doc__": cls.__doc__, "exsel_layout": (projections, output)}
-    return type(cls.__name__, (Upgraded, cls), {**described, **switched, **methods})
-
-
-def _methods(cls: Any, projections: dict[str, str], output: str | None) -> Mapping[str, Any]:
-    if issubclass(cls, nn.MultiheadAttention):
-        return multihead.METHODS
-    return processors.methods(cls) if processors.has_processor(cls) else rewrite(cls, projections, output)
-
-
-def _returning(value: bool) -> Callable[[Any], bool]:
-    return lambda _: value
 
 
 def build_mechanisms(
@@ -231,8 +200,7 @@ def upgraded_class(module: nn.Module, target: Target) -> Any:
     """The class that :func:`insert` gives ``module``."""
     projections = {} if target.layout is None else target.layout.projections
     output = None if target.layout is None else target.layout.output
-    cls: Any = type(module)
-    return _upgraded_class(cls, tuple(projections.items()), output)
+    return instances.upgraded_class(type(module), tuple(projections.items()), output)
 
 
 def insert(module: nn.Module, target: Target, child: nn.Module) -> None:
@@ -245,7 +213,7 @@ def insert(module: nn.Module, target: Target, child: nn.Module) -> None:
 
 def remove(module: nn.Module) -> None:
     """The inverse of :func:`insert`."""
-    cls: Any = original_class(module)
+    cls = original_class(module)
     del module._modules[CHILD]
     module.__class__ = cls
     instances.rebind(module)

@@ -2,14 +2,14 @@
 
 Its forward pass lies in one function of PyTorch's (and, for inference, in one kernel), into which no call can be put:
 here it is written again. ``TransformerEncoderLayer`` reads the weights and goes around it for inference where it can:
-:data:`METHODS` makes its own conditions say that it cannot.
+:func:`methods` makes its own conditions say that it cannot.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from exsel.nn.insertion import Insertion
 from exsel.nn.packing import Geometry
 from exsel.upgrading.layouts import Layout
+from exsel.upgrading.rewriting import READ
+from exsel.upgrading.sources import replacement
 
 #: The projections, by the names that :func:`forward` gives them.
 LAYOUT = Layout({"query": "query", "key": "key", "value": "value"})
@@ -37,6 +39,8 @@ def is_across(module: nn.MultiheadAttention) -> bool:
 
 def refusal(cls: type) -> str:
     """Why ``cls``, a subclass of ``nn.MultiheadAttention``, cannot be upgraded; empty where it can be."""
+    if patch := replacement(nn.MultiheadAttention, "forward"):
+        return f"the forward of nn.MultiheadAttention was replaced by {patch}: take that back first"
     if cls.forward is not nn.MultiheadAttention.forward:  # type: ignore[attr-defined]
         return f"{cls.__name__} has a forward of its own in the place of nn.MultiheadAttention's"
     return ""
@@ -91,7 +95,7 @@ def forward(
     use_causal_hint = is_causal and key_padding_mask is None and not need_weights
     padding = _as_bias(key_padding_mask, query.dtype)
     mask = None if use_causal_hint else _as_bias(attn_mask, query.dtype)
-    insertion: Insertion = self.exsel.begin(position_ids=None if padding is None else _positions(padding))
+    insertion: Insertion = self._exsel_begin(position_ids=None if padding is None else _positions(padding))
     heads = _project(self, insertion, query, query if same_value else value)
     states = _Extended(self.bias_k, self.bias_v, self.add_zero_attn)
     keys, values = heads["key"], heads["value"]
@@ -117,9 +121,18 @@ def forward(
     return insertion.end((output, weights))  # type: ignore[no-any-return]
 
 
-#: What a subclass of ``nn.MultiheadAttention`` needs. The property is what PyTorch asks first before it goes around
-#: :func:`forward` for inference; nothing else reads it there.
-METHODS: Mapping[str, Any] = {"forward": forward, "_qkv_same_embed_dim": property(lambda self: False)}
+def methods(cls: type) -> dict[str, Any]:
+    """What a subclass of ``cls``, an ``nn.MultiheadAttention``, needs, and what is there now.
+
+    The property is what PyTorch asks first before it goes around :func:`forward` for inference; nothing else reads it
+    there.
+    """
+    there: Any = cls.forward  # type: ignore[attr-defined]
+    return {
+        "forward": forward,
+        "_qkv_same_embed_dim": property(lambda self: False),
+        READ: {"forward": (there, there, there.__code__)},
+    }
 
 
 @dataclass(frozen=True)

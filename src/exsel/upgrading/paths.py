@@ -8,19 +8,12 @@ check at the end of each forward pass.
 from __future__ import annotations
 
 import ast
-import types
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import nn
 
-from exsel.upgrading.rewriting import (
-    is_attention_function,
-    is_sdpa,
-    method_of,
-    self_attribute,
-    syntax_tree,
-)
+from exsel.upgrading.rewriting import Sites, attribute_of, is_attention_function, is_sdpa
 
 
 @dataclass(frozen=True)
@@ -44,19 +37,17 @@ class Way:
         return Way(self.attention or other.attention, self.softmax or other.softmax, other.has_returned)
 
 
-def refusal(module: nn.Module, cls: type, switches: Mapping[str, bool]) -> str:
+def refusal(module: nn.Module, cls: type, sites: Sites, switches: Mapping[str, bool]) -> str:
     """Why not to upgrade ``module``, of class ``cls``, by its attention function alone; empty where there is no reason.
 
     Args:
         module: as it is.
         cls: its class.
+        sites: of its forward pass.
         switches: values that some of its attributes will have when it is upgraded.
-
-    Raises:
-        RewritingError: no source to read.
     """
     walk = _Walk(module, cls, switches)
-    found = walk.method("forward")
+    found = walk.method(sites)
     if not any(way.attention for way in found):
         chosen = ", ".join(f"{name}={value}" for name, value in walk.switches.items())
         return f"{cls.__name__} writes its attention out when {chosen}: switch to its attention function"
@@ -68,65 +59,59 @@ def refusal(module: nn.Module, cls: type, switches: Mapping[str, bool]) -> str:
 class _Walk:
     def __init__(self, module: nn.Module, cls: type, chosen: Mapping[str, bool]) -> None:
         self.module = module
-        self.chosen = chosen
         self.cls = cls
-        self.open: list[str] = []
+        self.chosen = chosen
         self.switches: dict[str, bool] = {}
 
-    def method(self, name: str) -> frozenset[Way]:
+    def method(self, sites: Sites) -> frozenset[Way]:
         """All ways through a method of the class; none of them ends its caller."""
-        if name in self.open:
-            return frozenset({Way()})
-        self.open.append(name)
-        function = method_of(self.cls, name)
-        ways = self.body(syntax_tree(function).body, function)
-        self.open.pop()
+        ways = self.body(sites.method.definition.body, sites)
         return frozenset(Way(way.attention, way.softmax) for way in ways)
 
-    def body(self, statements: Iterable[ast.stmt], function: types.FunctionType) -> frozenset[Way]:
+    def body(self, statements: Iterable[ast.stmt], sites: Sites) -> frozenset[Way]:
         ways = frozenset({Way()})
         for statement in statements:
-            after = self.statement(statement, function)
+            after = self.statement(statement, sites)
             ways = frozenset(way.then(other) for way in ways for other in after)
         return ways
 
-    def statement(self, statement: ast.stmt, function: types.FunctionType) -> frozenset[Way]:
+    def statement(self, statement: ast.stmt, sites: Sites) -> frozenset[Way]:
         match statement:
             case ast.If():
-                chosen = self.truth(statement.test)
+                chosen = self.truth(statement.test, sites)
                 ways: frozenset[Way] = frozenset()
                 if chosen is not False:
-                    ways |= self.body(statement.body, function)
+                    ways |= self.body(statement.body, sites)
                 if chosen is not True:
-                    ways |= self.body(statement.orelse, function)
-                tested = self.expressions([statement.test], function)
+                    ways |= self.body(statement.orelse, sites)
+                tested = self.expressions([statement.test], sites)
                 return frozenset(first.then(second) for first in tested for second in ways)
             case ast.For() | ast.While():
-                once = self.body(statement.body, function)
+                once = self.body(statement.body, sites)
                 often = once | frozenset(first.then(second) for first in once for second in once)
                 return often | {Way()}
             case ast.With():
-                return self.body(statement.body, function)
+                return self.body(statement.body, sites)
             case ast.Try():
                 parts = [statement.body, *(handler.body for handler in statement.handlers), statement.orelse]
-                return self.body([inner for part in parts for inner in part], function)
+                return self.body([inner for part in parts for inner in part], sites)
             case ast.Raise():
                 return frozenset()
             case ast.FunctionDef():
                 return frozenset({Way()})
             case _:
                 returns = isinstance(statement, ast.Return)
-                ways = self.expressions([statement], function)
+                ways = self.expressions([statement], sites)
                 return frozenset(Way(way.attention, way.softmax, returns) for way in ways)
 
-    def expressions(self, nodes: Iterable[ast.AST], function: types.FunctionType) -> frozenset[Way]:
+    def expressions(self, nodes: Iterable[ast.AST], sites: Sites) -> frozenset[Way]:
         ways = frozenset({Way()})
         for call in (node for root in nodes for node in ast.walk(root) if isinstance(node, ast.Call)):
-            called = self_attribute(call.func)
-            if is_sdpa(call, function) or is_attention_function(call):
+            called = attribute_of(call.func, sites.method.receiver)
+            if is_sdpa(call, sites.method) or is_attention_function(call, sites.method.receiver):
                 after = frozenset({Way(attention=True)})
-            elif called is not None and isinstance(getattr(self.cls, called, None), types.FunctionType):
-                after = self.method(called)
+            elif called in sites.methods:
+                after = self.method(sites.methods[called])
             elif "softmax" in ast.unparse(call.func):
                 after = frozenset({Way(softmax=True)})
             else:
@@ -134,9 +119,9 @@ class _Walk:
             ways = frozenset(way.then(other) for way in ways for other in after)
         return ways
 
-    def truth(self, test: ast.expr) -> bool | None:
+    def truth(self, test: ast.expr, sites: Sites) -> bool | None:
         """Whether a test holds for this module, as far as its own attributes tell."""
-        name = self_attribute(test)
+        name = attribute_of(test, sites.method.receiver)
         if name is not None:
             value = self.chosen.get(name, self.module.__dict__.get(name, getattr(self.cls, name, None)))
             if not isinstance(value, bool):
@@ -144,11 +129,11 @@ class _Walk:
             self.switches[name] = value
             return value
         if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
-            inner = self.truth(test.operand)
+            inner = self.truth(test.operand, sites)
             return None if inner is None else not inner
         if isinstance(test, ast.BoolOp):
             decides = isinstance(test.op, ast.Or)
-            parts = [self.truth(part) for part in test.values]
+            parts = [self.truth(part, sites) for part in test.values]
             if decides in parts:
                 return decides
             return None if None in parts else not decides

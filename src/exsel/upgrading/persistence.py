@@ -15,7 +15,8 @@ from torch import nn
 from exsel.config import ExclusiveConfig, SelectiveConfig
 from exsel.errors import LoadError, UpgradeError
 from exsel.nn.insertion import Mechanisms
-from exsel.upgrading.apply import Step, Upgraded, insert_all
+from exsel.upgrading.apply import Step, insert_all
+from exsel.upgrading.instances import Upgraded, check_whole
 from exsel.upgrading.planning import targets
 from exsel.upgrading.rewriting import CHILD
 
@@ -47,6 +48,7 @@ def describe(model: nn.Module) -> Description | None:
     """
     from exsel import __version__
 
+    check_whole(model)
     alike: dict[tuple[ExclusiveConfig | None, SelectiveConfig | None], list[str]] = {}
     for name, module in model.named_modules():
         if not isinstance(module, Upgraded):

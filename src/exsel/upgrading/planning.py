@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,10 @@ from torch import nn
 
 from exsel.nn.packing import PACKINGS, Geometry
 from exsel.upgrading import instances, layouts, layouts_vision, multihead, paths, processors, trial
+from exsel.upgrading.instances import original_class
 from exsel.upgrading.layouts import Layout
-from exsel.upgrading.rewriting import CHILD, RewritingError, Sites, find_sites
+from exsel.upgrading.rewriting import Sites, find_sites
+from exsel.upgrading.sources import RewritingError, may_attend, replacement
 
 _CROSS = re.compile(
     r"cross|encoder_attn|encdec|enc_dec|encoder_decoder|x_attn|token_to_image|image_to_token|perceiverattention",
@@ -36,6 +38,8 @@ class Target:
         layout: where its projections are, if that is known.
         geometry: its heads, if they are known.
         hidden_size: the width of its input, if that is known.
+        by_name: whether its class's name alone says that it is attention: it may be a module around one.
+        methods: those of the class that an upgrade rewrites.
     """
 
     name: str
@@ -46,24 +50,27 @@ class Target:
     layout: Layout | None = None
     geometry: Geometry | None = None
     hidden_size: int = 0
+    by_name: bool = False
+    methods: tuple[str, ...] = ("forward",)
 
 
 def targets(model: nn.Module) -> list[Target]:
     """Every attention module of ``model``, in its order."""
     modules = dict(model.named_modules())
+    sites = functools.cache(_sites)  # for this time: a class may be patched before the next
     found = [
         target
         for name, module in modules.items()
-        if (target := _target(name, module, modules.get(name.rpartition(".")[0]))) is not None
+        if (target := _target(name, module, modules.get(name.rpartition(".")[0]), sites)) is not None
     ]
     wrappers = {
         ".".join(target.name.split(".")[:length])
         for target in found
-        if not target.left_alone
+        if not target.left_alone and target.name
         for length in range(target.name.count(".") + 1)
     }
     # A wrapper around attention modules, like BertAttention or a whole model, is not one itself.
-    kept = [target for target in found if not (target.name in wrappers and target.layout is None)]
+    kept = [target for target in found if not (target.name in wrappers and target.by_name)]
     return [_as_instance(target, modules[target.name]) for target in kept]
 
 
@@ -88,11 +95,13 @@ def own_layers(model: nn.Module) -> list[Target]:
 
 
 def _as_instance(target: Target, module: nn.Module) -> Target:
-    reason = "" if target.left_alone or target.exclusive else instances.refusal(module)
+    reason = "" if target.left_alone or target.exclusive else instances.refusal(module, target.methods)
     return Target(target.name, target.cls, reason, reason) if reason else target
 
 
-def _target(name: str, module: nn.Module, parent: nn.Module | None) -> Target | None:
+def _target(
+    name: str, module: nn.Module, parent: nn.Module | None, sites_of: Callable[[type], Sites | RewritingError]
+) -> Target | None:
     cls: Any = original_class(module)
     if isinstance(module, nn.MultiheadAttention):
         return _multihead_target(name, module, cls, parent)
@@ -101,14 +110,15 @@ def _target(name: str, module: nn.Module, parent: nn.Module | None) -> Target | 
     if cls.__module__.startswith(("torch.", "exsel.")) or isinstance(module, (nn.ModuleList, nn.ModuleDict)):
         return None
     known = _known_layout(module, cls)
-    sites = _sites(cls)
-    calls_function = isinstance(sites, Sites) and sites.all_attention() > 0
+    sites = sites_of(cls)
+    calls_function = sites.all_attention() > 0 if isinstance(sites, Sites) else may_attend(cls)
     is_attention = _ATTENTION.search(cls.__name__) and any(True for _ in module.parameters())
     if known is None and not calls_function and not is_attention:
         return None
+    by_name = known is None and not calls_function
 
     def refused(reason: str) -> Target:
-        return Target(name, cls.__name__, reason, reason)
+        return Target(name, cls.__name__, reason, reason, by_name=by_name)
 
     if layouts.key(cls) in layouts.REFUSED_CLASSES:
         return refused(layouts.REFUSED_CLASSES[layouts.key(cls)])
@@ -129,20 +139,26 @@ def _target(name: str, module: nn.Module, parent: nn.Module | None) -> Target | 
     if isinstance(sites, RewritingError):
         return refused(f"{cls.__name__} {sites}")
     assert isinstance(sites, Sites)
-    if known is None and not calls_function:
+    writes_out = known is not None and known.output is not None
+    if (patch := replacement(cls, "forward")) and (writes_out or not calls_function):
+        return refused(f"its forward was replaced by {patch}, which calls no attention function: take that back first")
+    if not writes_out and not calls_function:
         return refused(f"{cls.__name__} calls no attention function")
-    if (known is None or known.output is None) and (reason := paths.refusal(module, cls, layouts_vision.switches(cls))):
+    if not writes_out and (reason := paths.refusal(module, cls, sites, layouts_vision.switches(cls))):
         return refused(reason)
+    methods = ("forward", *sites.names())
     layout = known or _layout(module)
     if layout is None:
-        return Target(name, cls.__name__, selective=f"the projections of {cls.__name__} are not known here")
+        reason = f"the projections of {cls.__name__} are not known here"
+        return Target(name, cls.__name__, selective=reason, methods=methods)
     geometry = _geometry(module, layout)
     if geometry is None:
-        return Target(name, cls.__name__, selective=f"the heads of {cls.__name__} are not known here")
+        reason = f"the heads of {cls.__name__} are not known here"
+        return Target(name, cls.__name__, selective=reason, methods=methods)
     tried = layout if known is not None else _tried(module, cls, layout)
     if tried is None:
         reason = f"in which order {cls.__name__} packs its fused projection could not be found by trying it"
-        return Target(name, cls.__name__, selective=reason)
+        return Target(name, cls.__name__, selective=reason, methods=methods)
     layout = tried
     return Target(
         name,
@@ -151,6 +167,7 @@ def _target(name: str, module: nn.Module, parent: nn.Module | None) -> Target | 
         layout=layout,
         geometry=geometry,
         hidden_size=_width(module, layout),
+        methods=methods,
     )
 
 
@@ -189,13 +206,6 @@ def _is_true(module: nn.Module, attribute: str) -> bool:
     return getattr(module, attribute, None) is True
 
 
-def original_class(module: nn.Module) -> type[nn.Module]:
-    """The class of a module, or the one that it had before its upgrade."""
-    cls = type(module)
-    return cls.__mro__[2] if CHILD in module._modules else cls
-
-
-@functools.cache
 def _sites(cls: type) -> Sites | RewritingError:
     try:
         return find_sites(cls)

@@ -8,9 +8,7 @@ later keeps the mechanisms, or is refused when it is called.
 from __future__ import annotations
 
 import ast
-import copy
 import functools
-import types
 from collections.abc import Callable
 from typing import Any
 
@@ -18,16 +16,8 @@ from torch import nn
 
 from exsel.nn.packing import Geometry
 from exsel.upgrading.layouts import Layout
-from exsel.upgrading.rewriting import (
-    CHILD,
-    INSERTION,
-    RewritingError,
-    compiled,
-    is_sdpa,
-    method_of,
-    self_attribute,
-    syntax_tree,
-)
+from exsel.upgrading.rewriting import READ, attribute_of, begin, is_sdpa, through
+from exsel.upgrading.sources import Method, RewritingError, described, read, replacement
 
 LAYOUT = Layout({"to_q": "query", "to_k": "key", "to_v": "value"})
 
@@ -44,18 +34,28 @@ JOINT = frozenset(
 
 _DISPATCH = "dispatch_attention_fn"
 _CONTEXT = "encoder_hidden_states"
+#: The upgraded layer's method that calls its processor.
+_PROCESS = "_exsel_process"
 
 
-@functools.cache
 def has_processor(cls: type) -> bool:
     """Whether ``cls`` is an attention class of diffusers that hands its forward pass to a processor."""
     if not cls.__module__.startswith("diffusers."):
         return False
     try:
-        rewritten(cls, "forward")
+        method = read(cls, "forward")
     except RewritingError:
         return False
-    return True
+    return any(_calls_processor(node, method.receiver) for node in ast.walk(method.definition))
+
+
+def _calls_processor(node: ast.AST, receiver: str) -> bool:
+    return isinstance(node, ast.Call) and attribute_of(node.func, receiver) == "processor"
+
+
+def is_joint(cls: type) -> bool:
+    """Whether processors of class ``cls`` attend from text and image together; see :data:`JOINT`."""
+    return cls.__name__ in JOINT and not replacement(cls, "__call__")
 
 
 def is_across(module: nn.Module) -> bool:
@@ -79,11 +79,11 @@ def refusals(module: nn.Module, cls: type) -> tuple[str, str]:
     name = type(processor).__name__
     try:
         sites = _Sites.of(type(processor))
-        through(processor)
+        through_insertion(processor)
     except RewritingError as error:
         return f"its processor {error}", f"its processor {error}"
     has_added = getattr(module, "add_k_proj", None) is not None
-    if has_added and name not in JOINT:
+    if has_added and not is_joint(type(processor)):
         reason = f"{name} adds keys and values of other tokens to its own"
         return reason, reason
     if has_added:
@@ -95,15 +95,16 @@ def refusals(module: nn.Module, cls: type) -> tuple[str, str]:
 
 
 def methods(cls: type) -> dict[str, Any]:
-    """What a subclass of the attention layer's class ``cls`` needs."""
-    return {"forward": rewritten(cls, "forward"), "_exsel_process": _process}
+    """What a subclass of the attention layer's class ``cls`` needs, and what is there now."""
+    method = read(cls, "forward")
+    return {"forward": method.rewritten(_Layer(method).visit), _PROCESS: _process, READ: {"forward": method.as_read}}
 
 
 def _process(self: Any, *args: Any, **kwargs: Any) -> Any:
     """In place of ``self.processor(…)``."""
     processor = self.processor
     try:
-        function = through(processor)
+        function = through_insertion(processor)
     except RewritingError as error:
         raise RuntimeError(
             f"this layer is upgraded, and the processor that was set since {error}: its mechanisms would be lost. "
@@ -112,39 +113,52 @@ def _process(self: Any, *args: Any, **kwargs: Any) -> Any:
     return function(processor, *args, **kwargs)
 
 
-#: By processor class, its ``__call__`` with an insertion in it. A plain dictionary: compilers see through it.
-_THROUGH: dict[type, Callable[..., Any]] = {}
+#: By a processor's class, its ``__call__`` and the same with an insertion in it. A plain dictionary: compilers see
+#: through it.
+_THROUGH: dict[type, tuple[Callable[..., Any], Callable[..., Any]]] = {}
 
 
-def through(processor: Any) -> Callable[..., Any]:
+def through_insertion(processor: Any) -> Callable[..., Any]:
     """``processor``'s ``__call__``, its arguments after itself, with an insertion in it.
 
     Raises:
-        RewritingError: a processor that does not call one attention function once.
+        RewritingError: a processor that does not call one attention function once, or that calls something else than
+            its class's.
     """
     cls = type(processor)
-    if cls not in _THROUGH:
-        _THROUGH[cls] = rewritten(cls, "__call__")
-    return _THROUGH[cls]
+    if isinstance(processor, nn.Module):
+        if "forward" in vars(processor):
+            raise RewritingError(f"{cls.__name__} has its forward replaced by {described(processor.forward)}")
+        function = cls.forward
+    else:
+        function = cls.__call__
+    if cls not in _THROUGH or _THROUGH[cls][0] is not function:
+        sites = _Sites.of(cls)
+        rewrite = functools.partial(_rewrite, sites, is_joint(cls))
+        _THROUGH[cls] = function, sites.method.rewritten(rewrite)
+    return _THROUGH[cls][1]
 
 
 class _Sites(ast.NodeVisitor):
     """What a processor calls."""
 
-    def __init__(self, function: types.FunctionType, receiver: str) -> None:
-        self.function = function
-        self.receiver = receiver
+    def __init__(self, method: Method) -> None:
+        self.method = method
+        self.receiver = method.parameters[1]
         self.attention = 0
         self.projections: set[str] = set()
 
     @classmethod
     def of(cls, processor: type) -> _Sites:
-        function = _call_of(processor)
-        definition = syntax_tree(function)
-        if len(definition.args.args) < 2:
+        # A processor that is a module of its own has its call in forward.
+        try:
+            method = read(processor, "forward" if issubclass(processor, nn.Module) else "__call__")
+        except RewritingError as error:
+            raise RewritingError(f"{processor.__name__} {error}") from error
+        if len(method.parameters) < 2:
             raise RewritingError(f"{processor.__name__} does not take the layer first")
-        sites = cls(function, definition.args.args[1].arg)
-        sites.visit(definition)
+        sites = cls(method)
+        sites.visit(method.definition)
         if sites.attention != 1:
             raise RewritingError(
                 f"{processor.__name__} calls an attention function {sites.attention} times, not once: "
@@ -154,92 +168,56 @@ class _Sites(ast.NodeVisitor):
 
     def visit_Call(self, node: ast.Call) -> None:
         self.generic_visit(node)
-        if is_sdpa(node, self.function) or _is_dispatch(node):
+        if is_sdpa(node, self.method) or _is_dispatch(node):
             self.attention += 1
-        elif (name := _attribute_of(node.func, self.receiver)) is not None:
+        elif (name := attribute_of(node.func, self.receiver)) is not None:
             self.projections.add(name)
-
-
-def _call_of(cls: type) -> types.FunctionType:
-    # A processor that is a module of its own has its call in forward.
-    return method_of(cls, "forward" if issubclass(cls, nn.Module) else "__call__")
 
 
 def _is_dispatch(call: ast.Call) -> bool:
     return isinstance(call.func, ast.Name) and call.func.id == _DISPATCH
 
 
-def _attribute_of(node: ast.expr, receiver: str) -> str | None:
-    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == receiver:
-        return node.attr
-    return None
-
-
 class _Layer(ast.NodeTransformer):
     """``self.processor(…)`` → ``self._exsel_process(…)``."""
 
-    def __init__(self) -> None:
-        self.places = 0
+    def __init__(self, method: Method) -> None:
+        self.receiver = method.receiver
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         self.generic_visit(node)
-        if self_attribute(node.func) == "processor":
+        if _calls_processor(node, self.receiver):
             assert isinstance(node.func, ast.Attribute)
-            node.func.attr = "_exsel_process"
-            self.places += 1
+            node.func.attr = _PROCESS
         return node
 
 
 class _Processor(ast.NodeTransformer):
     """The calls of projections and of the attention function through an insertion."""
 
-    def __init__(self, function: types.FunctionType, receiver: str) -> None:
-        self.function = function
-        self.receiver = receiver
-
-    def _insertion(
-        self, node: ast.AST, method: str, arguments: list[ast.expr], keywords: list[ast.keyword]
-    ) -> ast.Call:
-        function = ast.Attribute(ast.Name(INSERTION, ast.Load()), method, ast.Load())
-        return ast.copy_location(ast.Call(function, arguments, keywords), node)
+    def __init__(self, sites: _Sites) -> None:
+        self.sites = sites
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         self.generic_visit(node)
-        name = _attribute_of(node.func, self.receiver)
-        if is_sdpa(node, self.function):
-            return self._insertion(node, "sdpa", [node.func, *node.args], node.keywords)
-        if _is_dispatch(node):
-            return self._insertion(node, "sdpa_tokens_first", [node.func, *node.args], node.keywords)
-        if name in LAYOUT.projections:
-            return self._insertion(node, "project", [ast.Constant(name), node.func, *node.args], node.keywords)
-        return node
+        name = attribute_of(node.func, self.sites.receiver)
+        if is_sdpa(node, self.sites.method):
+            call = through("sdpa", node.func, *node.args, keywords=node.keywords)
+        elif _is_dispatch(node):
+            call = through("sdpa_tokens_first", node.func, *node.args, keywords=node.keywords)
+        elif name in LAYOUT.projections:
+            call = through("project", ast.Constant(name), node.func, *node.args, keywords=node.keywords)
+        else:
+            return node
+        return ast.copy_location(call, node)
 
     def visit_Return(self, node: ast.Return) -> ast.AST:
         self.generic_visit(node)
         value = node.value if node.value is not None else ast.Constant(None)
-        return ast.copy_location(ast.Return(self._insertion(node, "end", [value], [])), node)
+        return ast.copy_location(ast.Return(through("end", value)), node)
 
 
-def rewritten(cls: type, name: str) -> Callable[..., Any]:
-    """The layer's ``forward`` or the processor's ``__call__`` of ``cls``, rewritten.
-
-    Raises:
-        RewritingError: no source, or no place for a call.
-    """
-    if name == "forward":
-        function = method_of(cls, name)
-        layer = _Layer()
-        definition = layer.visit(copy.deepcopy(syntax_tree(function)))
-        if not layer.places:
-            raise RewritingError(f"is not called by {cls.__name__}")
-        return compiled(definition, function, definition.name)  # type: ignore[no-any-return]
-    sites = _Sites.of(cls)
-    function, receiver = sites.function, sites.receiver
-    definition = _Processor(function, receiver).visit(copy.deepcopy(syntax_tree(function)))
-    names = {argument.arg for argument in definition.args.args}
-    context = f"context={_CONTEXT}" if _CONTEXT in names and cls.__name__ not in JOINT else ""
-    begin = ast.parse(f"{INSERTION} = {receiver}.{CHILD}.begin({context})").body[0]
-    for node in ast.walk(begin):
-        ast.copy_location(node, definition)
-    definition.body.insert(0, begin)
-    return compiled(definition, function, definition.name)  # type: ignore[no-any-return]
+def _rewrite(sites: _Sites, is_joint: bool, definition: ast.FunctionDef) -> None:
+    _Processor(sites).visit(definition)
+    is_across = _CONTEXT in sites.method.parameters and not is_joint
+    begin(definition, sites.receiver, [f"context={_CONTEXT}"] if is_across else [])

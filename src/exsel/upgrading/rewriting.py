@@ -8,21 +8,25 @@ gates, caches and whichever attention function is chosen keep their places, and 
 from __future__ import annotations
 
 import ast
-import copy
 import functools
 import inspect
 import re
-import textwrap
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch.nn.functional as F
 
-#: The local variable that holds the insertion, and the child module that holds the parameters.
+from exsel.upgrading.sources import Method, RewritingError, may_attend, read
+
+#: The local variable that holds the insertion; the child module that holds the parameters; the method of an upgraded
+#: layer that begins an insertion.
 INSERTION = "_exsel"
 CHILD = "exsel"
+BEGIN = "_exsel_begin"
+#: Among an upgraded class's attributes: what the original class had, by name, when it was rewritten.
+READ = "exsel_read"
 
 #: Names of a cache among the parameters of attention modules.
 CACHES = ("past_key_values", "past_key_value", "layer_past", "cache")
@@ -32,14 +36,11 @@ _CONTEXTS = ("key_value_states", "encoder_hidden_states", "context", "memory")
 _QUERIES_AND_KEYS = (("query", "key"), ("queries", "keys"), ("q", "k"))
 
 
-class RewritingError(ValueError):
-    """Why a class's forward pass cannot be rewritten, in words that follow its name."""
-
-
 @dataclass
 class Sites:
     """What a method calls: the places found in it, and the methods of the class in which others lie."""
 
+    method: Method
     attention: int = 0
     projections: set[str] = field(default_factory=set)
     methods: dict[str, Sites] = field(default_factory=dict)
@@ -48,58 +49,39 @@ class Sites:
         """Over this method and those it calls."""
         return self.attention + sum(sites.all_attention() for sites in self.methods.values())
 
+    def names(self) -> set[str]:
+        """Of the methods in which others lie, and of those in these."""
+        return set(self.methods).union(*(sites.names() for sites in self.methods.values()))
+
     def all_projections(self) -> set[str]:
         """Over this method and those it calls."""
         return self.projections.union(*(sites.all_projections() for sites in self.methods.values()))
 
 
-@functools.cache
-def syntax_tree(function: Callable[..., Any]) -> ast.FunctionDef:
-    """The source of a method, parsed, with the lines that it has in its file."""
-    try:
-        lines, first = inspect.getsourcelines(function)
-        tree = ast.parse(textwrap.dedent("".join(lines)))
-    except (OSError, TypeError, SyntaxError) as error:
-        raise RewritingError("has no Python source to read") from error
-    ast.increment_lineno(tree, first - 1)
-    definition = tree.body[0]
-    if not isinstance(definition, ast.FunctionDef):
-        raise RewritingError("has a forward that is not a plain method")
-    return definition
-
-
-def method_of(cls: type, name: str) -> types.FunctionType:
-    """The plain function that is method ``name`` of ``cls``."""
-    function = inspect.unwrap(getattr(cls, name))
-    if not isinstance(function, types.FunctionType):
-        raise RewritingError(f"has a {name} that is not a plain method")
-    return function
-
-
-def self_attribute(node: ast.expr) -> str | None:
-    """``name`` of the expression ``self.name``."""
-    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self":
+def attribute_of(node: ast.expr, receiver: str) -> str | None:
+    """``name`` of the expression ``receiver.name``."""
+    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == receiver:
         return node.attr
     return None
 
 
-def is_sdpa(call: ast.Call, function: types.FunctionType) -> bool:
-    """Whether ``call``, in ``function``, is one of PyTorch's attention, under whatever name it was imported."""
-    found = _named_value(call.func, function)
+def is_sdpa(call: ast.Call, method: Method) -> bool:
+    """Whether ``call``, in ``method``, is one of PyTorch's attention, under whatever name it was imported."""
+    found = _named_value(call.func, method.function)
     if found is not None:
         return found is F.scaled_dot_product_attention
     path = ast.unparse(call.func)  # imported in the function itself
-    return path.endswith("scaled_dot_product_attention") and not path.startswith("self.")
+    return path.endswith("scaled_dot_product_attention") and not path.startswith(f"{method.receiver}.")
 
 
-def _linear_of(call: ast.Call, function: types.FunctionType) -> str | None:
+def _linear_of(call: ast.Call, method: Method) -> str | None:
     """``name`` of ``F.linear(x, self.name.weight, …)``: a projection that the layer does itself."""
-    if _named_value(call.func, function) is not F.linear:
+    if _named_value(call.func, method.function) is not F.linear:
         return None
     weights = [*call.args[1:2], *(keyword.value for keyword in call.keywords if keyword.arg == "weight")]
     for weight in weights:
         if isinstance(weight, ast.Attribute) and weight.attr == "weight":
-            return self_attribute(weight.value)
+            return attribute_of(weight.value, method.receiver)
     return None
 
 
@@ -109,17 +91,20 @@ def _named_value(expression: ast.expr, function: types.FunctionType) -> Any:
         return getattr(_named_value(expression.value, function), expression.attr, None)
     if not isinstance(expression, ast.Name):
         return None
-    cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+    code = function.__code__
+    if expression.id in (*code.co_varnames, *code.co_cellvars):
+        return None
+    cells = dict(zip(code.co_freevars, function.__closure__ or (), strict=True))
     if expression.id in cells:
         return cells[expression.id].cell_contents
     return function.__globals__.get(expression.id)
 
 
-def is_attention_function(call: ast.Call) -> bool:
+def is_attention_function(call: ast.Call, receiver: str) -> bool:
     """``attention_interface(self, query, key, value, …)``: transformers' convention."""
     if not re.search("attention|attn", ast.unparse(call.func)):
         return False
-    if not call.args or not (isinstance(call.args[0], ast.Name) and call.args[0].id == "self"):
+    if not call.args or not (isinstance(call.args[0], ast.Name) and call.args[0].id == receiver):
         return False
     if any(isinstance(argument, ast.Starred) for argument in call.args[:4]):
         return False
@@ -134,24 +119,29 @@ def find_sites(cls: type, name: str = "forward", seen: frozenset[str] = frozense
     """The places in method ``name`` of ``cls``, and in the methods that it calls on itself.
 
     Raises:
-        RewritingError: no source to read.
+        RewritingError: no source to read, or a wrapper that is not known.
     """
-    sites = Sites()
-    function = method_of(cls, name)
-    for node in ast.walk(syntax_tree(function)):
+    method = read(cls, name)
+    sites = Sites(method)
+    for node in ast.walk(method.definition):
         if not isinstance(node, ast.Call):
             continue
-        called = self_attribute(node.func)
-        if is_sdpa(node, function) or is_attention_function(node):
+        called = attribute_of(node.func, method.receiver)
+        if is_sdpa(node, method) or is_attention_function(node, method.receiver):
             sites.attention += 1
         elif called is not None:
             if called not in seen | {name} and isinstance(
                 inspect.getattr_static(cls, called, None), types.FunctionType
             ):
-                sites.methods[called] = find_sites(cls, called, seen | {name})
+                try:
+                    sites.methods[called] = find_sites(cls, called, seen | {name})
+                except RewritingError:
+                    # As it is, it stays: what lies in it is not seen, but it is no attention.
+                    if may_attend(cls, called):
+                        raise
             else:
                 sites.projections.add(called)
-        elif (name_of_linear := _linear_of(node, function)) is not None:
+        elif (name_of_linear := _linear_of(node, method)) is not None:
             sites.projections.add(name_of_linear)
     return sites
 
@@ -159,44 +149,41 @@ def find_sites(cls: type, name: str = "forward", seen: frozenset[str] = frozense
 class _Rewriter(ast.NodeTransformer):
     def __init__(
         self,
-        function: types.FunctionType,
+        method: Method,
         projections: Mapping[str, str],
         output: str | None,
         methods: Mapping[str, Sites],
     ):
-        self.function = function
+        self.method = method
         self.projections = projections
         self.output = output
         self.methods = methods
         self.depth = 0
         self.wraps_returns = False
 
-    def _insertion(self, method: str, *arguments: ast.expr, keywords: list[ast.keyword]) -> ast.Call:
-        function = ast.Attribute(ast.Name(INSERTION, ast.Load()), method, ast.Load())
-        return ast.Call(function, list(arguments), keywords)
-
     def visit_Call(self, node: ast.Call) -> ast.AST:
         self.generic_visit(node)
-        called = self_attribute(node.func)
+        called = attribute_of(node.func, self.method.receiver)
         calls_function = self.output is None
-        if calls_function and is_sdpa(node, self.function):
-            call = self._insertion("sdpa", node.func, *node.args, keywords=node.keywords)
-        elif calls_function and is_attention_function(node):
-            call = self._insertion("attend", node.func, *node.args, keywords=node.keywords)
+        if calls_function and is_sdpa(node, self.method):
+            call = through("sdpa", node.func, *node.args, keywords=node.keywords)
+        elif calls_function and is_attention_function(node, self.method.receiver):
+            call = through("attend", node.func, *node.args, keywords=node.keywords)
         elif calls_function and _is_cache_update(node):
             assert isinstance(node.func, ast.Attribute)
-            call = self._insertion("update", node.func.value, *node.args, keywords=node.keywords)
-        elif (name := _linear_of(node, self.function)) in self.projections:
+            call = through("update", node.func.value, *node.args, keywords=node.keywords)
+        elif (name := _linear_of(node, self.method)) in self.projections:
             source = [*node.args[:1], *(keyword.value for keyword in node.keywords if keyword.arg == "input")]
             rest = [keyword for keyword in node.keywords if keyword.arg != "input"]
-            call = self._insertion("project", ast.Constant(name), node.func, *source, *node.args[1:], keywords=rest)
+            call = through("project", ast.Constant(name), node.func, *source, *node.args[1:], keywords=rest)
         elif called in self.projections:
-            call = self._insertion("project", ast.Constant(called), node.func, *node.args, keywords=node.keywords)
+            call = through("project", ast.Constant(called), node.func, *node.args, keywords=node.keywords)
         elif called is not None and called == self.output:
-            mixed = self._insertion("mixed", node.args[0], keywords=[])
+            mixed = through("mixed", node.args[0])
             call = ast.Call(node.func, [mixed, *node.args[1:]], node.keywords)
         elif called in self.methods:
-            function = ast.Attribute(ast.Name("self", ast.Load()), rewritten_name(str(called)), ast.Load())
+            receiver = ast.Name(self.method.receiver, ast.Load())
+            function = ast.Attribute(receiver, rewritten_name(str(called)), ast.Load())
             call = ast.Call(function, [ast.Name(INSERTION, ast.Load()), *node.args], node.keywords)
         else:
             return node
@@ -216,7 +203,14 @@ class _Rewriter(ast.NodeTransformer):
         if self.depth > 1 or not self.wraps_returns:
             return node
         value = node.value if node.value is not None else ast.Constant(None)
-        return ast.copy_location(ast.Return(self._insertion("end", value, keywords=[])), node)
+        end = "end_mixed" if self.output == "" else "end"  # it returns what it mixed
+        return ast.copy_location(ast.Return(through(end, value)), node)
+
+
+def through(method: str, *arguments: ast.expr, keywords: list[ast.keyword] | None = None) -> ast.Call:
+    """The call ``_exsel.method(…)``."""
+    function = ast.Attribute(ast.Name(INSERTION, ast.Load()), method, ast.Load())
+    return ast.Call(function, list(arguments), keywords or [])
 
 
 def rewritten_name(method: str) -> str:
@@ -236,7 +230,7 @@ def _with_sites(sites: Sites, projections: Mapping[str, str], output: str | None
 
 
 def rewrite(cls: type, projections: Mapping[str, str], output: str | None) -> dict[str, Any]:
-    """The methods of ``cls`` through an insertion, by name: what a subclass of it needs.
+    """The methods of ``cls`` through an insertion, by name, and what they were: what a subclass of it needs.
 
     Args:
         cls: an attention module's class.
@@ -246,95 +240,60 @@ def rewrite(cls: type, projections: Mapping[str, str], output: str | None) -> di
             function.
 
     Raises:
-        RewritingError: no source to read.
+        RewritingError: no source to read, or a wrapper that is not known.
     """
     sites = find_sites(cls)
     inner = _with_sites(sites, projections, output)
-    methods = {}
-    for name in ("forward", *inner):
-        function = method_of(cls, name)
-        tree = copy.deepcopy(syntax_tree(function))
-        rewriter = _Rewriter(function, projections, output, inner)
-        rewriter.wraps_returns = name == "forward"
-        definition = rewriter.visit(tree)
-        assert isinstance(definition, ast.FunctionDef)
+    found = {name: other.method for name, other in {"forward": sites, **inner}.items()}
+    methods: dict[str, Any] = {}
+    for name, method in found.items():
+        rewriter = _Rewriter(method, projections, output, inner)
         if name == "forward":
-            if output == "":
-                _returns_mixed(definition)
-            definition.body.insert(0 if ast.get_docstring(definition) is None else 1, _begin(definition, function))
-            target = "forward"
+            methods[name] = method.rewritten(functools.partial(_rewrite_forward, rewriter))
         else:
-            definition.name = target = rewritten_name(name)
-            definition.args.args.insert(1, ast.arg(INSERTION))
-        methods[target] = compiled(definition, function, target)
-    return methods
+            methods[rewritten_name(name)] = method.rewritten(functools.partial(_rewrite_inner, rewriter))
+    return {**methods, READ: {name: method.as_read for name, method in found.items()}}
 
 
-def _without_annotations(definition: ast.FunctionDef) -> None:
-    """They are evaluated when a function is made, and say nothing to its forward pass."""
-    definition.returns = None
-    arguments = definition.args
-    for argument in (
-        *arguments.posonlyargs,
-        *arguments.args,
-        *arguments.kwonlyargs,
-        *filter(None, (arguments.vararg, arguments.kwarg)),
-    ):
-        argument.annotation = None
+def _rewrite_forward(rewriter: _Rewriter, definition: ast.FunctionDef) -> None:
+    rewriter.wraps_returns = True
+    rewriter.visit(definition)
+    begin(definition, rewriter.method.receiver, _call_of_begin(rewriter.method))
 
 
-def _returns_mixed(definition: ast.FunctionDef) -> None:
-    """``end(x)`` → ``end(mixed(x))`` and ``end((x, …))`` → ``end((mixed(x), …))`` in the method's own returns."""
-    for node in ast.walk(definition):
-        if not (isinstance(node, ast.Return) and isinstance(node.value, ast.Call)):
-            continue
-        node.value.func = ast.copy_location(
-            ast.Attribute(ast.Name(INSERTION, ast.Load()), "end_mixed", ast.Load()), node.value
-        )
+def _rewrite_inner(rewriter: _Rewriter, definition: ast.FunctionDef) -> None:
+    rewriter.visit(definition)
+    (definition.args.posonlyargs or definition.args.args).insert(1, ast.arg(INSERTION))
 
 
-def _begin(definition: ast.FunctionDef, function: types.FunctionType) -> ast.stmt:
-    """``_exsel = self.exsel.begin(…)`` with the positions and the cache that the method is called with."""
-    names = {argument.arg for argument in (*definition.args.args, *definition.args.kwonlyargs)}
-    keywords = []
-    if "position_ids" in names:
-        keywords.append("position_ids=position_ids")
-    elif definition.args.kwarg is not None:
-        keywords.append(f"position_ids={definition.args.kwarg.arg}.get('position_ids')")
-    keywords += [f"cache={name}" for name in CACHES if name in names][:1]
-    tokens = definition.args.args[1].arg
-    contexts = [f"None if {name} is {tokens} else {name}" for name in _CONTEXTS if name in names]
-    if not function.__module__.startswith("transformers."):
-        contexts += [f"None if {k} is {q} else {k}" for q, k in _QUERIES_AND_KEYS if {q, k} <= names]
-    keywords += [f"context={context}" for context in contexts][:1]
-    masks = [f"attention_mask={name}" for name in _MASKS if name in names]
-    if not masks and definition.args.kwarg is not None:
-        masks = [f"attention_mask={definition.args.kwarg.arg}.get('attention_mask')"]
-    keywords += masks[:1]
-    # One module may be several layers of a cache: its own call says which.
-    updates = [
-        node for node in ast.walk(syntax_tree(function)) if isinstance(node, ast.Call) and _is_cache_update(node)
-    ]
-    for index in (update.args[2] for update in updates[:1]):
-        if {name.id for name in ast.walk(index) if isinstance(name, ast.Name)} <= names | {"self"}:
-            keywords.append(f"layer_index={ast.unparse(index)}")
-    statement = ast.parse(f"{INSERTION} = self.{CHILD}.begin({', '.join(keywords)})").body[0]
+def begin(definition: ast.FunctionDef, layer: str, arguments: Iterable[str]) -> None:
+    """Have the method begin with ``_exsel = layer._exsel_begin(…)``."""
+    statement = ast.parse(f"{INSERTION} = {layer}.{BEGIN}({', '.join(arguments)})").body[0]
     for node in ast.walk(statement):
         ast.copy_location(node, definition)
-    return statement
+    definition.body.insert(0 if ast.get_docstring(definition) is None else 1, statement)
 
 
-def compiled(definition: ast.FunctionDef, original: types.FunctionType, name: str) -> Any:
-    """The function called ``name`` that ``definition`` defines, with the globals and closure of ``original``."""
-    _without_annotations(definition)
-    free = original.__code__.co_freevars
-    factory = ast.parse(f"def _factory({', '.join(free)}): return {name}").body[0]
-    assert isinstance(factory, ast.FunctionDef)
-    factory.body.insert(0, definition)
-    module = ast.Module([factory], type_ignores=[])
-    ast.fix_missing_locations(module)
-    code = compile(module, original.__code__.co_filename, "exec", dont_inherit=True)
-    namespace: dict[str, Any] = {}
-    exec(code, original.__globals__, namespace)
-    cells = original.__closure__ or ()
-    return namespace["_factory"](*(cell.cell_contents for cell in cells))
+def _call_of_begin(method: Method) -> Iterator[str]:
+    """The positions, the cache and what else the method is called with, as :meth:`Mechanisms.begin` takes them."""
+    arguments = method.definition.args
+    names = [*method.parameters[1:], *(argument.arg for argument in arguments.kwonlyargs)]
+    if "position_ids" in names:
+        yield "position_ids=position_ids"
+    elif arguments.kwarg is not None:
+        yield f"position_ids={arguments.kwarg.arg}.get('position_ids')"
+    yield from [f"cache={name}" for name in CACHES if name in names][:1]
+    contexts = [f"None if {name} is {names[0]} else {name}" for name in _CONTEXTS if name in names]
+    if not method.function.__module__.startswith("transformers."):
+        contexts += [f"None if {k} is {q} else {k}" for q, k in _QUERIES_AND_KEYS if {q, k} <= set(names)]
+    yield from [f"context={context}" for context in contexts][:1]
+    masks = [name for name in _MASKS if name in names]
+    if masks:
+        yield f"attention_mask={masks[0]}"
+    elif arguments.kwarg is not None:
+        yield f"attention_mask={arguments.kwarg.arg}.get('attention_mask')"
+    # One module may be several layers of a cache: its own call says which.
+    calls = (node for node in ast.walk(method.definition) if isinstance(node, ast.Call))
+    for index in [call.args[2] for call in calls if _is_cache_update(call)][:1]:
+        if {name.id for name in ast.walk(index) if isinstance(name, ast.Name)} <= {method.receiver, *names}:
+            yield f"layer_index={ast.unparse(index)}"

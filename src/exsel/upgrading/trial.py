@@ -2,12 +2,14 @@
 
 The name of a child says that it is a fused projection, not in which order it holds queries, keys and values. The
 original forward pass runs on a few made-up tokens, and the packing is the one by which the values that reach the
-attention are the projection's, unchanged.
+attention are the projection's, unchanged. It runs on a copy of the module, in evaluation mode and without its hooks,
+and the random state is set back: nothing of the module's own is changed.
 """
 
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,21 +17,21 @@ import torch
 from torch import Tensor, nn
 
 from exsel.nn.packing import PACKINGS, Geometry
-from exsel.upgrading.rewriting import CHILD, rewrite
+from exsel.upgrading.rewriting import BEGIN, rewrite
 
 _NUM_TOKENS = 4
 
 
-class _Recorder(nn.Module):
-    """Stands in for the mechanisms and for an insertion, and changes nothing."""
+#: Where a module keeps the functions that are called before and after its forward pass.
+_HOOKS = frozenset(name for name in vars(nn.Module()) if name.endswith(("forward_hooks", "forward_pre_hooks")))
+
+
+class _Recorder:
+    """Stands in for an insertion, and changes nothing."""
 
     def __init__(self) -> None:
-        super().__init__()
         self.packed: list[Tensor] = []
         self.attended: list[tuple[Tensor, Tensor, Tensor]] = []
-
-    def begin(self, **kwargs: Any) -> _Recorder:
-        return self
 
     def project(self, name: str, module: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         output = module(*args, **kwargs)
@@ -65,17 +67,21 @@ def packing_of(
     if sample.is_meta or not sample.is_floating_point():
         return None
     recorder = _Recorder()
-    probe = copy.copy(module)
-    probe.__dict__ = {**module.__dict__, "_modules": {**module._modules, CHILD: recorder}, "training": False}
-    probe._buffers = {name: None if buffer is None else buffer.clone() for name, buffer in module._buffers.items()}
-    probe.__class__ = type(cls.__name__, (cls,), rewrite(cls, {projection: ""}, None))
+    methods = {**rewrite(cls, {projection: ""}, None), BEGIN: lambda self, **call: recorder}
     generator = torch.Generator().manual_seed(0)
-    hidden_states = torch.randn(1, _NUM_TOKENS, hidden_size, generator=generator)
+    hidden_states = torch.randn(1, _NUM_TOKENS, hidden_size, generator=generator).to(sample.device, sample.dtype)
+    devices = [] if sample.device.type == "cpu" else [sample.device]
+    device_type = "cuda" if sample.device.type == "cpu" else sample.device.type
     try:
-        with torch.no_grad():
-            probe(hidden_states.to(device=sample.device, dtype=sample.dtype))
-    except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError, AssertionError):
-        return None  # it needs more than hidden states: what it would have done is not known
+        probe = copy.deepcopy(module).eval()
+        probe.__class__ = type(cls.__name__, (cls,), methods)
+        for part in probe.modules():
+            for name in _HOOKS & vars(part).keys():
+                vars(part)[name] = OrderedDict()
+        with torch.no_grad(), torch.random.fork_rng(devices, device_type=device_type):
+            probe(hidden_states)
+    except Exception:  # whatever the user's code raises: it needs more than hidden states
+        return None
     if len(recorder.packed) != 1 or len(recorder.attended) != 1:
         return None
     fitting = [name for name, heads in candidates if _fits(name, heads, recorder.packed[0], *recorder.attended[0])]

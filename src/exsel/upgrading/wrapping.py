@@ -26,7 +26,7 @@ from exsel.nn.attention import check_strengths
 from exsel.registration import MODEL_TYPE
 from exsel.registration.config import UpgradedConfig
 from exsel.tensor_parallel import are_heads_divided, heads_plan
-from exsel.upgrading.apply import Upgraded
+from exsel.upgrading.instances import Upgraded
 from exsel.upgrading.persistence import Description, check, describe, restore
 from exsel.upgrading.rewriting import CHILD
 

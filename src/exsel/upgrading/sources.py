@@ -1,0 +1,315 @@
+"""The source of a method, which is known to be that of the code that runs.
+
+A file may have been edited since it was imported, and a class may come from where no file is. So the source is
+compiled again as it stands, and taken only if this gives the method's own bytecode. Line numbers may differ.
+"""
+
+from __future__ import annotations
+import __future__
+
+import ast
+import copy
+import functools
+import inspect
+import itertools
+import linecache
+import re
+import sys
+import types
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.machinery import SourcelessFileLoader
+from typing import Any
+from zipimport import zipimporter
+
+import torch.nn.functional as F
+
+#: The flags of a code object that say which ``from __future__`` imports it was compiled with.
+_FUTURE = functools.reduce(
+    lambda flags, name: flags | getattr(__future__, name).compiler_flag, __future__.all_feature_names, 0
+)
+#: Packages whose wrappers of a method call what they wrap, and add what has its place around a rewritten method too.
+_HARMLESS = ("transformers.", "diffusers.", "timm.", "torch.utils._contextlib", "torch.amp.")
+_ATTENTION = re.compile("scaled_dot_product_attention|attention_interface|attention_fn|flash_attn_")
+_DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+#: What pytest imports into a module whose assertions it has rewritten.
+_PYTEST = "@pytest_ar"
+
+
+class RewritingError(ValueError):
+    """Why a class's forward pass cannot be rewritten, in words that follow its name."""
+
+
+#: What a class has under a method's name, the function in it that has the source, and its code.
+Read = tuple[types.FunctionType, types.FunctionType, types.CodeType]
+
+
+@dataclass(frozen=True, eq=False)
+class Method:
+    """A method of a class, read.
+
+    Args:
+        attribute: what the class has under the method's name.
+        function: the same without the wrappers.
+        wrappers: the functions around it, outermost first.
+        module: of its file, the statement in which it is defined, and all that say what names mean there.
+        definition: its own part of it.
+    """
+
+    attribute: types.FunctionType
+    function: types.FunctionType
+    wrappers: tuple[types.FunctionType, ...]
+    module: ast.Module
+    definition: ast.FunctionDef
+
+    @property
+    def parameters(self) -> list[str]:
+        """The names of those that may be given by place; the first is what the method calls its object."""
+        arguments = self.definition.args
+        return [argument.arg for argument in (*arguments.posonlyargs, *arguments.args)]
+
+    @property
+    def receiver(self) -> str:
+        """What the method calls its object: ``self``, as a rule."""
+        return self.parameters[0]
+
+    @property
+    def as_read(self) -> Read:
+        """By which can be seen later whether the class still has this method."""
+        return self.attribute, self.function, self.function.__code__
+
+    def rewritten(self, change: Callable[[ast.FunctionDef], object]) -> types.FunctionType:
+        """The method as ``change`` leaves a copy of its definition.
+
+        Globals, defaults, closure, wrappers and line numbers are the method's. ``inspect.getsource`` shows what runs.
+        """
+        module, definition = copy.deepcopy((self.module, self.definition))
+        change(definition)
+        ast.fix_missing_locations(module)
+        function, first = self.function, _first_line(definition)
+        code = next(
+            code
+            for code in _codes(_compile(module, function.__code__))
+            if (code.co_firstlineno, code.co_qualname) == (first, function.__code__.co_qualname)
+        )
+        made = _like(function, code, _cells(function))
+        # Who unwraps, as inspect.getsource does, finds the same bytecode with a source that can be read.
+        made.__wrapped__ = _like(function, _readable(code, definition), _cells(function))  # type: ignore[attr-defined]
+        inner = function
+        for wrapper in reversed(self.wrappers):
+            cells = {
+                name: types.CellType(made) if _holds(cell, inner) else cell for name, cell in _cells(wrapper).items()
+            }
+            made, inner = _like(wrapper, wrapper.__code__, cells, __wrapped__=made), wrapper
+        return made
+
+
+def read(cls: type, name: str) -> Method:
+    """The method ``name`` of ``cls``, and its source.
+
+    Raises:
+        RewritingError: no plain method, a wrapper that is not known to be harmless, or no source that is its own.
+    """
+    attribute = inspect.getattr_static(cls, name)
+    if not isinstance(attribute, types.FunctionType):
+        raise RewritingError(f"has a {name} that is not a plain method")
+    wrappers: list[types.FunctionType] = []
+    function = attribute
+    while (inner := vars(function).get("__wrapped__")) is not None:
+        held = [cell for cell in _cells(function).values() if _holds(cell, inner)]
+        others = [value for key, value in vars(function).items() if value is inner and key != "__wrapped__"]
+        if not isinstance(inner, types.FunctionType) or not _is_harmless(function) or len(held) != 1 or others:
+            raise RewritingError(
+                f"has a {name} wrapped by {described(function)}, of which nothing is known here: take the wrapper off, "
+                "upgrade, and put it on again"
+            )
+        wrappers.append(function)
+        function = inner
+    method = Method(attribute, function, tuple(wrappers), *_source(function))
+    if not method.parameters:
+        raise RewritingError(f"has a {name} without a parameter for the layer itself")
+    return method
+
+
+def described(function: Any) -> str:
+    """Where ``function`` was written, whatever name it has taken: ``package.module.outer.<locals>.inner``."""
+    code = getattr(getattr(function, "__func__", function), "__code__", None)
+    if not isinstance(code, types.CodeType):
+        return f"{type(function).__module__}.{type(function).__qualname__}"
+    names = getattr(function, "__globals__", {})
+    return f"{names.get('__name__', code.co_filename)}.{code.co_qualname}"
+
+
+def replacement(cls: type, name: str) -> str:
+    """Where the method ``name`` of ``cls`` was written, if not in the class that has it; else empty."""
+    owner = next(base for base in cls.__mro__ if name in vars(base))
+    function = vars(owner)[name]
+    while (inner := getattr(function, "__wrapped__", None)) is not None and _is_harmless(function):
+        function = inner
+    return "" if described(function) == f"{owner.__module__}.{owner.__qualname__}.{name}" else described(function)
+
+
+def _is_harmless(wrapper: Any) -> bool:
+    return str(getattr(wrapper, "__globals__", {}).get("__name__")).startswith(_HARMLESS)
+
+
+def may_attend(cls: type, name: str = "forward") -> bool:
+    """Whether the method ``name`` of ``cls``, whose source is not to be had, names an attention function."""
+    functions: list[Any] = [getattr(cls, name, None)]
+    seen: set[str] = set()
+    for wrapped in functions:
+        function = inspect.unwrap(wrapped)
+        if not isinstance(function, types.FunctionType):
+            continue
+        for named in {named for code in _codes(function.__code__) for named in code.co_names + code.co_varnames}:
+            if _ATTENTION.search(named) or function.__globals__.get(named) is F.scaled_dot_product_attention:
+                return True
+            if named not in seen and isinstance(called := inspect.getattr_static(cls, named, None), types.FunctionType):
+                seen.add(named)
+                functions.append(called)
+    return False
+
+
+#: By code and where it is from. A function's code may be exchanged, as notebooks that load edited files again do.
+_SOURCES: dict[tuple[types.CodeType, str], tuple[ast.Module, ast.FunctionDef]] = {}
+
+
+def _source(function: types.FunctionType) -> tuple[ast.Module, ast.FunctionDef]:
+    code = function.__code__
+    key = (code, code.co_filename)  # two files may hold the same code, one of them without its source
+    if key not in _SOURCES:
+        _SOURCES[key] = _find_source(function)
+    return _SOURCES[key]
+
+
+def _find_source(function: types.FunctionType) -> tuple[ast.Module, ast.FunctionDef]:
+    code = function.__code__
+    linecache.checkcache(code.co_filename)
+    text = "".join(linecache.getlines(code.co_filename, function.__globals__))
+    if not text:
+        raise RewritingError(f"has no Python source to read: {_why_without_source(function)}")
+    outermost = code.co_qualname.partition(".")[0]
+    found = []
+    for statement in (statements := _statements(text)):
+        nodes = list(ast.walk(statement))
+        if not any(isinstance(node, _DEFINITIONS) and node.name == outermost for node in nodes):
+            continue
+        # Imports are needed: a method of an imported name is called by other bytecode than one of another.
+        kept = [other for other in statements if other is statement or not isinstance(other, _DEFINITIONS)]
+        module = ast.Module(kept, type_ignores=[])
+        own = {made.co_firstlineno for made in _made_by(module, function) if _are_alike(made, code)}
+        definitions = [node for node in nodes if isinstance(node, ast.FunctionDef) and node.name == code.co_name]
+        found += [(module, node) for node in definitions if _first_line(node) in own]
+    if not found:
+        raise RewritingError(
+            f"runs other code than its source says ({code.co_filename}): the file was edited after it was imported, or "
+            "something changed the code on its way. Start Python anew, or upgrade first"
+        )
+    # The same code may stand there twice, in both branches of a condition.
+    return next((pair for pair in found if _first_line(pair[1]) == code.co_firstlineno), found[0])
+
+
+def _why_without_source(function: types.FunctionType) -> str:
+    name, loader = function.__code__.co_filename, function.__globals__.get("__loader__")
+    if "ipykernel" in name or "ipython-input" in name:
+        return "it was defined in a notebook whose cell is gone"
+    if name.startswith("<"):
+        return f"it was made by exec, or typed in, as {name}"
+    if isinstance(loader, zipimporter):
+        return f"it was imported from an archive that holds its bytecode alone ({name})"
+    if isinstance(loader, SourcelessFileLoader):
+        return f"it was imported from a .pyc file alone, without {name}"
+    return f"there is no {name}"
+
+
+@functools.lru_cache(maxsize=4)
+def _statements(text: str) -> list[ast.stmt]:
+    with warnings.catch_warnings(action="ignore"):
+        try:
+            return ast.parse(text).body
+        except (SyntaxError, ValueError):
+            return []
+
+
+def _made_by(module: ast.Module, function: types.FunctionType) -> Iterator[types.CodeType]:
+    yield from _codes(_compile(module, function.__code__))
+    if _PYTEST in function.__globals__ and "_pytest.assertion.rewrite" in sys.modules:
+        from _pytest.assertion.rewrite import rewrite_asserts
+
+        with_pytest = copy.deepcopy(module)
+        rewrite_asserts(with_pytest, b"")
+        yield from _codes(_compile(with_pytest, function.__code__))
+
+
+def _compile(module: ast.Module, like: types.CodeType) -> types.CodeType:
+    with warnings.catch_warnings(action="ignore"):
+        made: types.CodeType = compile(
+            module, like.co_filename, "exec", flags=like.co_flags & _FUTURE, dont_inherit=True
+        )
+    return made
+
+
+def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _codes(constant)
+
+
+def _are_alike(left: types.CodeType, right: types.CodeType) -> bool:
+    """Whether they do the same, wherever they were written."""
+    names = (
+        *("co_code", "co_names", "co_varnames", "co_cellvars", "co_freevars", "co_flags", "co_exceptiontable"),
+        *("co_argcount", "co_posonlyargcount", "co_kwonlyargcount", "co_qualname"),
+    )
+    return (
+        all(getattr(left, name) == getattr(right, name) for name in names)
+        and len(left.co_consts) == len(right.co_consts)
+        and all(map(_are_constants_alike, left.co_consts, right.co_consts))
+    )
+
+
+def _are_constants_alike(left: object, right: object) -> bool:
+    if isinstance(left, types.CodeType) and isinstance(right, types.CodeType):
+        return _are_alike(left, right)
+    # 0.0 and -0.0 are equal, and so are 1 and True; the order of a set says nothing.
+    return left == right and (isinstance(left, frozenset) or repr(left) == repr(right))
+
+
+def _first_line(definition: ast.FunctionDef) -> int:
+    return min((decorator.lineno for decorator in definition.decorator_list), default=definition.lineno)
+
+
+def _cells(function: types.FunctionType) -> dict[str, types.CellType]:
+    return dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+
+
+def _holds(cell: types.CellType, value: object) -> bool:
+    try:
+        return cell.cell_contents is value
+    except ValueError:  # empty yet
+        return False
+
+
+def _like(
+    function: types.FunctionType, code: types.CodeType, cells: dict[str, types.CellType], **attributes: Any
+) -> types.FunctionType:
+    closure = tuple(cells[name] for name in code.co_freevars)
+    made = types.FunctionType(code, function.__globals__, function.__name__, function.__defaults__, closure)
+    made.__kwdefaults__ = function.__kwdefaults__
+    functools.update_wrapper(made, function)
+    del made.__wrapped__  # type: ignore[attr-defined]
+    made.__dict__.update(attributes)
+    return made
+
+
+_numbers = itertools.count(1)
+
+
+def _readable(code: types.CodeType, definition: ast.FunctionDef) -> types.CodeType:
+    """``code`` with a file of its own to show, in which ``definition`` stands alone."""
+    text = ast.unparse(definition) + "\n"
+    name = f"<exsel {next(_numbers)}: {code.co_qualname} of {code.co_filename}>"
+    linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
+    return code.replace(co_filename=name, co_firstlineno=1)
