@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 import exsel
+from exsel.diagnostics import Diagnosis
 from exsel.errors import EXTRAS, first_line, require, require_all
+from exsel.peft import SelectiveAdapterConfig
 
 
 def test_what_is_installed_passes() -> None:
@@ -63,6 +66,11 @@ def _saved(folder: Path, entry: Any) -> Path:
     return folder
 
 
+def _adapter(folder: Path, **values: Any) -> Path:
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "EXSEL_SELECTIVE", **values}))
+    return folder
+
+
 @pytest.mark.parametrize(
     ("kind", "mistake"),
     [
@@ -73,6 +81,11 @@ def _saved(folder: Path, entry: Any) -> Path:
         (exsel.UpgradeError, lambda _: exsel.support(nn.MultiheadAttention(8, 2), exclusive={"layers": [1]})),
         (exsel.ExselError, lambda _: exsel.upgrade(nn.MultiheadAttention(8, 2), exclusive={"strenght": 1})),
         (exsel.ExselError, lambda _: exsel.SelectiveConfig(position_init=2.0)),
+        (exsel.ExselError, lambda _: exsel.diagnose(nn.Linear(2, 2), [torch.zeros(1, 2)])),
+        (exsel.ExselError, lambda _: exsel.diagnose(nn.MultiheadAttention(8, 2), [])),
+        (exsel.LoadError, lambda _: Diagnosis.from_dict({})),
+        (exsel.LoadError, lambda folder: SelectiveAdapterConfig.from_pretrained(_adapter(folder, layers="some"))),
+        (exsel.LoadError, lambda folder: SelectiveAdapterConfig.from_pretrained(_adapter(folder, tokne="mlp"))),
         (exsel.LoadError, lambda folder: exsel.from_pretrained(folder, trust_remote_code=True)),
         (exsel.LoadError, lambda folder: exsel.from_pretrained(_saved(folder, {"format": "1"}))),
         (exsel.LoadError, lambda folder: exsel.from_pretrained(_saved(folder, {"format": 10**6}))),

@@ -126,8 +126,6 @@ def _diagnose(arguments: argparse.Namespace, text: str, context: int | None, dev
         tell = None if on_batch is None else lambda done, _: on_batch(done, len(batches))
         try:
             found = diagnose(model, batches, tokenizer=tokenizer, on_batch=tell)
-        except ExselError:
-            raise
         except ValueError as error:
             raise ExselError(f"{text} cannot be diagnosed: {first_line(error)}") from error
     return replace(

@@ -14,6 +14,7 @@ from exsel.diagnostics.measuring import LayerMeasure
 from exsel.diagnostics.observing import Attended, Layer, Observer
 from exsel.diagnostics.sequences import Streams, Tokens
 from exsel.diagnostics.watching import watch
+from exsel.errors import ExselError
 from exsel.lengths import check_positions, context_of
 from exsel.nn.attention import Exclusive
 
@@ -54,7 +55,7 @@ def diagnose(
 
     Raises:
         TypeError: a batch of another type.
-        ValueError: no batch, a batch without tokens, more tokens than a model with learned positions has, NaN or Inf
+        ExselError: no batch, a batch without tokens, more tokens than a model with learned positions has, NaN or Inf
             (naming the layer), or a model without self-attention that could be watched (saying why).
 
     Source: Zhai, arXiv:2603.09078 (2026), Section 2, for the similarities; Zhang et al., NeurIPS 2024,
@@ -79,7 +80,7 @@ def diagnose(
             if on_batch is not None:
                 on_batch(count, measurer.tokens)
     if count == 0:
-        raise ValueError("batches holds no batch: give at least one, of at least one token")
+        raise ExselError("batches holds no batch: give at least one, of at least one token")
     left_out = [
         {"name": target.name, "class": target.cls, "reason": target.exclusive} for target in watched.left_out
     ] + [
@@ -90,7 +91,7 @@ def diagnose(
     measures = [measurer.measures[layer.index] for layer in watched.layers if not measurer.reason(layer)]
     if not measures:
         reasons = "; ".join(dict.fromkeys(f"{each['class']}: {each['reason']}" for each in left_out))
-        raise ValueError(f"no self-attention of this {type(model).__name__} could be watched ({reasons})")
+        raise ExselError(f"no self-attention of this {type(model).__name__} could be watched ({reasons})")
     return Diagnosis(
         exsel_version=_version(),
         model={
@@ -262,19 +263,19 @@ def _check(model: nn.Module, batch: Mapping[str, Any], index: int, notes: list[s
     """Look at a batch before the model does.
 
     Raises:
-        ValueError: no tokens, or more than the model has positions for.
+        ExselError: no tokens, or more than the model has positions for.
     """
     for name, value in batch.items():
         if isinstance(value, Tensor) and value.numel() == 0:
-            raise ValueError(f"batch {index} is empty: its {name} is {tuple(value.shape)}; give it at least one token")
+            raise ExselError(f"batch {index} is empty: its {name} is {tuple(value.shape)}; give it at least one token")
     if not batch:
-        raise ValueError(f"batch {index} is empty: give the model something to read")
+        raise ExselError(f"batch {index} is empty: give the model something to read")
     streams = Streams(batch)
     longest = max((int(tokens.number.max()) for tokens in streams.tokens.values()), default=None)
     if longest is None:
         return
     if longest == 0:
-        raise ValueError(f"batch {index} is empty: its attention_mask hides every token")
+        raise ExselError(f"batch {index} is empty: its attention_mask hides every token")
     if longest > _MANY_TOKENS and getattr(getattr(model, "config", None), "_attn_implementation", "") == "eager":
         _note(notes, "this model attends with whole matrices (attn_implementation='eager'): sdpa takes less memory")
     context = context_of(getattr(model, "config", None))

@@ -8,6 +8,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from exsel.errors import LoadError
+
 FORMAT = 1
 
 
@@ -50,25 +52,25 @@ class Diagnosis:
         """The inverse of :meth:`to_dict`.
 
         Raises:
-            ValueError: not the content of a ``diagnostics.json``, or of one in another format.
+            LoadError: not the content of a ``diagnostics.json``, or of one in another format.
         """
         if not isinstance(values, Mapping) or "format" not in values:
-            raise ValueError("this is no diagnosis: expected the content of a diagnostics.json, with its format")
+            raise LoadError("this is no diagnosis: expected the content of a diagnostics.json, with its format")
         if values["format"] != FORMAT:
-            raise ValueError(
+            raise LoadError(
                 f"this diagnosis has format {values['format']!r}, and this version of exsel reads {FORMAT}: "
                 "make it again with exsel diagnose"
             )
         expected = {each.name for each in fields(cls)} | {"format"}
         if faults := sorted(expected ^ values.keys()):
             what = "lacks" if faults[0] in expected else "has an unknown entry"
-            raise ValueError(f"this diagnosis {what} {faults[0]!r}: make it again with exsel diagnose")
+            raise LoadError(f"this diagnosis {what} {faults[0]!r}: make it again with exsel diagnose")
         for name, kind in (("model", Mapping), ("data", Mapping), ("buckets", list), ("layers", list)):
             if not isinstance(values[name], kind):
-                raise ValueError(f"this diagnosis has no proper {name!r}: make it again with exsel diagnose")
+                raise LoadError(f"this diagnosis has no proper {name!r}: make it again with exsel diagnose")
         for layer in values["layers"]:
             if not isinstance(layer, Mapping) or not {"name", "metrics", "gaps"} <= layer.keys():
-                raise ValueError("this diagnosis has a layer without metrics and gaps: make it again")
+                raise LoadError("this diagnosis has a layer without metrics and gaps: make it again")
         return cls(**{name: value for name, value in values.items() if name != "format"})
 
     def write(self, folder: str | PathLike[str], against: Diagnosis | None = None) -> Path:

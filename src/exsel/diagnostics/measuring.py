@@ -13,6 +13,7 @@ from exsel.diagnostics.observing import Attended, Layer
 from exsel.diagnostics.sequences import Tokens
 from exsel.diagnostics.sums import Sums, of_heads
 from exsel.diagnostics.weights import BLOCK_BYTES, rows
+from exsel.errors import ExselError
 from exsel.nn.attention import Exclusive
 
 _OF_WEIGHTS = ("self_weight", "spikiness", "entropy", "effective_tokens", "sink_mass")
@@ -53,7 +54,7 @@ class LayerMeasure:
         """Add a call.
 
         Raises:
-            ValueError: NaN or Inf; the layer is named.
+            ExselError: NaN or Inf; the layer is named.
         """
         y, own_value = attended.y, attended.own_value
         self._check_finite(attended, tokens)
@@ -190,7 +191,7 @@ class LayerMeasure:
         name = self.layer.target.name
         before = [projected.hidden_states for projected in attended.projected.values()]
         what = "the output of" if all(map(is_finite, before)) else "what reaches"
-        raise ValueError(
+        raise ExselError(
             f"NaN or Inf: {what} {name} is not finite, the first such layer: nothing can be said of this model. "
             "Check its weights up to there, and for float16 whether numbers overflow"
         )

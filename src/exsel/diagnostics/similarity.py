@@ -56,7 +56,7 @@ def similarity_bias(
         attention's own output, before the exclusive projection; ``None`` in layers without one).
 
     Raises:
-        ValueError: a model without self-attention that could be watched.
+        ExselError: a model without self-attention that could be watched.
 
     Source: Zhai, arXiv:2603.09078 (2026), Section 2: the attention similarity bias.
     """

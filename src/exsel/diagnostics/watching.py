@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from exsel.diagnostics.implementations import watchable_implementations
 from exsel.diagnostics.insertion import ACROSS, WatchedInsertion
 from exsel.diagnostics.observing import Layer, Observer
+from exsel.errors import ExselError
 from exsel.nn.attention import Exclusive, SelfAttention
 from exsel.nn.temperature import Temperature
 from exsel.nn.untouched import UNTOUCHED
@@ -44,7 +45,7 @@ def watch(model: nn.Module, observer: Observer) -> Iterator[Watched]:
     for the time, or where a model does not support it to ``eager``.
 
     Raises:
-        ValueError: a model without self-attention, or with none that could be watched.
+        ExselError: a model without self-attention, or with none that could be watched.
     """
     watched = _plan(model)
     with ExitStack() as stack:
@@ -77,7 +78,7 @@ def _plan(model: nn.Module) -> Watched:
             layers.append(Layer(index, target, module, frozenset(has)))
     if not layers:
         reasons = "; ".join(dict.fromkeys(f"{target.cls}: {target.exclusive}" for target in left_out))
-        raise ValueError(
+        raise ExselError(
             f"{type(model).__name__} has no self-attention that could be watched"
             + (f" ({reasons})" if reasons else ": none of its modules is softmax attention among tokens")
         )

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from exsel.errors import ExselError
 from exsel.evaluation.retrieval import PasskeyResult
 from exsel.report import svg
 from exsel.report.picture import write_png, write_svg
@@ -27,7 +28,7 @@ def write_picture(result: PasskeyResult, path: Path) -> None:
         path: ``.svg``, which follows the reader's light or dark mode, or ``.png`` on white.
 
     Raises:
-        ValueError: another suffix.
+        ExselError: another suffix.
         OSError: the file cannot be written; an older one stays as it was.
     """
     draw = partial(_draw, result=result)
@@ -37,7 +38,7 @@ def write_picture(result: PasskeyResult, path: Path) -> None:
     elif path.suffix == ".png":
         write_png(path, _size(result), draw)
     else:
-        raise ValueError(f"{path}: a picture's name ends with {' or '.join(SUFFIXES)}")
+        raise ExselError(f"{path}: a picture's name ends with {' or '.join(SUFFIXES)}")
 
 
 def _size(result: PasskeyResult) -> tuple[int, int]:
