@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_overloads
 
 import pytest
 
@@ -66,6 +67,11 @@ def test_a_package_shows_what_is_public_and_nothing_that_it_imports(name: str) -
     others = set(dir(package)) - set(package.__all__)
     for other in others - {other for other in others if other.startswith("_")}:
         assert f"exsel.{name}.{other}" in sys.modules, f"{other} is neither public nor a module of exsel.{name}"
+
+
+def test_what_from_pretrained_returns_is_known_to_type_checkers() -> None:
+    returned = {overload.__annotations__["return"] for overload in get_overloads(exsel.from_pretrained)}
+    assert returned == {"LoadedModel", "tuple[LoadedModel, dict[str, Any]]"}
 
 
 def test_version_is_that_of_the_package_metadata() -> None:
