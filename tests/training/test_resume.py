@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from exsel.cli.display import LineProgress
 from exsel.data import PackedData
 from exsel.errors import ExselError
 from exsel.files import read_json
 from exsel.training import state
 from exsel.training.layout import checkpoints
-from exsel.training.run import Interrupted
+from exsel.training.run import Interrupted, train_run
 from exsel.training.settings import Settings
 from exsel.training.trainer import ExselTrainer
 from training.small_runs import (
@@ -223,6 +226,30 @@ def test_a_second_interrupt_stops_at_once(model_file: Path, data: PackedData, tm
     with pytest.raises(KeyboardInterrupt):
         train(small_settings(model_file), data, tmp_path / "run", progress=Watcher(after=6, action=twice))
     assert [path.name for path in checkpoints(tmp_path / "run")] == ["checkpoint-4"]
+
+
+def test_a_signal_in_the_middle_of_a_write_to_standard_output(
+    model_file: Path, data: PackedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Raw(io.RawIOBase):
+        written = b""
+
+        def writable(self) -> bool:
+            return True
+
+        def write(self, part: Any) -> int:
+            is_first = b"step 6/" not in self.written
+            self.written += bytes(part)
+            if is_first and b"step 6/" in self.written:
+                send(signal.SIGTERM)()
+            return len(part)
+
+    raw = Raw()
+    with monkeypatch.context() as patch, pytest.raises(Interrupted) as stop:
+        patch.setattr(sys, "stdout", io.TextIOWrapper(io.BufferedWriter(raw)))
+        train_run(small_settings(model_file), data, tmp_path / "run", name="run", progress=LineProgress())
+    assert stop.value.step == 7
+    assert b"stopping after step 7, and saving a checkpoint" in raw.written
 
 
 def test_handlers_are_put_back(model_file: Path, data: PackedData, tmp_path: Path) -> None:

@@ -104,20 +104,23 @@ class Record:
 
 
 class Interruption:
-    """Whether Ctrl-C or SIGTERM asked the run to stop; a second Ctrl-C stops at once."""
+    """Whether Ctrl-C or SIGTERM asked the run to stop; a second Ctrl-C stops at once.
+
+    The handler only notes the signal: it may have come in the middle of a write to standard output, which refuses
+    another one there.
+    """
 
     def __init__(self) -> None:
         self.signal: int | None = None
 
     @contextmanager
-    def listen(self, progress: Progress) -> Iterator[None]:
+    def listen(self) -> Iterator[None]:
         """Take the two signals while the block runs."""
 
         def handle(number: int, _frame: Any) -> None:
             if self.signal is not None and number == signal.SIGINT:
                 raise KeyboardInterrupt
             self.signal = number
-            progress.note("stopping after this step, and saving a checkpoint …")
 
         previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -183,6 +186,7 @@ class Monitor(TrainerCallback):
         step = state.global_step
         is_due = step in self.evaluation_steps
         if self.interruption.signal is not None:
+            self.progress.note(f"stopping after step {step}, and saving a checkpoint …")
             control.should_save = control.should_training_stop = True
         if is_due or control.should_save or step % self.window == 0 or step == self.settings.steps:
             self._read(step)

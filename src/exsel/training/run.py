@@ -115,7 +115,7 @@ def train_run(
         monitor.log = trainer.log
         progress.start(name, settings.steps, step)
         try:
-            with interruption.listen(progress):
+            with interruption.listen():
                 compile_seconds = _compile(model, settings, data)
                 try:
                     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
