@@ -1,13 +1,22 @@
-"""Files written whole or not at all."""
+"""Files written whole or not at all, known again by their hashes, in folders that one process at a time writes."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import shutil
+import sys
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from exsel.errors import ExselError, first_line
+from exsel.errors import ExselError, LoadError, first_line
+
+#: Holds the SHA-256 of the files beside it and below.
+MANIFEST = "exsel-manifest.json"
 
 
 def write_text(path: Path, text: str) -> None:
@@ -39,10 +48,99 @@ def read_json(path: Path) -> Any:
     """Read JSON.
 
     Raises:
-        ExselError: it is not JSON.
+        ExselError: it is not JSON, or nested or long beyond what Python reads.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         # Among them: a number of thousands of digits, and brackets nested by the thousand.
         raise ExselError(f"{path} is not JSON ({first_line(error)}): restore or replace it") from error
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        ExselError: it is something else.
+    """
+    values = read_json(path)
+    if not isinstance(values, dict):
+        raise ExselError(f"{path} is not a JSON object: restore or replace it")
+    return values
+
+
+def seal(folder: Path, paths: Iterable[Path]) -> None:
+    """Write the hashes of files into the manifest of a folder, and give them the mode of a file that is newly made.
+
+    Args:
+        folder: that holds them all.
+        paths: files, and folders for all that is in them; safetensors makes files that only their owner reads.
+    """
+    files = [file for path in paths for file in ([path] if path.is_file() else sorted(path.rglob("*")))]
+    hashes = {file.relative_to(folder).as_posix(): _sha256(file) for file in files if file.is_file()}
+    write_json(folder / MANIFEST, {"sha256": hashes})
+    for name in hashes:
+        shutil.copymode(folder / MANIFEST, folder / name)
+
+
+def check_sealed(folder: Path) -> set[str]:
+    """Check the files of a folder by the manifest in it, or in the folder above.
+
+    Returns:
+        Their names from the manifest's folder; none without a manifest.
+
+    Raises:
+        LoadError: one is missing or has changed, or the manifest itself is damaged.
+    """
+    home = next((home for home in (folder, folder.parent) if (home / MANIFEST).is_file()), None)
+    if home is None:
+        return set()
+    path = home / MANIFEST
+    try:
+        hashes = read_object(path).get("sha256")
+    except ExselError as error:
+        raise LoadError(str(error)) from error
+    if not isinstance(hashes, dict) or not hashes:
+        raise LoadError(f"{path} holds no hashes: it is damaged")
+    names = {name for name in hashes if (home / name).is_relative_to(folder)}
+    for name in sorted(names):
+        if not (home / name).is_file():
+            raise LoadError(f"{home / name} is missing")
+        if _sha256(home / name) != hashes[name]:
+            raise LoadError(f"{home / name} has changed since it was saved, by its hash in {MANIFEST}")
+    return names
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes out of an output folder while the block runs.
+
+    The system drops the lock with the process, however that ends, and nothing of it lies on the disk.
+
+    Raises:
+        ExselError: another process is at work there.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ExselError(
+                f"another process is at work in {folder}: wait until it has ended, or choose another folder"
+            ) from None
+        except OSError as error:
+            # Some network file systems have no locks.
+            warnings.warn(f"{folder} cannot be locked ({first_line(error)}): start nothing else in it", stacklevel=3)
+        yield
+    finally:
+        os.close(descriptor)

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from cli.conftest import Outcome, run_main
-from training.small_runs import write_model
+from exsel.files import locked
+from training.small_runs import write_corpus, write_model
 
 
 def assert_refused(outcome: Outcome, *fragments: str) -> None:
@@ -320,12 +321,54 @@ def test_a_full_disk_is_seen_before_anything_is_touched(
     assert contents(folder) == before
 
 
-def test_damaged_settings(flags: list[str], trained: Path, tmp_path: Path) -> None:
-    for text, message in (("{", "settings.json is not JSON"), ("{}", "files that exsel did not write")):
-        folder = tmp_path / str(len(text))
-        shutil.copytree(trained, folder)
-        (folder / "settings.json").write_text(text)
-        assert_refused(run_main("train", *flags, "--resume", "--out", folder), message)
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        (["--variant", "exclusive"], "(variant)"),
+        (["--exclusive", "strength=0.5"], "(exclusive)"),
+        (["--selective", "token=mlp"], "(selective)"),
+        (["--tokenizer", "bytes", "--pack", "isolate"], "(pack, what the data holds)"),
+    ],
+)
+def test_a_run_is_not_gone_on_with_as_another(
+    flags: list[str], trained: Path, tmp_path: Path, changes: list[str], named: str
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    before = contents(folder)
+    begun = ["train", *flags, "--lr", "1e-2", "--variant", "exclusive+selective", "--out", folder]
+    assert_refused(run_main(*begun, *changes, "--resume"), f"was begun with other settings {named}")
+    assert contents(folder) == before
+
+
+def test_what_a_run_or_a_comparison_has_left_is_whole_or_refused(flags: list[str], tmp_path: Path) -> None:
+    """The runs of a comparison are read as a lone run is."""
+    corpus = write_corpus(tmp_path / "corpus")
+    command = ["compare", *flags, "--data", corpus, "--variants", "baseline", "--out", tmp_path / "out"]
+    assert run_main(*command).code == 0
+    (run,) = (tmp_path / "out" / "runs").iterdir()
+    for name, text, message in (
+        ("result.json", "{}", "result.json has changed since it was saved"),
+        ("metrics.jsonl", "", "metrics.jsonl has changed since it was saved"),
+        ("settings.json", "{", "settings.json is not JSON"),
+        ("settings.json", "[" * 100_000, "settings.json is not JSON"),
+        ("model/config.json", "{}", "config.json has changed since it was saved"),
+        ("exsel-manifest.json", "[]", "exsel-manifest.json is not a JSON object"),
+    ):
+        whole = (run / name).read_text()
+        (run / name).write_text(text)
+        assert_refused(run_main(*command, "--resume"), message)
+        (run / name).write_text(whole)
+    (tmp_path / "out" / "results.json").write_text("{")
+    assert run_main(*command, "--resume").code == 0
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["runs"]
+    before = contents(tmp_path / "out")
+    with locked(tmp_path / "out"):
+        for flag in ("--resume", "--overwrite"):
+            assert_refused(run_main(*command, flag), f"another process is at work in {tmp_path / 'out'}")
+    (corpus / "00.txt").write_text((corpus / "00.txt").read_text().replace("fox", "cat"))
+    assert_refused(run_main(*command, "--resume"), "begun with other settings (what the data holds)")
+    assert contents(tmp_path / "out") == before
 
 
 def test_a_loss_that_is_no_number(flags: list[str], tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import pytest
 
 from cli.conftest import Outcome, run_main
 from exsel.errors import ExselError
+from exsel.files import locked
 from exsel.reproduction import experiment
 from exsel.reproduction.catalogue import EXPERIMENTS
 from exsel.reproduction.experiment import Job
@@ -131,14 +132,47 @@ def test_one_that_fails_does_not_keep_the_others(fakes: Fakes, tmp_path: Path, e
     assert "**Not run.**" not in (folder / "reproduction.md").read_text()
 
 
-def test_a_damaged_record_is_named(fakes: Fakes, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("first-one.json", "{", "first-one.json is not JSON"),
+        ("first-one.json", "", "first-one.json is not JSON"),
+        ("first-one.json", "[" * 100_000, "first-one.json is not JSON"),
+        ("first-one.json", "{}", "first-one.json is no record"),
+        ("first-one.json", '{"format": 1}', "first-one.json is damaged"),
+        ("second.json", None, "second.json is a record of first-one"),
+        ("reproduction.json", "[1]", "reproduction.json is not of this version"),
+        ("reproduction.json", "{", "reproduction.json is not JSON"),
+        ("work/runs/a/result.json", "{}", "result.json is of a finished run whose exsel-manifest.json is missing"),
+    ],
+)
+def test_what_is_damaged_is_named_before_anything_runs(
+    fakes: Fakes, tmp_path: Path, name: str, text: str | None, message: str
+) -> None:
     folder = tmp_path / "out"
     assert run_main("reproduce", "first-one", *SMOKE, "--out", folder).code == 0
-    (folder / "first-one.json").write_text("{")
-    outcome = run_main("reproduce", "all", *SMOKE, "--out", folder, "--resume")
-    assert outcome.code == 2
-    assert f"{folder / 'first-one.json'} is not JSON" in outcome.err.splitlines()[-1]
-    assert fakes.names == ["first-one", "second", "question"]
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text((folder / "first-one.json").read_text() if text is None else text)
+    assert_refused(run_main("reproduce", "all", *SMOKE, "--out", folder, "--resume"), message)
+    assert fakes.names == ["first-one"]
+
+
+def test_other_text_is_refused(fakes: Fakes, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    command = ["reproduce", "second", *SMOKE, "--data", tmp_path / "a.txt", "--out", tmp_path / "out"]
+    assert run_main(*command).code == 0
+    assert run_main(*command, "--resume").code == 0
+    (tmp_path / "a.txt").write_text("test")
+    assert_refused(run_main(*command, "--resume"), "holds results on other text")
+
+
+def test_a_folder_in_use_is_left_alone(fakes: Fakes, tmp_path: Path) -> None:
+    command = ["reproduce", "second", *SMOKE, "--out", tmp_path / "out"]
+    assert run_main(*command).code == 0
+    with locked(tmp_path / "out"):
+        for flag in ("--resume", "--overwrite"):
+            assert_refused(run_main(*command, flag), "another process is at work in")
+    assert (tmp_path / "out" / "second.json").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

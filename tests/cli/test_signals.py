@@ -21,7 +21,7 @@ from exsel.training.layout import checkpoints
 from training.small_runs import metrics, without_times
 
 # Many steps: there is time to stop a run in the middle.
-STEPS = 600
+STEPS = 300
 LONG = ["--tokens", str(STEPS * 128), "--save-every", "50", "--lr", "1e-3"]
 
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import pytest
 
 from exsel.errors import ExselError
 from exsel.files import write_json
-from exsel.reproduction.experiment import BUDGETS, Estimate, Outcome, Record
+from exsel.reproduction.experiment import BUDGETS, Curve, Estimate, Record
 from reproduction.fakes import FIRST, make_outcome, make_record
 
 
@@ -49,11 +48,6 @@ def test_sign(values: tuple[float, ...], sign: int) -> None:
     assert Estimate.of(*values).sign() == sign
 
 
-def test_an_outcome_survives_json() -> None:
-    outcome = make_outcome()
-    assert Outcome.from_dict(json.loads(json.dumps(outcome.to_dict()))) == outcome
-
-
 @pytest.mark.parametrize("budget", BUDGETS)
 def test_a_record_survives_its_file(budget: Any, tmp_path: Path) -> None:
     record = make_record(FIRST, make_outcome(), budget=budget)
@@ -65,8 +59,16 @@ def test_a_record_survives_its_file(budget: Any, tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"format": 99}, "no record that this version of exsel reads (format 1, got 99)"),
-        ({"outcome": {}}, "is damaged (KeyError"),
-        ({"surprise": 1}, "is damaged (TypeError"),
+        ({"outcome": {}}, "is damaged (first-one.outcome has or lacks 'charts', 'conclusion'"),
+        ({"outcome": 1}, "first-one.outcome is 1"),
+        ({"surprise": 1}, "first-one has or lacks 'surprise'"),
+        ({"budget": "large"}, "first-one.budget is 'large'"),
+        ({"seeds": [0, "1"]}, "first-one.seeds[1] is '1'"),
+        ({"seeds": 0}, "first-one.seeds is 0"),
+        ({"seconds": True}, "first-one.seconds is True"),
+        ({"seconds": 10**400}, "first-one.seconds is 1000"),
+        ({"machine": []}, "first-one.machine is []"),
+        ({"git_revision": 3}, "first-one.git_revision is 3"),
     ],
 )
 def test_damaged_records_are_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -76,6 +78,12 @@ def test_damaged_records_are_refused(change: dict[str, Any], message: str, tmp_p
         Record.read(path)
     assert message in str(refused.value)
     assert str(path) in str(refused.value)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def test_a_curve_has_a_value_for_each_place() -> None:
+    with pytest.raises(ValueError, match="'baseline' has not as many values as places"):
+        Curve(label="baseline", x=(1.0, 2.0), y=(1.0,))
 
 
 def test_what_is_no_record_is_refused(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from reproduction.fakes import FIRST, QUESTION, SECOND, Run, install, make_outco
 
 @pytest.fixture
 def plan(tmp_path: Path) -> Plan:
-    plan = Plan(budget="smoke", device="cpu", seeds=(0, 1), data=("a.txt",), folder=tmp_path / "out")
+    plan = Plan(budget="smoke", device="cpu", seeds=(0, 1), data=("a.txt",), text="a hash", folder=tmp_path / "out")
     running.open_folder(plan, overwrite=False)
     return plan
 
@@ -106,6 +106,7 @@ def test_both_signals_stop_it(
         ({"seeds": (0,)}, "results with seeds 0, 1, not 0:"),
         ({"data": ()}, "results with data a.txt, not none"),
         ({"device": "cuda"}, "results with device cpu, not cuda"),
+        ({"text": "another"}, "holds results on other text"),
     ],
 )
 def test_other_settings_are_refused(change: dict[str, Any], message: str, plan: Plan) -> None:

@@ -92,10 +92,12 @@ def train(
     return train_run(settings, data, folder, name="run", progress=progress or Watcher(), resume=resume)
 
 
-def interrupted(settings: Settings, data: PackedData, folder: Path, progress: Watcher) -> Interrupted:
+def interrupted(
+    settings: Settings, data: PackedData, folder: Path, progress: Watcher, *, resume: bool = False
+) -> Interrupted:
     """Train with a progress that interrupts."""
     try:
-        train(settings, data, folder, progress=progress)
+        train(settings, data, folder, progress=progress, resume=resume)
     except Interrupted as stop:
         return stop
     raise AssertionError("the run was not interrupted")

@@ -92,6 +92,7 @@ def test_the_saved_model_is_what_was_trained(
     settings = from_source(sources[kind], variant="exclusive+selective")
     result = train(settings, data, tmp_path / "run")
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
+        "exsel-manifest.json",
         "settings.json",
         "metrics.jsonl",
         "result.json",
@@ -159,17 +160,6 @@ def test_a_stopped_run_goes_on_to_the_same_weights(  # GPT-2 has dropout: the ra
     weights = [load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "run")]
     assert weights[0].keys() == weights[1].keys()
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
-
-
-def test_a_checkpoint_that_lacks_weights_is_not_gone_on_with(
-    sources: dict[str, Path], data: PackedData, tmp_path: Path
-) -> None:
-    settings = from_source(sources["llama"], variant="selective")
-    stop = Watcher(after=2, action=lambda: os.kill(os.getpid(), signal.SIGTERM))
-    interrupted(settings, data, tmp_path / "run", stop)
-    drop(tmp_path / "run" / "checkpoint-3" / "model.safetensors", "model.layers.1.mlp.up_proj.weight")
-    with pytest.raises(ExselError, match=r"checkpoint-3 cannot be read \(it lacks 1 weights, such as model\.layers\.1"):
-        train(settings, data, tmp_path / "run", resume=True)
 
 
 def drop(path: Path, name: str) -> None:

@@ -79,7 +79,8 @@ def test_clearing_leaves_a_foreign_folder_alone(tmp_path: Path) -> None:
 
 def test_checkpoints_are_ordered_by_step(tmp_path: Path) -> None:
     assert last_good(tmp_path) == "no checkpoint had been saved"
-    for name in ("checkpoint-9", "checkpoint-100", "checkpoint-20", "checkpoint-x", "checkpoint-"):
-        (tmp_path / name).mkdir()
+    for name in ("9", "100", "20", "x", "", "²", "٣", "-3", "07", "0", "7-backup", "9" * 100):
+        (tmp_path / f"checkpoint-{name}").mkdir()
+    (tmp_path / "checkpoint-30").touch()
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-9", "checkpoint-20", "checkpoint-100"]
     assert last_good(tmp_path).endswith("checkpoint-100")

@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import exsel
 from exsel.cli.display import LineProgress
 from exsel.data import PackedData
 from exsel.errors import ExselError
-from exsel.files import read_json
+from exsel.files import locked, read_json
 from exsel.training import state
 from exsel.training.layout import checkpoints
+from exsel.training.loading import load_whole
 from exsel.training.run import Interrupted, train_run
 from exsel.training.settings import Settings
 from exsel.training.trainer import ExselTrainer
@@ -115,11 +117,19 @@ def test_dropout_goes_on_where_it_stopped(data: PackedData, tmp_path: Path) -> N
     assert without_times(tmp_path / "whole") == without_times(tmp_path / "stopped")
 
 
-@pytest.mark.parametrize("after", [1, 6, 12])
-def test_killed(model_file: Path, data: PackedData, tmp_path: Path, after: int) -> None:
-    """Killed before the first checkpoint, between two, and after the last step but before its checkpoint."""
+@pytest.fixture(scope="module")
+def whole(model_file: Path, data: PackedData, tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, Path]:
+    """A finished run."""
     settings = small_settings(model_file)
-    whole = train(settings, data, tmp_path / "whole")
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    train(settings, data, folder)
+    return settings, folder
+
+
+@pytest.mark.parametrize("after", [1, 6, 12])
+def test_killed(whole: tuple[Settings, Path], data: PackedData, tmp_path: Path, after: int) -> None:
+    """Killed before the first checkpoint, between two, and after the last step but before its checkpoint."""
+    settings, original = whole
     with pytest.raises(Killed):
         train(settings, data, tmp_path / "killed", progress=Watcher(after=after, action=kill))
     found = [path.name for path in checkpoints(tmp_path / "killed")]
@@ -127,22 +137,21 @@ def test_killed(model_file: Path, data: PackedData, tmp_path: Path, after: int) 
     watcher = Watcher()
     resumed = train(settings, data, tmp_path / "killed", progress=watcher, resume=True)
     assert watcher.starts == [("run", 12, {1: 0, 6: 4, 12: 8}[after])]
-    assert_same_run(tmp_path / "whole", tmp_path / "killed", (whole, resumed))
+    assert_same_run(original, tmp_path / "killed", (read_json(original / "result.json"), resumed))
 
 
 @pytest.mark.parametrize(
     "method", ["_save_optimizer_and_scheduler", "_save_rng_state", "save_model", "_save_scaler", "store_flos"]
 )
 def test_killed_while_saving(
-    model_file: Path, data: PackedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+    whole: tuple[Settings, Path], data: PackedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     """Half a checkpoint stays under its other name, and a resume does not look at it."""
-    settings = small_settings(model_file)
-    whole = train(settings, data, tmp_path / "whole")
-    original = getattr(ExselTrainer, method)
+    settings, original = whole
+    saving = getattr(ExselTrainer, method)
 
     def save(trainer: ExselTrainer, *arguments: Any, **options: Any) -> Any:
-        result = original(trainer, *arguments, **options)
+        result = saving(trainer, *arguments, **options)
         if trainer.state.global_step == 8:
             raise Killed
         return result
@@ -157,16 +166,15 @@ def test_killed_while_saving(
     half = tmp_path / "killed" / ".saving" / "checkpoint-8"
     assert (half / "model.safetensors").exists() == (method != "store_flos")
     resumed = train(settings, data, tmp_path / "killed", resume=True)
-    assert_same_run(tmp_path / "whole", tmp_path / "killed", (whole, resumed))
+    assert_same_run(original, tmp_path / "killed", (read_json(original / "result.json"), resumed))
     assert not (tmp_path / "killed" / ".saving").exists()
 
 
 @pytest.mark.parametrize("function", ["_save_model", "_result"])
 def test_killed_after_the_last_checkpoint(
-    model_file: Path, data: PackedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str
+    whole: tuple[Settings, Path], data: PackedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str
 ) -> None:
-    settings = small_settings(model_file)
-    whole = train(settings, data, tmp_path / "whole")
+    settings, original = whole
     with monkeypatch.context() as patch:
         patch.setattr(f"exsel.training.run.{function}", lambda *arguments: kill())
         with pytest.raises(Killed):
@@ -176,18 +184,7 @@ def test_killed_after_the_last_checkpoint(
     assert watcher.steps == []
     assert resumed["ms_per_step"] > 0
     assert resumed["peak_memory_bytes"] > 0
-    assert_same_run(tmp_path / "whole", tmp_path / "killed", (whole, resumed))
-
-
-def test_a_line_cut_off_in_the_record_is_dropped(model_file: Path, data: PackedData, tmp_path: Path) -> None:
-    settings = small_settings(model_file)
-    train(settings, data, tmp_path / "whole")
-    with pytest.raises(Killed):
-        train(settings, data, tmp_path / "killed", progress=Watcher(after=6, action=kill))
-    with (tmp_path / "killed" / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 7, "tok')
-    train(settings, data, tmp_path / "killed", resume=True)
-    assert without_times(tmp_path / "whole") == without_times(tmp_path / "killed")
+    assert_same_run(original, tmp_path / "killed", (read_json(original / "result.json"), resumed))
 
 
 def test_time_goes_on_from_where_it_stopped(model_file: Path, data: PackedData, tmp_path: Path) -> None:
@@ -245,8 +242,8 @@ def test_a_signal_in_the_middle_of_a_write_to_standard_output(
             return len(part)
 
     raw = Raw()
-    with monkeypatch.context() as patch, pytest.raises(Interrupted) as stop:
-        patch.setattr(sys, "stdout", io.TextIOWrapper(io.BufferedWriter(raw)))
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BufferedWriter(raw)))
+    with pytest.raises(Interrupted) as stop:
         train_run(small_settings(model_file), data, tmp_path / "run", name="run", progress=LineProgress())
     assert stop.value.step == 7
     assert b"stopping after step 7, and saving a checkpoint" in raw.written
@@ -292,42 +289,70 @@ def stopped(model_file: Path, data: PackedData, tmp_path_factory: pytest.TempPat
     return settings, folder
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "model.safetensors",
-        "config.json",
-        "trainer_state.json",
-        state.OPTIMIZER_TENSORS,
-        state.OPTIMIZER_VALUES,
-        state.RANDOM_TENSORS,
-        state.RANDOM_VALUES,
-    ],
-)
-@pytest.mark.parametrize("damage", ["cut", "missing", "garbage"])
-def test_a_damaged_checkpoint_is_named(
-    stopped: tuple[Settings, Path], data: PackedData, tmp_path: Path, name: str, damage: str
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGE: dict[str, Callable[[Path], Any]] = {
+    "missing": lambda path: path.unlink(),
+    "empty": lambda path: path.write_bytes(b""),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "one bit": flip,
+    "other JSON": lambda path: path.write_text("[1, 2]\n"),
+    "no values": lambda path: path.write_text("{}"),
+    "nested": lambda path: path.write_text("[" * 100_000),
+    "not text": lambda path: path.write_bytes(b"\xff\xfe"),
+}
+
+
+def damaged(folder: Path, names: list[str]) -> Iterator[tuple[Path, str]]:
+    """Each file damaged in each way, and whole again afterwards."""
+    for name in names:
+        whole = (folder / name).read_bytes()
+        for how, damage in DAMAGE.items():
+            damage(folder / name)
+            yield folder / name, how
+            (folder / name).write_bytes(whole)
+
+
+def test_whatever_is_damaged_in_a_checkpoint_is_named(
+    stopped: tuple[Settings, Path], data: PackedData, tmp_path: Path
 ) -> None:
     settings, original = stopped
     folder = tmp_path / "run"
     shutil.copytree(original, folder)
-    path = folder / "checkpoint-7" / name
-    if damage == "cut":
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    elif damage == "missing":
-        path.unlink()
-    else:
-        path.write_bytes(b"[1, 2]")
-    with pytest.raises(ExselError) as caught:
+    last = folder / "checkpoint-7"
+    names = [str(path.relative_to(folder)) for path in last.rglob("*") if path.is_file()]
+    assert {"metrics.jsonl", "exsel-manifest.json", "trainer_state.json", state.OPTIMIZER_VALUES} < {
+        Path(name).name for name in names
+    }
+    before = sorted(folder.rglob("*"))
+    for path, how in damaged(folder, names):
+        with pytest.raises(ExselError) as caught:
+            train(settings, data, folder, resume=True)
+        message = str(caught.value)
+        assert f"checkpoint {last} cannot be read (" in message, how
+        assert path.name in message, how
+        assert f"go on from {folder}/checkpoint-4" in message, how
+        assert len(message.splitlines()) == 1, how
+    assert sorted(folder.rglob("*")) == before
+    (last / "adapter_config.json").write_text("{}")
+    with pytest.raises(ExselError, match=r"adapter_config\.json was not saved with it"):
         train(settings, data, folder, resume=True)
-    message = str(caught.value)
-    assert f"checkpoint {folder}/checkpoint-7 cannot be read" in message
-    assert f"go on from {folder}/checkpoint-4" in message
-    assert len(message.splitlines()) == 1
     # And that advice is good.
-    shutil.rmtree(folder / "checkpoint-7")
+    shutil.rmtree(last)
     train(settings, data, folder, resume=True)
     assert [line["step"] for line in metrics(folder)] == list(range(1, 13))
+
+
+def test_a_checkpoint_under_another_step(stopped: tuple[Settings, Path], data: PackedData, tmp_path: Path) -> None:
+    settings, original = stopped
+    shutil.copytree(original, tmp_path / "run")
+    (tmp_path / "run" / "checkpoint-7").rename(tmp_path / "run" / "checkpoint-8")
+    with pytest.raises(ExselError, match="it was saved after another step"):
+        train(settings, data, tmp_path / "run", resume=True)
 
 
 def test_the_only_checkpoint_damaged(stopped: tuple[Settings, Path], data: PackedData, tmp_path: Path) -> None:
@@ -337,6 +362,111 @@ def test_the_only_checkpoint_damaged(stopped: tuple[Settings, Path], data: Packe
     (tmp_path / "run" / "checkpoint-7" / "model.safetensors").write_bytes(b"")
     with pytest.raises(ExselError, match="delete that folder to begin anew"):
         train(settings, data, tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+def test_a_damaged_record_is_that_of_the_checkpoint_again(
+    stopped: tuple[Settings, Path], data: PackedData, tmp_path: Path, how: str
+) -> None:
+    """The clock goes on, and the curves are whole, whatever became of the file beside the checkpoint."""
+    settings, original = stopped
+    shutil.copytree(original, tmp_path / "run")
+    before = metrics(tmp_path / "run")
+    DAMAGE[how](tmp_path / "run" / "metrics.jsonl")
+    stop = interrupted(settings, data, tmp_path / "run", Watcher(after=8, action=send(signal.SIGTERM)), resume=True)
+    assert metrics(tmp_path / "run")[:7] == before
+    assert [line["step"] for line in metrics(tmp_path / "run")] == list(range(1, stop.step + 1))
+
+
+def test_damaged_settings_are_named(stopped: tuple[Settings, Path], data: PackedData, tmp_path: Path) -> None:
+    settings, original = stopped
+    shutil.copytree(original, tmp_path / "run")
+    for path, how in damaged(tmp_path / "run", ["settings.json"]):
+        with pytest.raises(ExselError) as caught:
+            train(settings, data, tmp_path / "run", resume=True)
+        assert str(path.parent) in str(caught.value), how
+        assert len(str(caught.value).splitlines()) == 1, how
+
+
+def test_whatever_is_damaged_in_a_finished_run_is_named(
+    whole: tuple[Settings, Path], data: PackedData, tmp_path: Path
+) -> None:
+    settings, original = whole
+    folder = tmp_path / "run"
+    shutil.copytree(original, folder)
+    names = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
+    assert {"settings.json", "metrics.jsonl", "result.json", "exsel-manifest.json", "model/model.safetensors"} < {
+        *names
+    }
+    for path, how in damaged(folder, names):
+        with pytest.raises(ExselError) as caught:
+            train(settings, data, folder, resume=True)
+        message = str(caught.value)
+        assert path.name in message or path.name == "settings.json", how
+        assert len(message.splitlines()) == 1, how
+    assert train(settings, data, folder, resume=True) == read_json(folder / "result.json")
+
+
+def test_a_damaged_model_is_not_loaded(
+    stopped: tuple[Settings, Path], whole: tuple[Settings, Path], tmp_path: Path
+) -> None:
+    shutil.copytree(stopped[1], tmp_path / "stopped")
+    shutil.copytree(whole[1], tmp_path / "whole")
+    for folder in (tmp_path / "stopped" / "checkpoint-7", tmp_path / "whole" / "model"):
+        exsel.from_pretrained(folder)
+        flip(folder / "model.safetensors")
+        for load in (exsel.from_pretrained, lambda path: load_whole(str(path))):
+            with pytest.raises(ExselError, match=r"model\.safetensors has changed since it was saved"):
+                load(folder)
+
+
+def test_all_files_have_the_mode_of_new_ones(stopped: tuple[Settings, Path], whole: tuple[Settings, Path]) -> None:
+    for _, folder in (stopped, whole):
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        assert len(files) > 5
+        assert {path.stat().st_mode for path in files} == {(folder / "settings.json").stat().st_mode}
+
+
+def test_a_folder_in_which_another_process_is_at_work(
+    stopped: tuple[Settings, Path], data: PackedData, tmp_path: Path
+) -> None:
+    settings, original = stopped
+    shutil.copytree(original, tmp_path / "run")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    with locked(tmp_path / "run"), pytest.raises(ExselError, match="another process is at work in"):
+        train(settings, data, tmp_path / "run", resume=True)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
+
+
+@pytest.mark.parametrize("what", ["the data", "the model", "the split"])
+def test_what_the_settings_name_has_changed(tmp_path: Path, what: str) -> None:
+    corpus, model = write_corpus(tmp_path / "corpus"), write_model(tmp_path / "config.json")
+    interrupted(
+        small_settings(model), small_data(corpus), tmp_path / "run", Watcher(after=2, action=send(signal.SIGTERM))
+    )
+    if what == "the data":
+        (corpus / "00.txt").write_text((corpus / "00.txt").read_text().replace("fox", "cat"))
+    elif what == "the split":
+        (corpus / "new.txt").write_text("another document " * 20)
+    else:
+        write_model(model, norm_eps=1e-3)
+    named = "model" if what == "the model" else "what the data holds"
+    with pytest.raises(ExselError, match=f"begun with other settings \\({named}\\)"):
+        train(small_settings(model), small_data(corpus), tmp_path / "run", resume=True)
+
+
+def test_folders_with_names_like_those_of_checkpoints(
+    stopped: tuple[Settings, Path], data: PackedData, tmp_path: Path
+) -> None:
+    settings, original = stopped
+    shutil.copytree(original, tmp_path / "run")
+    own = [
+        tmp_path / "run" / name for name in ("checkpoint-²", "checkpoint-3-backup", "checkpoint-9999999999999999999")
+    ]
+    for folder in own:
+        folder.mkdir()
+    train(settings, data, tmp_path / "run", resume=True)
+    assert all(folder.is_dir() for folder in own)
 
 
 @pytest.mark.slow

@@ -51,6 +51,7 @@ def test_what_a_run_leaves(model_file: Path, data: PackedData, tmp_path: Path) -
     watcher = Watcher()
     result = train(small_settings(model_file, variant="exclusive"), data, tmp_path / "run", progress=watcher)
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
+        "exsel-manifest.json",
         "settings.json",
         "metrics.jsonl",
         "result.json",

@@ -23,7 +23,9 @@ def groups(model: ExselForCausalLM, folder: Path) -> list[dict[str, Any]]:
     arguments = TrainingArguments(
         output_dir=str(folder), learning_rate=1e-3, weight_decay=0.1, use_cpu=True, report_to="none"
     )
-    trainer = ExselTrainer(model=model, args=arguments, selective_learning_rate=0.5, losses=[])
+    trainer = ExselTrainer(
+        model=model, args=arguments, selective_learning_rate=0.5, losses=[], save_record=lambda _path: None
+    )
     return trainer.create_optimizer().param_groups
 
 

@@ -400,13 +400,19 @@ def check_output(arguments: argparse.Namespace) -> None:
 
 
 def open_output(arguments: argparse.Namespace) -> Path:
-    """The output folder, made or rid of what exsel wrote as the flags say; :func:`check_output` has passed."""
+    """The output folder, made or rid of what exsel wrote as the flags say; :func:`check_output` has passed.
+
+    Raises:
+        ExselError: another process is at work there.
+    """
+    from exsel.files import locked
     from exsel.training.layout import clear_output
 
     folder: Path = arguments.out
-    if arguments.overwrite and folder.exists():
-        clear_output(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        if arguments.overwrite:
+            clear_output(folder)
     return folder
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exsel.cli.arguments import add_device_argument, check_out, listed, resume_command, seed
 from exsel.errors import ExselError, require_all
-from exsel.reproduction.catalogue import EXPERIMENTS, select
+from exsel.reproduction.catalogue import EXPERIMENTS, Experiment, select
 from exsel.reproduction.experiment import BUDGETS, Budget, Record
 
 if TYPE_CHECKING:
@@ -55,15 +56,25 @@ def run(arguments: argparse.Namespace) -> int:
     experiments = select([name for name in arguments.names or [] if name])
     plan = _plan(arguments)
 
-    from exsel.cli.display import make_progress, warn
+    from exsel.cli.display import warn
+    from exsel.files import locked
     from exsel.reproduction import running
-    from exsel.reproduction.page import write_page
 
     if check_out(arguments, running.is_reproduction, "`exsel reproduce`"):
         running.check_settings(plan)
     if plan.budget == "gpu" and plan.device == "cpu":
         warn("--budget gpu on the CPU takes hours: --budget cpu is meant for it")
-    running.open_folder(plan, overwrite=arguments.overwrite)
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    with locked(plan.folder):
+        running.open_folder(plan, overwrite=arguments.overwrite)
+        return _run_all(experiments, plan, arguments.given)
+
+
+def _run_all(experiments: Sequence[Experiment], plan: Plan, given: Sequence[str]) -> int:
+    from exsel.cli.display import make_progress, warn
+    from exsel.reproduction import running
+    from exsel.reproduction.page import write_page
+
     failed = []
     for number, experiment in enumerate(experiments, start=1):
         print(
@@ -78,7 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
                 record = running.reproduce(experiment, plan, make_progress())
             _show(record)
         except running.Stopped as stop:
-            print(f"\nstopped in {experiment.name}; go on with:\n  {resume_command(arguments.given)}", flush=True)
+            print(f"\nstopped in {experiment.name}; go on with:\n  {resume_command(given)}", flush=True)
             return 128 + stop.signal
         except (ExselError, ImportError) as error:
             warn(f"{experiment.name} could not be run: {error}")
@@ -103,8 +114,8 @@ def _plan(arguments: argparse.Namespace) -> Plan:
     Raises:
         ExselError: an absent device, data that is not there, or seeds that are none.
     """
-    from exsel.data.files import find_files, is_local
     from exsel.reproduction.running import SEEDS, Plan
+    from exsel.reproduction.training import identify_text
     from exsel.training.environment import resolve_device
 
     if arguments.device == "mps":
@@ -116,12 +127,12 @@ def _plan(arguments: argparse.Namespace) -> Plan:
     seeds = SEEDS[budget] if arguments.seeds is None else tuple(arguments.seeds)
     if len(set(seeds)) < len(seeds):
         raise ExselError(f"--seeds must be different numbers, got {', '.join(map(str, seeds))}")
-    find_files([name for name in arguments.data if is_local(name)])
     return Plan(
         budget=budget,
         device=device,
         seeds=seeds,
         data=tuple(arguments.data),
+        text=identify_text(arguments.data, budget),
         folder=arguments.out,
     )
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import cast, get_args
 
+import numpy as np
 from datasets import Dataset, IterableDataset, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
@@ -56,6 +58,17 @@ class PackedData:
     validation: Dataset
     tokenizer: PreTrainedTokenizerBase
     description: DataDescription
+
+    def sha256(self) -> str:
+        """Of the description and of the tokens that validate, in hexadecimal.
+
+        It tells whether the text, its split or what the tokenizer makes of it has changed; of a stream's training text
+        it knows nothing.
+        """
+        digest = hashlib.sha256(json.dumps(asdict(self.description), sort_keys=True).encode())
+        for block in self.validation:
+            digest.update(np.asarray(block["input_ids"], np.int32).tobytes())
+        return digest.hexdigest()
 
 
 def load_data(

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, get_args
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args, get_origin, get_type_hints
 
 from exsel.errors import ExselError
 from exsel.files import read_json
@@ -134,6 +135,10 @@ class Curve:
     high: tuple[float, ...] | None = None
     style: Literal["line", "dashed", "points"] = "line"
 
+    def __post_init__(self) -> None:
+        if len({len(values) for values in (self.x, self.y, self.low, self.high) if values is not None}) > 1:
+            raise ValueError(f"the curve {self.label!r} has not as many values as places")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
@@ -194,26 +199,6 @@ class Outcome:
         """As JSON types."""
         return asdict(self)
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The inverse of :meth:`to_dict`, also after JSON has made lists of tuples."""
-        return cls(
-            verdict=values["verdict"],
-            conclusion=values["conclusion"],
-            size=values["size"],
-            findings=tuple(
-                Finding(**{**finding, "ours": Estimate(**_tuples(finding["ours"]))}) for finding in values["findings"]
-            ),
-            charts=tuple(
-                Chart(**{**_tuples(chart), "curves": tuple(Curve(**_tuples(curve)) for curve in chart["curves"])})
-                for chart in values["charts"]
-            ),
-            tables=tuple(
-                Table(**{**_tuples(table), "rows": tuple(tuple(row) for row in table["rows"])})
-                for table in values["tables"]
-            ),
-        )
-
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
@@ -258,15 +243,40 @@ class Record:
         values = read_json(path)
         found = values.get("format") if isinstance(values, dict) else None
         if found != FORMAT:
-            raise ExselError(f"{path} is no record that this version of exsel reads (format {FORMAT}, got {found})")
-        try:
-            known = {name: value for name, value in values.items() if name != "format"}
-            return cls(**{**_tuples(known), "outcome": Outcome.from_dict(known["outcome"])})
-        except (KeyError, TypeError) as error:
             raise ExselError(
-                f"{path} is damaged ({type(error).__name__}: {error}): delete it and run it again"
-            ) from error
+                f"{path} is no record that this version of exsel reads (format {FORMAT}, got {found!r:.40})"
+            )
+        del values["format"]
+        try:
+            record: Self = _typed(cls, values, path.stem)
+        except ValueError as error:
+            raise ExselError(f"{path} is damaged ({error}): delete it and run it again") from error
+        return record
 
 
-def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+def _typed(kind: Any, value: Any, place: str) -> Any:
+    """A value of JSON as the type that it was before: dataclasses of objects, tuples of lists.
+
+    Raises:
+        ValueError: it is of another type, at a place that is named.
+    """
+    origin, arguments = get_origin(kind), get_args(kind)
+    if is_dataclass(kind) and isinstance(value, dict):
+        kinds = get_type_hints(kind)
+        if wrong := kinds.keys() ^ value.keys():
+            raise ValueError(f"{place} has or lacks {', '.join(map(repr, sorted(wrong)))}")
+        return kind(**{name: _typed(kinds[name], each, f"{place}.{name}") for name, each in value.items()})  # type: ignore[operator]
+    if origin is tuple and isinstance(value, list):
+        return tuple(_typed(arguments[0], each, f"{place}[{index}]") for index, each in enumerate(value))
+    if origin is UnionType:
+        present = next(option for option in arguments if option is not NoneType)
+        return None if value is None else _typed(present, value, place)
+    if origin is Literal and value in arguments:
+        return value
+    if kind is float and type(value) in (int, float) and abs(value) < 1e300:
+        return value
+    if origin is Mapping and isinstance(value, dict):
+        return value
+    if kind in (str, int, bool) and type(value) is kind:
+        return value
+    raise ValueError(f"{place} is {value!r:.40}")

@@ -131,6 +131,7 @@ def finding_rows(outcome: Outcome) -> list[dict[str, str]]:
 
 def machine_in_words(machine: Mapping[str, Any], git_revision: str | None) -> str:
     """Where something was measured, with what."""
+    machine = {name: machine.get(name, "unknown") for name in ("cores", "processor", "device", "torch", "transformers")}
     cores = f"{machine['cores']} cores of {machine['processor']}"
     device = cores if machine["device"] == "cpu" else machine["device"]
     revision = (git_revision or "unknown")[:10]

@@ -24,8 +24,9 @@ from exsel.reproduction.catalogue import Experiment
 from exsel.reproduction.experiment import FORMAT, Budget, Job, Outcome, Record
 from exsel.reproduction.page import PAGE, PICTURES
 from exsel.training.environment import describe_machine, git_revision
+from exsel.training.layout import RUNS
 from exsel.training.monitor import Progress
-from exsel.training.run import Interrupted
+from exsel.training.run import Interrupted, finished
 
 #: Of an output folder: what everything in it was made with, and the experiments' own folder.
 SETTINGS, WORK = "reproduction.json", "work"
@@ -48,6 +49,7 @@ class Plan:
 
     Args:
         budget, device, seeds, data: of every :class:`exsel.reproduction.experiment.Job`.
+        text: see :func:`exsel.reproduction.training.identify_text`.
         folder: where everything goes.
     """
 
@@ -55,12 +57,19 @@ class Plan:
     device: str
     seeds: tuple[int, ...]
     data: tuple[str, ...]
+    text: str
     folder: Path
 
     @property
     def settings(self) -> dict[str, Any]:
         """What results must have in common, as JSON types."""
-        return {"budget": self.budget, "device": self.device, "seeds": list(self.seeds), "data": list(self.data)}
+        return {
+            "budget": self.budget,
+            "device": self.device,
+            "seeds": list(self.seeds),
+            "data": list(self.data),
+            "text": self.text,
+        }
 
 
 def is_reproduction(folder: Path) -> bool:
@@ -69,20 +78,25 @@ def is_reproduction(folder: Path) -> bool:
 
 
 def check_settings(plan: Plan) -> None:
-    """Check that what is in the folder was made with the plan's settings.
+    """Check that what is in the folder is whole and was made with the plan's settings.
 
     Raises:
-        ExselError: with others, which it names.
+        ExselError: with others, which it names, or a record or a training is damaged.
     """
     found = read_json(plan.folder / SETTINGS)
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise ExselError(f"{plan.folder / SETTINGS} is not of this version of exsel: choose another --out")
     for name, value in plan.settings.items():
+        if name == "text" and found.get(name) != value:
+            raise ExselError(f"--out {plan.folder} holds results on other text: restore it, or choose another folder")
         if found.get(name) != value:
             raise ExselError(
                 f"--out {plan.folder} holds results with {name} {_words(found.get(name))}, not {_words(value)}: go on "
                 "with the same settings, or choose another folder"
             )
+    records(plan)
+    for run in sorted((plan.folder / WORK / RUNS).glob("*")):
+        finished(run)
 
 
 def _words(value: object) -> str:
@@ -90,7 +104,7 @@ def _words(value: object) -> str:
 
 
 def open_folder(plan: Plan, *, overwrite: bool) -> None:
-    """Make the folder, or rid it of what was run before."""
+    """Make the folder, or rid it of what was run before; no other process may be at work in it."""
     if overwrite and is_reproduction(plan.folder):
         for experiment in catalogue.EXPERIMENTS:
             record_path(plan, experiment).unlink(missing_ok=True)
@@ -113,8 +127,17 @@ def records(plan: Plan) -> list[Record]:
     Raises:
         ExselError: one is damaged.
     """
-    paths = [record_path(plan, experiment) for experiment in catalogue.EXPERIMENTS]
-    return [Record.read(path) for path in paths if path.exists()]
+    found = []
+    for experiment in catalogue.EXPERIMENTS:
+        path = record_path(plan, experiment)
+        if path.exists():
+            record = Record.read(path)
+            if record.experiment != experiment.name:
+                raise ExselError(
+                    f"{path} is a record of {record.experiment}: delete it and run {experiment.name} again"
+                )
+            found.append(record)
+    return found
 
 
 def reproduce(experiment: Experiment, plan: Plan, progress: Progress) -> Record:

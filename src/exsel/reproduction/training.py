@@ -11,22 +11,24 @@ import json
 import re
 import shutil
 import sysconfig
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 from safetensors.torch import load_model
 
 from exsel.data import PackedData, load_data
+from exsel.data.files import find_files, is_local
 from exsel.data.standard_library import corpus_name
-from exsel.files import read_json, write_json
+from exsel.files import write_json
 from exsel.models import ExselForCausalLM
 from exsel.reproduction.experiment import Budget, Job
 from exsel.reproduction.variants import Variant
-from exsel.training.layout import MODEL, RESULT, SETTINGS, checkpoints
+from exsel.training.layout import MODEL, RUNS, checkpoints
 from exsel.training.models import build_model
-from exsel.training.run import train_run
+from exsel.training.run import check_begun, finished, train_run
 from exsel.training.settings import Settings
 
 
@@ -170,23 +172,21 @@ def train_variant(
         size: ``None``: that of the budget.
 
     Raises:
-        ExselError: data that cannot be read, or a loss that stopped being a number.
+        ExselError: data that cannot be read or has changed, a damaged run, or a loss that stopped being a number.
         Interrupted: by Ctrl-C or SIGTERM, after saving.
         ValueError: a ``seq_len`` that does not divide the tokens of a step.
     """
     size = _changed(SIZES[job.budget] if size is None else size, learning_rate, seq_len)
     settings = _settings(job, variant, seed, size)
     data = load_text(settings.data, size)
-    folder = job.folder / "runs" / _run_name(variant, settings, size)
-    if (folder / RESULT).exists():
-        return TrainedRun(variant, settings, data, folder, read_json(folder / RESULT))
+    folder = job.folder / RUNS / _run_name(variant, settings, size)
+    check_begun(folder, settings, data, resume=True)
+    if (result := finished(folder)) is not None:
+        return TrainedRun(variant, settings, data, folder, result)
     if variant.addition is not None:
         # A checkpoint's configuration says nothing of what was put in: such a run begins anew.
         for checkpoint in checkpoints(folder):
             shutil.rmtree(checkpoint)
-    if (folder / SETTINGS).exists():
-        # The folder's name says all that matters; where its model's file lies has changed if it was moved.
-        write_json(folder / SETTINGS, settings.to_dict())
     model = _build(variant, settings, data)
     title = f"{variant.label}, seed {seed}"
     result = train_run(settings, data, folder, name=title, progress=job.progress, resume=True, model=model)
@@ -217,6 +217,21 @@ def text_of(job: Job) -> tuple[str, ...]:
 def load_text(data: tuple[str, ...], size: Size) -> PackedData:
     """The text in blocks of the size's length, each byte a token; what was loaded last is kept."""
     return load_data(data, seq_len=size.seq_len, validation_blocks=max(1, size.evaluation_tokens // size.seq_len))
+
+
+def identify_text(data: Sequence[str], budget: Budget) -> str:
+    """What changes when the text that a job trains on does: the hash of its files, or of what version it is.
+
+    Raises:
+        ExselError: a file that ``data`` names is not there.
+    """
+    if not data:
+        return " ".join(f"{name} {version(name)}" for name in _PACKAGES) if budget == "gpu" else corpus_name()
+    digest = hashlib.sha256()
+    for path in find_files([name for name in data if is_local(name)]):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def _changed(size: Size, learning_rate: float | None, seq_len: int | None) -> Size:
@@ -255,17 +270,16 @@ def _settings(job: Job, variant: Variant, seed: int, size: Size) -> Settings:
 def _write_model(folder: Path, size: Size) -> Path:
     """The size as a configuration file, which is how settings name a model that has no name."""
     path = folder / "models" / f"{size.layers}-layers-{size.width}-wide.json"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        values = {
-            "model_type": "exsel",
-            "num_hidden_layers": size.layers,
-            "hidden_size": size.width,
-            "num_attention_heads": size.width // size.head_dim,
-            "head_dim": size.head_dim,
-            "initializer_range": round(_INITIALIZER_RANGE * (_WIDTH / size.width) ** 0.5, 4),
-        }
-        write_json(path, values)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = {
+        "model_type": "exsel",
+        "num_hidden_layers": size.layers,
+        "hidden_size": size.width,
+        "num_attention_heads": size.width // size.head_dim,
+        "head_dim": size.head_dim,
+        "initializer_range": round(_INITIALIZER_RANGE * (_WIDTH / size.width) ** 0.5, 4),
+    }
+    write_json(path, values)
     return path
 
 

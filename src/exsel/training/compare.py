@@ -11,7 +11,7 @@ from typing import Any
 import exsel
 from exsel.data import PackedData
 from exsel.errors import ExselError
-from exsel.files import write_json
+from exsel.files import locked, write_json
 from exsel.report import write_report
 from exsel.training.environment import describe_machine, git_revision
 from exsel.training.layout import REPORT, RESULTS, RUNS
@@ -95,20 +95,31 @@ def compare(
         As :func:`exsel.training.run.train_run`.
     """
     started = datetime.now(UTC).isoformat(timespec="seconds")
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        for name, settings in runs.items():
+            check_begun(folder / RUNS / name, settings, data, resume=resume)
+        entries = []
+        for index, (name, settings) in enumerate(runs.items(), start=1):
+            own = folder / RUNS / name
+            title = f"{settings.variant} ({index} of {len(runs)})"
+            entry = train_run(settings, data, own, name=title, progress=progress, resume=resume)
+            entries.append({**entry, "directory": str(own.relative_to(folder))})
+        results = _results(runs, entries, data, command=command, started=started)
+        write_json(folder / RESULTS, results)
+        write_report(results, folder / REPORT)
+    return results
+
+
+def _results(
+    runs: dict[str, Settings], entries: list[dict[str, Any]], data: PackedData, *, command: str, started: str
+) -> dict[str, Any]:
     first = next(iter(runs.values()))
-    for name, settings in runs.items():
-        check_begun(folder / RUNS / name, settings, resume=resume)
-    entries = []
-    for index, (name, settings) in enumerate(runs.items(), start=1):
-        own = folder / RUNS / name
-        title = f"{settings.variant} ({index} of {len(runs)})"
-        entry = train_run(settings, data, own, name=title, progress=progress, resume=resume)
-        entries.append({**entry, "directory": str(own.relative_to(folder))})
     config = first.to_dict()
     for name in _PER_RUN:
         del config[name]
     model_config = first.model_config(data.description.vocab_size, None).to_dict()
-    results = {
+    return {
         "schema": _SCHEMA,
         "exsel_version": exsel.__version__,
         "command": command,
@@ -131,6 +142,3 @@ def compare(
         "variants": summarise(entries, first.tokens_per_step),
         "runs": entries,
     }
-    write_json(folder / RESULTS, results)
-    write_report(results, folder / REPORT)
-    return results

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import re
 import shutil
 from pathlib import Path
-from typing import Any
+
+from exsel.errors import ExselError
+from exsel.files import MANIFEST, read_json
 
 # Of a run.
 SETTINGS = "settings.json"
@@ -24,8 +26,10 @@ RUNS = "runs"
 
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in a run's folder, oldest first."""
-    found = [path for path in folder.glob(f"{CHECKPOINT}*") if path.name.removeprefix(CHECKPOINT).isdigit()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix(CHECKPOINT)))
+    # Not what a user has put there under a name like it, such as checkpoint-7-backup or checkpoint-².
+    names = ((path, re.fullmatch(rf"{CHECKPOINT}([1-9][0-9]{{0,17}})", path.name)) for path in folder.glob("*"))
+    found = {int(match[1]): path for path, match in names if match and path.is_dir()}
+    return [found[step] for step in sorted(found)]
 
 
 def last_good(folder: Path) -> str:
@@ -47,10 +51,11 @@ def is_comparison(folder: Path) -> bool:
 
 
 def clear_output(folder: Path) -> None:
-    """Remove a run or a comparison from a folder, and nothing that was put there beside it."""
+    """Remove a run or a comparison from a folder, which stays, and nothing that was put there beside it."""
     has_results = is_comparison(folder)
     for run in _runs(folder):
         _clear_run(run)
+        _remove_if_empty(run)
     if is_run(folder):
         _clear_run(folder)
     if has_results:
@@ -72,9 +77,8 @@ def _clear_run(folder: Path) -> None:
         _remove_if_empty(events.parent)
     _remove_if_empty(folder / RUNS)
     # Last what tells that this is a run, so that a removal that was cut short can be repeated.
-    for name in (RESULT, METRICS, SETTINGS):
+    for name in (MANIFEST, RESULT, METRICS, SETTINGS):
         (folder / name).unlink(missing_ok=True)
-    _remove_if_empty(folder)
 
 
 def _remove_if_empty(folder: Path) -> None:
@@ -86,7 +90,7 @@ def _has_keys(path: Path, keys: set[str], *, damaged: bool) -> bool:
     if not path.is_file():
         return False
     try:
-        values: Any = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+        values = read_json(path)
+    except ExselError:
         return damaged
     return isinstance(values, dict) and keys <= values.keys()

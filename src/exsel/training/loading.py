@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import exsel.models  # noqa: F401 (registers the model's type)
 from exsel.data.hub_access import reason_unavailable
 from exsel.errors import ExselError, explained, first_line, require
+from exsel.files import check_sealed
 from exsel.training.quiet import quiet_transformers
 from exsel.upgrading import from_pretrained
 
@@ -42,6 +43,7 @@ def load_whole(source: str, *, called: str | None = None, causal: bool = True, d
     try:
         with quiet_transformers():
             if causal:
+                check_sealed(Path(source))
                 model, loading = AutoModelForCausalLM.from_pretrained(
                     source, use_safetensors=True, trust_remote_code=False, **options
                 )

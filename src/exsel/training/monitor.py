@@ -21,7 +21,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from exsel.errors import ExselError, first_line
 from exsel.evaluation import evaluate_loss
 from exsel.files import write_text
-from exsel.training.layout import last_good
+from exsel.training.layout import METRICS, last_good
 from exsel.training.settings import Settings
 from exsel.training.trainer import step_losses, stop_if_not_finite
 
@@ -54,20 +54,21 @@ class Record:
     _unwritten: int = 0
 
     @classmethod
-    def resume(cls, path: Path, step: int) -> Record:
-        """The record up to ``step``: what a killed run wrote after its checkpoint is dropped, the file cut."""
+    def begin(cls, path: Path, checkpoint: Path | None) -> Record:
+        """The record of a run that begins, or goes on from a checkpoint, which holds the record up to its step.
+
+        What lies at ``path`` is replaced: a killed run may have written more, or half a line.
+        """
         record = cls(path=path)
-        if step and path.exists():
-            for text in path.read_text(encoding="utf-8").splitlines():
-                try:
-                    line = json.loads(text)
-                except json.JSONDecodeError:
-                    break  # the last line of a run killed while it wrote
-                if line["step"] > step:
-                    break
-                record.lines.append(line)
-        write_text(path, "".join(json.dumps(line) + "\n" for line in record.lines))
+        if checkpoint is not None:
+            text = (checkpoint / METRICS).read_text(encoding="utf-8")
+            record.lines = [json.loads(line) for line in text.splitlines()]
+        record.save(path)
         return record
+
+    def save(self, path: Path) -> None:
+        """Write all of it into a file."""
+        write_text(path, "".join(json.dumps(line) + "\n" for line in self.lines))
 
     def add(self, line: dict[str, Any]) -> None:
         """Add a step; it is on disk after the next :meth:`flush`."""

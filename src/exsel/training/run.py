@@ -18,8 +18,8 @@ from transformers.trainer_callback import PrinterCallback
 
 from exsel.data import PackedData, collate
 from exsel.diagnostics import similarity_bias
-from exsel.errors import ExselError, first_line
-from exsel.files import read_json, write_json
+from exsel.errors import ExselError, LoadError, first_line
+from exsel.files import MANIFEST, check_sealed, locked, read_object, seal, write_json
 from exsel.models import ExselForCausalLM
 from exsel.training.disk import KEPT_CHECKPOINTS
 from exsel.training.layout import CHECKPOINT, METRICS, MODEL, MODEL_STAGING, RESULT, SETTINGS, checkpoints, last_good
@@ -32,6 +32,9 @@ from exsel.training.trainer import ExselTrainer
 
 # Blocks over which the similarity bias is taken.
 _SIMILARITY_BLOCKS = 8
+# How the hashes in a run's settings are called in words.
+_NAMES = {"data_sha256": "what the data holds", "model_sha256": "model"}
+_ABSENT = object()
 
 
 class Interrupted(Exception):  # noqa: N818 (it is no error)
@@ -68,23 +71,31 @@ def train_run(
         The run's entry in ``results.json``.
 
     Raises:
-        ExselError: a folder that holds something else, a damaged checkpoint, other settings than those of the run to
-            resume, a full disk, or a loss that stopped being a number.
+        ExselError: a folder that holds something else or in which another process is at work, damaged files, other
+            settings or other data than those of the run to resume, a full disk, or a loss that stopped being a number.
         Interrupted: by Ctrl-C or SIGTERM, after saving.
     """
-    has_begun = check_begun(folder, settings, resume=resume)
-    if has_begun and (folder / RESULT).exists():
-        result: dict[str, Any] = read_json(folder / RESULT)
-        return result
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / SETTINGS, settings.to_dict())
+    with locked(folder):
+        check_begun(folder, settings, data, resume=resume)
+        result = finished(folder)
+        if result is None:
+            result = _train(settings, data, folder, name=name, progress=progress, model=model)
+    return result
 
-    if model is None:
-        model = build_model(settings, data)
+
+def _train(
+    settings: Settings, data: PackedData, folder: Path, *, name: str, progress: Progress, model: Any
+) -> dict[str, Any]:
+    write_json(folder / SETTINGS, _content(settings, data))
     saved = checkpoints(folder)
     checkpoint = saved[-1] if saved else None
-    step = 0 if checkpoint is None else int(checkpoint.name.removeprefix(CHECKPOINT))
-    record = Record.resume(folder / METRICS, step)
+    step = 0
+    if checkpoint is not None:
+        step = _check_checkpoint(checkpoint, instead=saved[-2] if len(saved) > 1 else None)
+    if model is None:
+        model = build_model(settings, data)
+    record = Record.begin(folder / METRICS, checkpoint)
     losses: list[Tensor] = []
     interruption = Interruption()
     monitor = Monitor(
@@ -110,6 +121,7 @@ def train_run(
             callbacks=[monitor],
             selective_learning_rate=settings.selective_learning_rate,
             losses=losses,
+            save_record=record.save,
         )
         trainer.remove_callback(PrinterCallback)
         monitor.log = trainer.log
@@ -117,17 +129,7 @@ def train_run(
         try:
             with interruption.listen():
                 compile_seconds = _compile(model, settings, data)
-                try:
-                    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-                except ExselError:
-                    raise
-                except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-                    if checkpoint is None or monitor.has_begun:
-                        raise
-                    before = f"go on from {saved[-2]}" if len(saved) > 1 else "begin anew"
-                    raise ExselError(
-                        f"checkpoint {checkpoint} cannot be read ({first_line(error)}): delete that folder to {before}"
-                    ) from error
+                trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         finally:
             progress.finish()
         done = trainer.state.global_step
@@ -136,6 +138,7 @@ def train_run(
         result = _result(settings, data, model, monitor, compile_seconds)
         _save_model(model, data, folder)
     write_json(folder / RESULT, result)
+    seal(folder, (folder / name for name in (SETTINGS, METRICS, RESULT, MODEL)))
     for leftover in checkpoints(folder):
         shutil.rmtree(leftover)
     if interruption.signal is not None:
@@ -144,26 +147,81 @@ def train_run(
     return result
 
 
-def check_begun(folder: Path, settings: Settings, *, resume: bool) -> bool:
-    """Whether a folder holds this run, to go on with; a new run needs one without a run's files.
+def check_begun(folder: Path, settings: Settings, data: PackedData, *, resume: bool) -> None:
+    """Check that a folder holds nothing of a run, or one with these settings on this data, to go on with.
 
     Raises:
-        ExselError: it holds parts of a run, or one that is not to be resumed or was begun with other settings.
+        ExselError: it holds parts of a run, or one that is not to be resumed or was begun with something else.
     """
     if not (folder / SETTINGS).exists():
-        rest = [*checkpoints(folder), *(path for name in (METRICS, RESULT, MODEL) if (path := folder / name).exists())]
+        names = (METRICS, RESULT, MANIFEST, MODEL)
+        rest = [*checkpoints(folder), *(path for name in names if (path := folder / name).exists())]
         if rest:
             raise ExselError(f"{rest[0]} is of a run whose {SETTINGS} is missing: choose another folder")
-        return False
+        return
     if not resume:
         raise ExselError(f"{folder} holds a run: resume it, or choose another folder")
-    previous = Settings.from_dict(read_json(folder / SETTINGS))
-    if changed := previous.differences(settings):
+    found, content = read_object(folder / SETTINGS), _content(settings, data)
+    changed = [name for name in {**content, **found} if found.get(name, _ABSENT) != content.get(name, _ABSENT)]
+    # A file may be moved, and what it says must stay.
+    if named := [_NAMES.get(name, name) for name in changed if name != "model"]:
         raise ExselError(
-            f"{folder} was begun with other settings ({', '.join(changed)}): repeat the command that began it "
+            f"{folder} was begun with other settings ({', '.join(named)}): repeat the command that began it "
             "with --resume added, or use another --out"
         )
-    return True
+
+
+def finished(folder: Path) -> dict[str, Any] | None:
+    """The result of a run that is finished, and ``None`` of another.
+
+    Raises:
+        ExselError: something that the finished run saved is missing or has changed.
+    """
+    remedy = f"restore it, or delete {folder} to run it again"
+    if not (folder / MANIFEST).exists():
+        rest = next((path for name in (RESULT, MODEL) if (path := folder / name).exists()), None)
+        if rest is not None and not checkpoints(folder):
+            raise ExselError(f"{rest} is of a finished run whose {MANIFEST} is missing: {remedy}")
+        return None
+    try:
+        names = check_sealed(folder)
+        if not names.issuperset((SETTINGS, METRICS, RESULT)):
+            raise LoadError(f"{folder / MANIFEST} lacks files: it is damaged")
+    except LoadError as error:
+        raise ExselError(f"{error}: {remedy}") from error
+    return read_object(folder / RESULT)
+
+
+def _content(settings: Settings, data: PackedData) -> dict[str, Any]:
+    """What a run's settings file holds: the settings, and hashes of what they only name."""
+    return {**settings.to_dict(), "data_sha256": data.sha256(), "model_sha256": settings.model_sha256()}
+
+
+def _check_checkpoint(checkpoint: Path, *, instead: Path | None) -> int:
+    """The step after which a checkpoint was saved.
+
+    Args:
+        checkpoint: to go on from.
+        instead: the one before.
+
+    Raises:
+        ExselError: something in it is missing, has changed or was not saved with it.
+    """
+    try:
+        if not (checkpoint / MANIFEST).is_file():
+            raise LoadError(f"{MANIFEST} is missing")
+        names = check_sealed(checkpoint)
+        for path in sorted(checkpoint.rglob("*")):
+            name = path.relative_to(checkpoint).as_posix()
+            if path.is_file() and not path.name.startswith(".") and name not in {MANIFEST, *names}:
+                raise LoadError(f"{name} was not saved with it")
+        step = int(checkpoint.name.removeprefix(CHECKPOINT))
+        if read_object(checkpoint / "trainer_state.json").get("global_step") != step:
+            raise LoadError("it was saved after another step")
+    except ExselError as error:
+        before = "begin anew" if instead is None else f"go on from {instead}"
+        raise ExselError(f"checkpoint {checkpoint} cannot be read ({error}): delete that folder to {before}") from error
+    return step
 
 
 def _arguments(settings: Settings, folder: Path) -> TrainingArguments:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from exsel.config import ExclusiveConfig, SelectiveConfig
 from exsel.errors import ExselError
@@ -187,23 +189,16 @@ class Settings:
             values[name] = None if config is None else config.to_dict()
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The inverse of :meth:`to_dict`.
-
-        Raises:
-            ExselError: settings of another version of exsel.
-        """
-        try:
-            mechanisms = {name: values[name] for name in ("exclusive", "selective")}
-            lists = {name: tuple(values[name]) for name in ("data", "report_to")}
-            return cls(**{**values, **lists, **mechanisms})
-        except (KeyError, TypeError, ValueError) as error:
-            raise ExselError(f"these settings are not of this version of exsel: {error}") from error
-
-    def differences(self, other: Settings) -> list[str]:
-        """The names of the fields in which two runs differ."""
-        return [item.name for item in fields(self) if getattr(self, item.name) != getattr(other, item.name)]
+    def model_sha256(self) -> str | None:
+        """Of the configuration that ``source`` or ``model`` names, in hexadecimal; ``None``: it lies on the hub."""
+        path = Path(self.source or self.model)
+        if self.source is None and self.model in SIZES:
+            values: Any = SIZES[self.model]
+        elif path.exists():
+            values = read_json(path / "config.json" if path.is_dir() else path)
+        else:
+            return None
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _read_config(model: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,11 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainingArguments
-from transformers.trainer_utils import rotate_checkpoints
 
 from exsel.errors import ExselError, first_line
+from exsel.files import seal
 from exsel.training import state
-from exsel.training.layout import CHECKPOINT, CHECKPOINT_STAGING, last_good
+from exsel.training.layout import CHECKPOINT, CHECKPOINT_STAGING, METRICS, checkpoints, last_good
 from exsel.training.order import BlockOrder
 from exsel.training.parameters import scalar_names
 from exsel.upgrading import from_pretrained
@@ -32,15 +33,23 @@ class ExselTrainer(Trainer):
     Args:
         selective_learning_rate: peak of the scalars' learning rate; it follows the same schedule.
         losses: where each step's loss goes, one tensor a micro-batch: whoever reads it empties it.
+        save_record: writes the record of the steps so far into a file of a checkpoint.
     """
 
     optimizer: Any
 
     def __init__(
-        self, *, args: TrainingArguments, selective_learning_rate: float, losses: list[Tensor], **kwargs: Any
+        self,
+        *,
+        args: TrainingArguments,
+        selective_learning_rate: float,
+        losses: list[Tensor],
+        save_record: Callable[[Path], None],
+        **kwargs: Any,
     ) -> None:
         self.selective_learning_rate = selective_learning_rate
         self.losses = losses
+        self.save_record = save_record
         super().__init__(args=args, **kwargs)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -97,6 +106,8 @@ class ExselTrainer(Trainer):
             super()._save_checkpoint(model, trial)
             name = f"{CHECKPOINT}{self.state.global_step}"
             (staging / name / "training_args.bin").unlink(missing_ok=True)  # a pickle, and settings.json says it all
+            self.save_record(staging / name / METRICS)
+            seal(staging / name, (staging / name).iterdir())
             shutil.rmtree(folder / name, ignore_errors=True)
             (staging / name).rename(folder / name)
         except (OSError, SafetensorError) as error:
@@ -106,7 +117,8 @@ class ExselTrainer(Trainer):
             ) from error
         finally:
             shutil.rmtree(staging, ignore_errors=True)
-        rotate_checkpoints(output_dir=str(folder), save_total_limit=self.args.save_total_limit)
+        for old in checkpoints(folder)[: -self.args.save_total_limit]:
+            shutil.rmtree(old)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
@@ -115,13 +127,11 @@ class ExselTrainer(Trainer):
             state.save_optimizer(Path(output_dir), self.optimizer.state_dict(), self.lr_scheduler.state_dict())
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """All weights or none: Trainer's own passes over what is missing, and cannot read an upgraded configuration."""
+        """Trainer's own cannot read an upgraded configuration, and passes over what is missing."""
         if model is not None or self.is_deepspeed_enabled or self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
-        saved, loading = from_pretrained(resume_from_checkpoint, dtype=torch.float32, output_loading_info=True)
-        if missing := sorted(loading["missing_keys"]):
-            raise ValueError(f"it lacks {len(missing)} weights, such as {missing[0]}")
+        saved = from_pretrained(resume_from_checkpoint, dtype=torch.float32)
         self.model.load_state_dict(saved.state_dict())
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from exsel.errors import LoadError, require
+from exsel.files import check_sealed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -47,7 +48,8 @@ def from_pretrained(folder: str | PathLike[str], **kwargs: Any) -> Any:
 
     Raises:
         LoadError: a model whose class nobody here knows, whose code would have to be run from its folder, or whose
-            weights are in no safetensors file; mechanisms of a later version, or that do not fit the model.
+            weights are in no safetensors file; mechanisms of a later version, or that do not fit the model; a file of
+            a checkpoint or a run of exsel's that has changed since it was saved.
         OSError: no such folder, as transformers says it.
     """
     require("transformers", "models")
@@ -60,6 +62,7 @@ def from_pretrained(folder: str | PathLike[str], **kwargs: Any) -> Any:
         raise LoadError("exsel.from_pretrained runs no code from a model's folder: load it with transformers' classes")
     if kwargs.pop("use_safetensors", True) is False:
         raise LoadError("exsel.from_pretrained reads safetensors files alone: leave use_safetensors out")
+    check_sealed(Path(folder, kwargs.get("subfolder") or ""))
     places = {name: kwargs[name] for name in wrapping.PLACES if name in kwargs}
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **places)
     model_class = wrapping.model_class_of(config)
