@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 import exsel
 from exsel import ExclusiveConfig
+from exsel.upgrading.instances import check_whole
 from exsel.upgrading.planning import targets
 from upgrading.layer_checks import check_alike, check_model, run
 
@@ -195,6 +197,24 @@ def test_a_processor_set_later() -> None:
         model(**inputs)
     exsel.downgrade(model)
     model(**inputs)
+
+
+def test_a_patched_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, inputs = _randomised(_dit)
+    exsel.upgrade(model, exclusive=True)
+    model(**inputs)
+    original = AttnProcessor2_0.__call__
+
+    @functools.wraps(original)
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(AttnProcessor2_0, "__call__", timed)
+    for error, used in ((RuntimeError, lambda: model(**inputs)), (exsel.UpgradeError, lambda: check_whole(model))):
+        with pytest.raises(error, match=r"wrapped by \S+\.timed"):
+            used()
+    with pytest.raises(exsel.UpgradeError, match=r"wrapped by \S+\.timed"):
+        exsel.upgrade(exsel.downgrade(model), exclusive=True)
 
 
 def test_a_self_attention_called_with_a_context() -> None:

@@ -86,7 +86,7 @@ def test_what_replaces_a_forward_pass_after_an_upgrade(
         check_whole(model)
     # The next one is read anew, or refused.
     if replace in (_on_the_original_class, _a_method_of_the_original_class):
-        with pytest.raises(exsel.UpgradeError, match=r"replaced by \S*test_instances\.fused|no self-attention"):
+        with pytest.raises(exsel.UpgradeError, match=r"test_instances\.fused|no self-attention"):
             exsel.upgrade(nn.Sequential(Own()), exclusive=True)
     else:
         assert not torch.equal(exsel.upgrade(Own(), exclusive=True)(X), expected)
@@ -169,16 +169,18 @@ def test_a_patched_class_is_named_before_an_upgrade(monkeypatch: pytest.MonkeyPa
     class OwnAttention(Own):
         pass
 
-    exsel.upgrade(OwnAttention(), exclusive=True)  # the class is known from now on
-    original = OwnAttention.forward
+    original = Own.forward
 
     def doubled(self: Any, x: Tensor) -> Tensor:
         return 2 * original(self, x)
 
-    monkeypatch.setattr(OwnAttention, "forward", doubled)
-    answer = exsel.support(OwnAttention())
-    assert "test_a_patched_class_is_named_before_an_upgrade.<locals>.doubled" in answer.refusals[0]
-    assert "writes its attention out" not in str(answer)
+    for layer in (Own(), OwnAttention()):
+        exsel.downgrade(exsel.upgrade(layer, exclusive=True))  # the class is known from now on
+        monkeypatch.setattr(type(layer), "forward", doubled)
+        answer = exsel.support(layer)
+        assert "test_a_patched_class_is_named_before_an_upgrade.<locals>.doubled" in answer.refusals[0]
+        assert "writes its attention out" not in str(answer)
+        monkeypatch.undo()
 
 
 def test_a_patch_that_attends_is_what_is_rewritten(monkeypatch: pytest.MonkeyPatch) -> None:

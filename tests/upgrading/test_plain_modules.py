@@ -32,6 +32,10 @@ def _heads(x: Tensor) -> Tensor:
     return x.unflatten(-1, (H, -1)).transpose(1, 2)
 
 
+def _attended(x: Tensor) -> Tensor:
+    return attend(x, x, x)
+
+
 class CausalSelfAttention(nn.Module):
     """As nanoGPT has it."""
 
@@ -210,11 +214,28 @@ def test_switched_to_the_branch_written_out() -> None:
 def test_both_in_one_pass_is_refused() -> None:
     class Twice(SingleHead):
         def forward(self, x: Tensor) -> Tensor:
-            y = super().forward(x)
+            y = self.a(x)
             return y + torch.softmax(y @ y.mT, -1) @ F.scaled_dot_product_attention(y, y, y)
 
-    with pytest.raises(ValueError, match="writes its attention out in code that is not known here"):
-        exsel.upgrade(nn.Sequential(Twice()), exclusive=True)
+    class WithParent(SingleHead):
+        def forward(self, x: Tensor) -> Tensor:
+            y = super().forward(x)
+            return y + F.scaled_dot_product_attention(y, y, y)
+
+    for layer in (Twice(), WithParent()):
+        with pytest.raises(ValueError, match="writes its attention out in code that is not known here"):
+            exsel.upgrade(nn.Sequential(layer), exclusive=True)
+
+
+def test_attention_in_a_function_beside_the_class_is_not_overlooked() -> None:
+    class Mixing(SingleHead):
+        def forward(self, x: Tensor) -> Tensor:
+            return _attended(x)
+
+    model = nn.Sequential(Mixing(), nn.Sequential(SingleHead()))
+    assert [layer.name for layer in exsel.support(model).layers] == ["0", "1.0"]
+    with pytest.raises(ValueError, match="Mixing attends in a function that is no method of it"):
+        exsel.upgrade(model, exclusive=True)
 
 
 def test_cross_attention_at_the_call() -> None:

@@ -21,7 +21,7 @@ from exsel.errors import UpgradeError
 from exsel.nn.insertion import Mechanisms
 from exsel.upgrading import layouts_vision, multihead, processors
 from exsel.upgrading.rewriting import CHILD, rewrite
-from exsel.upgrading.sources import Read, described
+from exsel.upgrading.sources import Read, content, described
 
 #: Where accelerate keeps the forward pass that its hook stands in for, and the hook. A hook that was removed leaves
 #: the class's forward pass on the instance.
@@ -177,7 +177,7 @@ def check_whole(model: nn.Module) -> None:
             continue
         own: dict[str, Any] = vars(module)
         forward = own.get("forward", type(module).forward)  # type: ignore[attr-defined]
-        fault = _bypassed(module)
+        fault = _bypassed(module) or processors.fault(module)
         if not fault and not (
             forward is type(module).exsel_forward
             or own.get(_PASSED) is forward
@@ -212,13 +212,6 @@ def _holds(function: Any, module: Any, depth: int = 4) -> bool:
     if isinstance(function, functools.partial):
         inner += [function.func, *function.args]
     if isinstance(function, types.FunctionType):
-        inner += [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
+        inner += [content(cell) for cell in function.__closure__ or ()]
         inner += function.__defaults__ or ()
     return any(_holds(each, module, depth - 1) for each in inner if callable(each))
-
-
-def _is_filled(cell: types.CellType) -> bool:
-    try:
-        return cell.cell_contents is not cell
-    except ValueError:
-        return False

@@ -56,6 +56,11 @@ def refusal(module: nn.Module, cls: type, sites: Sites, switches: Mapping[str, b
     return ""
 
 
+def _is_of_parent(call: ast.Call, name: str) -> bool:
+    """Whether the method ``name`` calls that of the class above, which stays as it is and may attend too."""
+    return ast.unparse(call.func) == f"super().{name}"
+
+
 class _Walk:
     def __init__(self, module: nn.Module, cls: type, chosen: Mapping[str, bool]) -> None:
         self.module = module
@@ -112,7 +117,7 @@ class _Walk:
                 after = frozenset({Way(attention=True)})
             elif called in sites.methods:
                 after = self.method(sites.methods[called])
-            elif "softmax" in ast.unparse(call.func):
+            elif "softmax" in ast.unparse(call.func) or _is_of_parent(call, sites.method.function.__name__):
                 after = frozenset({Way(softmax=True)})
             else:
                 continue

@@ -23,6 +23,8 @@ _CROSS = re.compile(
 )
 _POOLING = re.compile(r"pool", re.IGNORECASE)
 _ATTENTION = re.compile(r"attention|attn|[MG][HP]SA", re.IGNORECASE)
+#: Whose classes are known by name, or attend in methods of their own.
+_KNOWN_PACKAGES = ("transformers", "timm", "diffusers")
 _NO_OWN_VALUES = "cross-attention has no own values"
 
 
@@ -114,7 +116,11 @@ def _target(
     calls_function = sites.all_attention() > 0 if isinstance(sites, Sites) else may_attend(cls)
     is_attention = _ATTENTION.search(cls.__name__) and any(True for _ in module.parameters())
     if known is None and not calls_function and not is_attention:
-        return None
+        if cls.__module__.split(".")[0] in _KNOWN_PACKAGES or not may_attend(cls):
+            return None
+        calls = replacement(cls, "forward") or "a function that is no method of it"
+        reason = f"{cls.__name__} attends in {calls}, into which no call can be put"
+        return Target(name, cls.__name__, reason, reason)
     by_name = known is None and not calls_function
 
     def refused(reason: str) -> Target:

@@ -113,6 +113,16 @@ def _process(self: Any, *args: Any, **kwargs: Any) -> Any:
     return function(processor, *args, **kwargs)
 
 
+def fault(module: Any) -> str:
+    """Why an upgraded ``module`` with a processor would not compute with it; empty where it would."""
+    try:
+        if hasattr(module, _PROCESS):
+            through_insertion(module.processor)
+    except RewritingError as error:
+        return f"its processor {error}"
+    return ""
+
+
 #: By a processor's class, its ``__call__`` and the same with an insertion in it. A plain dictionary: compilers see
 #: through it.
 _THROUGH: dict[type, tuple[Callable[..., Any], Callable[..., Any]]] = {}

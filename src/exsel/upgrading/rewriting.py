@@ -18,7 +18,7 @@ from typing import Any
 
 import torch.nn.functional as F
 
-from exsel.upgrading.sources import Method, RewritingError, may_attend, read
+from exsel.upgrading.sources import Method, RewritingError, content, may_attend, read
 
 #: The local variable that holds the insertion; the child module that holds the parameters; the method of an upgraded
 #: layer that begins an insertion.
@@ -96,7 +96,7 @@ def _named_value(expression: ast.expr, function: types.FunctionType) -> Any:
         return None
     cells = dict(zip(code.co_freevars, function.__closure__ or (), strict=True))
     if expression.id in cells:
-        return cells[expression.id].cell_contents
+        return content(cells[expression.id])
     return function.__globals__.get(expression.id)
 
 

@@ -31,7 +31,10 @@ _FUTURE = functools.reduce(
 )
 #: Packages whose wrappers of a method call what they wrap, and add what has its place around a rewritten method too.
 _HARMLESS = ("transformers.", "diffusers.", "timm.", "torch.utils._contextlib", "torch.amp.")
-_ATTENTION = re.compile("scaled_dot_product_attention|attention_interface|attention_fn|flash_attn_")
+#: Names of functions that attend.
+_ATTENTION = re.compile(
+    r"(scaled_dot_product|memory_efficient|flex)_attention|flash_attn_\w*func|attention_interface|dispatch_attention_fn"
+)
 _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 #: What pytest imports into a module whose assertions it has rewritten.
 _PYTEST = "@pytest_ar"
@@ -99,7 +102,7 @@ class Method:
         inner = function
         for wrapper in reversed(self.wrappers):
             cells = {
-                name: types.CellType(made) if _holds(cell, inner) else cell for name, cell in _cells(wrapper).items()
+                name: types.CellType(made) if content(cell) is inner else cell for name, cell in _cells(wrapper).items()
             }
             made, inner = _like(wrapper, wrapper.__code__, cells, __wrapped__=made), wrapper
         return made
@@ -117,7 +120,7 @@ def read(cls: type, name: str) -> Method:
     wrappers: list[types.FunctionType] = []
     function = attribute
     while (inner := vars(function).get("__wrapped__")) is not None:
-        held = [cell for cell in _cells(function).values() if _holds(cell, inner)]
+        held = [cell for cell in _cells(function).values() if content(cell) is inner]
         others = [value for key, value in vars(function).items() if value is inner and key != "__wrapped__"]
         if not isinstance(inner, types.FunctionType) or not _is_harmless(function) or len(held) != 1 or others:
             raise RewritingError(
@@ -155,19 +158,24 @@ def _is_harmless(wrapper: Any) -> bool:
 
 
 def may_attend(cls: type, name: str = "forward") -> bool:
-    """Whether the method ``name`` of ``cls``, whose source is not to be had, names an attention function."""
+    """Whether the method ``name`` of ``cls`` names an attention function in its bytecode, or in that of what it calls.
+
+    That are methods of the class, functions of the same module, and what a patch has kept of what it stands for.
+    """
     functions: list[Any] = [getattr(cls, name, None)]
-    seen: set[str] = set()
     for wrapped in functions:
         function = inspect.unwrap(wrapped)
         if not isinstance(function, types.FunctionType):
             continue
+        called = [content(cell) for cell in _cells(function).values()]
         for named in {named for code in _codes(function.__code__) for named in code.co_names + code.co_varnames}:
-            if _ATTENTION.search(named) or function.__globals__.get(named) is F.scaled_dot_product_attention:
+            value = function.__globals__.get(named)
+            if _ATTENTION.fullmatch(named) or value is F.scaled_dot_product_attention:
                 return True
-            if named not in seen and isinstance(called := inspect.getattr_static(cls, named, None), types.FunctionType):
-                seen.add(named)
-                functions.append(called)
+            called.append(inspect.getattr_static(cls, named, None))
+            if getattr(value, "__globals__", None) is function.__globals__:
+                called.append(value)
+        functions += [each for each in called if isinstance(each, types.FunctionType) and each not in functions]
     return False
 
 
@@ -285,11 +293,12 @@ def _cells(function: types.FunctionType) -> dict[str, types.CellType]:
     return dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
 
 
-def _holds(cell: types.CellType, value: object) -> bool:
+def content(cell: types.CellType) -> Any:
+    """What ``cell`` holds; ``None``: nothing yet."""
     try:
-        return cell.cell_contents is value
-    except ValueError:  # empty yet
-        return False
+        return cell.cell_contents
+    except ValueError:
+        return None
 
 
 def _like(
