@@ -332,10 +332,12 @@ class TestCpp:
         case = Case.random((6, 2), 33, 64, torch.float32, strength="token")
         before = torch.get_num_threads()
         results = []
-        for threads in (1, 2, 5):
-            torch.set_num_threads(threads)
-            results.append(case.run(cpp, from_output=False))
-        torch.set_num_threads(before)
+        try:
+            for threads in (1, 2, 5):
+                torch.set_num_threads(threads)
+                results.append(case.run(cpp, from_output=False))
+        finally:
+            torch.set_num_threads(before)
         for result in results[1:]:
             assert all(map(torch.equal, result, results[0]))
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, StaticCache
 
+from budget import assert_greedy
 from exsel import ExselForCausalLM
 from exsel.models.configuration import ExselConfig
 from models.small_models import small_model
@@ -81,7 +82,7 @@ def test_generate(variant: dict[str, Any], shape: dict[str, Any], implementation
     for row, padding in enumerate([0, 3]):
         whole = model(generated.sequences[row : row + 1, padding:]).logits[0]
         assert_same(torch.stack([step[row] for step in generated.logits]), whole[-6:-1])
-        assert torch.equal(whole[-6:-1].argmax(-1), generated.sequences[row, 6:])
+        assert_greedy(model, generated.sequences[row : row + 1, padding:], 6 - padding)
 
 
 @torch.no_grad()
@@ -89,19 +90,18 @@ def test_generate_without_cache_is_the_same(variant: dict[str, Any]) -> None:
     model = small_model(**variant)
     arguments = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
     ids = token_ids(model, tokens=6)
-    assert torch.equal(
-        model.generate(ids, use_cache=True, **arguments), model.generate(ids, use_cache=False, **arguments)
-    )
+    for use_cache in (True, False):
+        assert_greedy(model, model.generate(ids, use_cache=use_cache, **arguments), 6)
 
 
 @torch.no_grad()
 def test_beam_search_reorders_the_cache(variant: dict[str, Any]) -> None:
     model = small_model(**variant)
     arguments = {"max_new_tokens": 5, "num_beams": 3, "do_sample": False, "pad_token_id": 0}
+    arguments |= {"return_dict_in_generate": True, "output_scores": True}
     ids = token_ids(model, tokens=6)
-    assert torch.equal(
-        model.generate(ids, use_cache=True, **arguments), model.generate(ids, use_cache=False, **arguments)
-    )
+    cached, whole = (model.generate(ids, use_cache=use_cache, **arguments) for use_cache in (True, False))
+    assert_same(cached.sequences_scores, whole.sequences_scores)
 
 
 @torch.no_grad()
