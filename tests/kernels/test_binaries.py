@@ -56,6 +56,7 @@ def assert_fits(rows: list[dict[str, Any]]) -> None:
             assert row["spilled_bytes"] == 0, row
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["sm_90", "gfx942"])
 def test_spills_are_seen(target: str, tmp_path: Path) -> None:
     script = tmp_path / "spilling.py"
@@ -79,6 +80,7 @@ def test_interpreted_kernels_are_refused() -> None:
         compile_launches(lambda: None, "sm_90")
 
 
+@pytest.mark.slow
 def test_one_head_dimension(tmp_path: Path) -> None:
     """A part of the matrix below: bfloat16 of 128, on one chip of each maker."""
     rows = resources(tmp_path, "--targets", "sm_90", "gfx942", "--dtypes", "bfloat16", "--head-dims", "128")
@@ -90,5 +92,5 @@ def test_one_head_dimension(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(3 * 3600)
 @pytest.mark.parametrize("target", list(TARGETS))
-def test_all(target: str, tmp_path: Path) -> None:
+def test_whole_matrix(target: str, tmp_path: Path) -> None:
     assert_fits(resources(tmp_path, "--targets", target))

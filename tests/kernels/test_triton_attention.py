@@ -17,6 +17,9 @@ from exsel.kernels.triton.attention import attention_forward
 from exsel.kernels.triton.attention_backward import attention_backward
 from exsel.kernels.triton.tuning import SHARED_MEMORY, default_config
 
+# No rule chooses this kernel, and the interpreter takes minutes for it.
+pytestmark = pytest.mark.slow
+
 EPS = 1e-12
 
 

@@ -16,6 +16,9 @@ pytest.importorskip("triton")
 
 from exsel.kernels.triton.decode import choose_splits, decode
 
+# No rule chooses this kernel, and the interpreter takes minutes for it.
+pytestmark = pytest.mark.slow
+
 SMALL = {"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}
 FLOATING = [torch.float32, torch.bfloat16, torch.float16]
 EPS = 1e-12

@@ -141,7 +141,10 @@ def draw(case: Case, device: torch.device) -> tuple[Tensor, tuple[Tensor, Tensor
 
 
 class TestAgainstTheReference:
-    @pytest.mark.parametrize("case", sampled(), ids=str)
+    @pytest.mark.parametrize(
+        "case",
+        [pytest.param(case, id=str(case), marks=[pytest.mark.slow] * (case.tokens > 100)) for case in sampled()],
+    )
     def test_outputs_and_gradients(self, case: Case, device: torch.device) -> None:
         # Several draws, judged together, where a draw has few numbers: eager's error on a few is a matter of luck.
         sides: tuple[list[list[Tensor]], ...] = ([], [], [])

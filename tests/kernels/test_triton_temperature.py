@@ -18,6 +18,9 @@ import triton.language as tl
 
 from exsel.kernels.triton.temperature import inverse_temperature, inverse_temperature_backward, tanh
 
+# No rule chooses this kernel, and the interpreter takes minutes for it.
+pytestmark = pytest.mark.slow
+
 SMALL = {"BLOCK_T": 16, "num_warps": 4}
 FLOATING = [torch.float32, torch.bfloat16, torch.float16]
 

@@ -110,6 +110,11 @@ class TestTraining:
             torch.testing.assert_close(gradient, expected[name], rtol=1e-5, atol=1e-7)
         assert len(calls) == 2, "forward, and again for the backward"
 
+    @pytest.mark.parametrize(
+        "variant",
+        [pytest.param(name, marks=[] if name == "both" else pytest.mark.slow) for name in VARIANTS],
+        indirect=True,
+    )
     @pytest.mark.parametrize("compiler", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
     def test_compiled_equals_eager(self, variant: dict[str, Any], shape: dict[str, Any], compiler: str) -> None:
         model = small_model(**variant, **shape).train()
