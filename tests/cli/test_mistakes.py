@@ -188,6 +188,8 @@ def test_models(flags: list[str], tmp_path: Path, changes: dict[str, Any], messa
         ("latin.txt", "café".encode("latin1") * 500, "latin.txt is not UTF-8 text: byte 3"),
         ("rows.jsonl", b'{"body": "x"}\n' * 50, "has no field 'text': choose one of body"),
         ("rows.jsonl", b"{\n" * 50, "line 1 is not JSON"),
+        ("rows.jsonl", b'{"text": ' + b"[" * 100_000, "line 1 is not JSON"),
+        ("rows.jsonl", b'{"text": ' + b"1" * 5000 + b"}", "line 1 is not JSON"),
         ("rows.jsonl", b'{"text": ""}\n' * 50, "every document is empty"),
         ("rows.parquet", b"PAR1 not really", "is not a readable Parquet file"),
         ("rows.csv", b"a,b\n", "files of type .csv are not supported"),

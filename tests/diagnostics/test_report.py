@@ -241,6 +241,9 @@ def test_writing_makes_every_file_and_removes_only_its_own(tmp_path: Path, monke
     assert found.write(str(folder)) == folder / "report.html"
     assert Diagnosis.from_dict(json.loads((folder / layout.RESULTS).read_text())) == found
     assert layout.is_diagnosis(folder)
+    for damaged in ("", "{", "[" * 100_000):
+        (folder / layout.RESULTS).write_text(damaged)
+        assert layout.is_diagnosis(folder)
     assert (folder / layout.TOKENS).read_text().startswith("<!doctype html>")
     drawn = [drawing.name for drawing in figures.drawings(sides_of(found))]
     written = {path.name for path in (folder / "figures").iterdir()}

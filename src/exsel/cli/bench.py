@@ -179,9 +179,9 @@ def _tune(arguments: argparse.Namespace) -> int:
     from exsel.bench.timing import CudaClock
     from exsel.bench.tuning import tune
     from exsel.cli.bench_display import make_display
-    from exsel.files import read_json, write_json
+    from exsel.files import read_object, write_json
 
-    found = read_json(path) if path.exists() else {}
+    found = read_object(path) if path.exists() else {}
     with make_display() as display:
         tune(tuning_cases(plan), CudaClock(), display, found, keep=lambda found: write_json(path, found))
     print(f"configurations: {path}")

@@ -15,7 +15,7 @@ from datasets.exceptions import DatasetGenerationError
 
 from exsel.data.documents import FEATURES, Row, rows_of, rows_to_dataset
 from exsel.data.progress import no_progress_bars
-from exsel.errors import ExselError
+from exsel.errors import ExselError, first_line
 
 TEXT_SUFFIXES = frozenset(
     {".txt", ".text", ".md", ".rst", ".tex", ".html", ".xml", ".py", ".c", ".h", ".cc", ".cpp", ".hpp", ".cu"}
@@ -204,8 +204,12 @@ def _read_json_lines(file: Path, text_field: str) -> Iterator[str | None]:
 def _json_text(line: str, place: str, text_field: str) -> str | None:
     try:
         row: Any = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ExselError(f"{place} is not JSON: {error.msg} at column {error.colno}") from error
+    except (ValueError, RecursionError) as error:
+        # Among them: a number of thousands of digits, and brackets nested by the thousand.
+        reason = first_line(error)
+        if isinstance(error, json.JSONDecodeError):
+            reason = f"{error.msg} at column {error.colno}"
+        raise ExselError(f"{place} is not JSON: {reason}") from error
     if not isinstance(row, dict):
         raise ExselError(f"{place} is not a JSON object but {_type_name(row)}")
     if text_field not in row:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from pathlib import Path
 
 from exsel.diagnostics.catalogue import METRICS
+from exsel.errors import ExselError
+from exsel.files import read_json
 
 #: The numbers of the model, and those of the one that it is held against.
 RESULTS, AGAINST = "diagnostics.json", "diagnostics-against.json"
@@ -27,8 +28,8 @@ def is_diagnosis(folder: Path) -> bool:
     if not path.is_file():
         return False
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+        values = read_json(path)
+    except ExselError:
         return (folder / REPORT).is_file()
     return isinstance(values, dict) and {"format", "exsel_version", "layers"} <= values.keys()
 
