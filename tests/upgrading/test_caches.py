@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PrefixTuningConfig, get_peft_model
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import DynamicCache, LlamaForSequenceClassification, QuantizedCache, StaticCache
@@ -183,6 +184,19 @@ def test_left_padding_changes_nothing(name: str, implementation: str | None, are
     assert_near(torch.cat(pieces, dim=1)[0, PADDING:], alone)
 
 
+@pytest.mark.parametrize("name", ["gemma2", "gemma3"])
+def test_a_norm_after_attention_needs_some_of_the_value(name: str) -> None:
+    """Strength 1 leaves the first token a rounding, which of large values is large enough for the norm: noise."""
+    model = plain(name, "eager")
+    with torch.no_grad():
+        for parameter in (parameter for path, parameter in model.named_parameters() if "v_proj" in path):
+            parameter.mul_(1000)
+        upgrade(model, exclusive=ExclusiveConfig(strength=0.9))
+        ids, mask = torch.nn.functional.pad(IDS[:1, :2], (PADDING, 0)), torch.tensor([[0] * PADDING + [1] * 2])
+        padded = model(ids, attention_mask=mask, use_cache=False).logits[:, PADDING:]
+        assert_near(padded, model(IDS[:1, :2], use_cache=False).logits)
+
+
 def test_left_padding_under_a_classification_head() -> None:
     torch.manual_seed(0)
     config = plain("llama").config
@@ -192,6 +206,18 @@ def test_left_padding_under_a_classification_head() -> None:
     mask[0, :PADDING] = 0
     with torch.no_grad():
         assert_near(model(IDS, attention_mask=mask).logits[:1], model(IDS[:1, PADDING:]).logits)
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
+def test_prefix_tuning() -> None:
+    """Its virtual tokens are in a cache, which gradient checkpointing has none of: PEFT says so."""
+    model = upgraded("llama", exclusive=LEARNED)
+    tuned = get_peft_model(model, PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4))
+    tuned(input_ids=IDS).logits.sum().backward()
+    assert all(parameter.grad is not None for parameter in tuned.parameters() if parameter.requires_grad)
+    model.gradient_checkpointing_enable()
+    with pytest.raises(ValueError, match="does not work with gradient checkpointing"):
+        get_peft_model(model, PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4))
 
 
 def test_packed_sequences_restart_positions() -> None:
