@@ -14,6 +14,7 @@ import exsel
 from exsel.diagnostics import Diagnosis
 from exsel.errors import EXTRAS, first_line, require, require_all
 from exsel.peft import SelectiveAdapterConfig
+from exsel.registration import MODEL_TYPE
 
 
 def test_what_is_installed_passes() -> None:
@@ -62,7 +63,7 @@ def test_the_first_line_of_an_error() -> None:
 
 
 def _saved(folder: Path, entry: Any) -> Path:
-    (folder / "config.json").write_text(json.dumps({"model_type": "exsel_upgraded", "exsel": entry}))
+    (folder / "config.json").write_text(json.dumps({"model_type": MODEL_TYPE, "exsel": entry}))
     return folder
 
 

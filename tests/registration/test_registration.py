@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 import exsel
-from upgrading.upgraded_models import llama, llama_config
+from models.small_models import small_model
+from upgrading.upgraded_models import character_tokenizer, llama, llama_config
 
 
 def run_python(code: str, *arguments: str) -> str:
@@ -23,18 +24,27 @@ def run_python(code: str, *arguments: str) -> str:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of an upgraded model."""
+    """Of an upgraded model and its tokenizer."""
     folder = tmp_path_factory.mktemp("upgraded")
     llama().save_pretrained(folder)
+    character_tokenizer().save_pretrained(folder)
     return folder
 
 
-def test_a_program_without_exsel_cannot_load_the_folder(folder: Path) -> None:
+@pytest.fixture(scope="module")
+def own_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of exsel's own model."""
+    folder = tmp_path_factory.mktemp("own")
+    small_model(exclusive=exsel.ExclusiveConfig()).save_pretrained(folder)
+    return folder
+
+
+def test_a_program_without_exsel_loads_the_tokenizer_and_no_model(folder: Path, own_folder: Path) -> None:
     code = """
 import json, sys
 import transformers
 
-folder = sys.argv[1]
+folder, own_folder = sys.argv[1:]
 said = {}
 
 
@@ -49,61 +59,61 @@ def attempt(name, load, *args, **kwargs):
 for name in (
     "AutoConfig", "AutoModel", "AutoModelForCausalLM", "AutoModelForSequenceClassification",
     "LlamaConfig", "LlamaModel", "LlamaForCausalLM", "LlamaForSequenceClassification",
-    "GPT2Config", "GPT2LMHeadModel", "BertModel", "CLIPTextConfig", "LlavaConfig",
+    "GPT2Config", "GPT2LMHeadModel", "BertModel", "CLIPTextConfig", "LlavaForConditionalGeneration", "DetrModel",
 ):
     attempt(name, getattr(transformers, name).from_pretrained, folder)
 llama = transformers.LlamaForCausalLM
 attempt("options", llama.from_pretrained, folder, dtype="float32", num_labels=3, id2label={0: "a"})
+own_config = transformers.LlavaConfig.from_pretrained(folder)
+for name, implementation in (("as it is", None), ("eager", "eager")):
+    options = {"config": own_config, "attn_implementation": implementation}
+    attempt(name, transformers.LlavaForConditionalGeneration.from_pretrained, folder, **options)
+attempt("built", transformers.LlavaForConditionalGeneration, own_config)
 attempt("json", transformers.LlamaConfig.from_json_file, folder + "/config.json")
 attempt("pipeline", transformers.pipeline, "text-generation", model=folder)
+attempt("own", llama.from_pretrained, own_folder)
+tokenizers = [transformers.AutoTokenizer, transformers.PreTrainedTokenizerFast]
+ids = [load.from_pretrained(folder)("ab")["input_ids"] for load in tokenizers]
 assert "exsel" not in sys.modules
-print(json.dumps(said))
+print(json.dumps([said, ids]))
 """
-    said = json.loads(run_python(code, str(folder)))
-    assert len(said) == 16
+    said, ids = json.loads(run_python(code, str(folder), str(own_folder)))
+    assert len(said) == 21
     for name, text in said.items():
-        assert "has model type `exsel_upgraded`" in text or "import exsel; exsel.from_pretrained(folder)" in text, (
-            f"{name}: {text}"
-        )
+        assert "import exsel" in text, f"{name}: {text}"
+    assert ids == [character_tokenizer()("ab")["input_ids"]] * 2
 
 
-@pytest.mark.parametrize(
-    "imports",
-    [
-        "import exsel; import transformers",
-        "import transformers; import exsel",
-    ],
-)
-def test_orders_of_import(imports: str, folder: Path) -> None:
-    out = run_python(
-        f"{imports}\n"
-        "import sys\n"
-        "from transformers import AutoConfig, AutoModelForCausalLM\n"
-        "config = AutoConfig.from_pretrained(sys.argv[1])\n"
-        "model = AutoModelForCausalLM.from_pretrained(sys.argv[1])\n"
-        "print(type(config).__name__, type(model).__name__, sum(name.endswith('.exsel') for name, _ in "
-        "model.named_modules()))",
-        str(folder),
-    )
-    assert out.split() == ["LlamaConfig", "LlamaForCausalLM", "2"]
+_LOAD_BOTH = """
+from transformers import AutoConfig, AutoModelForCausalLM
+said = [type(AutoConfig.from_pretrained(sys.argv[1])).__name__, type(AutoConfig.for_model("exsel")).__name__]
+for folder in sys.argv[1:]:
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    said += [type(model).__name__, str(sum(name.endswith(".exsel") for name, _ in model.named_modules()))]
+print(*said)
+"""
+_LOADED = ["LlamaConfig", "ExselConfig", "LlamaForCausalLM", "2", "ExselForCausalLM", "0"]
 
 
-def test_the_hook_is_transparent() -> None:
-    out = run_python(
-        "import sys, importlib\n"
-        "before = list(sys.meta_path)\n"
-        "import exsel, exsel.registration\n"
-        "assert 'transformers' not in sys.modules and 'torch' not in sys.modules\n"
-        "exsel.registration.register()\n"
-        "assert [finder for finder in sys.meta_path if finder not in before] == sys.meta_path[:1]\n"
-        "from transformers.models.auto import configuration_auto as module\n"
-        "assert module.__spec__.loader.name == module.__name__ and module.__file__.endswith('configuration_auto.py')\n"
-        "first = module.CONFIG_MAPPING\n"
-        "importlib.reload(module)\n"
-        "assert module.CONFIG_MAPPING is not first\n"
-        "print(all('exsel_upgraded' in mapping for mapping in (first, module.CONFIG_MAPPING)))"
-    )
-    assert out.split() == ["True"]
+def test_exsel_before_transformers(folder: Path, own_folder: Path) -> None:
+    """The finder of modules changes nothing that others see, and goes when it has done its work."""
+    code = """
+import sys
+before = list(sys.meta_path)
+import exsel, exsel.registration
+assert 'transformers' not in sys.modules and 'torch' not in sys.modules
+exsel.registration.register()
+assert [finder for finder in sys.meta_path if finder not in before] == sys.meta_path[:1]
+from transformers.models.auto import configuration_auto as module
+assert module.__spec__.loader.name == module.__name__ and module.__file__.endswith('configuration_auto.py')
+assert not any(type(finder).__module__.startswith('exsel') for finder in sys.meta_path)
+"""
+    assert run_python(code + _LOAD_BOTH, str(folder), str(own_folder)).split() == _LOADED
+
+
+def test_transformers_before_exsel(folder: Path, own_folder: Path) -> None:
+    code = "import sys, transformers.models.auto.configuration_auto, exsel\n"
+    assert run_python(code + _LOAD_BOTH, str(folder), str(own_folder)).split() == _LOADED
 
 
 def test_a_plain_folder_loads_in_a_program_with_exsel(tmp_path: Path) -> None:

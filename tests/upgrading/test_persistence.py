@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -33,6 +34,7 @@ from transformers import (
 import exsel
 from exsel import ExclusiveConfig, ExselForCausalLM, SelectiveConfig
 from exsel.errors import ExselError
+from exsel.registration import MODEL_TYPE
 from exsel.training.parameters import scalar_names
 from exsel.upgrading import Upgraded
 from models.small_models import small_model
@@ -116,7 +118,7 @@ def test_config_file_wraps_the_base_model_s(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     exsel.downgrade(model).save_pretrained(tmp_path / "plain")
     values = read_config(tmp_path)
-    assert values["model_type"] == "exsel_upgraded"
+    assert values["model_type"] == MODEL_TYPE
     assert values["architectures"] == ["UpgradedLlamaForCausalLM"]
     assert values["exsel"] == {
         "format": 1,
@@ -212,7 +214,7 @@ def test_a_part_of_the_saved_model(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     assert_same(AutoModelForSeq2SeqLM.from_pretrained(tmp_path), model)
     encoder = T5EncoderModel.from_pretrained
-    with pytest.raises(ValueError, match="import exsel"):
+    with pytest.raises(StrictDataclassError, match="import exsel"):
         encoder(tmp_path)
     values = read_config(tmp_path)
     values["exsel"]["base"]["architectures"] = ["T5EncoderModel"]
@@ -285,8 +287,30 @@ def test_configuration_alone(tmp_path: Path) -> None:
 def test_model_classes_by_name_refuse_the_folder(tmp_path: Path) -> None:
     llama().save_pretrained(tmp_path)
     for load in (LlamaForCausalLM.from_pretrained, LlamaConfig.from_pretrained, BertModel.from_pretrained):
-        with pytest.raises(ValueError, match=r"import exsel; exsel.from_pretrained\(folder\)"):
+        with pytest.raises(StrictDataclassError, match=r"import exsel; exsel.from_pretrained\(folder\)"):
             load(tmp_path)
+
+
+def test_model_card(tmp_path: Path) -> None:
+    base, folder, again = tmp_path / "base", tmp_path / "folder", tmp_path / "again"
+    base.mkdir()
+    (base / "README.md").write_text("---\nlicense: apache-2.0\n---\nA base.", encoding="utf-8")
+    model = llama(0.5, None)
+    model.config._name_or_path = str(base)
+    model.save_pretrained(folder)
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert card.startswith("---\nlibrary_name: transformers\nlicense: apache-2.0\ntags:\n- exsel\n---\n")
+    assert "import exsel" in card
+    assert "* exclusive attention in layers.0.self_attn, layers.1.self_attn: strength 0.5\n" in card
+    assert str(tmp_path) not in card
+    exsel.from_pretrained(folder).save_pretrained(again)
+    assert (again / "README.md").read_text(encoding="utf-8") == card
+    model.config._name_or_path = "organisation/base"
+    model.save_pretrained(folder)
+    assert "base_model: organisation/base\n" in (folder / "README.md").read_text(encoding="utf-8")
+    (folder / "README.md").write_text("Mine.", encoding="utf-8")
+    model.save_pretrained(folder)
+    assert (folder / "README.md").read_text(encoding="utf-8") == "Mine."
 
 
 def test_pipeline(tmp_path: Path, tokenizer_files: Path) -> None:
@@ -340,7 +364,7 @@ def test_newer_format(tmp_path: Path) -> None:
         ),
         ({"base": None}, "has no base model"),
         ({"base": {"model_type": "no_such_type"}}, "base is a 'no_such_type'"),
-        ({"base": {"model_type": "exsel_upgraded"}}, "base is a 'exsel_upgraded'"),
+        ({"base": {"model_type": MODEL_TYPE}}, "base is a 'exsel_upgraded: import exsel first'"),
     ],
 )
 def test_damaged_entry(entries: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import (
     BertConfig,
@@ -15,6 +16,7 @@ from transformers import (
     LlamaForCausalLM,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    PreTrainedTokenizerFast,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -92,3 +94,10 @@ def plain_llava() -> LlavaForConditionalGeneration:
 def logits(model: Any, **inputs: Tensor) -> Tensor:
     output: Tensor = model(**(inputs or {"input_ids": IDS})).logits
     return output
+
+
+def character_tokenizer() -> PreTrainedTokenizerFast:
+    vocabulary = {"<eos>": 0} | {chr(ord("a") + index): index + 1 for index in range(26)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<eos>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>")

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from transformers import PreTrainedConfig
 
 from exsel.config import ExclusiveConfig, SelectiveConfig, resolve_layers
+from exsel.registration import HOW_TO_LOAD
+from exsel.registration.card import write_card
 
 _Mechanism = TypeVar("_Mechanism", ExclusiveConfig, SelectiveConfig)
 
@@ -116,6 +121,8 @@ class ExselConfig(PreTrainedConfig):
         super().__setattr__(name, value)
 
     def __post_init__(self, **kwargs: Any) -> None:
+        if kwargs.get("transformers_weights") == HOW_TO_LOAD:
+            del kwargs["transformers_weights"]
         for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -172,6 +179,21 @@ class ExselConfig(PreTrainedConfig):
         if mechanism is None or layer not in resolve_layers(mechanism.layers, self.num_hidden_layers):
             return None
         return mechanism
+
+    def save_pretrained(self, save_directory: str | PathLike[str], push_to_hub: bool = False, **kwargs: Any) -> None:
+        """As every configuration; the file stops a class that is not ours, and a model card lies beside it."""
+        mechanisms = {
+            f"{name} attention": value.to_dict()
+            for name, value in (("exclusive", self.exclusive), ("selective", self.selective))
+            if isinstance(value, (ExclusiveConfig, SelectiveConfig))
+        }
+        super().save_pretrained(save_directory, push_to_hub, **kwargs)
+        write_card(Path(save_directory), "ExselForCausalLM", mechanisms)
+
+    def to_json_string(self, use_diff: bool = True) -> str:
+        """What ``config.json`` holds."""
+        values = json.loads(super().to_json_string(use_diff))
+        return json.dumps({**values, "transformers_weights": HOW_TO_LOAD}, indent=2, sort_keys=True) + "\n"
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as JSON types, as it is saved in ``config.json``."""

@@ -1,4 +1,4 @@
-"""The configuration that stands in the ``config.json`` of an upgraded model."""
+"""The configurations by which ``AutoConfig`` finds what exsel saves, without importing what only a model needs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,25 @@ from typing import Any
 from transformers.configuration_utils import PreTrainedConfig
 
 from exsel.registration import MODEL_TYPE
+
+
+class OwnConfig(PreTrainedConfig):  # type: ignore[misc]
+    """Stands for :class:`exsel.ExselConfig` until one is asked for; it has no instances."""
+
+    model_type = "exsel"
+
+    def __new__(cls, **values: Any) -> Any:
+        """An :class:`exsel.ExselConfig`."""
+        from exsel.models import ExselConfig
+
+        return ExselConfig(**values)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """An :class:`exsel.ExselConfig`."""
+        from exsel.models import ExselConfig
+
+        return ExselConfig.from_dict(config_dict, **kwargs)
 
 
 class UpgradedConfig(PreTrainedConfig):  # type: ignore[misc]

@@ -1,10 +1,10 @@
 """Upgraded transformers models as folders: the configuration that wraps the base model's, and what loads it.
 
 A program without exsel must not load such a folder and drop its mechanisms in silence. So ``config.json`` has a
-model type of its own, which ``AutoModel`` refuses, around the base model's configuration, and an ``id2label`` that
-stops a class that does not look at the model type. With exsel, the configuration is an instance of the base
-model's own configuration class, upgraded: a subclass under the same name, by which the Auto classes find one that
-builds the base model and puts its mechanisms in.
+model type of its own, which ``AutoModel`` refuses, around the base model's configuration, and entries that stop a
+class that does not look at the model type. Tokenizers read neither. With exsel, the configuration is an instance of
+the base model's own configuration class, upgraded: a subclass under the same name, by which the Auto classes find one
+that builds the base model and puts its mechanisms in.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import functools
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, ClassVar
 
 import transformers
@@ -23,7 +24,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from exsel.errors import LoadError, UpgradeError
 from exsel.nn.attention import check_strengths
-from exsel.registration import MODEL_TYPE
+from exsel.registration import MODEL_TYPE, STOP
+from exsel.registration.card import write_card
 from exsel.registration.config import UpgradedConfig
 from exsel.tensor_parallel import are_heads_divided, heads_plan
 from exsel.upgrading.instances import Upgraded
@@ -32,9 +34,6 @@ from exsel.upgrading.rewriting import CHILD
 
 _PREFIX = "Upgraded"
 _ENTRY = "exsel"
-
-#: Every configuration class reads the keys of ``id2label`` as numbers, and quotes the one that is none.
-_STOP = "this model was upgraded by exsel, and loads with: import exsel; exsel.from_pretrained(folder)"
 
 #: The arguments of ``from_pretrained`` that say where files are, which a configuration's own takes and keeps.
 PLACES = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
@@ -64,11 +63,24 @@ class UpgradedFields:
         wrapping = {
             "model_type": MODEL_TYPE,
             "architectures": [_PREFIX + name for name in names],
-            "id2label": {_STOP: "exsel"},
+            **STOP,
             _ENTRY: {**self.exsel, "base": base},
             "transformers_version": base.get("transformers_version"),
         }
         return json.dumps(wrapping, indent=2, sort_keys=True) + "\n"
+
+    def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """As the plain class, and a model card beside it."""
+        mechanisms = {
+            f"{name} attention in {_in_short(upgrade['modules'])}": values
+            for upgrade in self.exsel["upgrades"]
+            for name, values in (("exclusive", upgrade["exclusive"]), ("selective", upgrade["selective"]))
+            if values is not None
+        }
+        config: Any = self
+        model = _plain_names(config.architectures or [config.model_type])[0]
+        super().save_pretrained(save_directory, push_to_hub, **kwargs)  # type: ignore[misc]
+        write_card(Path(save_directory), model, mechanisms, config._name_or_path)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Its class has no name under which pickle could find it.
@@ -222,6 +234,10 @@ def _divide_with_heads(model: Any) -> None:
         mechanisms: Any = getattr(module, CHILD)
         if are_heads_divided(model._tp_plan, [f"{name}.{projection}" for projection in mechanisms.projections]):
             model._tp_plan.update(heads_plan(mechanisms, f"{name}.{CHILD}"))
+
+
+def _in_short(names: list[str]) -> str:
+    return ", ".join(names) if len(names) < 4 else f"{names[0]} to {names[-1]} ({len(names)} modules)"
 
 
 def _plain_names(names: list[str]) -> list[str]:
