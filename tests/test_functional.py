@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -12,10 +13,12 @@ from torch import Tensor
 import exsel
 from budget import assert_within_budget
 from exsel import reference
-from exsel.dispatch import Backend
+from exsel.dispatch import HAS_TRITON, Backend
 
 LOW = [torch.float32, torch.bfloat16, torch.float16]
 HEADS = [(1, 1), (3, 3), (6, 2), (4, 1)]
+
+needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="needs Triton")
 
 
 def leaf(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -208,6 +211,55 @@ class TestAttention:
         for nothing in (z, *gradients):
             assert nothing.double().norm() < 10 * eps * v.double().norm()
 
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    @pytest.mark.parametrize(
+        ("backend", "options", "one_key"),
+        [
+            ("sdpa", {"is_causal": True}, [0]),
+            ("sdpa", {"is_causal": True, "sliding_window": 1}, range(33)),
+            ("sdpa", {"is_causal": True, "sliding_window": 2}, [0]),
+            ("sdpa", {"sliding_window": 1}, range(33)),
+            ("sdpa", {"sliding_window": 2}, []),
+            ("sdpa", {"cu_seqlens": torch.arange(34)}, range(33)),
+            ("sdpa", {"attn_mask": torch.eye(33).bool()}, range(33)),
+            pytest.param("triton", {"is_causal": True}, [0], marks=needs_triton),
+            pytest.param("triton", {"is_causal": True, "sliding_window": 1}, range(33), marks=needs_triton),
+            pytest.param("triton", {"cu_seqlens": torch.arange(34)}, range(33), marks=needs_triton),
+        ],
+    )
+    def test_rows_of_few_keys(
+        self, dtype: torch.dtype, backend: Backend, options: dict[str, Any], one_key: Sequence[int]
+    ) -> None:
+        """A row of one key has no gradient of its query, and rounding must not make one."""
+        q, k, v = leaf(1, 4, 33, 64, dtype=dtype), leaf(1, 2, 33, 64, dtype=dtype), leaf(1, 2, 33, 64, dtype=dtype)
+        tau, dz = torch.ones(1, 1, 33).requires_grad_(), torch.randn_like(q)
+
+        def run(inputs: Sequence[Tensor], backend: Backend) -> tuple[Tensor, ...]:
+            *qkv, tau = inputs
+            z = exsel.attention(*qkv, enable_gqa=True, exclusive=True, query_scale=tau, backend=backend, **options)
+            return torch.autograd.grad(z, inputs, dz.to(z.dtype))
+
+        inputs = [q, k, v, tau]
+        got = run(inputs, backend)
+        rows = list(one_key)
+        assert (got[0][:, :, rows].abs() < 2e-5).all()
+        assert (got[3][..., rows].abs() < 2e-4).all()
+        exact = run([x.detach().double().requires_grad_() for x in inputs], "reference")
+        eager = run(inputs, "reference")
+        for begin, end in ((0, 1), (1, 4), (4, 33)):
+            part = slice(begin, end)
+            few = [[x[..., part, :] for x in gradients[:3]] for gradients in (got, exact, eager)]
+            assert_within_budget(*few)
+
+    def test_one_key(self) -> None:
+        q, k, v = (leaf(2, 4, tokens, 64, dtype=torch.bfloat16) for tokens in (5, 1, 1))
+        own = torch.randn_like(q)
+        dq, dk = torch.autograd.grad(
+            exsel.attention(q, k, v, exclusive=True, own_value=own), (q, k), torch.randn_like(q)
+        )
+        assert dq.abs().max() < 2e-5
+        assert dk.abs().max() < 2e-5
+
     @pytest.mark.parametrize("mask", ["none", "causal", "boolean", "additive"])
     @pytest.mark.parametrize(("num_queries", "num_keys"), [(7, 7), (1, 7), (7, 2)])
     @pytest.mark.parametrize("lead", [(), (2,), (2, 3)])
@@ -331,6 +383,38 @@ class TestAttention:
         after = run()
         assert torch.equal(before[..., :5, :], after[..., :5, :])
         assert not torch.isclose(before[..., 5:, :], after[..., 5:, :]).all(-1).any()
+
+    @pytest.mark.parametrize("backend", ["reference", "sdpa"])
+    @pytest.mark.parametrize(("queries", "keys"), [(0, 0), (0, 5), (5, 0)])
+    @pytest.mark.parametrize("lead", [(), (1,), (2, 3)])
+    def test_no_tokens(self, backend: Backend, queries: int, keys: int, lead: tuple[int, ...]) -> None:
+        """As stock attention: nothing of nothing, and zeros where nothing may be attended."""
+        q, k, v, own = (leaf(*lead, 2, tokens, 8) for tokens in (queries, keys, keys, queries))
+        z = exsel.attention(q, k, v, exclusive=True, own_value=own, backend=backend)
+        gradients = torch.autograd.grad(z.sum(), (q, k, v, own))
+        assert z.shape == q.shape
+        assert all(not x.any() for x in (z, *gradients))
+        with torch.no_grad():
+            assert exsel.exclude(q, own, strength=0.5, backend=backend).shape == q.shape
+
+    @pytest.mark.parametrize("backend", ["reference", "sdpa"])
+    @pytest.mark.parametrize("mask", [torch.arange(5) < 3, torch.tensor(True), torch.randn(5, 5).half()])
+    @pytest.mark.parametrize("width", [8, 6])
+    def test_masks_that_stock_attention_does_not_take(self, backend: Backend, mask: Tensor, width: int) -> None:
+        q, k, v = leaf(2, 4, 5, 8), leaf(2, 4, 5, 8), leaf(2, 4, 5, width)
+        wide = (mask if mask.dtype == torch.bool else mask.double()).expand(2, 4, 5, 5)
+        got = exsel.attention(q, k, v, attn_mask=mask, exclusive=True, backend=backend)
+        expected = reference.exclude(F.scaled_dot_product_attention(q, k, v, attn_mask=wide), v, None, 1e-12)
+        torch.testing.assert_close(got, expected)
+
+    def test_meta_tensors(self) -> None:
+        """Shapes alone, as big models are first built."""
+        q, k = torch.empty(2, 4, 5, 8, device="meta"), torch.empty(2, 2, 5, 8, device="meta")
+        assert exsel.attention(q, k, k, is_causal=True, enable_gqa=True, exclusive=True).shape == q.shape
+        assert exsel.exclude(q, k).is_meta
+        assert exsel.inverse_temperature(q, torch.empty(4, 8, device="meta")).shape == (2, 4, 5)
+        packed = torch.empty(3, dtype=torch.int32, device="meta")
+        assert exsel.attention(q[:1], k[:1], k[:1], enable_gqa=True, cu_seqlens=packed).is_meta
 
     @pytest.mark.parametrize("backend", ["reference", "sdpa"])
     def test_dropout_of_everything(self, backend: Backend) -> None:

@@ -23,7 +23,9 @@ Q, K = torch.zeros(2, 4, 5, 8), torch.zeros(2, 2, 5, 8)
         (Q, K[:, :, :4], {}, "own_value must hold one value for each token of y.*cache"),
         (Q, K[..., :4], {}, "own_value must hold one value for each token of y"),
         (Q[:, :3], K, {}, "3 heads of y must be a multiple of the 2 heads of own_value"),
-        (Q, K[:, :0], {}, "heads of own_value"),
+        (Q, K[:, :0], {}, "at least one head"),
+        (Q[:, :0], K, {}, "at least one head and a head_dim of at least 1"),
+        (Q[..., :0], K[..., :0], {}, "at least one head and a head_dim of at least 1"),
         (Q, K, {"eps": 0.0}, "eps must be positive, got 0"),
         (Q, K, {"eps": -1e-12}, "eps must be positive"),
         (Q, K, {"eps": math.nan}, "eps must be positive"),
@@ -35,8 +37,9 @@ Q, K = torch.zeros(2, 4, 5, 8), torch.zeros(2, 2, 5, 8)
     ],
 )
 def test_exclude_value_errors(y: Tensor, own_value: Tensor, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        exsel.exclude(y, own_value, **options)
+    for needs_gradient in (True, False):  # without one, values take a shorter way
+        with torch.set_grad_enabled(needs_gradient), pytest.raises(ValueError, match=message):
+            exsel.exclude(y, own_value, **options)
 
 
 @pytest.mark.parametrize(
@@ -46,14 +49,25 @@ def test_exclude_value_errors(y: Tensor, own_value: Tensor, options: dict[str, A
         (Q, K.int(), {}, "own_value must be a floating-point tensor"),
         (Q, K.double(), {}, "own_value must have the dtype of y, torch.float32; got torch.float64"),
         (Q, K, {"strength": torch.ones(4, dtype=torch.int64)}, "strength must be a floating-point tensor"),
+        (
+            Q.to(torch.float8_e4m3fn),
+            K.to(torch.float8_e4m3fn),
+            {},
+            "y must be cast to float16, .*got torch.float8_e4m3fn",
+        ),
+        (Q.to_sparse(), K.to_sparse(), {}, "y must be a dense tensor, got a sparse_coo one"),
+        (Q.to_mkldnn(), K.to_mkldnn(), {}, "y must be a dense tensor, got a _mkldnn one"),
+        (Q, K, {"gate": 1.0}, "gate must be a tensor, got float"),
+        (Q, None, {}, "own_value must be a tensor, got NoneType"),
         (Q, K, {"strength": False}, "strength must be a number, a tensor or None.*got False"),
         (Q, K, {"strength": True}, "strength must be a number, a tensor or None.*got True"),
         (Q, K, {"strength": "learned"}, "strength must be a number, a tensor or None.*got 'learned'"),
     ],
 )
 def test_exclude_type_errors(y: Tensor, own_value: Tensor, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(TypeError, match=message):
-        exsel.exclude(y, own_value, **options)
+    for needs_gradient in (True, False):
+        with torch.set_grad_enabled(needs_gradient), pytest.raises(TypeError, match=message):
+            exsel.exclude(y, own_value, **options)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +81,16 @@ def test_exclude_type_errors(y: Tensor, own_value: Tensor, options: dict[str, An
         (((2, 4, 5, 8), (1, 4, 5, 8), (1, 4, 5, 8)), {}, "batch dimensions"),
         (((2, 4, 5, 8), (2, 2, 5, 8), (2, 2, 5, 8)), {}, "enable_gqa=True"),
         (((2, 3, 5, 8), (2, 2, 5, 8), (2, 2, 5, 8)), {"enable_gqa": True}, "query heads must be a multiple"),
+        (((8,), (8,), (8,)), {}, "query, key and value must be"),
+        (((2, 4, 5, 8), (2, 0, 5, 8), (2, 0, 5, 8)), {"enable_gqa": True}, "at least one head"),
+        (((2, 0, 5, 8),) * 3, {}, "at least one head"),
+        (((2, 4, 5, 0),) * 3, {}, "a head_dim of at least 1"),
+        (((2, 4, 5, 8), (2, 4, 5, 8), (2, 4, 5, 0)), {}, "a head_dim of at least 1"),
         (((2, 4, 5, 8),) * 3, {"attn_mask": torch.ones(5, 5).bool(), "is_causal": True}, "attn_mask and is_causal"),
+        *((((1, 4, 5, 8),) * 3, {"cu_seqlens": torch.tensor(bounds)}, "cu_seqlens must be integers.* 0 to the 5 tokens")
+          for bounds in ([0, 3], [5, 0], [-1, 5], [0, 4, 3, 5], [1, 5], [0, 6])),
+        (((1, 4, 5, 8),) * 3, {"cu_seqlens": torch.tensor([False, True])}, "cu_seqlens must be integers"),
+        (((1, 4, 5, 8),) * 3, {"cu_seqlens": torch.tensor([[0, 5]])}, "cu_seqlens must be integers"),
         (((2, 4, 5, 8),) * 3, {"attn_mask": torch.ones(5, 4).bool()}, "attn_mask must broadcast"),
         (((2, 4, 5, 8),) * 3, {"attn_mask": torch.ones(3, 1, 5, 5).bool()}, "attn_mask must broadcast"),
         (((2, 4, 5, 8),) * 3, {"dropout_p": 1.5}, "dropout_p"),
@@ -104,6 +127,10 @@ def test_attention_value_errors(shapes: tuple[tuple[int, ...], ...], options: di
         ((torch.float32,) * 3, {"value_scale": torch.ones(5, dtype=torch.int64)}, "value_scale must be a floating"),
         ((torch.float32,) * 3, {"exclusive": True, "own_value": Q.double()}, "own_value must have the dtype"),
         ((torch.float32,) * 3, {"exclusive": True, "own_value": Q.int()}, "own_value must be a floating"),
+        ((torch.float8_e5m2,) * 3, {}, "query must be cast to float16, bfloat16, float32 or float64 first"),
+        ((torch.float32,) * 3, {"attn_mask": [[True]]}, "attn_mask must be a tensor, got list"),
+        ((torch.float32,) * 3, {"sliding_window": 2.5}, "sliding_window must be an integer, got 2.5"),
+        ((torch.float32,) * 3, {"sliding_window": True}, "sliding_window must be an integer, got True"),
         ((torch.float32,) * 3, {"exclusive": None}, "exclusive must be True or False, got None"),
         ((torch.float32,) * 3, {"exclusive": 0.5}, "exclusive must be True or False, got 0.5: .* is the strength"),
         ((torch.float32,) * 3, {"exclusive": torch.tensor(True)}, "exclusive must be True or False"),

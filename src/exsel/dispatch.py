@@ -12,6 +12,7 @@ from torch import Tensor
 from exsel.kernels import cpp
 from exsel.kernels.call import DECODE_TOKENS, Call
 from exsel.kernels.exclude import HAS_TRITON, runs_triton
+from exsel.kernels.registration import is_forward_mode
 from exsel.kernels.sdpa import owns_stock_kernel
 
 Backend = Literal["auto", "reference", "sdpa", "triton"]
@@ -26,12 +27,18 @@ class Rule:
 
     where: str
     applies: Callable[[Call], bool]
-    backend: Literal["sdpa", "triton"]
+    backend: Literal["reference", "sdpa", "triton"]
     evidence: str
 
 
 #: The first rule that applies decides.
 RULES = (
+    Rule(
+        "inside forward-mode differentiation",
+        lambda call: is_forward_mode(),
+        "reference",
+        "neither the stock kernels nor ours have such a derivative",
+    ),
     Rule(
         "on the CPU",
         lambda call: call.query.device.type == "cpu",
@@ -102,7 +109,7 @@ def choose_backend(backend: str, call: Call) -> str:
 
 def choose_pass(backend: str, x: Tensor) -> str:
     """As :func:`choose_backend` for the projection alone."""
-    return _choose(backend, lambda: "sdpa", lambda: triton_device_refusal(x))
+    return _choose(backend, lambda: "reference" if is_forward_mode() else "sdpa", lambda: triton_device_refusal(x))
 
 
 def choose_temperature(backend: str, features: Tensor) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,15 +15,41 @@ from exsel.kernels import sdpa
 from exsel.kernels.call import Call
 from exsel.kernels.exclude import exclude as exclude_pass
 from exsel.kernels.exclude import exclude_directly
+from exsel.kernels.registration import is_plain, is_watched
 
 #: The least norm that a value is divided by.
 EPS = 1e-12
 
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def _given(**arguments: Any) -> dict[str, Any]:
+    return {name: argument for name, argument in arguments.items() if argument is not None}
+
+
+def _check_tensors(**tensors: Tensor) -> None:
+    """Tensors with memory of the usual kind, on one device."""
+    devices: dict[str, torch.device] = {}
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+        if tensor.layout != torch.strided or tensor.is_nested:
+            kind = "a nested" if tensor.is_nested else f"a {str(tensor.layout).removeprefix('torch.')}"
+            raise TypeError(f"{name} must be a dense tensor, got {kind} one")
+        devices[name] = tensor.device
+    if len(set(devices.values())) > 1:
+        raise ValueError(
+            f"all tensors must be on one device, got {', '.join(f'{name} on {devices[name]}' for name in devices)}"
+        )
+
 
 def _check_floating(**tensors: Tensor | None) -> None:
     for name, tensor in tensors.items():
-        if tensor is not None and not tensor.is_floating_point():
+        if tensor is None or tensor.dtype in _DTYPES:
+            continue
+        if not tensor.is_floating_point():
             raise TypeError(f"{name} must be a floating-point tensor, got {tensor.dtype}")
+        raise TypeError(f"{name} must be cast to float16, bfloat16, float32 or float64 first, got {tensor.dtype}")
 
 
 def _check_own_value(shape: tuple[int, ...], dtype: torch.dtype, own_value: Tensor) -> None:
@@ -37,7 +64,12 @@ def _check_own_value(shape: tuple[int, ...], dtype: torch.dtype, own_value: Tens
             "own_value must hold one value for each token of y, and agree with it in all but the number of heads: "
             f"got {tuple(own_value.shape)} for y {tuple(shape)}. With a key/value cache pass the new tokens' values"
         )
-    if own_value.shape[-3] == 0 or shape[-3] % own_value.shape[-3]:
+    if min(shape[-3], own_value.shape[-3], shape[-1]) < 1:
+        raise ValueError(
+            "y and own_value must have at least one head and a head_dim of at least 1, "
+            f"got {tuple(shape)} and {tuple(own_value.shape)}"
+        )
+    if shape[-3] % own_value.shape[-3]:
         raise ValueError(
             f"the {shape[-3]} heads of y must be a multiple of the {own_value.shape[-3]} heads of own_value"
         )
@@ -45,20 +77,13 @@ def _check_own_value(shape: tuple[int, ...], dtype: torch.dtype, own_value: Tens
         raise TypeError(f"own_value must have the dtype of y, {dtype}; got {own_value.dtype}")
 
 
-def _check_devices(**tensors: Tensor | None) -> None:
-    devices = {name: tensor.device for name, tensor in tensors.items() if tensor is not None}
-    if len(set(devices.values())) > 1:
-        raise ValueError(
-            f"all tensors must be on one device, got {', '.join(f'{name} on {devices[name]}' for name in devices)}"
-        )
-
-
 def _check_strength(strength: float | Tensor | None) -> None:
     if isinstance(strength, Tensor):
         _check_floating(strength=strength)
-    elif isinstance(strength, bool) or not (strength is None or isinstance(strength, (int, float))):
+        return
+    if isinstance(strength, bool) or not (strength is None or isinstance(strength, (int, float))):
         raise TypeError(f"strength must be a number, a tensor or None (which is 1), got {strength!r}")
-    elif strength is not None and not math.isfinite(strength):
+    if strength is not None and not math.isfinite(strength):
         raise ValueError(f"strength must be finite, got {strength}")
 
 
@@ -120,10 +145,11 @@ def exclude(
     is_usual = is_one and gate is None and backend == "auto" and eps > 0
     if is_usual and (direct := exclude_directly(y, own_value, eps)) is not None:
         return direct
+    by_token = strength if isinstance(strength, Tensor) else None
+    _check_tensors(y=y, own_value=own_value, **_given(strength=by_token, gate=gate))
     _check_floating(y=y, own_value=own_value, gate=gate)
     _check_strength(strength)
     _check_own_value(y.shape, y.dtype, own_value)
-    _check_devices(y=y, own_value=own_value, strength=strength if isinstance(strength, Tensor) else None, gate=gate)
     if not eps > 0:
         raise ValueError(f"eps must be positive, got {eps}")
     alpha = _expand_strength("strength", strength, y)
@@ -152,6 +178,8 @@ def _check_attention(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool
         raise ValueError(f"query and key must agree in head_dim, key and value in everything before it; {shapes}")
     if query.shape[:-3] != key.shape[:-3]:
         raise ValueError(f"query and key must agree in their batch dimensions; {shapes}")
+    if min(query.shape[-3], key.shape[-3], query.shape[-1], value.shape[-1]) < 1:
+        raise ValueError(f"query, key and value must have at least one head and a head_dim of at least 1; {shapes}")
     if query.shape[-3] != key.shape[-3]:
         if not enable_gqa:
             raise ValueError(f"the numbers of heads differ: pass enable_gqa=True; {shapes}")
@@ -333,24 +361,27 @@ def _read_call(
     """The checked arguments of :func:`attention`, in autocast's dtype where it is on."""
     if not isinstance(exclusive, bool):
         raise TypeError(f"exclusive must be True or False, got {exclusive!r}: a number or tensor is the strength")
-    _check_strength(strength)
-    _check_floating(
-        query=query, key=key, value=value, own_value=own_value, query_scale=query_scale, value_scale=value_scale
-    )
-    _check_devices(
+    _check_tensors(
         query=query,
         key=key,
         value=value,
-        attn_mask=attn_mask,
-        strength=strength if isinstance(strength, Tensor) else None,
-        own_value=own_value,
-        query_scale=query_scale,
-        value_scale=value_scale,
-        cu_seqlens=cu_seqlens,
+        **_given(
+            attn_mask=attn_mask,
+            strength=strength if isinstance(strength, Tensor) else None,
+            own_value=own_value,
+            query_scale=query_scale,
+            value_scale=value_scale,
+            cu_seqlens=cu_seqlens,
+        ),
     )
-    if torch.is_autocast_enabled(query.device.type):
+    _check_floating(
+        query=query, key=key, value=value, own_value=own_value, query_scale=query_scale, value_scale=value_scale
+    )
+    _check_strength(strength)
+    device = query.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         # As autocast does for scaled_dot_product_attention itself.
-        dtype = torch.get_autocast_dtype(query.device.type)
+        dtype = torch.get_autocast_dtype(device)
         own_value = own_value if own_value is None or own_value is value else own_value.to(dtype)
         query, key, value, given = query.to(dtype), key.to(dtype), value.to(dtype), value
         own_value = value if own_value is given else own_value
@@ -360,9 +391,15 @@ def _read_call(
     if attn_mask is not None and attn_mask.dtype != torch.bool and not attn_mask.is_floating_point():
         raise TypeError(f"attn_mask must be boolean or floating-point, got {attn_mask.dtype}")
     if attn_mask is not None:
+        # Stock attention wants two dimensions, and no other dtypes than these.
+        if attn_mask.dtype not in (torch.bool, torch.float32, query.dtype):
+            attn_mask = attn_mask.to(query.dtype)
+        attn_mask = torch.atleast_2d(attn_mask)
         _check_broadcast("attn_mask", attn_mask, (*query.shape[:-1], key.shape[-2]))
     if not 0 <= dropout_p <= 1:
         raise ValueError(f"dropout_p must lie in [0, 1], got {dropout_p}")
+    if sliding_window is not None and (isinstance(sliding_window, bool) or not isinstance(sliding_window, int)):
+        raise TypeError(f"sliding_window must be an integer, got {sliding_window!r}")
     if sliding_window is not None and sliding_window < 1:
         raise ValueError(f"sliding_window must be at least 1 (the token itself), got {sliding_window}")
     if cu_seqlens is not None:
@@ -398,16 +435,21 @@ def _read_call(
 
 
 def _check_cu_seqlens(cu_seqlens: Tensor, query: Tensor, key: Tensor) -> None:
-    if cu_seqlens.ndim != 1 or cu_seqlens.shape[0] < 2 or cu_seqlens.is_floating_point():
-        raise ValueError(
-            "cu_seqlens must be integers [N + 1], the boundaries of N packed sequences from 0 to the number of tokens; "
-            f"got {cu_seqlens.dtype} {tuple(cu_seqlens.shape)}"
-        )
+    expected = "cu_seqlens must be integers [N + 1], where each of N packed sequences begins and the last one ends"
+    if cu_seqlens.ndim != 1 or cu_seqlens.shape[0] < 2 or cu_seqlens.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"{expected}; got {cu_seqlens.dtype} {tuple(cu_seqlens.shape)}")
     if math.prod(query.shape[:-3]) != 1 or query.shape[-2] != key.shape[-2]:
         raise ValueError(
             "cu_seqlens packs all sequences into one: the batch must be 1 and queries and keys the same tokens; got "
             f"query {tuple(query.shape)}, key {tuple(key.shape)}"
         )
+    rises = (cu_seqlens[0] == 0) & (cu_seqlens[-1] == query.shape[-2]) & (cu_seqlens.diff() >= 0).all()
+    expected += f", rising from 0 to the {query.shape[-2]} tokens"
+    if cu_seqlens.is_cpu and not is_watched() and is_plain(cu_seqlens):
+        if not rises:
+            raise ValueError(f"{expected}; got {cu_seqlens.tolist()}")
+    else:
+        torch._assert_async(rises, expected)  # without waiting for a GPU
 
 
 def inverse_temperature(
@@ -441,6 +483,7 @@ def inverse_temperature(
 
     Source: Zhang et al., NeurIPS 2024, arXiv:2411.12892, Definition 1 and Section 3.
     """
+    _check_tensors(features=features, weight=weight, **_given(position=position, position_logit=position_logit))
     _check_floating(features=features, weight=weight, position_logit=position_logit)
     if features.ndim < 3 or weight.ndim != 2 or weight.shape[1] != features.shape[-1]:
         raise ValueError(

@@ -10,7 +10,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import exsel
 from exsel import reference
@@ -226,6 +229,133 @@ def test_traces_for_a_gpu_without_one(
         for x, gradient in zip((q, k, v, v), gradients[:4], strict=True):
             assert gradient.shape == x.shape
             assert gradient.dtype == dtype
+
+
+@pytest.mark.parametrize("inside", [True, False])
+@pytest.mark.parametrize("with_strength", [True, False])
+def test_the_backward_is_of_the_kernel_that_ran(inside: bool, with_strength: bool) -> None:
+    """Whatever PyTorch would choose by then."""
+    q, k, v = leaf(2, 4, 20, 16), leaf(2, 2, 20, 16), leaf(2, 2, 20, 16)
+    strength = torch.full((4,), 0.5) if with_strength else None
+    options: dict[str, Any] = {"is_causal": True, "enable_gqa": True, "exclusive": True, "strength": strength}
+
+    def gradients(forward_by: SDPBackend, backward_by: SDPBackend) -> tuple[Tensor, ...]:
+        with sdpa_kernel(forward_by):
+            z = exsel.attention(q, k, v, **options)
+        with sdpa_kernel(backward_by):
+            return torch.autograd.grad(z.square().sum(), (q, k, v))
+
+    kinds = [SDPBackend.MATH, SDPBackend.FLASH_ATTENTION]
+    forward_by, backward_by = kinds if inside else reversed(kinds)
+    torch.testing.assert_close(gradients(forward_by, backward_by), gradients(forward_by, forward_by))
+
+
+def negated(*shape: int) -> Tensor:
+    """A tensor whose sign is a note beside its memory."""
+    x = torch.randn(*shape, 2).requires_grad_()
+    lazy = torch.view_as_complex(x).conj().imag
+    assert lazy.is_neg()
+    return lazy
+
+
+def test_the_negative_bit() -> None:
+    y, v, tau = negated(2, 4, 33, 64), negated(2, 4, 33, 64), negated(2, 4, 33)
+
+    def everything(y: Tensor, v: Tensor, tau: Tensor) -> tuple[Tensor, ...]:
+        z = exsel.exclude(y, v)
+        gated = exsel.exclude(y, v, strength=tau, gate=tau)
+        attended = exsel.attention(y, v, v, exclusive=True, strength=tau, query_scale=tau, value_scale=tau)
+        return z, gated, attended
+
+    plain = tuple(x.resolve_neg().detach().requires_grad_() for x in (y, v, tau))
+    got, expected = everything(y, v, tau), everything(*plain)
+    torch.testing.assert_close(got, expected)
+    total = sum(x.sin().sum() for x in got), sum(x.sin().sum() for x in expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(total[0], (y, v, tau)), torch.autograd.grad(total[1], plain), rtol=1e-4, atol=1e-5
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(everything(y, v, tau), expected)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # torch's own import
+@pytest.mark.parametrize("with_gradient", [True, False])
+@pytest.mark.parametrize("name", ["exclude", "attention"])
+def test_tangents_are_carried_or_refused(name: str, with_gradient: bool) -> None:
+    """Forward-mode differentiation, also where no other is recorded."""
+    y, v, direction = (torch.randn(1, 2, 3, 4) for _ in range(3))
+
+    def run(y: Tensor, backend: Backend) -> Tensor:
+        if name == "exclude":
+            return exsel.exclude(y, v, backend=backend)
+        return exsel.attention(y, y, v, exclusive=True, backend=backend)
+
+    _, expected = torch.func.jvp(lambda y: run(y, "reference"), (y,), (direction,))
+    with torch.set_grad_enabled(with_gradient):
+        torch.testing.assert_close(torch.func.jvp(lambda y: run(y, "auto"), (y,), (direction,))[1], expected)
+        with forward_ad.dual_level():
+            dual = forward_ad.make_dual(y, direction)
+            tangent = forward_ad.unpack_dual(run(dual, "auto")).tangent
+            torch.testing.assert_close(tangent, expected)
+            with pytest.raises(NotImplementedError, match="no forward-mode derivative: use backend='reference'"):
+                run(dual, "sdpa")
+        with pytest.raises((RuntimeError, NotImplementedError), match=r"jvp|forward"):
+            torch.func.jvp(lambda y: run(y, "sdpa"), (y,), (direction,))
+
+
+@pytest.mark.parametrize("with_gradient", [True, False])
+def test_tensors_that_stand_for_others(with_gradient: bool) -> None:
+    """Fake ones, zeros without memory, and ones that are traced: none is read by its pointer."""
+    y, v = torch.randn(2, 4, 20, 16), torch.randn(2, 2, 20, 16)
+
+    def both(y: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        return exsel.exclude(y, v), exsel.attention(y, v, v, is_causal=True, enable_gqa=True, exclusive=True)
+
+    with torch.set_grad_enabled(with_gradient):
+        with FakeTensorMode() as mode:
+            fakes = both(mode.from_tensor(y), mode.from_tensor(v))
+        assert all(isinstance(fake, FakeTensor) and fake.shape == y.shape for fake in fakes)
+        zeros = both(torch._efficientzerotensor(y.shape), v)
+        assert all(not zero.any() for zero in zeros[:1])
+        traced = make_fx(both)(y, v)
+        torch.testing.assert_close(traced(-y, 2 * v), both(-y, 2 * v))
+
+
+@pytest.mark.parametrize("backend", ["sdpa", pytest.param("triton", marks=needs_triton)])
+def test_compiled_for_every_length(backend: Backend) -> None:
+    """Traced once, with the sizes as symbols, two calls in one graph."""
+    torch.compiler.reset()
+
+    def run(q: Tensor, k: Tensor, v: Tensor, tau: Tensor) -> Tensor:
+        z = exsel.attention(q, k, v, is_causal=True, enable_gqa=True, exclusive=True, query_scale=tau,
+                            backend=backend)  # fmt: skip
+        return exsel.exclude(z, v, strength=0.5, backend=backend)
+
+    compiled = torch.compile(run, fullgraph=True, dynamic=True, backend="aot_eager")
+    for batch, tokens in ((3, 20), (5, 24)):  # no two sizes alike
+        inputs = [leaf(batch, 4, tokens, 16), leaf(batch, 2, tokens, 16), leaf(batch, 2, tokens, 16),
+                  leaf(batch, 4, tokens)]  # fmt: skip
+        dz = torch.randn(batch, 4, tokens, 16)
+        with torch.compiler.set_stance("default" if tokens == 20 else "fail_on_recompile"):
+            got = compiled(*inputs)
+            expected = run(*inputs)
+            torch.testing.assert_close(got, expected)
+            torch.testing.assert_close(
+                torch.autograd.grad(got, inputs, dz), torch.autograd.grad(expected, inputs, dz), rtol=1e-4, atol=1e-5
+            )
+
+
+def test_packed_sequences_compiled() -> None:
+    torch.compiler.reset()
+    q, bounds = torch.randn(1, 2, 20, 16), torch.tensor([0, 3, 20])
+
+    def run(q: Tensor, bounds: Tensor) -> Tensor:
+        return exsel.attention(q, q, q, is_causal=True, exclusive=True, sliding_window=4, cu_seqlens=bounds)
+
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(q, bounds), run(q, bounds))
+    with pytest.raises(RuntimeError, match="rising from 0 to the 20 tokens"):
+        compiled(q, torch.tensor([0, 3, 19]))
 
 
 def mismatched() -> list[tuple[dict[str, Any], str]]:

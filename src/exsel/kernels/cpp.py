@@ -52,7 +52,8 @@ _SYMBOLS: Final = ("exsel_project", "exsel_project_backward", "exsel_scale")
 _UNUSED_SECONDS: Final = 30 * 24 * 3600
 _ABANDONED_SECONDS: Final = 3600
 
-_DTYPES: Final = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+#: The dtypes that the passes know, by their number in passes.cpp.
+DTYPES: Final = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _VIEWS: Final = 11
 # struct Arguments of passes.cpp.
 _ARGUMENTS: Final = struct.Struct(f"@9qd{5 * _VIEWS}q")
@@ -162,7 +163,7 @@ def _call(
                 packed.append(0)
     function(
         _ARGUMENTS.pack(
-            _DTYPES[x.dtype],
+            DTYPES[x.dtype],
             batches,
             heads,
             own_value.shape[1],

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from exsel.kernels import cpp, passes
 from exsel.kernels.passes import accumulation_dtype
-from exsel.kernels.registration import differentiable, register_vmap
+from exsel.kernels.registration import differentiable, fold_batch, is_plain, is_watched, register_vmap
 
 #: Whether Triton can be imported.
 HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -44,36 +44,27 @@ def exclude(
     if is_traced_for_cpu(y) and backend != "triton":
         traced: Tensor = _Traced.apply(y, own_value, strength, gate, float(eps))  # type: ignore[no-untyped-call]
         return traced
-    lead = y.shape[:-3]
-
-    def four(x: Tensor | None, trailing: int) -> Tensor | None:
-        return None if x is None else x.reshape(-1, *x.shape[-trailing:])
-
     dtype = accumulation_dtype(y.dtype)
-    strength = None if strength is None else strength.to(dtype)
-    gate = None if gate is None else gate.to(dtype)
-    z: Tensor = _exclude_with_gradient(
-        four(y, 3), four(own_value, 3), four(strength, 2), four(gate, 2), float(eps), backend
-    )
-    return z.reshape(*lead, *z.shape[1:])
+    strength = None if strength is None else fold_batch(strength.to(dtype), 2)
+    gate = None if gate is None else fold_batch(gate.to(dtype), 2)
+    z: Tensor = _exclude_with_gradient(fold_batch(y, 3), fold_batch(own_value, 3), strength, gate, float(eps), backend)
+    return z.reshape(y.shape)
 
 
 def exclude_directly(y: Tensor, own_value: Tensor, eps: float) -> Tensor | None:
     """:func:`exclude` of strength 1 by the C++ pass with nothing around it, as for one token on a cache.
 
-    ``None`` where anything is at work that must see an operator (gradients, a compiler, transforms, tensors that are
-    more than tensors), or where y ``[B, H, T, D]`` and own_value ``[B, Hkv, T, D]`` do not fit each other.
+    ``None`` where anything is at work that must see an operator, or where y ``[B, H, T, D]`` and own_value
+    ``[B, Hkv, T, D]`` do not fit each other, which is for somebody else to say.
     """
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if torch.is_grad_enabled() or is_watched() or not (is_plain(y) and is_plain(own_value)):
         return None
-    if type(y) is not Tensor or type(own_value) is not Tensor or torch._C._len_torch_dispatch_stack() > 0:
+    if not (y.is_cpu and own_value.is_cpu and y.dtype == own_value.dtype and y.dtype in cpp.DTYPES):
         return None
-    if not (y.is_cpu and own_value.is_cpu and y.dtype == own_value.dtype and y.is_floating_point()):
+    if not y.ndim == own_value.ndim == 4 or not y.numel() or not own_value.numel():
         return None
-    (batches, heads, *tokens), (own_batches, own_heads, *own_tokens) = y.shape, own_value.shape
-    if y.ndim != 4 or batches != own_batches or tokens != own_tokens or not own_heads or heads % own_heads:
-        return None
-    if not cpp.available():
+    (batches, heads, *rest), (own_batches, own_heads, *own_rest) = y.shape, own_value.shape
+    if batches != own_batches or rest != own_rest or heads % own_heads or not cpp.available():
         return None
     z = torch.empty_like(y)
     cpp.project(y, own_value, None, None, eps, z)

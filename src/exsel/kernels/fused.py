@@ -9,7 +9,7 @@ from torch import Tensor
 
 from exsel.kernels.call import Call
 from exsel.kernels.exclude import exclude
-from exsel.kernels.registration import differentiable, refuse_vmap, register_vmap, without_gradient
+from exsel.kernels.registration import differentiable, fold_batch, refuse_vmap, register_vmap, without_gradient
 from exsel.kernels.triton import attention as forward_kernels
 from exsel.kernels.triton import attention_backward as backward_kernels
 from exsel.kernels.triton import decode as decode_kernels
@@ -20,19 +20,16 @@ def attention(call: Call, eps: float) -> Tensor:
     """:func:`exsel.attention` of checked arguments: the decode kernel for a few queries, else the fused one."""
     lead = call.query.shape[:-3]
 
-    def four(x: Tensor) -> Tensor:
-        return x.reshape(-1, *x.shape[-3:])
-
     def three(x: Tensor | None) -> Tensor | None:
-        return None if x is None else x.to(torch.float32).reshape(-1, *x.shape[-2:])
+        return None if x is None else fold_batch(x.to(torch.float32), 2)
 
-    query, key, value = four(call.query), four(call.key), four(call.value)
+    query, key, value = (fold_batch(x, 3) for x in (call.query, call.key, call.value))
     strength, scales = three(call.strength), (three(call.query_scale), three(call.value_scale))
     if call.is_decode:
-        own_value = None if call.own_value is None else four(call.own_value)
+        own_value = None if call.own_value is None else fold_batch(call.own_value, 3)
         mask = call.attn_mask
         if mask is not None:
-            mask = four(mask.expand(*call.query.shape[:-1], call.key.shape[-2]))
+            mask = fold_batch(mask.expand(*call.query.shape[:-1], call.key.shape[-2]), 3)
         z: Tensor = _decode(query, key, value, own_value, strength, *scales, mask, call.scale, eps)
         return z.reshape(*lead, *z.shape[1:])
     is_own = call.own_value is call.value
@@ -260,9 +257,8 @@ def inverse_temperature(
     """As :func:`exsel.reference.inverse_temperature`, in one pass over the features forward and one backward."""
     lead = features.shape[:-3]
     if position is not None:
-        position = position.expand(*lead, features.shape[-2]).reshape(-1, features.shape[-2])
-    four = features.reshape(-1, *features.shape[-3:])
-    tau: Tensor = _inverse_temperature_with_gradient(four, weight, position, position_logit)
+        position = fold_batch(position.expand(*lead, features.shape[-2]), 1)
+    tau: Tensor = _inverse_temperature_with_gradient(fold_batch(features, 3), weight, position, position_logit)
     return tau.reshape(*lead, *tau.shape[1:])
 
 

@@ -15,9 +15,8 @@ import math
 import torch
 from torch import Tensor
 
-# Sums run over 2⁻⁸ v̂ and products use 2⁸ v̂, so that y·v̂ may exceed the largest float where z does not.
-_SMALL = 2.0**-8
-_LARGE_OVER_SMALL = 2.0**16
+# Sums run over 2⁻⁸ v̂ and products use 2⁸ v̂, so that y·v̂ may exceed the largest float where z does not. Both numbers are
+# written out: one that is a module's is a symbol to a compiler of dynamic shapes, which fails over it in a second call.
 
 
 def project(
@@ -45,7 +44,7 @@ def project(
     if along is not None:
         # Infinity would become NaN in the backward, times 0.
         largest = torch.finfo(along.dtype).max
-        along.copy_((c / _SMALL).clamp(-largest, largest))
+        along.copy_((c / 2.0**-8).clamp(-largest, largest))
 
 
 def project_backward(
@@ -121,15 +120,15 @@ def backward_formula(
         c = _dot(grouped_x, unit)
         taken = c * is_unit
     else:
-        c = _per_row(along, num_kv_heads, dtype) * _SMALL
+        c = _per_row(along, num_kv_heads, dtype) * 2.0**-8
         taken = c * (is_unit - alpha)
-    across_dz = torch.addcmul(dz, unit, s * is_unit, value=-_LARGE_OVER_SMALL)
-    across_y = torch.addcmul(grouped_x, unit, taken, value=-_LARGE_OVER_SMALL)
-    dy = torch.addcmul(dz, unit, alpha * s, value=-_LARGE_OVER_SMALL)
+    across_dz = torch.addcmul(dz, unit, s * is_unit, value=-(2.0**16))
+    across_y = torch.addcmul(grouped_x, unit, taken, value=-(2.0**16))
+    dy = torch.addcmul(dz, unit, alpha * s, value=-(2.0**16))
     dv = across_dz * (alpha * c / length) + across_y * (alpha * s / length)
     dstrength = dgate = None
     if strength is not None:
-        dstrength = _by_head(-(c * s) * _LARGE_OVER_SMALL, strength.dtype).squeeze(-1)
+        dstrength = _by_head(-(c * s) * 2.0**16, strength.dtype).squeeze(-1)
     if gate is not None:
         z = _exclude(grouped_x, unit, is_unit, alpha)[0]
         dgate = _by_head(_dot(grouped_dout, z), gate.dtype).squeeze(-1)
@@ -153,13 +152,13 @@ def _exclude(y: Tensor, unit: Tensor, is_unit: Tensor, alpha: Tensor | float) ->
     """The excluded y − α (y·v̂) v̂ and 2⁻⁸ y·v̂ of ``unit`` = 2⁻⁸ v̂, all as :func:`_by_token` groups them."""
     c = _dot(y, unit)
     # unit first: 2¹⁶ · 2⁻⁸ v̂ is representable where 2¹⁶ c need not be.
-    rest = torch.addcmul(y, unit, c, value=-_LARGE_OVER_SMALL)
+    rest = torch.addcmul(y, unit, c, value=-(2.0**16))
     # The projection once more: it removes what rounding left of v̂ (see the reference), by 2 − ‖v̂‖² ≈ 1/‖v̂‖² for
     # a v̂ that rounding made too long or too short.
-    left = -_dot(rest, unit) * (2 - _dot(unit, unit) * _LARGE_OVER_SMALL) * is_unit
+    left = -_dot(rest, unit) * (2 - _dot(unit, unit) * 2.0**16) * is_unit
     if not isinstance(alpha, float):
         left = alpha * left + (1 - alpha) * c
-    return torch.addcmul(rest, unit, left, value=_LARGE_OVER_SMALL), c
+    return torch.addcmul(rest, unit, left, value=2.0**16), c
 
 
 def _direction(v: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -176,7 +175,7 @@ def _direction(v: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     norm = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
     floor = eps * scale
     length = torch.maximum(norm, floor)
-    return scaled * (_SMALL / length), length * (_SMALL * unscale), (norm > floor).to(v.dtype)
+    return scaled * (2.0**-8 / length), length * (2.0**-8 * unscale), (norm > floor).to(v.dtype)
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -11,6 +11,36 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._library.custom_ops import CustomOpDef
+from torch.autograd import forward_ad
+
+
+def is_watched() -> bool:
+    """Whether something is at work that must see operators and not what they do to memory."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._get_tracing_state() is not None
+        or is_forward_mode()
+    )
+
+
+def is_forward_mode() -> bool:
+    """Whether derivatives are taken forward (``torch.func.jvp`` too), which our operators do not do."""
+    return forward_ad._current_level >= 0
+
+
+def is_plain(x: Tensor) -> bool:
+    """Whether a tensor is what lies in its memory, by its strides, and nothing more: it may be read by its pointer."""
+    is_itself = type(x) in (Tensor, torch.nn.Parameter) and x.layout == torch.strided and not x.is_nested
+    return is_itself and x.device.type != "meta" and not (x.is_neg() or x._is_zerotensor())
+
+
+def fold_batch(x: Tensor, trailing: int) -> Tensor:
+    """x with all dimensions before the last ``trailing`` as one, also where there are none, or no elements."""
+    if x.ndim == trailing:
+        return x.unsqueeze(0)
+    return x if x.ndim == trailing + 1 else x.flatten(0, -trailing - 1)
 
 
 def register_vmap(op: CustomOpDef) -> None:
@@ -74,7 +104,10 @@ def differentiable(
             return overload(*args)
         if torch._C._are_functorch_transforms_active():
             return transformed.apply(*args)
-        if torch._C._len_torch_dispatch_stack() > 0 or not all(map(_is_plain, args)):
+        tensors = [x for x in args if isinstance(x, Tensor)]
+        if is_forward_mode() and any(forward_ad.unpack_dual(x).tangent is not None for x in tensors):
+            raise NotImplementedError(f"{op._qualname} has no forward-mode derivative: use backend='reference'")
+        if is_watched() or not all(map(is_plain, tensors)):
             return overload(*args)
         if torch.is_grad_enabled():
             return direct.apply(*args)
@@ -86,13 +119,6 @@ def differentiable(
 def _autograd_function(name: str, **methods: Callable[..., Any]) -> type[torch.autograd.Function]:
     members = {method: staticmethod(function) for method, function in methods.items()}
     return type(name, (torch.autograd.Function,), {"generate_vmap_rule": "setup_context" in methods, **members})
-
-
-def _is_plain(argument: Any) -> bool:
-    """Whether an argument is a tensor with memory and nothing more, or no tensor at all."""
-    if not isinstance(argument, Tensor):
-        return True
-    return type(argument) in (Tensor, torch.nn.Parameter) and argument.device.type != "meta"
 
 
 def without_gradient(op: CustomOpDef, remedy: str) -> Callable[..., Any]:

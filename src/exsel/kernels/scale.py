@@ -9,7 +9,7 @@ from torch import Tensor
 
 from exsel.kernels import cpp
 from exsel.kernels.passes import accumulation_dtype
-from exsel.kernels.registration import differentiable, register_vmap
+from exsel.kernels.registration import differentiable, fold_batch, register_vmap
 
 #: Numbers in a tensor that PyTorch scales before our operator is called (one core of a Xeon, float32).
 _SMALL = 1 << 14
@@ -22,9 +22,8 @@ def scale_heads(x: Tensor, tau: Tensor) -> Tensor:
     # A compiler makes one pass of this, together with what is around it; and calling ours takes a while.
     if is_traced or x.device.type != "cpu" or x.numel() <= _SMALL or not is_wide or not cpp.available():
         return (x * tau.unsqueeze(-1)).to(x.dtype)
-    lead = x.shape[:-3]
-    scaled: Tensor = _scale_with_gradient(x.reshape(-1, *x.shape[-3:]), tau.reshape(-1, *tau.shape[-2:]))
-    return scaled.reshape(*lead, *scaled.shape[1:])
+    scaled: Tensor = _scale_with_gradient(fold_batch(x, 3), fold_batch(tau, 2))
+    return scaled.reshape(x.shape)
 
 
 @torch.library.custom_op("exsel::scale_heads", mutates_args=(), device_types="cpu")

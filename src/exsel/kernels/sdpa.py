@@ -4,6 +4,11 @@ The exclusive operator owns the stock forward and backward, so that y never need
 is saved anyway by the output projection that follows. A flash backward reads its output only for δ = rowsum(dy ∘ y),
 and since P = I − α v̂v̂ᵀ is symmetric dy·y = dz·z, and for α = 1 dy·z too: z stands in y's place. For other strengths
 y = z + α c v̂ is rebuilt. What is saved beyond plain attention is c = y·v̂, one number a token and head.
+
+In low precision dy is rounded, which leaves some r v̂ in it, and then dy·y = dy·z + r c. That r c is no larger than what
+rounding y or z costs δ in any case, with one exception: in a row of one key y = v to the bit, dP − δ = 0 exactly, and
+nothing but r c would be left. Where a mask may make such rows stock attention keeps its y, and the projection follows
+it; the first row of a causal call does without the kernel (its dq is 0, its dv is dy).
 """
 
 from __future__ import annotations
@@ -17,14 +22,12 @@ from torch import Tensor
 from exsel.kernels.call import Call
 from exsel.kernels.exclude import exclude, is_traced_for_cpu, passes_for
 from exsel.kernels.passes import accumulation_dtype
-from exsel.kernels.registration import differentiable, register_vmap, without_gradient
+from exsel.kernels.registration import differentiable, fold_batch, register_vmap, without_gradient
 from exsel.kernels.scale import scale_heads
 
 aten = torch.ops.aten
 
-#: In a few tokens each attends much to itself, dP − δ nearly cancels, and what rounding left of v̂ in dy would show: y
-#: is rebuilt, for nothing. From here on z in its place adds little to the gradients' error.
-_FEW_TOKENS = 16
+LOW_PRECISION = (torch.float16, torch.bfloat16)
 
 
 def attention(call: Call, eps: float) -> Tensor:
@@ -46,26 +49,25 @@ def attention(call: Call, eps: float) -> Tensor:
         if attn_mask.dtype == torch.bool:
             attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill(~attn_mask, -torch.inf)
         attn_mask = attn_mask.to(query.dtype).expand(*query.shape[:-1], key.shape[-2])
-        attn_mask = attn_mask.reshape(-1, *attn_mask.shape[-3:])
+        attn_mask = fold_batch(attn_mask, 3)
     if strength is not None:
-        strength = strength.to(accumulation_dtype(query.dtype)).reshape(-1, *strength.shape[-2:])
-    lead = query.shape[:-3]
-    own = None if own_value is value else own_value
-    if len(lead) != 1:
-        query, key, value = (x.reshape(-1, *x.shape[-3:]) for x in (query, key, value))
-        own = None if own is None else own.reshape(-1, *own.shape[-3:])
-    z: Tensor = _attention_with_gradient(query, key, value, own, strength, attn_mask, is_causal, scale, eps)[0]
-    return z if len(lead) == 1 else z.reshape(*lead, *z.shape[1:])
+        strength = fold_batch(strength.to(accumulation_dtype(query.dtype)), 2)
+    own = None if own_value is value or own_value is None else fold_batch(own_value, 3)
+    folded = (fold_batch(x, 3) for x in (query, key, value))
+    z: Tensor = _attention_with_gradient(*folded, own, strength, attn_mask, is_causal, scale, eps)[0]
+    return z.reshape(query.shape)
 
 
 def owns_stock_kernel(query: Tensor, value: Tensor, attn_mask: Tensor | None, dropout_p: float) -> bool:
     """Whether the operator below is used: where a stock kernel with an output and log-sum-exp is known to run."""
-    if dropout_p > 0 or query.shape[-1] != value.shape[-1] or 0 in query.shape:
+    if dropout_p > 0 or query.shape[-1] != value.shape[-1] or 0 in query.shape or 0 in value.shape:
+        return False
+    is_low = query.dtype in LOW_PRECISION
+    if is_low and (attn_mask is not None or value.shape[-2] == 1):
         return False
     if query.device.type == "cpu":
         return attn_mask is None or not attn_mask.requires_grad
-    is_half = query.dtype in (torch.float16, torch.bfloat16)
-    return query.is_cuda and attn_mask is None and is_half and query.shape[-1] % 8 == 0 and query.shape[-1] <= 256
+    return query.is_cuda and attn_mask is None and is_low and query.shape[-1] % 8 == 0 and query.shape[-1] <= 256
 
 
 def _stock_kernel(
@@ -105,14 +107,18 @@ def _composite(
         dropout_p=dropout_p,
         is_causal=is_causal,
         scale=scale,
-        enable_gqa=query.shape[-3] != key.shape[-3],
+        enable_gqa=True if query.shape[-3] != key.shape[-3] else False,  # noqa: SIM210 (a symbol where shapes are)
     )
 
 
 def _stock_forward(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, is_causal: bool, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """y and what the kernel wants back of its softmax (nothing for math, which is computed again)."""
+    """y, and what the kernel's own backward wants of its softmax.
+
+    :func:`_kernel_of` reads from the latter's shape which kernel it was: the settings that choose one may be others by
+    then.
+    """
     kernel = _stock_kernel(query, key, value, attn_mask, is_causal, scale)
     results: tuple[Tensor, ...]
     if kernel == "flash_cpu":
@@ -127,9 +133,19 @@ def _stock_forward(
         results = aten._scaled_dot_product_efficient_attention(
             query, key, value, None, True, 0.0, is_causal, scale=scale
         )
+        return results[0], results[1][..., None, None]
     else:
         results = _composite(query, key, value, attn_mask, 0.0, is_causal, scale), query.new_empty(query.shape[0], 0)
     return results[0], results[1]
+
+
+def _kernel_of(logsumexp: Tensor) -> str:
+    """The kernel that :func:`_stock_forward` ran: flash has [B, H, T], cuDNN [B, H, T, 1], efficient is given two."""
+    if logsumexp.ndim == 2:
+        return "math"
+    if logsumexp.ndim == 3:
+        return "flash" if logsumexp.is_cuda else "flash_cpu"
+    return "cudnn" if logsumexp.ndim == 4 else "efficient"
 
 
 def _stock_backward(
@@ -144,7 +160,7 @@ def _stock_backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dq, dk and dv by the backward of the kernel that ran forward."""
-    kernel = _stock_kernel(query, key, value, attn_mask, is_causal, scale)
+    kernel = _kernel_of(logsumexp)
     if kernel == "math":
         with torch.enable_grad():
             q, k, v = (x.detach().requires_grad_() for x in (query, key, value))
@@ -167,7 +183,7 @@ def _stock_backward(
             value,
             None,
             y,
-            logsumexp,
+            logsumexp[..., 0, 0],
             state,
             state,
             0.0,
@@ -256,9 +272,13 @@ def _attention_backward(
         None if own_value is None else down,
         None if strength is None else dstrength,
     )
-    has_few = z.shape[2] < _FEW_TOKENS
-    y = z if strength is None and not has_few else _restore(z, v, strength, along, eps)
+    y = z if strength is None else _restore(z, v, strength, along, eps)
+    first = dy[:, :, :1].clone() if is_causal and z.dtype in LOW_PRECISION else None
+    if first is not None:
+        dy[:, :, :1] = 0
     dq, dk, dv = _stock_backward(dy, query, key, value, attn_mask, y, logsumexp, is_causal, scale)
+    if first is not None:
+        dv[:, :, :1] += first.unflatten(1, (value.shape[1], -1)).sum(2, dtype=along.dtype)
     if own_value is None:
         # Into the stock kernel's dv: on a CPU fresh memory costs more than reading dz and z again.
         project_backward(dz, z, v, strength, None, eps, along, None, dv, accumulate=True)

@@ -1,6 +1,6 @@
 """The gradients of attention with the projection as its epilogue, in three launches.
 
-With P the weights, dz the incoming gradient and δ = rowsum(dz ∘ z), which equals rowsum(dy ∘ y) for every strength:
+With P the weights, dz the incoming gradient and δ = rowsum(dy ∘ y), where y = z + α c v̂ for every strength:
 
 1. prologue: one pass over dz, z and v writes dy, δ, dα and the part of dv that comes from v̂;
 2. key and value: one program a block of keys of one key/value head runs over the queries that see it, of every query
@@ -82,8 +82,9 @@ def attention_backward_prologue_kernel(
             z + batch * z_strides[0] + head * z_strides[1],
             start, num_tokens, z_strides[2], z_strides[3], BLOCK_T, HEAD_DIM, PADDED_DIM, MASKED=True,
         ).to(tl.float32)  # fmt: skip
-        tl.store(delta + per_row, tl.sum(g * x, axis=1), mask=has_row)
-        if along is not None:
+        if along is None:
+            tl.store(delta + per_row, tl.sum(g * x, axis=1), mask=has_row)
+        else:
             c = tl.load(along + per_row, mask=has_row, other=0.0) * _SMALL
             s = tl.sum(g * unit, axis=1)
             large = unit * _LARGE_OVER_SMALL
@@ -92,10 +93,14 @@ def attention_backward_prologue_kernel(
                 strengths = strength + batch * strength_strides[0] + head * strength_strides[1]
                 alpha = tl.load(strengths + (start + row).to(tl.int64) * strength_strides[2], mask=has_row, other=0.0)
                 tl.store(dstrength + per_row, -(c * s) * _LARGE_OVER_SMALL, mask=has_row)
+            rounded = narrow(g - large * (alpha * s)[:, None], dy.dtype.element_ty).to(tl.float32)
             store_rows(
-                dy + batch * dy_strides[0] + head * dy_strides[1], g - large * (alpha * s)[:, None],
+                dy + batch * dy_strides[0] + head * dy_strides[1], rounded,
                 start, num_tokens, dy_strides[2], dy_strides[3], BLOCK_T, HEAD_DIM, PADDED_DIM,
             )  # fmt: skip
+            # dy·y of the dy that the other launches read: in a row of one key dP − δ is 0 (see kernels/sdpa.py).
+            rest = tl.sum(rounded * unit, axis=1) * (alpha * c) * _LARGE_OVER_SMALL
+            tl.store(delta + per_row, tl.sum(rounded * x, axis=1) + rest, mask=has_row)
             # Below eps the norm is a constant and its derivative, the terms in v̂, is absent: is_unit is 0.
             own -= (g - large * (s * is_unit)[:, None]) * (alpha * c / length)[:, None]
             own -= (x + large * (c * (alpha - is_unit))[:, None]) * (alpha * s / length)[:, None]
