@@ -48,6 +48,7 @@ def test_damaged_settings_beside_a_record_are_still_a_run(tmp_path: Path) -> Non
 def test_clearing_removes_what_exsel_wrote_and_nothing_else(tmp_path: Path, with_results: bool) -> None:
     folder = tmp_path / "out"
     write(folder, runs__a__settings_json=RUN, runs__a__result_json="{}", runs__a__model__config_json="{}")
+    write(folder, **{"runs__a__exsel-manifest_json": "{}"})
     write(folder, **{"runs__a__checkpoint-12__model.safetensors": "", "runs__a__.saving__x": ""})
     if with_results:
         write(folder, results_json=RESULTS, report_html="")

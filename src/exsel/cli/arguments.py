@@ -333,8 +333,10 @@ def check_out(arguments: argparse.Namespace, is_ours: Callable[[Path], bool], wr
 
     Raises:
         ExselError: both flags, nothing to resume, a folder that holds something and neither flag was given, or
-            something that is not ours, or one that cannot be written.
+            something that is not ours, one in which another process is at work, or one that cannot be written.
     """
+    from exsel.files import locked
+
     folder: Path = arguments.out
     resumes: bool = getattr(arguments, "resume", False)
     if resumes and arguments.overwrite:
@@ -349,7 +351,8 @@ def check_out(arguments: argparse.Namespace, is_ours: Callable[[Path], bool], wr
     if not (resumes or arguments.overwrite):
         resume = "--resume to go on with it or " if hasattr(arguments, "resume") else ""
         raise ExselError(f"--out {folder} is not empty: add {resume}--overwrite to replace it")
-    return resumes
+    with locked(folder):  # whoever writes there locks it again: this says it before any work
+        return resumes
 
 
 def check_file(flag: str, path: Path | None) -> None:
