@@ -139,6 +139,17 @@ def test_an_upgraded_layer_given_another_class() -> None:
         check_whole(model)
 
 
+def test_a_class_around_the_upgraded_one() -> None:
+    """As fully_shard puts one there."""
+    model = exsel.upgrade(nn.Sequential(Own()), exclusive=True)
+    expected = model(X)
+    model[0].__class__ = type("FSDPOwn", (type(model[0]),), {})
+    assert torch.equal(model(X), expected)
+    check_whole(model)
+    with pytest.raises(exsel.UpgradeError, match="were given another class"):
+        exsel.downgrade(model)
+
+
 def test_a_replaced_forward_pass_in_a_compiled_model() -> None:
     model = exsel.upgrade(nn.Sequential(Own()), exclusive=True)
     compiled = torch.compile(model, backend="eager", fullgraph=True)

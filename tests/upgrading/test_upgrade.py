@@ -111,10 +111,10 @@ def test_a_copy_is_upgraded_and_independent(model: LlamaForCausalLM) -> None:
     assert not torch.equal(logits(other), expected)
 
 
-def test_new_parameters_follow_dtype_and_mode(model: LlamaForCausalLM) -> None:
+def test_new_parameters_are_float32_and_follow_mode(model: LlamaForCausalLM) -> None:
     model.bfloat16().train()
     exsel.upgrade(model, selective=True)
-    assert {parameter.dtype for parameter in new_parameters(model).values()} == {torch.bfloat16}
+    assert {parameter.dtype for parameter in new_parameters(model).values()} == {torch.float32}
     assert model.model.layers[0].self_attn.exsel.training
 
 

@@ -200,15 +200,14 @@ def _find_source(function: types.FunctionType) -> tuple[ast.Module, ast.Function
     outermost = code.co_qualname.partition(".")[0]
     found = []
     for statement in (statements := _statements(text)):
-        nodes = list(ast.walk(statement))
-        if not any(isinstance(node, _DEFINITIONS) and node.name == outermost for node in nodes):
+        if not _defines(statement, outermost):
             continue
         # Imports are needed: a method of an imported name is called by other bytecode than one of another.
         kept = [other for other in statements if other is statement or not isinstance(other, _DEFINITIONS)]
         module = ast.Module(kept, type_ignores=[])
         own = {made.co_firstlineno for made in _made_by(module, function) if _are_alike(made, code)}
-        definitions = [node for node in nodes if isinstance(node, ast.FunctionDef) and node.name == code.co_name]
-        found += [(module, node) for node in definitions if _first_line(node) in own]
+        definitions = [node for node in ast.walk(statement) if isinstance(node, ast.FunctionDef)]
+        found += [(module, node) for node in definitions if node.name == code.co_name and _first_line(node) in own]
     if not found:
         raise RewritingError(
             f"runs other code than its source says ({code.co_filename}): the file was edited after it was imported, or "
@@ -238,6 +237,12 @@ def _statements(text: str) -> list[ast.stmt]:
             return ast.parse(text).body
         except (SyntaxError, ValueError):
             return []
+
+
+def _defines(statement: ast.stmt, name: str) -> bool:
+    if isinstance(statement, _DEFINITIONS):
+        return statement.name == name
+    return any(isinstance(node, _DEFINITIONS) and node.name == name for node in ast.walk(statement))
 
 
 def _made_by(module: ast.Module, function: types.FunctionType) -> Iterator[types.CodeType]:

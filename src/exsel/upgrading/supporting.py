@@ -94,6 +94,8 @@ def support(
 ) -> Support:
     """What :func:`exsel.upgrade` with the same arguments would do to each attention layer; nothing is changed.
 
+    A fused projection that is in no table is tried out: a copy of its module, without hooks, runs on made-up tokens.
+
     Args:
         model: any module; one on the meta device will do.
         exclusive, selective: see :func:`exsel.upgrade`.
