@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import shlex
 import threading
 import time
 from collections.abc import Callable
@@ -36,7 +37,7 @@ def short_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def compiler_script(path: Path, body: str) -> str:
     path.write_text(f"#!/bin/sh\n{body}\n")
     path.chmod(0o700)
-    return str(path)
+    return shlex.quote(str(path))
 
 
 def use_compiler(monkeypatch: pytest.MonkeyPatch, path: Path, body: str) -> str:
@@ -74,8 +75,8 @@ class TestWithoutCompiler:
     ) -> None:
         """The operators work without it, and one warning says why they are slower."""
         failing = 'echo warming up >&2; echo "fatal error: no disk" >&2; exit 1'
-        script = use_compiler(monkeypatch, tmp_path / "cc", failing)
-        reason = f"the C++ compiler {script} said: fatal error: no disk"
+        use_compiler(monkeypatch, tmp_path / "cc", failing)
+        reason = f"the C++ compiler {tmp_path / 'cc'} said: fatal error: no disk"
         y = torch.randn(1, 2, 3, 4)
         for _ in range(2):
             torch.testing.assert_close(exsel.exclude(y, y), torch.zeros_like(y), rtol=0, atol=1e-6)
@@ -97,7 +98,7 @@ class TestWithoutCompiler:
     def test_is_no_program(self, fresh_build: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "cc").write_text("no program")
         (tmp_path / "cc").chmod(0o700)
-        monkeypatch.setenv("CXX", str(tmp_path / "cc"))
+        monkeypatch.setenv("CXX", shlex.quote(str(tmp_path / "cc")))
         assert not cpp.available()
         assert "does not start" in cpp.why_not()
 
@@ -105,7 +106,7 @@ class TestWithoutCompiler:
     def test_hangs(self, when: str, fresh_build: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """It is stopped, with the programs that it has started."""
         pid = tmp_path / "pid"
-        hang = f"sleep 1000 & echo $! > {pid}; wait"
+        hang = f"sleep 1000 & echo $! > '{pid}'; wait"
         if when == "compiling":
             use_compiler(monkeypatch, tmp_path / "cc", hang)
             monkeypatch.setattr(cpp, "_COMPILE_SECONDS", 0.5)
@@ -123,7 +124,7 @@ class TestWithoutCompiler:
         assert not cpp.available()
 
     def test_switched_off(self, fresh_build: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("CXX", compiler_script(tmp_path / "cc", f"touch {tmp_path / 'ran'}"))
+        monkeypatch.setenv("CXX", compiler_script(tmp_path / "cc", f"touch '{tmp_path / 'ran'}'"))
         exsel.use_cpp(False)
         try:
             y = torch.randn(1, 2, 3, 4, requires_grad=True)
@@ -136,7 +137,7 @@ class TestWithoutCompiler:
     def test_explaining_runs_no_compiler(
         self, fresh_build: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setenv("CXX", compiler_script(tmp_path / "cc", f"touch {tmp_path / 'ran'}"))
+        monkeypatch.setenv("CXX", compiler_script(tmp_path / "cc", f"touch '{tmp_path / 'ran'}'"))
         y = torch.randn(1, 2, 3, 4)
         text = exsel.explain_backend(y, y, y, exclusive=True)
         assert "one loop in C++, which the first call compiles or finds compiled" in text
@@ -257,7 +258,7 @@ class TestBuild:
         self, fresh_build: Path, short_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         log, compiler = tmp_path / "log", " ".join(cpp._find_compiler())
-        script = compiler_script(tmp_path / "cc", f'echo "$1" >> {log}; exec {compiler} "$@"')
+        script = compiler_script(tmp_path / "cc", f'echo "$1" >> "{log}"; exec {compiler} "$@"')
         monkeypatch.setenv("CXX", script)
         answers: list[bool] = []
         threads = [threading.Thread(target=lambda: answers.append(cpp.available())) for _ in range(4)]
