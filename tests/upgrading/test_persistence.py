@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +35,23 @@ from transformers import (
 
 import exsel
 from exsel import ExclusiveConfig, ExselForCausalLM, SelectiveConfig
-from exsel.errors import ExselError
+from exsel.errors import ExselError, LoadError
 from exsel.registration import MODEL_TYPE
 from exsel.training.parameters import scalar_names
 from exsel.upgrading import Upgraded
+from exsel.upgrading.persistence import describe
 from models.small_models import small_model
-from upgrading.upgraded_models import IDS, bert_config, gpt2, llama, logits, plain_llava, plain_t5, upgraded
+from upgrading.upgraded_models import (
+    IDS,
+    bert_config,
+    gpt2,
+    llama,
+    llama_config,
+    logits,
+    plain_llava,
+    plain_t5,
+    upgraded,
+)
 
 
 def assert_same(loaded: nn.Module, model: nn.Module) -> None:
@@ -47,7 +60,7 @@ def assert_same(loaded: nn.Module, model: nn.Module) -> None:
     for name, weight in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], weight), name
     assert upgraded_modules(loaded) == upgraded_modules(model)
-    assert type(loaded.config) is type(model.config)
+    assert isinstance(loaded.config, getattr(model.config, "plain_class", type(model.config)))
     assert saved_values(loaded) == saved_values(model)
 
 
@@ -62,7 +75,7 @@ def saved_values(model: Any) -> dict[str, Any]:
         return {
             name: kept(value) if isinstance(value, dict) else value
             for name, value in values.items()
-            if name not in ("_name_or_path", "dtype")
+            if name not in ("_name_or_path", "dtype", "exsel")
         }
 
     return kept(model.config.to_dict())
@@ -94,8 +107,8 @@ def test_round_trip(exclusive: Any, selective: Any, tmp_path: Path) -> None:
     config = model.config
     model.save_pretrained(tmp_path)
     assert model.config is config
-    assert type(config) is LlamaConfig
-    assert not hasattr(config, "exsel")
+    assert isinstance(config, LlamaConfig)
+    assert config.exsel["upgrades"] == read_config(tmp_path)["exsel"]["upgrades"]
     for load in (exsel.from_pretrained, AutoModelForCausalLM.from_pretrained):
         loaded = load(tmp_path)
         assert_same(loaded, model)
@@ -254,8 +267,17 @@ def test_composite_model(what: str, tmp_path: Path) -> None:
 
 
 def test_two_models_may_share_a_configuration(tmp_path: Path) -> None:
-    one = llama()
-    other = LlamaForCausalLM(one.config)
+    config = llama_config(name_or_path="here")
+    one, other = LlamaForCausalLM(config), LlamaForCausalLM(config)
+    exsel.upgrade(one, exclusive=True)
+    assert other.config is config
+    assert type(config) is LlamaConfig
+    assert not hasattr(config, "exsel")
+    values = copy.deepcopy(config.to_dict())
+    exsel.downgrade(one)
+    assert type(one.config) is LlamaConfig
+    assert one.config.to_dict() == values
+    exsel.upgrade(one, exclusive=True)
     other.save_pretrained(tmp_path)
     assert read_config(tmp_path)["model_type"] == "llama"
     assert not upgraded_modules(exsel.from_pretrained(tmp_path))
@@ -414,8 +436,9 @@ def test_code_of_its_own_is_refused(tmp_path: Path) -> None:
     model = upgraded(OwnModel(OwnConfig(**llama().config.to_dict())))
     with pytest.raises(ExselError, match="OwnModel has code that transformers would not find again"):
         model.save_pretrained(tmp_path)
-    assert type(model.config) is OwnConfig
+    assert isinstance(model.config, OwnConfig)
     exsel.downgrade(model).save_pretrained(tmp_path)
+    assert type(model.config) is OwnConfig
     assert read_config(tmp_path)["model_type"] == "own"
 
 
@@ -425,5 +448,85 @@ def test_save_that_fails_leaves_the_model_as_it_was(tmp_path: Path) -> None:
     with pytest.raises(AttributeError):
         model.save_pretrained(tmp_path, state_dict={"a": 1})
     assert model.config is config
-    assert type(config) is LlamaConfig
-    assert not hasattr(config, "exsel")
+    assert config.exsel == describe(model)
+
+
+def test_the_configuration_of_an_upgraded_model_says_so(tmp_path: Path) -> None:
+    """Whatever is built from it has the mechanisms, or is refused."""
+    model = llama(True, None)
+    for part in (model, model.model, model.model.rotary_emb):
+        assert part.config is model.config
+    for build in (AutoModelForCausalLM.from_config, AutoModel.from_config):
+        assert len(upgraded_modules(build(model.config))) == 2
+    with pytest.raises(LoadError, match="LlamaForCausalLM by itself would drop the mechanisms"):
+        LlamaForCausalLM(model.config)
+    assert upgraded_modules(copy.deepcopy(model)) == upgraded_modules(model)
+    assert pickle.loads(pickle.dumps(model)).config == model.config
+    assert not hasattr(model.generation_config, "exsel")
+    model.config.save_pretrained(tmp_path)
+    pytest.importorskip("accelerate").Accelerator(cpu=True).save_model(model, str(tmp_path))
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert_same(loaded, model)
+    assert torch.equal(logits(loaded), logits(model))
+    assert loaded.config._name_or_path == loaded.name_or_path == str(tmp_path)
+
+
+def test_a_plain_model_does_not_take_the_weights(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = llama(True, None)
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*exclusive\.fixed_strength"):
+        LlamaForCausalLM(llama_config()).load_state_dict(model.state_dict())
+    model.save_pretrained(tmp_path)
+    with caplog.at_level("WARNING", logger="transformers"):
+        logging.getLogger("transformers").addHandler(caplog.handler)
+        try:
+            LlamaForCausalLM.from_pretrained(tmp_path, config=llama_config())
+        finally:
+            logging.getLogger("transformers").removeHandler(caplog.handler)
+    assert re.search(r"exclusive\.fixed_strength.*UNEXPECTED", caplog.text)
+
+
+def test_a_strength_that_the_weights_contradict(tmp_path: Path) -> None:
+    llama(0.5, None).save_pretrained(tmp_path / "upgraded")
+    edit_config(
+        tmp_path / "upgraded",
+        upgrades=[
+            {
+                "modules": ["layers.0.self_attn", "layers.1.self_attn"],
+                "exclusive": {"strength": 0.25},
+                "selective": None,
+            }
+        ],
+    )
+    small_model(exclusive=0.5).save_pretrained(tmp_path / "own")
+    values = read_config(tmp_path / "own")
+    values["exclusive"]["strength"] = 0.25
+    (tmp_path / "own" / "config.json").write_text(json.dumps(values), encoding="utf-8")
+    for folder in ("upgraded", "own"):
+        for load in (exsel.from_pretrained, AutoModelForCausalLM.from_pretrained):
+            with pytest.raises(LoadError, match=r"was saved with a strength of '0\.5', and has 0\.25 here"):
+                load(tmp_path / folder)
+    plain = small_model()
+    plain.save_pretrained(tmp_path / "own", state_dict=plain.state_dict())
+    values["exclusive"]["strength"] = 0.5
+    (tmp_path / "own" / "config.json").write_text(json.dumps(values), encoding="utf-8")
+    with pytest.raises(ExselError, match=r"fixed_strength|do not know of it"):
+        exsel.from_pretrained(tmp_path / "own")
+
+
+def test_what_was_upgraded_in_memory_is_found_nowhere(tmp_path: Path) -> None:
+    """Whoever builds a reference model from where the configuration says that it is gets this one, or an error."""
+    exsel.downgrade(llama()).save_pretrained(tmp_path / "base")
+    model = LlamaForCausalLM.from_pretrained(tmp_path / "base")
+    exsel.upgrade(model, exclusive=True)
+    for name in (model.name_or_path, model.config._name_or_path):
+        with pytest.raises(OSError, match=r"upgraded in memory: save_pretrained it to a folder"):
+            AutoModelForCausalLM.from_pretrained(name)
+    model.save_pretrained(tmp_path / "upgraded")
+    loaded = exsel.from_pretrained(tmp_path / "upgraded")
+    assert_same(AutoModelForCausalLM.from_pretrained(loaded.config._name_or_path), model)
+    pytest.importorskip("trl")
+    from trl.trainer.utils import create_model_from_path, get_config_model_id
+
+    assert_same(create_model_from_path(get_config_model_id(loaded.config)), model)
+    exsel.downgrade(model)
+    assert model.name_or_path == model.config._name_or_path == str(tmp_path / "base")

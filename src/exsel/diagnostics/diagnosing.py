@@ -17,6 +17,7 @@ from exsel.diagnostics.watching import watch
 from exsel.errors import ExselError
 from exsel.lengths import check_positions, context_of
 from exsel.nn.attention import Exclusive
+from exsel.upgrading.apply import UNSAVED
 
 #: From here on a layer that materialises its attention matrix is worth a note.
 _MANY_TOKENS = 4096
@@ -92,10 +93,11 @@ def diagnose(
     if not measures:
         reasons = "; ".join(dict.fromkeys(f"{each['class']}: {each['reason']}" for each in left_out))
         raise ExselError(f"no self-attention of this {type(model).__name__} could be watched ({reasons})")
+    source = str(getattr(getattr(model, "config", None), "name_or_path", "")).removesuffix(UNSAVED)
     return Diagnosis(
         exsel_version=_version(),
         model={
-            "name": str(getattr(getattr(model, "config", None), "name_or_path", "") or type(model).__name__),
+            "name": source or type(model).__name__,
             "class": type(model).__name__,
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "context": context_of(getattr(model, "config", None)),

@@ -22,7 +22,9 @@ Model = TypeVar("Model", bound=nn.Module)
 #: A layer, and which mechanisms it gets.
 Step = tuple[Target, ExclusiveConfig | None, SelectiveConfig | None]
 
-_UPGRADED_FROM = "upgraded by exsel from "
+#: After the name of the model that was upgraded: nobody finds what was upgraded under it, and so nobody takes the plain
+#: one for it.
+UNSAVED = ", upgraded in memory: save_pretrained it to a folder, and load it from there by exsel.from_pretrained"
 
 
 def upgrade(
@@ -63,10 +65,10 @@ def upgrade(
     for module in model.modules():
         if isinstance(path := module.__dict__.get("name_or_path"), str):
             # Where transformers found the model; what is there now is not this one, which PEFT would take it for.
-            module.__dict__["name_or_path"] = _UPGRADED_FROM + path
+            module.__dict__["name_or_path"] = path + UNSAVED
     if "transformers.modeling_utils" in sys.modules:
-        # From here on a transformers model that is this one, or holds it, is saved as what it is.
-        importlib.import_module("exsel.upgrading.wrapping")
+        # From here on a transformers model that is this one, or holds it, says and is saved as what it is.
+        importlib.import_module("exsel.upgrading.wrapping").mark(model)
         # And attn_implementation="exsel" is there to be chosen.
         importlib.import_module("exsel.models.attention")
     return model
@@ -90,7 +92,9 @@ def downgrade(model: Model) -> Model:
         remove(module)
     for module in model.modules():
         if isinstance(path := module.__dict__.get("name_or_path"), str):
-            module.__dict__["name_or_path"] = path.removeprefix(_UPGRADED_FROM)
+            module.__dict__["name_or_path"] = path.removesuffix(UNSAVED)
+    if "exsel.upgrading.wrapping" in sys.modules:
+        sys.modules["exsel.upgrading.wrapping"].unmark(model)
     return model
 
 

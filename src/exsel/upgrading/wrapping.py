@@ -12,22 +12,26 @@ from __future__ import annotations
 import copy
 import functools
 import json
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
 import transformers
+from torch import nn
 from transformers import PreTrainedModel
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from exsel.errors import LoadError, UpgradeError
 from exsel.nn.attention import check_strengths
+from exsel.nn.insertion import Mechanisms
 from exsel.registration import MODEL_TYPE, STOP
 from exsel.registration.card import write_card
 from exsel.registration.config import UpgradedConfig
 from exsel.tensor_parallel import are_heads_divided, heads_plan
+from exsel.upgrading.apply import UNSAVED
 from exsel.upgrading.instances import Upgraded
 from exsel.upgrading.persistence import Description, check, describe, restore
 from exsel.upgrading.rewriting import CHILD
@@ -46,6 +50,8 @@ class UpgradedFields:
 
     plain_class: ClassVar[type[Any]]
     exsel: Description
+    #: No code in the folder: what trl asks of a class that transformers does not have under the name in its file.
+    auto_map: ClassVar[dict[str, str]] = {}
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -53,6 +59,12 @@ class UpgradedFields:
         if config_dict.get("model_type") == MODEL_TYPE:
             return read_config(config_dict, **kwargs)
         return super().from_dict(config_dict, **kwargs)  # type: ignore[misc]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As the plain class; PEFT asks for it when it puts an adapter around the model."""
+        _guard_adapters()
+        values: dict[str, Any] = super().to_dict()  # type: ignore[misc]
+        return values
 
     def to_json_string(self, use_diff: bool = True) -> str:
         """The wrapping configuration."""
@@ -80,7 +92,7 @@ class UpgradedFields:
         config: Any = self
         model = _plain_names(config.architectures or [config.model_type])[0]
         super().save_pretrained(save_directory, push_to_hub, **kwargs)  # type: ignore[misc]
-        write_card(Path(save_directory), model, mechanisms, config._name_or_path)
+        write_card(Path(save_directory), model, mechanisms, config._name_or_path.removesuffix(UNSAVED))
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Its class has no name under which pickle could find it.
@@ -104,13 +116,9 @@ class UpgradingLoader:
                 f"{cls.model_class.__name__} is a part of what this folder holds, and would leave mechanisms out: "
                 f"use exsel.from_pretrained(folder)"
             )
-        plain: Any = copy.deepcopy(config)
-        plain.__class__ = config.plain_class
-        del plain.__dict__[_ENTRY]
-        if plain.architectures is not None:
-            plain.architectures = _plain_names(plain.architectures)
-        model = cls.model_class(plain, *args, **kwargs)
+        model = cls.model_class(_without_fields(copy.deepcopy(config)), *args, **kwargs)
         restore(model, config.exsel)
+        mark(model, config._name_or_path)
         _divide_with_heads(model)
         return model
 
@@ -244,28 +252,131 @@ def _plain_names(names: list[str]) -> list[str]:
     return [name.removeprefix(_PREFIX) for name in names]
 
 
+def mark(model: nn.Module, name: str | None = None) -> None:
+    """Have the configuration of each transformers model in ``model`` say what it is now.
+
+    It gets one of its own, since plain models may have been built with the same.
+
+    Args:
+        model: upgraded.
+        name: where it can be found; ``None``: nowhere.
+    """
+    _guard_adapters()
+    for whole in _whole_models(model):
+        description = describe(whole)
+        if description is None:
+            continue
+        before = whole.config
+        config = copy.copy(before)
+        config.__class__ = upgraded_config_class(_plain_class(before))
+        config.exsel = description
+        config._name_or_path = f"{before._name_or_path}{UNSAVED}" if name is None else name
+        _exchange(whole, before, config)
+
+
+def unmark(model: nn.Module) -> None:
+    """The inverse of :func:`mark`, where nothing is upgraded any more."""
+    for whole in _whole_models(model):
+        if isinstance(whole.config, UpgradedFields) and describe(whole) is None:
+            before = whole.config
+            config = _without_fields(before)
+            config._name_or_path = config._name_or_path.removesuffix(UNSAVED)
+            _exchange(whole, before, config)
+
+
+def _whole_models(model: nn.Module) -> list[Any]:
+    """The transformers models in ``model`` that are in no other."""
+    if isinstance(model, PreTrainedModel):
+        return [model]
+    return [whole for child in model.children() for whole in _whole_models(child)]
+
+
+def _exchange(model: nn.Module, before: Any, config: Any) -> None:
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if value is before:
+                vars(module)[name] = config
+
+
+def _plain_class(config: Any) -> Any:
+    return config.plain_class if isinstance(config, UpgradedFields) else type(config)
+
+
+def _without_fields(config: Any) -> Any:
+    """A copy as the plain class."""
+    plain: Any = copy.copy(config)
+    plain.__class__ = config.plain_class
+    del plain.__dict__[_ENTRY]
+    if plain.architectures is not None:
+        plain.architectures = _plain_names(plain.architectures)
+    return plain
+
+
 @contextmanager
 def _described(model: Any) -> Iterator[None]:
     """Within, the configuration of ``model`` says which of its modules are upgraded, and how."""
     description = describe(model)
-    if description is None:
+    config = model.config
+    if description is None and not isinstance(config, UpgradedFields):
         yield
         return
-    config = model.config
-    plain_class: Any = type(config)
+    plain_class = _plain_class(config)
     own_code = plain_class.__module__.startswith("transformers_modules.") or model.is_remote_code()
-    if own_code or plain_class.model_type not in CONFIG_MAPPING:
+    if description is not None and (own_code or plain_class.model_type not in CONFIG_MAPPING):
         raise UpgradeError(
             f"{type(model).__name__} has code that transformers would not find again from a folder: register it with "
             "the Auto classes, or exsel.downgrade(model) and save what is left"
         )
-    config.__class__ = upgraded_config_class(plain_class)
-    config.exsel = description
+    before = type(config), config.__dict__.pop(_ENTRY, None)
+    config.__class__ = plain_class
+    if description is not None:
+        config.__class__ = upgraded_config_class(plain_class)
+        config.exsel = description
     try:
         yield
     finally:
-        config.__class__ = plain_class
-        del config.__dict__[_ENTRY]
+        config.__class__ = before[0]
+        config.__dict__.pop(_ENTRY, None)
+        if before[1] is not None:
+            config.exsel = before[1]
+
+
+def _check_base(model: nn.Module, adapters: Mapping[str, Any], names: Iterable[str]) -> None:
+    """Before adapters are saved: whether the upgraded model around which they were put can be found.
+
+    Raises:
+        UpgradeError: it lies in no folder.
+    """
+    if not any(isinstance(getattr(module, CHILD), Mechanisms) for module in model.modules() if _is_upgraded(module)):
+        return
+    for name in names:
+        base = adapters[name].base_model_name_or_path or model.__dict__.get("name_or_path")
+        if not base or base.endswith(UNSAVED):
+            raise UpgradeError(
+                f"the adapter {name!r} belongs to a model that was upgraded in memory, which nobody would find again: "
+                "save the upgraded model with save_pretrained, load it with exsel.from_pretrained, and put the adapter "
+                "around that; or save what merge_and_unload() returns"
+            )
+
+
+def _is_upgraded(module: nn.Module) -> bool:
+    return isinstance(module, Upgraded)
+
+
+def _guard_adapters() -> None:
+    """Have PEFT save no adapter whose base is upgraded and in no folder, once PEFT is imported."""
+    module = sys.modules.get("peft.peft_model")
+    save = getattr(getattr(module, "PeftModel", None), "save_pretrained", None)
+    if module is None or save is None or hasattr(save, "looks_at_base"):
+        return
+
+    @functools.wraps(save)
+    def guarded(self: Any, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+        _check_base(self.get_base_model(), self.peft_config, kwargs.get("selected_adapters") or self.peft_config)
+        return save(self, save_directory, *args, **kwargs)
+
+    guarded.looks_at_base = True  # type: ignore[attr-defined]
+    module.PeftModel.save_pretrained = guarded
 
 
 def _guard() -> None:
@@ -288,6 +399,7 @@ def _guard() -> None:
     @functools.wraps(save)
     def guarded_save(self: Any, *args: Any, **kwargs: Any) -> Any:
         if getattr(self, "_hf_peft_config_loaded", False):
+            _check_base(self, self.peft_config, self.active_adapters())
             return save(self, *args, **kwargs)  # an adapter alone, without a configuration
         with _described(self):
             return save(self, *args, **kwargs)
