@@ -7,6 +7,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from exsel.kernels.registration import is_forward_mode
+
 #: The most query tokens that Triton's decode kernel takes.
 DECODE_TOKENS = 16
 
@@ -42,4 +44,4 @@ class Call:
             return False
         arguments = (getattr(self, field.name) for field in fields(self))
         is_recorded = any(isinstance(x, Tensor) and x.requires_grad for x in arguments)
-        return not (torch.is_grad_enabled() and is_recorded)
+        return not is_forward_mode() and not (torch.is_grad_enabled() and is_recorded)
