@@ -384,7 +384,23 @@ def test_newer_format(tmp_path: Path) -> None:
             {"upgrades": [{"modules": ["encoder.0"], "exclusive": {}}]},
             r"no attention 'encoder\.0'.*layers\.0\.self_attn",
         ),
+        ({"format": 0}, "has format 0"),
+        ({"upgrades": [{"modules": ["x", "x"], "exclusive": {}}]}, "the module 'x' twice"),
+        (
+            {"upgrades": [{"modules": ["x"], "exclusive": {}}, {"modules": ["x"], "selective": {}}]},
+            "the module 'x' twice",
+        ),
+        (
+            {"upgrades": [{"modules": ["x"], "exclusive": {}}, {"modules": ["y"], "exclusive": {"strength": 1}}]},
+            "the same mechanisms twice",
+        ),
+        ({"upgrades": [{"modules": [""], "exclusive": {}}]}, "has modules"),
+        ({"upgrades": [{"modules": ["x"], "exclusive": {"layers": "all"}}]}, "has layers"),
+        ({"upgrades": [{"modules": ["x"], "exclusive": {}, "positions": 1}]}, "'positions' in an upgrade"),
         ({"base": None}, "has no base model"),
+        ({"base": {"model_type": "llama", "exsel": {}}}, "an upgraded model for its base"),
+        ({"base": {"model_type": "llama", "num_attention_heads": 0}}, "base is damaged|cannot be built"),
+        ({"base": {"model_type": "llama", "num_hidden_layers": "2"}}, "base is damaged"),
         ({"base": {"model_type": "no_such_type"}}, "base is a 'no_such_type'"),
         ({"base": {"model_type": MODEL_TYPE}}, "base is a 'exsel_upgraded: import exsel first'"),
     ],
@@ -392,8 +408,9 @@ def test_newer_format(tmp_path: Path) -> None:
 def test_damaged_entry(entries: dict[str, Any], message: str, tmp_path: Path) -> None:
     llama().save_pretrained(tmp_path)
     edit_config(tmp_path, **entries)
-    with pytest.raises(ExselError, match=message):
-        exsel.from_pretrained(tmp_path)
+    for load in (exsel.from_pretrained, AutoModelForCausalLM.from_pretrained):
+        with pytest.raises(LoadError, match=message):
+            load(tmp_path)
     values = read_config(tmp_path)
     del values["exsel"]
     (tmp_path / "config.json").write_text(json.dumps(values), encoding="utf-8")
@@ -406,7 +423,7 @@ def test_weights_without_the_mechanisms_parameters(tmp_path: Path) -> None:
     plain = {name: weight for name, weight in model.state_dict().items() if "exsel" not in name}
     model.save_pretrained(tmp_path, state_dict=plain)
     for load in (exsel.from_pretrained, AutoModelForCausalLM.from_pretrained):
-        with pytest.raises(ExselError, match=r"lacks 10 of its mechanisms' parameters, such as model\.layers\.0"):
+        with pytest.raises(ExselError, match=r"it lacks 10 weights, such as model\.layers\.0"):
             load(tmp_path)
 
 
@@ -418,10 +435,9 @@ def test_safetensors_alone(tmp_path: Path) -> None:
             load(tmp_path, use_safetensors=False)
     (tmp_path / "model.safetensors").unlink()
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
-    with pytest.raises(ExselError, match=r"in pickle files alone \(pytorch_model\.bin\)"):
-        exsel.from_pretrained(tmp_path)
-    with pytest.raises(OSError, match="safetensors"):
-        AutoModelForCausalLM.from_pretrained(tmp_path)
+    for load in (exsel.from_pretrained, AutoModelForCausalLM.from_pretrained):
+        with pytest.raises(ExselError, match=r"in pickle files alone \(pytorch_model\.bin\)"):
+            load(tmp_path)
     with pytest.raises(ExselError, match="runs no code"):
         exsel.from_pretrained(tmp_path, trust_remote_code=True)
 

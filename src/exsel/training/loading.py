@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM
+from safetensors import SafetensorError, safe_open
+from transformers import AutoModelForCausalLM
 
 import exsel.models  # noqa: F401 (registers the model's type)
 from exsel.data.hub_access import reason_unavailable
-from exsel.errors import ExselError, explained, first_line, require
-from exsel.files import check_sealed
+from exsel.errors import ExselError, LoadError, explained, first_line, require
 from exsel.training.quiet import quiet_transformers
-from exsel.upgrading import from_pretrained
+from exsel.upgrading.loading import check_inside, load, load_config
 
 #: Of a folder that holds an adapter of PEFT and not a model.
 ADAPTER = "adapter_config.json"
@@ -37,18 +37,12 @@ def load_whole(source: str, *, called: str | None = None, causal: bool = True, d
     called = called or source
     if not causal and (Path(source) / ADAPTER).is_file():
         return _load_adapter(source, called, dtype)
-    options: dict[str, Any] = {"output_loading_info": True, "local_files_only": is_offline(source)}
+    options: dict[str, Any] = {"local_files_only": is_offline(source)}
     if dtype is not None:
         options["dtype"] = dtype
     try:
         with quiet_transformers():
-            if causal:
-                check_sealed(Path(source))
-                model, loading = AutoModelForCausalLM.from_pretrained(
-                    source, use_safetensors=True, trust_remote_code=False, **options
-                )
-            else:
-                model, loading = from_pretrained(source, **options)
+            model, _ = load(source, AutoModelForCausalLM if causal else None, **options)
     except ExselError as error:
         raise ExselError(f"{called} cannot be loaded: {error}") from error
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
@@ -57,9 +51,6 @@ def load_whole(source: str, *, called: str | None = None, causal: bool = True, d
                 f"{called}: neither a folder with a saved model nor one on the hub ({first_line(error)})"
             ) from error
         raise ExselError(f"{called} cannot be loaded: {first_line(error)}") from error
-    if missing := sorted(loading["missing_keys"]):
-        # transformers has filled them with random numbers.
-        raise ExselError(f"{called} cannot be loaded: it lacks {len(missing)} weights, such as {missing[0]}")
     return model
 
 
@@ -82,30 +73,34 @@ def read_config(source: str, called: str | None = None) -> Any:
     offline = is_offline(source)
     what = ": neither a folder with a saved model nor one on the hub" if offline else " cannot be loaded"
     with explained(f"{called}{what}"):
-        return AutoConfig.from_pretrained(source, trust_remote_code=False, local_files_only=offline)
+        return load_config(source, local_files_only=offline)
 
 
 def _load_adapter(source: str, called: str, dtype: torch.dtype | None) -> Any:
     require("peft", "peft")
-    from peft import PeftConfig, PeftModel
+    from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 
     import exsel.peft  # noqa: F401 (registers the mechanisms as methods)
 
-    if not (Path(source) / "adapter_model.safetensors").is_file():
-        raise ExselError(
-            f"{called} cannot be loaded: it holds no adapter_model.safetensors, and pickle files can run code"
-        )
-    try:
+    weights = Path(source, "adapter_model.safetensors")
+    if not weights.is_file():
+        raise ExselError(f"{called} cannot be loaded: it holds no {weights.name}, and pickle files can run code")
+    with explained(f"{called} cannot be loaded"):
+        for path in (weights, Path(source, ADAPTER)):
+            check_inside(path, Path(source))
         base = PeftConfig.from_pretrained(source).base_model_name_or_path
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ExselError(f"{called} cannot be loaded: {first_line(error)}") from error
     if not base:
         raise ExselError(f"{called} cannot be loaded: its {ADAPTER} does not name the model that it belongs to")
     model = load_whole(base, called=f"{base}, the model of {called},", causal=False, dtype=dtype)
-    try:
-        with quiet_transformers():
-            return PeftModel.from_pretrained(model, source)
-    except ExselError:
-        raise
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ExselError(f"{called} cannot be loaded: {first_line(error)}") from error
+    with explained(f"{called} cannot be loaded"), quiet_transformers(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Found missing adapter keys")  # they are an error below
+        adapted = PeftModel.from_pretrained(model, source)
+        with safe_open(weights, framework="pt") as file:
+            found = set(file.keys())
+        expected = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+        # An adapter may be saved with the embeddings of its model.
+        leftover = found - expected - set(adapted.state_dict())
+        for names, what in ((expected - found, "lacks"), (leftover, "has, and has no place for,")):
+            if names:
+                raise LoadError(f"it {what} {len(names)} weights, such as {min(names)}")
+    return adapted

@@ -82,14 +82,24 @@ def check(description: Any) -> Description:
             f"this model was saved by exsel {description.get('version')} in format {description['format']}, and exsel "
             f"{__version__} reads up to format {FORMAT}: pip install -U 'exsel>={description.get('version')}'"
         )
+    if description["format"] < 1:
+        raise LoadError(f"the configuration's 'exsel' entry has format {description['format']}: it is damaged")
     upgrades = description.get("upgrades")
     if not isinstance(upgrades, list) or not upgrades:
         raise LoadError("the configuration's 'exsel' entry names no upgraded modules: it is damaged")
+    read, seen = set(), set()
     for upgrade in upgrades:
-        _configurations(upgrade)
+        mechanisms = _configurations(upgrade)
+        if mechanisms in read:
+            raise LoadError("the configuration's 'exsel' entry has the same mechanisms twice: it is damaged")
+        read.add(mechanisms)
         names = upgrade.get("modules")
-        if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
             raise LoadError(f"the configuration's 'exsel' entry has modules {names!r:.80}: it is damaged")
+        for name in names:
+            if name in seen:
+                raise LoadError(f"the configuration's 'exsel' entry has the module {name!r:.80} twice: it is damaged")
+            seen.add(name)
     return description  # type: ignore[return-value]
 
 
@@ -128,8 +138,12 @@ def restore(model: nn.Module, description: Description) -> None:
 def _configurations(upgrade: Any) -> tuple[ExclusiveConfig | None, SelectiveConfig | None]:
     if not isinstance(upgrade, dict):
         raise LoadError(f"the configuration's 'exsel' entry has {upgrade!r:.80} for an upgrade: it is damaged")
+    if unknown := set(upgrade) - set(Upgrade.__annotations__):
+        raise LoadError(f"the configuration's 'exsel' entry has {min(unknown)!r:.80} in an upgrade: it is damaged")
     try:
         exclusive, selective = upgrade.get("exclusive"), upgrade.get("selective")
+        if any("layers" in values for values in (exclusive, selective) if values is not None):
+            raise ValueError("an upgrade has layers, which its modules are")
         read = (
             None if exclusive is None else ExclusiveConfig.from_dict(exclusive),
             None if selective is None else SelectiveConfig.from_dict(selective),

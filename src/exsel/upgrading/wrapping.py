@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 
 import transformers
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -33,6 +33,7 @@ from exsel.registration.config import UpgradedConfig
 from exsel.tensor_parallel import are_heads_divided, heads_plan
 from exsel.upgrading.apply import UNSAVED
 from exsel.upgrading.instances import Upgraded
+from exsel.upgrading.loading import check_files, check_weights, damage
 from exsel.upgrading.persistence import Description, check, describe, restore
 from exsel.upgrading.rewriting import CHILD
 
@@ -116,30 +117,32 @@ class UpgradingLoader:
                 f"{cls.model_class.__name__} is a part of what this folder holds, and would leave mechanisms out: "
                 f"use exsel.from_pretrained(folder)"
             )
-        model = cls.model_class(_without_fields(copy.deepcopy(config)), *args, **kwargs)
-        restore(model, config.exsel)
+        with damage(f"{cls.model_class.__name__} cannot be built as its configuration says"):
+            model = cls.model_class(_without_fields(copy.deepcopy(config)), *args, **kwargs)
+            restore(model, config.exsel)
         mark(model, config._name_or_path)
         _divide_with_heads(model)
         return model
 
     @classmethod
     def from_pretrained(cls, folder: Any, *args: Any, config: Any = None, **kwargs: Any) -> Any:
-        """As ``PreTrainedModel.from_pretrained``; safetensors only, and all of the mechanisms' parameters.
+        """As ``PreTrainedModel.from_pretrained``; safetensors only, with all weights and none left over.
 
         Raises:
-            LoadError: files of another kind, or without the mechanisms' parameters.
+            LoadError: as :func:`exsel.from_pretrained`.
         """
         if kwargs.pop("use_safetensors", True) is False or kwargs.get("gguf_file") is not None:
             raise LoadError("upgraded models are read from safetensors files alone: leave use_safetensors out")
         with_info = kwargs.pop("output_loading_info", False)
+        check_files(folder, **kwargs)
+        if isinstance(config, PreTrainedConfig) and not isinstance(config, UpgradedFields):
+            raise LoadError(f"{folder} is an upgraded model, and this configuration is not: leave config out")
         if not isinstance(config, UpgradedFields):
             config, kwargs = _config_of(folder if config is None else config, kwargs)
         model, info = super().from_pretrained(  # type: ignore[misc]
             folder, *args, config=config, use_safetensors=True, output_loading_info=True, **kwargs
         )
-        lost = sorted(key for key in info["missing_keys"] if CHILD in key.split("."))
-        if lost:
-            raise LoadError(f"{folder} lacks {len(lost)} of its mechanisms' parameters, such as {lost[0]}")
+        check_weights(folder, model, info, part=cls.__name__ not in (config.architectures or ()))
         check_strengths(model, folder)
         return (model, info) if with_info else model
 
@@ -156,6 +159,8 @@ def read_config(values: dict[str, Any], **kwargs: Any) -> Any:
     base = entry.get("base")
     if not isinstance(base, dict) or not isinstance(base.get("model_type"), str):
         raise LoadError("the configuration's 'exsel' entry has no base model: it is damaged")
+    if _ENTRY in base:
+        raise LoadError("the configuration's 'exsel' entry has an upgraded model for its base: it is damaged")
     if base["model_type"] not in CONFIG_MAPPING or base["model_type"] == MODEL_TYPE:
         raise LoadError(
             f"this upgraded model's base is a {base['model_type']!r}, which transformers does not know here: install "
@@ -163,7 +168,8 @@ def read_config(values: dict[str, Any], **kwargs: Any) -> Any:
         )
     architectures = [_PREFIX + name for name in base.get("architectures") or ()]
     config_class = upgraded_config_class(CONFIG_MAPPING[base["model_type"]])
-    return config_class.from_dict({**base, "architectures": architectures or None, _ENTRY: description}, **kwargs)
+    with damage("the configuration of the upgraded model's base is damaged"):
+        return config_class.from_dict({**base, "architectures": architectures or None, _ENTRY: description}, **kwargs)
 
 
 @functools.cache
@@ -216,7 +222,11 @@ def model_class_of(config: Any) -> Any:
                 if model_class is not None and model_class.__name__ == name:
                     return model_class
         model_class = getattr(transformers, name.removeprefix(_PREFIX), None)
-        if model_class is not None:
+        if (
+            isinstance(model_class, type)
+            and issubclass(model_class, PreTrainedModel)
+            and isinstance(config, getattr(model_class, "config_class", None) or ())
+        ):
             return loader_class(model_class, config_class) if isinstance(config, UpgradedFields) else model_class
     return None
 
