@@ -69,7 +69,9 @@ class Positions:
             return padding if padding is not None and padding.shape[0] in (1, batch) else None
         if not isinstance(self.mask, Tensor):
             rows, token = torch.arange(batch, device=place.device).unsqueeze(-1), place[0]
-            return self._padding_before(~self.mask.mask_mod(rows, torch.zeros_like(rows), token, token))  # type: ignore[union-attr]
+            is_seen = self.mask.mask_mod(rows, torch.zeros_like(rows), token, token)  # type: ignore[union-attr]
+            # Of a mask that does not ask for the row there is one row, without a dimension for it.
+            return self._padding_before(~is_seen.expand(batch, -1))
         mask = self.mask.bool().unsqueeze(1) if self.mask.ndim == 2 else self.mask[:, 0]
         mask = mask > _HIDDEN if mask.is_floating_point() else mask.bool()
         if mask.shape[0] not in (1, batch) or mask.shape[1] not in (1, num_tokens) or mask.shape[2] < num_tokens:
