@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import ModuleType
@@ -29,6 +30,12 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was lacking: PyTorch has a class for a GPU's, and for the CPU's only words."""
+    words = r"out of memory|can't allocate memory"
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(re.search(words, str(error))))
+
+
 @contextmanager
 def explained(what: str) -> Iterator[None]:
     """Within, whatever is raised over a user's file is an :class:`ExselError` that begins with ``what``.
@@ -43,11 +50,13 @@ def explained(what: str) -> Iterator[None]:
     """
     try:
         yield
-    except (ImportError, MemoryError):
+    except ImportError:
         raise
     except ExselError as error:
         raise ExselError(f"{what}: {error}") from error
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         kind = "" if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: "
         raise ExselError(f"{what}: {kind}{first_line(error).rstrip(': ')}") from error
 

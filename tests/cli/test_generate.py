@@ -120,4 +120,4 @@ def test_weights_that_give_no_numbers(trained: Path, tmp_path: Path) -> None:
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     for flag in ([], ["--greedy"]):
         outcome = run_main("generate", folder, "--prompt", "x", *flag)
-        assert_refused(outcome, "gives logits that are no numbers: its weights are of no use")
+        assert_refused(outcome, "it gives logits that are no numbers: its weights are of no use")

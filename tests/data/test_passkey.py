@@ -104,7 +104,7 @@ class TestSource:
     def test_beside_files(self, tmp_path: Path) -> None:
         (tmp_path / "a.txt").write_text("the quick brown fox\n" * 100)
         mixed = ["passkey:length=128,count=50", str(tmp_path / "a.txt"), "passkey:length=200,count=30,seed=1"]
-        blocks, description = load_evaluation_data(mixed, tokenizer=BYTES, seq_len=64)
+        blocks, description = load_evaluation_data(mixed, tokenizer=BYTES, seq_len=256)
         assert description.validation_tokens == 2001 + 50 * 128 + 30 * 200
         assert BYTES.decode(blocks[0]["input_ids"]).startswith("the quick brown fox")
 
@@ -124,6 +124,10 @@ class TestSource:
             ("passkey:count=0", "count must be at least 1"),
             ("passkey:count=1,count=2", "'count=2' is not understood"),
             ("passkey:length=32", "a length of 32 tokens is too short"),
+            ("passkey:length=129", "sequences of 128 tokens cut documents of 129, and the key from its question"),
+            ("passkey:length=10000000", "sequences of 128 tokens cut documents of 10000000"),
+            ("passkey:count=10000000", "10,000,000 documents of 128 tokens are more than 268,435,456"),
+            (f"passkey:seed={'9' * 100}", "is not understood"),
         ],
     )
     def test_mistakes(self, spec: str, message: str) -> None:

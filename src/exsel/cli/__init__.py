@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import exsel
-from exsel.errors import ExselError, first_line
+from exsel.errors import ExselError, first_line, is_out_of_memory
 
 #: Each command's module is ``exsel.cli.NAME`` with ``add_arguments(parser)`` and ``run(arguments) -> int``.
 COMMANDS = {
@@ -57,8 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # A full disk, a folder without permission, a vanished file: the system's words name it.
         return _refuse(first_line(error))
     except (MemoryError, RuntimeError) as error:
-        # PyTorch has a class for a GPU's memory, and for the CPU's only words.
-        if not (isinstance(error, MemoryError) or re.search(r"out of memory|can't allocate memory", str(error))):
+        if not is_out_of_memory(error):
             raise
         return _refuse("this does not fit into the memory: make sequences, batches or the model smaller")
     except KeyboardInterrupt:

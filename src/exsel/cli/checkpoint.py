@@ -70,6 +70,7 @@ def load_checkpoint(
     hint = "" if causal else " (a model that reads no text goes to exsel.diagnose(model, batches) in Python)"
     with explained(f"{home} cannot be loaded: its tokenizer is damaged or missing{hint}"):
         tokenizer = AutoTokenizer.from_pretrained(home, trust_remote_code=False, local_files_only=is_offline(home))
+        tokenizer.decode(tokenizer("a")["input_ids"])  # some damages show only at work
     return model.to(device).eval(), tokenizer
 
 

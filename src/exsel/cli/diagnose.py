@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exsel.cli.arguments import MODEL, add_data_arguments, add_device_argument, add_past_context_argument, whole
-from exsel.errors import ExselError
+from exsel.errors import ExselError, explained
 
 if TYPE_CHECKING:
     from exsel.diagnostics import Diagnosis
@@ -114,7 +114,6 @@ def _diagnose(arguments: argparse.Namespace, text: str, context: int | None, dev
     from exsel.cli.checkpoint import check_ids, load_checkpoint
     from exsel.cli.display import evaluation_progress
     from exsel.diagnostics import diagnose
-    from exsel.errors import first_line
     from exsel.training.environment import describe_machine
 
     dtype = None if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
@@ -122,12 +121,9 @@ def _diagnose(arguments: argparse.Namespace, text: str, context: int | None, dev
     rows, description, notes = _sequences(arguments, tokenizer, context)
     check_ids(model, rows)
     batches = _batches(rows, arguments.batch_size, is_pair=bool(model.config.is_encoder_decoder))
-    with evaluation_progress("diagnosing") as on_batch:
+    with evaluation_progress("diagnosing") as on_batch, explained(f"{text} cannot be diagnosed"):
         tell = None if on_batch is None else lambda done, _: on_batch(done, len(batches))
-        try:
-            found = diagnose(model, batches, tokenizer=tokenizer, on_batch=tell)
-        except ValueError as error:
-            raise ExselError(f"{text} cannot be diagnosed: {first_line(error)}") from error
+        found = diagnose(model, batches, tokenizer=tokenizer, on_batch=tell)
     return replace(
         found,
         model={**found.model, "name": text},

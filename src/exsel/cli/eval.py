@@ -20,7 +20,7 @@ from exsel.cli.arguments import (
     seed,
     whole,
 )
-from exsel.errors import ExselError
+from exsel.errors import ExselError, explained
 
 _PICTURES = (".svg", ".png")
 # A key has five digits, and the first is not 0.
@@ -137,7 +137,7 @@ def _loss(arguments: argparse.Namespace, model: Any, tokenizer: Any, seq_len: in
         max_blocks=arguments.max_sequences,
     )
     check_ids(model, [[description.vocab_size - 1]])
-    with evaluation_progress() as on_batch:
+    with evaluation_progress() as on_batch, explained(f"{arguments.model} cannot be evaluated"):
         evaluation = evaluate_loss(
             model, blocks, batch_size=arguments.batch_size, device=model.device, on_batch=on_batch
         )
@@ -171,7 +171,7 @@ def _passkey(arguments: argparse.Namespace, model: Any, tokenizer: Any) -> dict[
     from exsel.cli.display import evaluation_progress, print_table
     from exsel.evaluation.retrieval import DEPTHS, SAMPLES, passkey
 
-    with evaluation_progress() as on_batch:
+    with evaluation_progress() as on_batch, explained(f"{arguments.model} cannot be asked for passkeys"):
         result = passkey(
             model,
             tokenizer,

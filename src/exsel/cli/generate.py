@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Load, and print the prompt with its continuation as it comes."""
     import sys
 
-    from exsel.errors import ExselError, first_line, require_all
+    from exsel.errors import ExselError, explained, first_line, require_all
 
     require_all("models")
     if not arguments.greedy and not (_COLDEST <= arguments.temperature <= _HOTTEST):
@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     def check_logits(_: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         if logits.isnan().any() or logits.isposinf().any():
-            raise ExselError(f"{arguments.model} gives logits that are no numbers: its weights are of no use")
+            raise ExselError("it gives logits that are no numbers: its weights are of no use")
         return logits
 
     device = resolve_device(arguments.device)
@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.greedy:
         sampling = {"do_sample": True, "temperature": arguments.temperature, "top_p": arguments.top_p, "top_k": 0}
     set_seed(arguments.seed)
-    with torch.inference_mode():
+    with explained(f"{arguments.model} cannot go on with this"), torch.inference_mode():
         model.generate(
             input_ids=inputs["input_ids"],
             attention_mask=inputs["attention_mask"],

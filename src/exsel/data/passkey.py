@@ -26,6 +26,8 @@ _QUESTION = "What is the pass key? The pass key is"
 # Rounds in which the filler's length is corrected until a document has as many tokens as it should.
 _ROUNDS = 8
 _BATCH = 1000
+# Of a number in a ``--data`` value, and tokens of all its documents, which lie in memory: 2000 of 131,072 have room.
+_DIGITS, _MOST_TOKENS = 15, 2**28
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class PasskeyOptions:
         names = [field.name for field in fields(cls)]
         for pair in filter(None, spec.partition(":")[2].split(",")):
             name, _, text = pair.partition("=")
-            if name not in names or not text.isdecimal() or name in values:
+            if name not in names or not text.isdecimal() or len(text) > _DIGITS or name in values:
                 raise ExselError(
                     f"--data {spec}: {pair!r} is not understood; give each of {', '.join(names)} once at most, as in "
                     f"{NAME}:length=256,count=2000"
@@ -86,15 +88,27 @@ def passkey_documents(spec: str, tokenizer: PreTrainedTokenizerBase, seq_len: in
     Args:
         spec: see `PasskeyOptions`.
         tokenizer: by which the length is measured.
-        seq_len: the length where the value names none: each block then holds one document.
+        seq_len: of a block, and the length where the value names none: each block then holds one document.
 
     Raises:
-        ExselError: the value or its length cannot be, or the tokenizer cannot write digits.
+        ExselError: the value or its length cannot be, a document would not fit into a block or all of them into memory,
+            or the tokenizer cannot write digits.
     """
     options = PasskeyOptions.parse(spec)
+    length = seq_len if options.length is None else options.length
+    if length > seq_len:
+        raise ExselError(
+            f"--data {spec}: sequences of {seq_len} tokens cut documents of {length}, and the key from its question: "
+            "choose a shorter length or a longer --seq-len"
+        )
+    if options.count * length > _MOST_TOKENS:
+        raise ExselError(
+            f"--data {spec}: {options.count:,} documents of {length:,} tokens are more than {_MOST_TOKENS:,}, the most "
+            "that can be made up: choose a smaller count or length"
+        )
     chance = random.Random(options.seed)
     wanted = [(random_key(chance), chance.random()) for _ in range(options.count)]
-    documents = fit_documents(wanted, tokenizer, seq_len if options.length is None else options.length)
+    documents = fit_documents(wanted, tokenizer, length)
     return [document.text for document in documents]
 
 

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerBase, 
 
 from exsel.data.documents import Row
 from exsel.data.hub_access import reason_unavailable
-from exsel.errors import ExselError, first_line
+from exsel.errors import ExselError, explained
 
 # In this order: what the tokenizers of known models call the token that ends a text.
 _END_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]")
@@ -90,20 +90,14 @@ def _load_by_name(name: str, path: Path) -> PreTrainedTokenizerBase:
     if name.startswith((".", "/", "~")) and not path.exists():
         raise ExselError(f"no such tokenizer file or folder: {name}")
     reason = None if path.exists() else reason_unavailable(name, "model")
-    try:
+    what = f"cannot load the tokenizer {name!r} (bytes, a file, a folder or a name on the Hugging Face hub)"
+    with explained(what if reason is None else f"{what}: {reason}"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             str(path) if path.exists() else name,
             trust_remote_code=False,
             # One that was loaded before works without the hub.
             local_files_only=reason is not None,
         )
-    except ExselError:
-        raise
-    except (OSError, ValueError) as error:
-        raise ExselError(
-            f"cannot load the tokenizer {name!r} (bytes, a file, a folder or a name on the Hugging Face hub): "
-            f"{reason or first_line(error)}"
-        ) from error
     return tokenizer
 
 
@@ -113,10 +107,8 @@ def _load_file(path: Path) -> PreTrainedTokenizerBase:
     if path.name == "tokenizer.json" and path.with_name("tokenizer_config.json").is_file():
         # The folder knows the special tokens, the file alone does not.
         return load_tokenizer(str(path.parent))
-    try:
+    with explained(f"{path} is not a tokenizer file of the `tokenizers` library"):
         tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path))
-    except Exception as error:  # `tokenizers` raises plain Exception for a file that it cannot read
-        raise ExselError(f"{path} is not a tokenizer file of the `tokenizers` library: {first_line(error)}") from error
     names = tokenizer.get_vocab()
     tokenizer.eos_token = next((name for name in _END_NAMES if name in names), None)
     return tokenizer

@@ -182,7 +182,8 @@ def _check_isolation(model: Any, vocab_size: int, source: str) -> None:
 
 def _logits(model: Any, tokens: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
     was_training = model.training
-    logits: torch.Tensor = model.eval()(input_ids=tokens, use_cache=False, **inputs).logits
+    with explained("the model of --from cannot be used"):
+        logits: torch.Tensor = model.eval()(input_ids=tokens, use_cache=False, **inputs).logits
     model.train(was_training)
     return logits
 
