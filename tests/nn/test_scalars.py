@@ -134,3 +134,48 @@ def test_a_fixed_strength_stands_in_the_state_dict(strength: float) -> None:
         plain.load_state_dict(exclusive.state_dict())
     with pytest.raises(RuntimeError, match=r"Missing key.*exclusive\.fixed_strength"):
         exclusive.load_state_dict(plain.state_dict())
+
+
+@pytest.mark.parametrize("kind", ["torchao", "bnb4", "bnb8"])
+def test_quantised_models(kind: str, tmp_path: Any) -> None:
+    """Before the upgrade or when it is loaded: the scalars are float32 and train, and an MLP's W' may be quantised."""
+    import transformers
+
+    if kind == "torchao":
+        pytest.importorskip("torchao")
+        from torchao.quantization import Int8WeightOnlyConfig
+
+        how = transformers.TorchAoConfig(Int8WeightOnlyConfig())
+    else:
+        pytest.importorskip("bitsandbytes")
+        how = transformers.BitsAndBytesConfig(load_in_4bit=kind == "bnb4", load_in_8bit=kind == "bnb8")
+    model = llama(*BOTH.values())
+    model.save_pretrained(tmp_path / "upgraded")
+    exsel.downgrade(llama()).save_pretrained(tmp_path / "plain")
+    loaded = exsel.from_pretrained(tmp_path / "upgraded", quantization_config=how)
+    base = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "plain", quantization_config=how)
+    exsel.upgrade(base.requires_grad_(False), **BOTH)
+    expected = model(IDS).logits
+    assert (loaded(IDS).logits - expected).norm() < 0.2 * expected.norm()
+    base(IDS, labels=IDS).loss.backward()
+    parameters = dict(base.named_parameters())
+    assert dtypes(loaded)[0] == dtypes(base)[0] == {torch.float32}
+    assert all(parameters[name].grad is not None for name in scalar_names(base))
+
+
+def test_an_mlps_matrix_whose_numbers_are_codes() -> None:
+    """As a quantiser leaves it, which takes its input in any dtype."""
+
+    class Codes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(8, 16, dtype=torch.uint8), requires_grad=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            assert x.is_floating_point()
+            return x @ self.weight.to(x.dtype).T
+
+    temperature = Temperature(2, 8, token="mlp", position=False, hidden_size=16)
+    temperature.feature_proj = Codes()  # type: ignore[assignment]
+    x = torch.randn(1, 3, 16, dtype=torch.bfloat16)
+    assert torch.equal(temperature(torch.randn(1, 2, 3, 8), hidden_states=x), torch.ones(1, 2, 3))

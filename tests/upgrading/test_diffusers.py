@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -240,3 +241,20 @@ def test_compiles_whole() -> None:
     x = torch.randn(2, 7, block.to_q.in_features)
     with torch.no_grad():
         assert torch.allclose(torch.compile(block, fullgraph=True, backend="eager")(x), block(x), atol=1e-6)
+
+
+def test_diffusers_own_saving_is_refused(tmp_path: Path) -> None:
+    """It would load as the plain model. The state dict fits a model that is upgraded alike, and no other."""
+    model, inputs = _randomised(_unet)
+    exsel.upgrade(model, exclusive=True)
+    with pytest.raises(exsel.UpgradeError, match="would load a plain UNet2DConditionModel"):
+        model.save_pretrained(tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
+    other, _ = _unet()
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*fixed_strength"):
+        other.load_state_dict(model.state_dict())
+    exsel.upgrade(other, exclusive=True)
+    other.load_state_dict(model.state_dict())
+    (expected,) = run(lambda: model(**inputs, return_dict=False))
+    assert torch.equal(run(lambda: other.eval()(**inputs, return_dict=False))[0], expected)
+    exsel.downgrade(model).save_pretrained(tmp_path / "folder")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -125,3 +126,17 @@ def test_packing_by_flag(heads_first: bool, packing: str) -> None:
     x = torch.randn(2, 5, 32)
     check_model(model, lambda: model(x))
     check_alike(model, layer, (2, 5, 32))
+
+
+def test_timms_own_saving(tmp_path: Path) -> None:
+    """A plain model takes none of it, a model upgraded alike takes all."""
+    model = _build("vit_tiny_patch16_224", _VIT)
+    exsel.upgrade(model, exclusive=True)
+    timm.models.save_for_hf(model, str(tmp_path), safe_serialization=True)
+    weights = str(tmp_path / "model.safetensors")
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*fixed_strength"):
+        timm.create_model("vit_tiny_patch16_224", checkpoint_path=weights, num_classes=4, **_VIT)
+    other = exsel.upgrade(timm.create_model("vit_tiny_patch16_224", num_classes=4, **_VIT), exclusive=True).eval()
+    timm.models.load_checkpoint(other, weights)
+    images = torch.randn(2, 3, 64, 64)
+    assert torch.equal(run(lambda: other(images))[0], run(lambda: model(images))[0])

@@ -118,8 +118,9 @@ class Temperature(Scalars):
             if self.feature_proj is not None:
                 if hidden_states is None:
                     raise ValueError("token='mlp' needs hidden_states, the layer's input")
-                # An adapter's weights stay in float32 beside a model in bfloat16.
-                hidden_states = hidden_states.to(self.feature_proj.weight.dtype)
+                # An adapter's weights stay in float32 beside a model in bfloat16; quantised ones take any input.
+                if (dtype := self.feature_proj.weight.dtype).is_floating_point and dtype.itemsize > 1:
+                    hidden_states = hidden_states.to(dtype)
                 features = self.feature_proj(hidden_states).unflatten(-1, (-1, weight.shape[-1])).transpose(1, 2)
             return inverse_temperature(
                 features,

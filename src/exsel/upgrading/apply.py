@@ -12,7 +12,7 @@ from torch import nn
 from exsel.config import ExclusiveArgument, ExclusiveConfig, SelectiveArgument, SelectiveConfig, resolve_layers
 from exsel.errors import UpgradeError
 from exsel.nn.insertion import Mechanisms
-from exsel.upgrading import instances, planning
+from exsel.upgrading import instances, planning, processors
 from exsel.upgrading.instances import Upgraded, original_class
 from exsel.upgrading.planning import Target
 from exsel.upgrading.rewriting import CHILD, READ
@@ -66,6 +66,7 @@ def upgrade(
         if isinstance(path := module.__dict__.get("name_or_path"), str):
             # Where transformers found the model; what is there now is not this one, which PEFT would take it for.
             module.__dict__["name_or_path"] = path + UNSAVED
+    processors.guard_saving()
     if "transformers.modeling_utils" in sys.modules:
         # From here on a transformers model that is this one, or holds it, says and is saved as what it is.
         importlib.import_module("exsel.upgrading.wrapping").mark(model)

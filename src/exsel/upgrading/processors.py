@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import ast
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
+from exsel.errors import UpgradeError
 from exsel.nn.packing import Geometry
 from exsel.upgrading.layouts import Layout
-from exsel.upgrading.rewriting import READ, attribute_of, begin, is_sdpa, through
+from exsel.upgrading.rewriting import CHILD, READ, attribute_of, begin, is_sdpa, through
 from exsel.upgrading.sources import Method, RewritingError, described, read, replacement
 
 LAYOUT = Layout({"to_q": "query", "to_k": "key", "to_v": "value"})
@@ -231,3 +233,23 @@ def _rewrite(sites: _Sites, is_joint: bool, definition: ast.FunctionDef) -> None
     _Processor(sites).visit(definition)
     is_across = _CONTEXT in sites.method.parameters and not is_joint
     begin(definition, sites.receiver, [f"context={_CONTEXT}"] if is_across else [])
+
+
+def guard_saving() -> None:
+    """Have diffusers save no upgraded model, once it is imported: from such a folder it would load the plain one."""
+    module = sys.modules.get("diffusers.models.modeling_utils")
+    save = getattr(getattr(module, "ModelMixin", None), "save_pretrained", None)
+    if module is None or save is None or hasattr(save, "looks_for_mechanisms"):
+        return
+
+    @functools.wraps(save)
+    def guarded(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if any(CHILD in part._modules for part in self.modules()):
+            raise UpgradeError(
+                f"diffusers would load a plain {type(self).__name__} from what it saves of an upgraded one: save its "
+                "state_dict(), and load that into a model upgraded alike; or exsel.downgrade(model) first"
+            )
+        return save(self, *args, **kwargs)
+
+    guarded.looks_for_mechanisms = True  # type: ignore[attr-defined]
+    module.ModelMixin.save_pretrained = guarded
