@@ -111,6 +111,41 @@ assert not any(type(finder).__module__.startswith('exsel') for finder in sys.met
     assert run_python(code + _LOAD_BOTH, str(folder), str(own_folder)).split() == _LOADED
 
 
+def test_transformers_is_as_it_was_when_nothing_is_upgraded_any_more() -> None:
+    code = """
+import pickle, exsel
+from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+methods = "__init__", "save_pretrained"
+before = [vars(PreTrainedModel)[name] for name in methods]
+config = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
+
+
+def given():
+    return [vars(PreTrainedModel)[name] for name in methods] == before
+
+
+one, other = (exsel.upgrade(LlamaForCausalLM(config), exclusive=True) for _ in range(2))
+said = [given()]
+exsel.downgrade(one)
+said.append(given())
+kept = pickle.dumps(other.config)
+exsel.downgrade(other)
+said.append(given())
+described = pickle.loads(kept)
+said.append(given())
+try:
+    LlamaForCausalLM(described)
+except exsel.LoadError:
+    said.append("refused")
+del described
+exsel.downgrade(exsel.upgrade(one, exclusive=True))
+said.append(given())
+print(*said)
+"""
+    assert run_python(code).split() == ["False", "False", "True", "False", "refused", "True"]
+
+
 def test_transformers_before_exsel(folder: Path, own_folder: Path) -> None:
     code = "import sys, transformers.models.auto.configuration_auto, exsel\n"
     assert run_python(code + _LOAD_BOTH, str(folder), str(own_folder)).split() == _LOADED

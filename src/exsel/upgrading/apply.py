@@ -95,7 +95,9 @@ def downgrade(model: Model) -> Model:
         if isinstance(path := module.__dict__.get("name_or_path"), str):
             module.__dict__["name_or_path"] = path.removesuffix(UNSAVED)
     if "exsel.upgrading.wrapping" in sys.modules:
-        sys.modules["exsel.upgrading.wrapping"].unmark(model)
+        wrapping = sys.modules["exsel.upgrading.wrapping"]
+        wrapping.unmark(model)
+        wrapping.unguard()
     return model
 
 

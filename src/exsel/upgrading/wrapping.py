@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import gc
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -39,6 +40,8 @@ from exsel.upgrading.rewriting import CHILD
 
 _PREFIX = "Upgraded"
 _ENTRY = "exsel"
+#: Methods of every model of transformers while :func:`guard` holds.
+_GUARDED: dict[str, Any] = {}
 
 #: The arguments of ``from_pretrained`` that say where files are, which a configuration's own takes and keeps.
 PLACES = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
@@ -177,6 +180,7 @@ def upgraded_config_class(plain_class: Any) -> Any:
     """The subclass of a configuration's class that an upgraded model's has, under the same name."""
 
     def initialise(self: Any, *args: Any, **kwargs: Any) -> None:
+        guard()
         plain_class.__init__(self, *args, **kwargs)
 
     members = {
@@ -240,6 +244,7 @@ def _config_of(folder: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]
 
 
 def _new_config(plain_class: Any) -> Any:
+    guard()
     upgraded = upgraded_config_class(plain_class)
     return upgraded.__new__(upgraded)
 
@@ -271,6 +276,7 @@ def mark(model: nn.Module, name: str | None = None) -> None:
         model: upgraded.
         name: where it can be found; ``None``: nowhere.
     """
+    guard()
     _guard_adapters()
     for whole in _whole_models(model):
         description = describe(whole)
@@ -389,11 +395,13 @@ def _guard_adapters() -> None:
     module.PeftModel.save_pretrained = guarded
 
 
-def _guard() -> None:
+def guard() -> None:
     """Have transformers save what is upgraded as such, and build nothing plain from what is described as upgraded.
 
     Both go by methods of every model, since any model may have an upgraded part that it knows nothing of.
     """
+    if _GUARDED:
+        return
     initialise, save = PreTrainedModel.__init__, PreTrainedModel.save_pretrained
 
     @functools.wraps(initialise)
@@ -415,6 +423,22 @@ def _guard() -> None:
             return save(self, *args, **kwargs)
 
     PreTrainedModel.__init__, PreTrainedModel.save_pretrained = guarded_initialise, guarded_save
+    _GUARDED.update({"__init__": guarded_initialise, "save_pretrained": guarded_save})
 
 
-_guard()
+def unguard() -> None:
+    """The inverse of :func:`guard` and of what PEFT was given, where nothing in this process is upgraded any more."""
+    if any(issubclass(type(value), (Upgraded, UpgradedFields)) for value in gc.get_objects()):
+        return
+    # Where somebody has wrapped one of ours since, both stay.
+    if _GUARDED and all(vars(PreTrainedModel)[name] is guarded for name, guarded in _GUARDED.items()):
+        for name, guarded in _GUARDED.items():
+            setattr(PreTrainedModel, name, guarded.__wrapped__)
+        _GUARDED.clear()
+    peft_model = getattr(sys.modules.get("peft.peft_model"), "PeftModel", None)
+    save = getattr(peft_model, "save_pretrained", None)
+    if hasattr(save, "looks_at_base"):
+        peft_model.save_pretrained = save.__wrapped__  # type: ignore[union-attr]
+
+
+guard()
