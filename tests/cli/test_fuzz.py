@@ -16,6 +16,7 @@ import pytest
 from cli.conftest import Outcome, run_main
 from exsel.cli import COMMANDS
 from exsel.files import MANIFEST
+from training.small_runs import write_model
 
 hypothesis = pytest.importorskip("hypothesis")
 from hypothesis import strategies as st  # noqa: E402 (there may be none)
@@ -145,6 +146,7 @@ def place(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
         for inner in INNER:
             (folder / f"with-{name}" / inner).write_bytes(data)
     (folder / "file.txt").write_text("the quick brown fox jumps over the lazy dog. " * 60)
+    write_model(folder / "small.json")
     (folder / "foreign").mkdir()
     (folder / "foreign" / "thesis.tex").write_text("mine")
     with pytest.MonkeyPatch.context() as patch:
@@ -165,7 +167,9 @@ def place(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
 
 
 #: What every command can do with, so that one bad value is what is wrong with it.
-_TRAINING = "--model model --data file.txt --seq-len 32 --batch-size 4 --tokens 512 --no-compile --device cpu --out new"
+_TRAINING = (
+    "--model small.json --data file.txt --seq-len 32 --batch-size 4 --tokens 512 --no-compile --device cpu --out new"
+)
 BASES = {
     "compare": _TRAINING,
     "train": _TRAINING,
@@ -173,7 +177,7 @@ BASES = {
     "eval": "model --data file.txt --max-sequences 2 --device cpu",
     "diagnose": "model --text some --max-sequences 2 --device cpu --out new",
     "support": "model",
-    "reproduce": "theory --budget smoke --device cpu --out new",
+    "reproduce": "bias --budget smoke --device cpu --out new",
     "bench": "attention --shapes 2x1x16 --seq-lens 16 --device cpu --out new",
 }
 

@@ -107,3 +107,8 @@ def test_what_the_decoder_cannot_express_is_refused(values: dict[str, Any], reas
 def test_a_saved_configuration_of_its_own_comes_back() -> None:
     config = ExselConfig(**{**SMALL, "norm": "rmsnorm", "mlp": "swiglu", "sliding_window": 9})
     assert ExselConfig(**exsel_values(config.to_dict())).to_dict() == config.to_dict()
+
+
+def test_a_saved_model_of_ours_is_a_configuration_too() -> None:
+    saved = json.loads(ExselConfig(hidden_size=32).to_json_string())
+    assert ExselConfig.from_dict(exsel_values(saved)).hidden_size == 32

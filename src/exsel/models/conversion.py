@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import fields
@@ -51,7 +52,7 @@ def exsel_values(values: Mapping[str, Any]) -> dict[str, Any]:
     kind = str(values.get("model_type"))
     if kind == ExselConfig.model_type:
         # transformers would keep a misspelt field and not use it.
-        known = {field.name for field in fields(ExselConfig)} | ExselConfig().to_dict().keys()
+        known = {field.name for field in fields(ExselConfig)} | json.loads(ExselConfig().to_json_string()).keys()
         if unknown := sorted(values.keys() - known):
             raise ExselError(f"ExselConfig has no field {unknown[0]!r}; it has {', '.join(sorted(known))}")
         return dict(values)
