@@ -110,5 +110,5 @@ def test_a_saved_configuration_of_its_own_comes_back() -> None:
 
 
 def test_a_saved_model_of_ours_is_a_configuration_too() -> None:
-    saved = json.loads(ExselConfig(hidden_size=32).to_json_string())
-    assert ExselConfig.from_dict(exsel_values(saved)).hidden_size == 32
+    saved = json.loads(ExselConfig(hidden_size=96).to_json_string())
+    assert ExselConfig.from_dict(exsel_values(saved)).hidden_size == 96

@@ -52,7 +52,9 @@ def exsel_values(values: Mapping[str, Any]) -> dict[str, Any]:
     kind = str(values.get("model_type"))
     if kind == ExselConfig.model_type:
         # transformers would keep a misspelt field and not use it.
-        known = {field.name for field in fields(ExselConfig)} | json.loads(ExselConfig().to_json_string()).keys()
+        plain = ExselConfig()
+        known = {field.name for field in fields(ExselConfig)} | plain.to_dict().keys()
+        known |= json.loads(plain.to_json_string()).keys()  # what files say beside
         if unknown := sorted(values.keys() - known):
             raise ExselError(f"ExselConfig has no field {unknown[0]!r}; it has {', '.join(sorted(known))}")
         return dict(values)
