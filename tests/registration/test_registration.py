@@ -87,12 +87,14 @@ print(json.dumps([said, ids]))
 _LOAD_BOTH = """
 from transformers import AutoConfig, AutoModelForCausalLM
 said = [type(AutoConfig.from_pretrained(sys.argv[1])).__name__, type(AutoConfig.for_model("exsel")).__name__]
+plain = AutoConfig.for_model("gpt2", n_layer=1, n_embd=8, n_head=1, vocab_size=8)
+said.append(AutoModelForCausalLM.from_config(plain, attn_implementation="exsel").config._attn_implementation)
 for folder in sys.argv[1:]:
     model = AutoModelForCausalLM.from_pretrained(folder)
     said += [type(model).__name__, str(sum(name.endswith(".exsel") for name, _ in model.named_modules()))]
 print(*said)
 """
-_LOADED = ["LlamaConfig", "ExselConfig", "LlamaForCausalLM", "2", "ExselForCausalLM", "0"]
+_LOADED = ["LlamaConfig", "ExselConfig", "exsel", "LlamaForCausalLM", "2", "ExselForCausalLM", "0"]
 
 
 def test_exsel_before_transformers(folder: Path, own_folder: Path) -> None:
@@ -106,6 +108,7 @@ exsel.registration.register()
 assert [finder for finder in sys.meta_path if finder not in before] == sys.meta_path[:1]
 from transformers.models.auto import configuration_auto as module
 assert module.__spec__.loader.name == module.__name__ and module.__file__.endswith('configuration_auto.py')
+import transformers.modeling_utils
 assert not any(type(finder).__module__.startswith('exsel') for finder in sys.meta_path)
 """
     assert run_python(code + _LOAD_BOTH, str(folder), str(own_folder)).split() == _LOADED

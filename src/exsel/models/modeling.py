@@ -31,11 +31,11 @@ from transformers.utils.output_capturing import capture_outputs
 
 from exsel.errors import LoadError
 from exsel.kernels.scale import scale_heads
-from exsel.models.attention import IMPLEMENTATION
 from exsel.models.configuration import ExselConfig
 from exsel.nn import Exclusive, Temperature
 from exsel.nn.attention import check_strengths
 from exsel.nn.temperature import build_temperatures
+from exsel.registration.attention import IMPLEMENTATION
 from exsel.tensor_parallel import heads_plan
 
 

@@ -70,8 +70,6 @@ def upgrade(
     if "transformers.modeling_utils" in sys.modules:
         # From here on a transformers model that is this one, or holds it, says and is saved as what it is.
         importlib.import_module("exsel.upgrading.wrapping").mark(model)
-        # And attn_implementation="exsel" is there to be chosen.
-        importlib.import_module("exsel.models.attention")
     return model
 
 
