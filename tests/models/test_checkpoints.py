@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from exsel import ExclusiveConfig, ExselConfig, ExselForCausalLM, ExselModel, SelectiveConfig
+from exsel.errors import LoadError
 from models.small_models import small_config, small_model
 
 IDS = torch.randint(61, (2, 9), generator=torch.Generator().manual_seed(1))
@@ -117,3 +119,17 @@ def test_untied_embeddings(tmp_path: Path) -> None:
     loaded = ExselForCausalLM.from_pretrained(tmp_path)
     assert torch.equal(loaded.lm_head.weight, untied.lm_head.weight)
     assert not torch.equal(loaded.lm_head.weight, loaded.model.embed_tokens.weight)
+
+
+def test_missing_and_leftover_weights_are_refused(tmp_path: Path) -> None:
+    small_model(selective=SelectiveConfig()).save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    weights = load_file(path)
+    lost = next(name for name in weights if name.endswith("position_logit"))
+    more = {**weights, "model.layers.0.more": weights[lost].clone()}
+    fewer = {name: weight for name, weight in weights.items() if name != lost}
+    for changed in (more, fewer):
+        save_file(changed, path, {"format": "pt"})
+        for load in (ExselForCausalLM.from_pretrained, AutoModelForCausalLM.from_pretrained, AutoModel.from_pretrained):
+            with pytest.raises(LoadError, match=r"lacks 1 weights, such as .*position_logit|no place for, 1 weights"):
+                load(tmp_path)

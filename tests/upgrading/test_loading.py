@@ -11,7 +11,15 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig, LlamaModel
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForPreTraining,
+    LlamaConfig,
+    LlamaModel,
+)
 
 import exsel
 from exsel.errors import ExselError, LoadError
@@ -167,6 +175,14 @@ def test_a_plain_model_is_loaded_whole(tmp_path: Path) -> None:
     weights(lambda all_: all_.pop("layers.0.self_attn.q_proj.weight"))(tmp_path)
     with pytest.raises(LoadError, match="it lacks 1 weights"):
         exsel.from_pretrained(tmp_path)
+
+
+def test_another_head_of_a_plain_model_may_be_left(tmp_path: Path) -> None:
+    """BERT's own checkpoints have one that the model they name has not."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    BertForPreTraining(BertConfig(vocab_size=9, **sizes)).save_pretrained(tmp_path)
+    in_config(architectures=["BertForMaskedLM"])(tmp_path)
+    assert type(exsel.from_pretrained(tmp_path)).__name__ == "BertForMaskedLM"
 
 
 def test_another_head_is_new(tmp_path: Path) -> None:

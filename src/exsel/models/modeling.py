@@ -36,6 +36,7 @@ from exsel.nn import Exclusive, Temperature
 from exsel.nn.attention import check_strengths
 from exsel.nn.temperature import build_temperatures
 from exsel.registration.attention import IMPLEMENTATION
+from exsel.registration.weights import check_weights
 from exsel.tensor_parallel import heads_plan
 
 
@@ -233,13 +234,21 @@ class ExselPreTrainedModel(PreTrainedModel):
     def from_pretrained(cls, folder: Any, *args: Any, **kwargs: Any) -> Any:
         """As ``PreTrainedModel.from_pretrained``.
 
+        With a ``config`` of one's own, or ``exclusive`` or ``selective``, mechanisms that the folder lacks start anew.
+
         Raises:
-            LoadError: weights of another strength than the configuration's.
+            LoadError: weights that are missing or left over, or of another strength than the configuration's.
         """
         with_info = kwargs.pop("output_loading_info", False)
+        config = kwargs.get("config")
+        is_as_saved = config is None or config.name_or_path == str(folder)
+        is_as_saved = is_as_saved and not {"exclusive", "selective"} & kwargs.keys()
         model, info = super().from_pretrained(folder, *args, output_loading_info=True, **kwargs)
         if "fixed_strength" in {name.rpartition(".")[2] for name in info["missing_keys"]}:
             raise LoadError(f"{folder} has an exclusive model's configuration, and weights that do not know of it")
+        if is_as_saved:
+            is_part = cls.__name__ not in (model.config.architectures or ())
+            check_weights(folder, model, info, may_miss_head=is_part, may_have_other_head=is_part)
         check_strengths(model, folder)
         return (model, info) if with_info else model
 

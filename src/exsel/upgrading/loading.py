@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, overload
 from exsel.errors import ExselError, LoadError, explained, require
 from exsel.files import check_sealed, read_object
 from exsel.registration import HOW_TO_LOAD
+from exsel.registration.weights import check_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -91,7 +92,8 @@ def load(folder: str | PathLike[str], auto_class: Any = None, **kwargs: Any) -> 
         model, info = (model_class or AutoModel).from_pretrained(
             folder, use_safetensors=True, output_loading_info=True, **kwargs
         )
-    check_weights(folder, model, info)
+    if not issubclass(model_class or AutoModel, wrapping.UpgradingLoader):  # which has checked it
+        check_weights(folder, model, info, may_miss_head=False, may_have_other_head=True)
     return model, info
 
 
@@ -234,32 +236,3 @@ def _check_implementations(folder: str | PathLike[str], values: Any) -> None:
                     f"{folder}: config.json names {given!r:.80} as its {key.strip('_')}, which would be fetched from a "
                     "hub and run: take it out"
                 )
-
-
-def check_weights(folder: str | PathLike[str], model: Any, info: Mapping[str, Any], *, part: bool = False) -> None:
-    """Check that a model has all weights of its folder, and the folder all of the model.
-
-    Args:
-        folder: where they are.
-        model: as transformers loaded it.
-        info: what it says of the weights.
-        part: whether the model's class is not the one that saved it: its head may be new then, and the other's left.
-
-    Raises:
-        LoadError: some are missing, and transformers has put random numbers in their place, or some are left over.
-    """
-
-    def counts(key: str) -> bool:
-        base = model.base_model
-        first, _, _ = key.partition(".")
-        return not part or first == model.base_model_prefix or hasattr(base, first)
-
-    missing = sorted(filter(counts, info["missing_keys"]))
-    unexpected = sorted(filter(counts, info["unexpected_keys"]))
-    if missing:
-        raise LoadError(f"{folder}: it lacks {len(missing)} weights, such as {missing[0]}")
-    if unexpected:
-        raise LoadError(
-            f"{folder}: it has, and has no place for, {len(unexpected)} weights, such as {unexpected[0]}: its "
-            "configuration is not the one that it was saved with"
-        )

@@ -31,10 +31,11 @@ from exsel.nn.insertion import Mechanisms
 from exsel.registration import MODEL_TYPE, STOP
 from exsel.registration.card import write_card
 from exsel.registration.config import UpgradedConfig
+from exsel.registration.weights import check_weights
 from exsel.tensor_parallel import are_heads_divided, heads_plan
 from exsel.upgrading.apply import UNSAVED
 from exsel.upgrading.instances import Upgraded
-from exsel.upgrading.loading import check_files, check_weights, damage
+from exsel.upgrading.loading import check_files, damage
 from exsel.upgrading.persistence import Description, check, describe, restore
 from exsel.upgrading.rewriting import CHILD
 
@@ -145,7 +146,8 @@ class UpgradingLoader:
         model, info = super().from_pretrained(  # type: ignore[misc]
             folder, *args, config=config, use_safetensors=True, output_loading_info=True, **kwargs
         )
-        check_weights(folder, model, info, part=cls.__name__ not in (config.architectures or ()))
+        is_part = cls.__name__ not in (config.architectures or ())
+        check_weights(folder, model, info, may_miss_head=is_part, may_have_other_head=is_part)
         check_strengths(model, folder)
         return (model, info) if with_info else model
 
