@@ -105,7 +105,7 @@ def check_sealed(folder: Path) -> set[str]:
     names = {name for name in hashes if (home / name).is_relative_to(folder)}
     for name in sorted(names):
         if not (home / name).is_file():
-            raise LoadError(f"{home / name} is missing")
+            raise LoadError(f"{home / name} is missing, which {MANIFEST} names")
         if _sha256(home / name) != hashes[name]:
             raise LoadError(f"{home / name} has changed since it was saved, by its hash in {MANIFEST}")
     return names

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from types import ModuleType
@@ -10,13 +11,31 @@ import pytest
 
 from exsel.reproduction import catalogue
 from exsel.reproduction.catalogue import READERS, XSA, Experiment
-from exsel.reproduction.experiment import Budget, Chart, Curve, Estimate, Finding, Job, Outcome, Record, Table, Verdict
+from exsel.reproduction.experiment import (
+    Budget,
+    Chart,
+    Curve,
+    Estimate,
+    Finding,
+    Job,
+    Outcome,
+    Record,
+    Table,
+    Verdict,
+    _typed,
+)
 
 FIRST = Experiment("first-one", XSA, "Figure 1", "The first, with a comma", "It is so.", "fakes")
 SECOND = Experiment("second", XSA, "Table 2", "The second", "It is so too.", "fakes")
 QUESTION = Experiment("question", READERS, "", "Is it so?", "Is it?", "fakes")
 
 Run = Callable[[Job], Outcome]
+
+
+def read_again(outcome: Outcome) -> Outcome:
+    """As a record's file gives it back."""
+    found: Outcome = _typed(Outcome, json.loads(json.dumps(outcome.to_dict(), allow_nan=False)), "outcome")
+    return found
 
 
 def make_outcome(verdict: Verdict = "reproduced", *, values: tuple[float, ...] = (1.0, 2.0, 3.0)) -> Outcome:

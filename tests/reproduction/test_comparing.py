@@ -15,8 +15,9 @@ from exsel.reproduction.comparing import (
     outcome,
     verdict,
 )
-from exsel.reproduction.experiment import Estimate, Outcome
+from exsel.reproduction.experiment import Estimate
 from exsel.reproduction.variants import BASELINE, EXCLUSIVE, SELECTIVE
+from reproduction.fakes import read_again
 from reproduction.trainings import invented
 
 LOSSES = {"baseline": (2.0, 2.2, 2.1), "exclusive": (1.9, 2.11, 1.99), "selective": (2.01, 2.19, 2.1)}
@@ -136,7 +137,7 @@ def test_an_outcome_has_it_all() -> None:
     assert all(len(row) == len(table.headings) for row in table.rows)
     assert table.rows[1][3] == "0.1000 (0.0752 to 0.1248)"
     assert table.rows[2][4:6] == ("not reached", "not reached")
-    assert Outcome.from_dict(found.to_dict()) == found
+    assert read_again(found) == found
 
 
 def test_one_seed_decides_nothing() -> None:

@@ -1,5 +1,3 @@
-import json
-
 import pytest
 import torch
 
@@ -22,7 +20,8 @@ from exsel.reproduction.denoising import (
     select,
     train,
 )
-from exsel.reproduction.experiment import Estimate, Job, Outcome
+from exsel.reproduction.experiment import Estimate, Job
+from reproduction.fakes import read_again
 
 
 def drawn(noise, count=500, length=32, seed=0):
@@ -112,4 +111,4 @@ def test_smoke(tmp_path):
     job = Job(budget="smoke", device="cpu", seeds=(0, 1), data=(), folder=tmp_path, progress=LineProgress())
     first = run_denoising(job)
     assert run_denoising(job) == first
-    assert Outcome.from_dict(json.loads(json.dumps(first.to_dict()))) == first
+    assert read_again(first) == first

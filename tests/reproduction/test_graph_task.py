@@ -1,12 +1,12 @@
 import dataclasses
-import json
 
 import pytest
 
 from exsel.cli.display import LineProgress
-from exsel.reproduction.experiment import Estimate, Job, Outcome
+from exsel.reproduction.experiment import Estimate, Job
 from exsel.reproduction.graph_model import MAIN, Setting
 from exsel.reproduction.graph_task import Result, outcome, run_graph
+from reproduction.fakes import read_again
 
 NARROW = Setting(dimension=4)
 
@@ -59,7 +59,7 @@ def test_smoke(tmp_path):
     job = Job(budget="smoke", device="cpu", seeds=(0, 1), data=(), folder=tmp_path, progress=LineProgress())
     first = run_graph(job)
     assert run_graph(job) == first
-    assert Outcome.from_dict(json.loads(json.dumps(first.to_dict()))) == first
+    assert read_again(first) == first
     # Both start at uniform attention, before any difference.
     plain, _, selective = first.charts[0].curves
     assert plain.y[0] == selective.y[0]

@@ -1,13 +1,12 @@
-import json
-
 import pytest
 import torch
 
 from exsel.cli.display import LineProgress
 from exsel.reproduction import lemma_1
-from exsel.reproduction.experiment import Job, Outcome
+from exsel.reproduction.experiment import Job
 from exsel.reproduction.lemma_1 import any_matrices, bound, least, run_lemma_1, search, with_temperatures
 from exsel.reproduction.norm_bounds import operator_norm, unit_pairs
+from reproduction.fakes import read_again
 
 
 def numbers(*values):
@@ -62,4 +61,4 @@ def test_smoke(tmp_path):
     assert first.verdict == "exact"
     assert run_lemma_1(job(tmp_path)) == first
     assert run_lemma_1(job(tmp_path, seeds=(1,))) != first
-    assert Outcome.from_dict(json.loads(json.dumps(first.to_dict()))) == first
+    assert read_again(first) == first

@@ -1,4 +1,3 @@
-import json
 import math
 
 import pytest
@@ -6,7 +5,7 @@ import torch
 
 from exsel.cli.display import LineProgress
 from exsel.reproduction import proposition_1
-from exsel.reproduction.experiment import Job, Outcome
+from exsel.reproduction.experiment import Job
 from exsel.reproduction.norm_bounds import operator_norm, unit_pairs
 from exsel.reproduction.proposition_1 import (
     Cells,
@@ -19,6 +18,7 @@ from exsel.reproduction.proposition_1 import (
     search,
     with_temperatures,
 )
+from reproduction.fakes import read_again
 
 
 def cell(error, similarity, gamma):
@@ -99,4 +99,4 @@ def test_smoke(tmp_path):
     first = run_proposition_1(job(tmp_path))
     assert first.verdict == "exact"
     assert run_proposition_1(job(tmp_path)) == first
-    assert Outcome.from_dict(json.loads(json.dumps(first.to_dict()))) == first
+    assert read_again(first) == first

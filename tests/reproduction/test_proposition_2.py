@@ -1,4 +1,3 @@
-import json
 import math
 
 import pytest
@@ -6,7 +5,7 @@ import torch
 
 from exsel.cli.display import LineProgress
 from exsel.reproduction import proposition_2
-from exsel.reproduction.experiment import Job, Outcome
+from exsel.reproduction.experiment import Job
 from exsel.reproduction.norm_bounds import unit_pairs
 from exsel.reproduction.proposition_2 import (
     count_of,
@@ -17,6 +16,7 @@ from exsel.reproduction.proposition_2 import (
     run_proposition_2,
     share_of,
 )
+from reproduction.fakes import read_again
 
 
 def job(folder):
@@ -66,4 +66,4 @@ def test_smoke(tmp_path):
     first = run_proposition_2(job(tmp_path))
     assert first.verdict == "exact"
     assert run_proposition_2(job(tmp_path)) == first
-    assert Outcome.from_dict(json.loads(json.dumps(first.to_dict()))) == first
+    assert read_again(first) == first

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from exsel.reproduction import comparing, sweeps
-from exsel.reproduction.experiment import Job, Outcome
+from exsel.reproduction.experiment import Job
 from exsel.reproduction.variants import Variant
+from reproduction.fakes import read_again
 from reproduction.trainings import invented, make_job
 
 
@@ -51,7 +52,7 @@ def test_the_gain_by_length(
     # The same slope with every seed: rounding alone is between them.
     assert found.findings[0].ours.values == pytest.approx(((gains[2] - gains[0]) / 2,) * 3)
     assert found.charts[0].curves[0].x == (16, 32, 64)
-    assert Outcome.from_dict(found.to_dict()) == found
+    assert read_again(found) == found
 
 
 def test_the_gain_by_learning_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from exsel.reproduction.catalogue import EXPERIMENTS
 from exsel.reproduction.comparing import Plan
 from exsel.reproduction.experiment import BUDGETS, Budget, Job, Outcome
 from exsel.reproduction.variants import BASELINE
+from reproduction.fakes import read_again
 from reproduction.trainings import invent, make_job
 
 RUNS: dict[str, Callable[[Job], Outcome]] = {
@@ -109,5 +110,5 @@ def test_every_experiment_at_the_smallest_budget(tmp_path: Path) -> None:
     job = make_job(tmp_path, seeds=(0, 1))
     outcomes: dict[str, Any] = {name: function(job) for name, function in RUNS.items()}
     for name, found in outcomes.items():
-        assert Outcome.from_dict(found.to_dict()) == found, name
+        assert read_again(found) == found, name
         assert found.conclusion

@@ -133,7 +133,7 @@ def _stock_forward(
         results = aten._scaled_dot_product_efficient_attention(
             query, key, value, None, True, 0.0, is_causal, scale=scale
         )
-        return results[0], results[1][..., None, None]
+        return results[0], results[1].unsqueeze(-1).unsqueeze(-1)
     else:
         results = _composite(query, key, value, attn_mask, 0.0, is_causal, scale), query.new_empty(query.shape[0], 0)
     return results[0], results[1]
@@ -183,7 +183,7 @@ def _stock_backward(
             value,
             None,
             y,
-            logsumexp[..., 0, 0],
+            logsumexp.squeeze(-1).squeeze(-1),
             state,
             state,
             0.0,
