@@ -14,6 +14,7 @@ from transformers.models.llama import modeling_llama
 from exsel import ExclusiveConfig, ExselForCausalLM, SelectiveConfig
 from exsel.models import modeling
 from models.small_models import VARIANTS, small_config, small_model
+from upgrading.architectures import FLEX
 
 
 def token_ids(batch: int = 2, tokens: int = 11) -> Tensor:
@@ -46,11 +47,12 @@ class TestAttentionImplementations:
 
     @pytest.mark.filterwarnings("ignore:_compile flag on create_block_mask:DeprecationWarning")  # transformers' own
     @torch.no_grad()
-    def test_flex_equals_sdpa(self) -> None:
+    @pytest.mark.parametrize("implementation", [FLEX])
+    def test_flex_equals_sdpa(self, implementation: str) -> None:
         torch.compiler.reset()
         options = VARIANTS["both"]
-        flex = small_model(attn_implementation="flex_attention", **options)
-        assert flex.config._attn_implementation == "flex_attention"
+        flex = small_model(attn_implementation=implementation, **options)
+        assert flex.config._attn_implementation == implementation
         torch.testing.assert_close(
             flex(token_ids()).logits, small_model(**options)(token_ids()).logits, rtol=1e-5, atol=1e-5
         )

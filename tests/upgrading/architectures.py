@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from transformers import (
@@ -164,6 +165,15 @@ def _draw(model: nn.Module) -> None:
             is_matrix = parameter.ndim > 1
             drawn = torch.randn(parameter.shape, generator=generator)
             parameter.copy_(0.2 * drawn if is_matrix else 0.5 + 0.3 * drawn)
+
+
+#: PyTorch compiles FlexAttention for these processors alone.
+FLEX = pytest.param(
+    "flex_attention",
+    marks=pytest.mark.skipif(
+        torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"), reason="FlexAttention needs AVX2 on a CPU"
+    ),
+)
 
 
 def assert_near(got: Tensor, expected: Tensor, budget: float = 3e-6) -> None:

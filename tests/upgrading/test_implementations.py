@@ -15,7 +15,7 @@ from transformers.generation import ContinuousBatchingConfig
 import exsel
 from budget import assert_within_budget
 from exsel import ExclusiveConfig
-from upgrading.architectures import IDS, VOCABULARY, assert_near, outputs, plain, upgrade, upgraded
+from upgrading.architectures import FLEX, IDS, VOCABULARY, assert_near, outputs, plain, upgrade, upgraded
 
 pytestmark = pytest.mark.filterwarnings("ignore:_compile flag on create_block_mask:DeprecationWarning")
 
@@ -31,7 +31,11 @@ IMPLEMENTATIONS = {
     "bart": ("sdpa", "exsel"),
     "vit": ("sdpa", "exsel"),
 }
-CASES = [(name, chosen) for name, several in IMPLEMENTATIONS.items() for chosen in several]
+CASES = [
+    pytest.param(name, chosen, marks=FLEX.marks if chosen in FLEX.values else [])
+    for name, several in IMPLEMENTATIONS.items()
+    for chosen in several
+]
 
 
 def formula(model: Any, ids: Tensor, dtype: torch.dtype) -> Tensor:
@@ -83,7 +87,7 @@ def formula(model: Any, ids: Tensor, dtype: torch.dtype) -> Tensor:
     return norm(x, "model.norm.weight") @ weights["lm_head.weight"].T
 
 
-@pytest.mark.parametrize("implementation", ["eager", "sdpa", "flex_attention", "exsel"])
+@pytest.mark.parametrize("implementation", ["eager", "sdpa", FLEX, "exsel"])
 def test_it_is_the_formula(implementation: str) -> None:
     model = upgraded("llama", implementation, exclusive=ExclusiveConfig(strength="learned"))
     exact, eager = formula(model, IDS, torch.float64), formula(model, IDS, torch.float32)
