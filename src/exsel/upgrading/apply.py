@@ -213,6 +213,7 @@ def insert(module: nn.Module, target: Target, child: nn.Module) -> None:
     upgraded = upgraded_class(module, target)
     module._modules[CHILD] = child
     module.__class__ = upgraded
+    instances.remember(module)
     instances.rebind(module)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import types
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
@@ -112,7 +113,22 @@ def upgraded_class(cls: Any, projections: tuple[tuple[str, str], ...], output: s
 
 def _new(cls: Any, projections: tuple[tuple[str, str], ...], output: str | None) -> Any:
     upgraded = upgraded_class(cls, projections, output)
-    return upgraded.__new__(upgraded)
+    return remember(upgraded.__new__(upgraded))
+
+
+#: By their ids, modules that were upgraded and configurations that said so, as long as there are any.
+_REMEMBERED: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+
+
+def remember(value: Any) -> Any:
+    """``value``, which :func:`there_are` finds from here on."""
+    _REMEMBERED[id(value)] = value
+    return value
+
+
+def there_are(*kinds: type) -> bool:
+    """Whether anything that was remembered is there still, and of one of these classes."""
+    return any(issubclass(type(value), kinds) for value in list(_REMEMBERED.values()))
 
 
 def _methods(cls: Any, projections: dict[str, str], output: str | None) -> Mapping[str, Any]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import gc
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -34,7 +33,7 @@ from exsel.registration.config import UpgradedConfig
 from exsel.registration.weights import check_weights
 from exsel.tensor_parallel import are_heads_divided, heads_plan
 from exsel.upgrading.apply import UNSAVED
-from exsel.upgrading.instances import Upgraded
+from exsel.upgrading.instances import Upgraded, remember, there_are
 from exsel.upgrading.loading import check_files, damage
 from exsel.upgrading.persistence import Description, check, describe, restore
 from exsel.upgrading.rewriting import CHILD
@@ -183,6 +182,7 @@ def upgraded_config_class(plain_class: Any) -> Any:
 
     def initialise(self: Any, *args: Any, **kwargs: Any) -> None:
         guard()
+        remember(self)
         plain_class.__init__(self, *args, **kwargs)
 
     members = {
@@ -248,7 +248,7 @@ def _config_of(folder: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]
 def _new_config(plain_class: Any) -> Any:
     guard()
     upgraded = upgraded_config_class(plain_class)
-    return upgraded.__new__(upgraded)
+    return remember(upgraded.__new__(upgraded))
 
 
 def _divide_with_heads(model: Any) -> None:
@@ -287,6 +287,7 @@ def mark(model: nn.Module, name: str | None = None) -> None:
         before = whole.config
         config = copy.copy(before)
         config.__class__ = upgraded_config_class(_plain_class(before))
+        remember(config)
         config.exsel = description
         config._name_or_path = f"{before._name_or_path}{UNSAVED}" if name is None else name
         _exchange(whole, before, config)
@@ -430,7 +431,7 @@ def guard() -> None:
 
 def unguard() -> None:
     """The inverse of :func:`guard` and of what PEFT was given, where nothing in this process is upgraded any more."""
-    if any(issubclass(type(value), (Upgraded, UpgradedFields)) for value in gc.get_objects()):
+    if there_are(Upgraded, UpgradedFields):
         return
     # Where somebody has wrapped one of ours since, both stay.
     if _GUARDED and all(vars(PreTrainedModel)[name] is guarded for name, guarded in _GUARDED.items()):
