@@ -12,7 +12,7 @@ from torch import nn
 from exsel.config import ExclusiveArgument, ExclusiveConfig, SelectiveArgument, SelectiveConfig, resolve_layers
 from exsel.errors import UpgradeError
 from exsel.nn.insertion import Mechanisms
-from exsel.upgrading import instances, planning, processors
+from exsel.upgrading import guards, instances, planning, processors
 from exsel.upgrading.instances import Upgraded, original_class
 from exsel.upgrading.planning import Target
 from exsel.upgrading.rewriting import CHILD, READ
@@ -93,9 +93,8 @@ def downgrade(model: Model) -> Model:
         if isinstance(path := module.__dict__.get("name_or_path"), str):
             module.__dict__["name_or_path"] = path.removesuffix(UNSAVED)
     if "exsel.upgrading.wrapping" in sys.modules:
-        wrapping = sys.modules["exsel.upgrading.wrapping"]
-        wrapping.unmark(model)
-        wrapping.unguard()
+        sys.modules["exsel.upgrading.wrapping"].unmark(model)
+    guards.release()
     return model
 
 
@@ -213,7 +212,7 @@ def insert(module: nn.Module, target: Target, child: nn.Module) -> None:
     upgraded = upgraded_class(module, target)
     module._modules[CHILD] = child
     module.__class__ = upgraded
-    instances.remember(module)
+    guards.remember(module)
     instances.rebind(module)
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import functools
 import types
-import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
@@ -21,6 +20,7 @@ from torch import nn
 from exsel.errors import UpgradeError
 from exsel.nn.insertion import Mechanisms
 from exsel.upgrading import layouts_vision, multihead, processors
+from exsel.upgrading.guards import Guarded, remember
 from exsel.upgrading.rewriting import CHILD, rewrite
 from exsel.upgrading.sources import Read, content, described
 
@@ -31,7 +31,7 @@ _KEPT, _HOOK = "_old_forward", "_hf_hook"
 _PASSED = "_exsel_passed"
 
 
-class Upgraded:
+class Upgraded(Guarded):
     """What every upgraded attention module is beside what it was.
 
     Its class is made anew for the original class, and holds the rewritten methods.
@@ -114,21 +114,6 @@ def upgraded_class(cls: Any, projections: tuple[tuple[str, str], ...], output: s
 def _new(cls: Any, projections: tuple[tuple[str, str], ...], output: str | None) -> Any:
     upgraded = upgraded_class(cls, projections, output)
     return remember(upgraded.__new__(upgraded))
-
-
-#: By their ids, modules that were upgraded and configurations that said so, as long as there are any.
-_REMEMBERED: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
-
-
-def remember(value: Any) -> Any:
-    """``value``, which :func:`there_are` finds from here on."""
-    _REMEMBERED[id(value)] = value
-    return value
-
-
-def there_are(*kinds: type) -> bool:
-    """Whether anything that was remembered is there still, and of one of these classes."""
-    return any(issubclass(type(value), kinds) for value in list(_REMEMBERED.values()))
 
 
 def _methods(cls: Any, projections: dict[str, str], output: str | None) -> Mapping[str, Any]:

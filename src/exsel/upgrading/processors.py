@@ -17,6 +17,7 @@ from torch import nn
 
 from exsel.errors import UpgradeError
 from exsel.nn.packing import Geometry
+from exsel.upgrading.guards import wrap
 from exsel.upgrading.layouts import Layout
 from exsel.upgrading.rewriting import CHILD, READ, attribute_of, begin, is_sdpa, through
 from exsel.upgrading.sources import Method, RewritingError, described, read, replacement
@@ -238,11 +239,11 @@ def _rewrite(sites: _Sites, is_joint: bool, definition: ast.FunctionDef) -> None
 def guard_saving() -> None:
     """Have diffusers save no upgraded model, once it is imported: from such a folder it would load the plain one."""
     module = sys.modules.get("diffusers.models.modeling_utils")
-    save = getattr(getattr(module, "ModelMixin", None), "save_pretrained", None)
-    if module is None or save is None or hasattr(save, "looks_for_mechanisms"):
-        return
+    if module is not None and hasattr(module, "ModelMixin"):
+        wrap(module.ModelMixin, save_pretrained=_refusing)
 
-    @functools.wraps(save)
+
+def _refusing(save: Callable[..., Any]) -> Callable[..., Any]:
     def guarded(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if any(CHILD in part._modules for part in self.modules()):
             raise UpgradeError(
@@ -251,5 +252,4 @@ def guard_saving() -> None:
             )
         return save(self, *args, **kwargs)
 
-    guarded.looks_for_mechanisms = True  # type: ignore[attr-defined]
-    module.ModelMixin.save_pretrained = guarded
+    return guarded

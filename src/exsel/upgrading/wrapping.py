@@ -13,7 +13,7 @@ import copy
 import functools
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -33,23 +33,21 @@ from exsel.registration.config import UpgradedConfig
 from exsel.registration.weights import check_weights
 from exsel.tensor_parallel import are_heads_divided, heads_plan
 from exsel.upgrading.apply import UNSAVED
-from exsel.upgrading.instances import Upgraded, remember, there_are
+from exsel.upgrading.guards import Guarded, remember, wrap
+from exsel.upgrading.instances import Upgraded
 from exsel.upgrading.loading import check_files, damage
 from exsel.upgrading.persistence import Description, check, describe, restore
 from exsel.upgrading.rewriting import CHILD
 
 _PREFIX = "Upgraded"
 _ENTRY = "exsel"
-#: Methods of every model of transformers while :func:`guard` holds.
-_GUARDED: dict[str, Any] = {}
-
 #: The arguments of ``from_pretrained`` that say where files are, which a configuration's own takes and keeps.
 PLACES = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 #: Those that a configuration's own takes though the model's needs them too.
 _SHARED = ("dtype", "torch_dtype", "quantization_config")
 
 
-class UpgradedFields:
+class UpgradedFields(Guarded):
     """What an upgraded configuration is beside what it was: ``exsel``, and how it is written."""
 
     plain_class: ClassVar[type[Any]]
@@ -66,7 +64,7 @@ class UpgradedFields:
 
     def to_dict(self) -> dict[str, Any]:
         """As the plain class; PEFT asks for it when it puts an adapter around the model."""
-        _guard_adapters()
+        guard()
         values: dict[str, Any] = super().to_dict()  # type: ignore[misc]
         return values
 
@@ -279,7 +277,6 @@ def mark(model: nn.Module, name: str | None = None) -> None:
         name: where it can be found; ``None``: nowhere.
     """
     guard()
-    _guard_adapters()
     for whole in _whole_models(model):
         description = describe(whole)
         if description is None:
@@ -382,33 +379,20 @@ def _is_upgraded(module: nn.Module) -> bool:
     return isinstance(module, Upgraded)
 
 
-def _guard_adapters() -> None:
-    """Have PEFT save no adapter whose base is upgraded and in no folder, once PEFT is imported."""
-    module = sys.modules.get("peft.peft_model")
-    save = getattr(getattr(module, "PeftModel", None), "save_pretrained", None)
-    if module is None or save is None or hasattr(save, "looks_at_base"):
-        return
-
-    @functools.wraps(save)
-    def guarded(self: Any, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
-        _check_base(self.get_base_model(), self.peft_config, kwargs.get("selected_adapters") or self.peft_config)
-        return save(self, save_directory, *args, **kwargs)
-
-    guarded.looks_at_base = True  # type: ignore[attr-defined]
-    module.PeftModel.save_pretrained = guarded
-
-
 def guard() -> None:
-    """Have transformers save what is upgraded as such, and build nothing plain from what is described as upgraded.
+    """Have transformers and PEFT save what is upgraded as such, and build nothing plain from what says it is upgraded.
 
-    Both go by methods of every model, since any model may have an upgraded part that it knows nothing of.
+    transformers goes by methods of every model, since any model may have an upgraded part that it knows nothing of.
+    PEFT saves no adapter whose base is upgraded and in no folder, once it is imported.
     """
-    if _GUARDED:
-        return
-    initialise, save = PreTrainedModel.__init__, PreTrainedModel.save_pretrained
+    wrap(PreTrainedModel, __init__=_building, save_pretrained=_saving)
+    peft_model = sys.modules.get("peft.peft_model")
+    if peft_model is not None and hasattr(peft_model, "PeftModel"):
+        wrap(peft_model.PeftModel, save_pretrained=_saving_adapters)
 
-    @functools.wraps(initialise)
-    def guarded_initialise(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
+
+def _building(initialise: Callable[..., None]) -> Callable[..., None]:
+    def guarded(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
         if isinstance(config, UpgradedFields):
             name = type(self).__name__
             raise LoadError(
@@ -417,31 +401,26 @@ def guard() -> None:
             )
         initialise(self, config, *args, **kwargs)
 
-    @functools.wraps(save)
-    def guarded_save(self: Any, *args: Any, **kwargs: Any) -> Any:
+    return guarded
+
+
+def _saving(save: Callable[..., Any]) -> Callable[..., Any]:
+    def guarded(self: Any, *args: Any, **kwargs: Any) -> Any:
         if getattr(self, "_hf_peft_config_loaded", False):
             _check_base(self, self.peft_config, self.active_adapters())
             return save(self, *args, **kwargs)  # an adapter alone, without a configuration
         with _described(self):
             return save(self, *args, **kwargs)
 
-    PreTrainedModel.__init__, PreTrainedModel.save_pretrained = guarded_initialise, guarded_save
-    _GUARDED.update({"__init__": guarded_initialise, "save_pretrained": guarded_save})
+    return guarded
 
 
-def unguard() -> None:
-    """The inverse of :func:`guard` and of what PEFT was given, where nothing in this process is upgraded any more."""
-    if there_are(Upgraded, UpgradedFields):
-        return
-    # Where somebody has wrapped one of ours since, both stay.
-    if _GUARDED and all(vars(PreTrainedModel)[name] is guarded for name, guarded in _GUARDED.items()):
-        for name, guarded in _GUARDED.items():
-            setattr(PreTrainedModel, name, guarded.__wrapped__)
-        _GUARDED.clear()
-    peft_model = getattr(sys.modules.get("peft.peft_model"), "PeftModel", None)
-    save = getattr(peft_model, "save_pretrained", None)
-    if hasattr(save, "looks_at_base"):
-        peft_model.save_pretrained = save.__wrapped__  # type: ignore[union-attr]
+def _saving_adapters(save: Callable[..., Any]) -> Callable[..., Any]:
+    def guarded(self: Any, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+        _check_base(self.get_base_model(), self.peft_config, kwargs.get("selected_adapters") or self.peft_config)
+        return save(self, save_directory, *args, **kwargs)
+
+    return guarded
 
 
 guard()
