@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
+import exsel
 from exsel import ExclusiveConfig, ExselConfig, ExselForCausalLM, ExselModel, SelectiveConfig
 from exsel.errors import LoadError
 from models.small_models import small_config, small_model
@@ -95,6 +96,8 @@ def test_a_baseline_checkpoint_starts_a_model_with_the_mechanisms(tmp_path: Path
             assert abs(parameter.std() / 0.2 - 1) < 0.2, name
         else:
             assert not parameter.any(), name
+    by_name = exsel.from_pretrained(tmp_path, exclusive="learned")
+    assert by_name.config.exclusive == ExclusiveConfig(strength="learned")
     frequency = ExselForCausalLM.from_pretrained(
         tmp_path, config=small_config(selective=SelectiveConfig(token="frequency"))
     )

@@ -72,6 +72,7 @@ def load(folder: str | PathLike[str], auto_class: Any = None, **kwargs: Any) -> 
     require("transformers", "models")
     from transformers import AutoModel
 
+    from exsel.models.modeling import ExselPreTrainedModel
     from exsel.upgrading import wrapping
 
     if kwargs.pop("trust_remote_code", None):
@@ -92,7 +93,8 @@ def load(folder: str | PathLike[str], auto_class: Any = None, **kwargs: Any) -> 
         model, info = (model_class or AutoModel).from_pretrained(
             folder, use_safetensors=True, output_loading_info=True, **kwargs
         )
-    if not issubclass(model_class or AutoModel, wrapping.UpgradingLoader):  # which has checked it
+    # Those have checked it themselves, and know which mechanisms may start anew.
+    if not issubclass(model_class or AutoModel, (wrapping.UpgradingLoader, ExselPreTrainedModel)):
         check_weights(folder, model, info, may_miss_head=False, may_have_other_head=True)
     return model, info
 
@@ -126,7 +128,7 @@ def damage(what: str) -> Iterator[None]:
     except ExselError as error:
         cause = error.__cause__ or error
         # What is missing transformers says itself; what is one of ours already says enough.
-        if isinstance(cause, (OSError, ExselError)) or "out of memory" in str(cause).lower():
+        if isinstance(cause, (OSError, ExselError)):
             raise cause from None
         raise LoadError(str(error)) from cause
 
