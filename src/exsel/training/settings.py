@@ -195,17 +195,20 @@ class Settings:
         if self.source is None and self.model in SIZES:
             values: Any = SIZES[self.model]
         elif path.exists():
-            values = read_json(path / "config.json" if path.is_dir() else path)
+            values = read_json(_config_file(path))
         else:
             return None
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
+def _config_file(path: Path) -> Path:
+    """The file of the configuration that a path names, itself or as the folder of a model."""
+    return path / "config.json" if path.is_dir() else path
+
+
 def _read_config(model: str) -> dict[str, Any]:
     """The dictionary of a transformers configuration file, or of the one in a folder."""
-    path = Path(model)
-    if path.is_dir():
-        path = path / "config.json"
+    path = _config_file(Path(model))
     if not path.is_file():
         raise ExselError(f"--model {model}: neither a size ({', '.join(SIZES)}) nor a transformers configuration file")
     values = read_json(path)
