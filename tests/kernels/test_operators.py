@@ -23,6 +23,8 @@ from exsel.kernels import fused, sdpa
 from exsel.kernels.exclude import HAS_TRITON
 
 needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="needs Triton")
+#: The fused kernels of attention: no rule chooses them, and the interpreter takes minutes for them.
+FUSED = pytest.param("triton", marks=[needs_triton, pytest.mark.slow])
 
 
 def leaf(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -58,6 +60,7 @@ def test_stock_attention_passes_opcheck(kind: str, masked: bool, tokens: int) ->
     torch.library.opcheck(sdpa._attention_backward, (torch.randn_like(z), *saved, not masked, 0.3, 1e-12))
 
 
+@pytest.mark.slow
 @needs_triton
 @pytest.mark.parametrize("exclusive", [False, True])
 @pytest.mark.parametrize("selective", [False, True])
@@ -74,6 +77,7 @@ def test_fused_attention_passes_opcheck(exclusive: bool, selective: bool) -> Non
     )
 
 
+@pytest.mark.slow
 @needs_triton
 def test_decode_and_temperature_pass_opcheck() -> None:
     q, k, v, own = (
@@ -106,7 +110,7 @@ def saved_bytes(run: Callable[[], Tensor]) -> int:
 
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("backend", ["sdpa", pytest.param("triton", marks=needs_triton)])
+@pytest.mark.parametrize("backend", ["sdpa", FUSED])
 def test_saves_four_bytes_a_token_and_head_more_than_plain_attention(
     heads: tuple[int, int], dtype: torch.dtype, backend: Backend
 ) -> None:
@@ -129,7 +133,7 @@ def test_saves_four_bytes_a_token_and_head_more_than_plain_attention(
     assert saved_bytes(lambda: run(True)) < eager
 
 
-@pytest.mark.parametrize("backend", ["sdpa", pytest.param("triton", marks=needs_triton)])
+@pytest.mark.parametrize("backend", ["sdpa", FUSED])
 class TestAttentionOperator:
     def inputs(self) -> list[Tensor]:
         return [leaf(2, 4, 20, 16), leaf(2, 2, 20, 16), leaf(2, 2, 20, 16), leaf(2, 4, 20), leaf(2, 2, 20), leaf(4)]
@@ -324,7 +328,7 @@ def test_tensors_that_stand_for_others(with_gradient: bool) -> None:
         torch.testing.assert_close(traced(-y, 2 * v), both(-y, 2 * v))
 
 
-@pytest.mark.parametrize("backend", ["sdpa", pytest.param("triton", marks=needs_triton)])
+@pytest.mark.parametrize("backend", ["sdpa", FUSED])
 def test_compiled_for_every_length(backend: Backend) -> None:
     """Traced once, with the sizes as symbols, two calls in one graph."""
     torch.compiler.reset()
@@ -381,7 +385,7 @@ def test_mistakes_are_named(arguments: dict[str, Any], message: str) -> None:
         exsel.attention(**arguments, enable_gqa=True)
 
 
-@pytest.mark.parametrize("backend", ["reference", "sdpa", pytest.param("triton", marks=needs_triton)])
+@pytest.mark.parametrize("backend", ["reference", "sdpa", FUSED])
 @pytest.mark.parametrize("window", [None, 1, 5, 100])
 @pytest.mark.parametrize("boundaries", [None, (0, 3, 3, 4, 20)])
 @pytest.mark.parametrize("is_causal", [True, False])
