@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint reproduce survey bench clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -14,11 +14,22 @@ demo: .venv/installed  ## the main job on the embedded corpus: baseline, exclusi
 test: .venv/installed  ## the test suite, a process a core, each with one thread: more would wait for each other
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses=logical --maxprocesses=8 --dist=worksteal
 
+reproduce: .venv/installed  ## the papers' experiments again, on a CPU by default: make reproduce NAME=bias
+	$(BIN)/python -m evidence reproduce $(NAME) $(FLAGS)
+
+survey: .venv/installed  ## every model type of transformers, upgraded and verified
+	$(BIN)/python -m evidence survey --json evidence/benchmarks/results/support_transformers$$($(BIN)/python -c 'import transformers; print(transformers.__version__)').json
+
+bench: .venv/installed  ## what attention, a block and upgraded models cost here; about an hour and a half on two cores
+	$(BIN)/python -m evidence.benchmarks.attention
+	$(BIN)/python -m evidence.benchmarks.block
+	$(BIN)/python -m evidence.benchmarks.upgrade_overhead
+
 lint: .venv/installed  ## formatting, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python benchmarks/tables.py --check
+	$(BIN)/python -m evidence.benchmarks.tables --check
 
 clean:
 	rm -rf .venv runs

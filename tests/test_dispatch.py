@@ -26,7 +26,7 @@ def test_says_what_would_run_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
         "exclusive attention of 20 queries over 20 keys, causal, 4 heads over 2, head_dim 16, float32 on cpu: sdpa."
     )
     assert "Chosen on the CPU" in text
-    assert "benchmarks/results" in text
+    assert "evidence/benchmarks/results" in text
     assert "projection in place on what it returns, by one loop in C++" in text
 
 

@@ -43,7 +43,7 @@ RULES = (
         "on the CPU",
         lambda call: call.query.device.type == "cpu",
         "sdpa",
-        "PyTorch's flash kernel and one C++ pass: benchmarks/results/attention_cpu_*.json. Triton has no CPU kernels",
+        "PyTorch's flash kernel and one C++ pass: docs/performance.md. Triton has no CPU kernels",
     ),
     Rule(
         "on a GPU",

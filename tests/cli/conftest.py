@@ -22,8 +22,8 @@ class Outcome:
 Run = Callable[..., Outcome]
 
 
-def run_main(*arguments: str | Path) -> Outcome:
-    """The command line in this process."""
+def run_main(*arguments: str | Path, main: Callable[[list[str]], int] = main) -> Outcome:
+    """A command line, ``exsel`` if no other, in this process."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:

@@ -157,8 +157,6 @@ def place(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
             "exsel.training.run.train_run",
             "exsel.training.compare.compare",
             "exsel.bench.session.run",
-            "exsel.reproduction.running.reproduce",
-            "exsel.survey.records.survey",
         ):
             patch.setattr(work, begin)
         for module in ("exsel.training.loading", "exsel.data.tokenization", "exsel.data.hub"):
@@ -177,7 +175,6 @@ BASES = {
     "eval": "model --data file.txt --max-sequences 2 --device cpu",
     "diagnose": "model --text some --max-sequences 2 --device cpu --out new",
     "support": "model",
-    "reproduce": "bias --budget smoke --device cpu --out new",
     "bench": "attention --shapes 2x1x16 --seq-lens 16 --device cpu --out new",
 }
 

@@ -52,21 +52,9 @@ def test_damaged_configurations(tmp_path: Path, text: str, capsys: pytest.Captur
     assert len(error.splitlines()) == 1
 
 
-def test_types_of_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["support", "--types", "gpt2,deepseek_v3", "--json", str(tmp_path / "survey.json")]) == 0
-    survey = json.loads((tmp_path / "survey.json").read_text())
-    assert survey["counts"] == {"verified": 1, "refused": 1}
-    assert survey["records"][0]["layers"] == survey["records"][0]["called"] == 2
-    assert "latent attention" in survey["records"][1]["reasons"][0]
-    assert "refused by name" in capsys.readouterr().out
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "give a MODEL"),
-        (["--all", "folder"], "give a MODEL"),
-        (["--types", "gpt2,no_such"], "no model type 'no_such'"),
         (["./nowhere"], "no such folder"),
     ],
 )

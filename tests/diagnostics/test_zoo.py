@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 import exsel
+from evidence.survey.zoo import build
 from exsel.diagnostics.catalogue import METRICS
-from exsel.survey.zoo import build
 
 #: By type: how many of its layers are watched, and whether their weights are to be seen.
 TYPES = {

@@ -7,10 +7,10 @@ import pytest
 import torch
 from transformers import __version__ as transformers_version
 
+from evidence.survey.layer_checks import VerificationError
+from evidence.survey.records import survey
+from evidence.survey.verification import verify
 from exsel.nn.insertion import Insertion
-from exsel.survey.layer_checks import VerificationError
-from exsel.survey.records import survey
-from exsel.survey.verification import verify
 
 #: One or two of every layout, family and peculiarity: caches, gates, norms, sinks, fused and written-out attention.
 TYPES = {
@@ -39,12 +39,12 @@ def test_types_of_every_kind(model_type: str, outcome: str) -> None:
 @pytest.mark.timeout(3600)
 def test_no_type_is_wrong_and_none_is_lost() -> None:
     """Against the committed survey, where it is of the installed version; and none wrong whatever the version."""
-    from exsel.survey.zoo import model_types
+    from evidence.survey.zoo import model_types
 
     records = {record.model_type: record for record in survey(model_types())}
     wrong = {name: record.reasons for name, record in records.items() if record.outcome == "wrong"}
     assert not wrong
-    results = Path(__file__).parents[2] / "benchmarks" / "results"
+    results = Path(__file__).parents[2] / "evidence" / "benchmarks" / "results"
     committed = results / f"support_transformers{transformers_version}.json"
     if committed.exists():
         expected = {record["model_type"]: record["outcome"] for record in json.loads(committed.read_text())["records"]}
@@ -62,7 +62,7 @@ MISTAKES = {
 @pytest.mark.parametrize("mistake", MISTAKES)
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "bert"])
 def test_a_mistake_is_seen(model_type: str, mistake: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from exsel.survey.zoo import build
+    from evidence.survey.zoo import build
 
     what, change = MISTAKES[mistake]
     if what == "own_value":
@@ -85,7 +85,7 @@ def test_a_mistake_is_seen(model_type: str, mistake: str, monkeypatch: pytest.Mo
 
 def test_a_projection_behind_an_output_gate_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Qwen3-Next gates between its attention and its output projection; a gate does not commute with a projection."""
-    from exsel.survey.zoo import build
+    from evidence.survey.zoo import build
 
     specimen = build("qwen3_next")
     layers = [module for module in specimen.model.modules() if type(module).__name__ == "Qwen3NextAttention"]

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from exsel.survey.zoo import NotBuilt, build, model_types
-from exsel.survey.zoo_table import OVERRIDES
+from evidence.survey.zoo import NotBuilt, build, model_types
+from evidence.survey.zoo_table import OVERRIDES
 
 FAMILIES = {"llama": "decoder", "bert": "encoder", "t5": "encoder-decoder", "vit": "vision", "wav2vec2": "audio"}
 

@@ -6,21 +6,20 @@ import argparse
 import importlib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 import exsel
 from exsel.errors import ExselError, first_line, is_out_of_memory
 
-#: Each command's module is ``exsel.cli.NAME`` with ``add_arguments(parser)`` and ``run(arguments) -> int``.
+#: What each command does; its module is ``exsel.cli.NAME`` with ``add_arguments(parser)`` and ``run(arguments) -> int``
 COMMANDS = {
     "compare": "train variants side by side and report which is better per token and per second",
     "train": "train one variant",
     "generate": "continue a prompt with a trained model",
     "eval": "loss, perplexity and bits per byte of a trained model on text",
     "diagnose": "see what attention does inside a model, layer by layer, head by head and token by token",
-    "support": "say what an upgrade would do to a model, layer by layer, or to every model type there is",
-    "reproduce": "run the papers' experiments again, and set what comes out beside what was published",
+    "support": "say what an upgrade would do to a model, layer by layer",
     "bench": "measure what the mechanisms cost on this machine, against everything else that one could use",
 }
 
@@ -35,22 +34,36 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0, 2 for a user's mistake, 128 + n after signal n."""
+    """Run ``exsel``; returns the exit code, see :func:`run_command`."""
+    return run_command("exsel", {name: (f"exsel.cli.{name}", text) for name, text in COMMANDS.items()}, arguments)
+
+
+def run_command(program: str, commands: Mapping[str, tuple[str, str]], arguments: Sequence[str] | None = None) -> int:
+    """Run one of a program's commands.
+
+    Args:
+        program: its name, as one types it.
+        commands: by name, the module, with ``add_arguments(parser)`` and ``run(arguments) -> int``, and what it does.
+        arguments: ``None``: of the process.
+
+    Returns:
+        The exit code: 0, 2 for a user's mistake, 128 + n after signal n.
+    """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    parser = _Parser(prog="exsel", description="Exclusive and selective attention for PyTorch Transformers.")
+    parser = _Parser(prog=program, description="Exclusive and selective attention for PyTorch Transformers.")
     parser.add_argument("-V", "--version", action="version", version=f"exsel {exsel.__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, text in COMMANDS.items():
+    for name, (module, text) in commands.items():
         # Abbreviated flags would escape those who look at what was given.
         subparser = subparsers.add_parser(
             name, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False
         )
         if given[:1] == [name]:
-            importlib.import_module(f"exsel.cli.{name}").add_arguments(subparser)
+            importlib.import_module(module).add_arguments(subparser)
     parsed = parser.parse_args(given, argparse.Namespace(given=given))
     try:
         _check_words(given)
-        code: int = importlib.import_module(f"exsel.cli.{parsed.command}").run(parsed)
+        code: int = importlib.import_module(commands[parsed.command][0]).run(parsed)
     except (ExselError, ImportError) as error:
         return _refuse(str(error))
     except OSError as error:

@@ -422,8 +422,8 @@ def open_output(arguments: argparse.Namespace) -> Path:
 def command_line(given: Sequence[str]) -> str:
     """The command that was given, as a shell would take it again."""
     program = Path(sys.argv[0])
-    if (program.parent.name, program.name) == ("exsel", "__main__.py"):
-        words = [sys.executable, "-m", "exsel"]
+    if program.name == "__main__.py":
+        words = [sys.executable, "-m", program.parent.name]
     elif program.name == "exsel" and shutil.which("exsel") != str(program.absolute()):
         words = [str(program)]
     else:

@@ -1,0 +1,1 @@
+"""How we know what exsel claims: run from a clone, and not part of the package."""

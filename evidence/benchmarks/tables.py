@@ -1,0 +1,175 @@
+"""The committed results as pages: all of ``docs/results.md``, ``docs/support.md`` and ``docs/reproduction.md`` with its
+charts, and in ``docs/performance.md`` what is between ``<!-- begin NAME -->`` and ``<!-- end NAME -->``, comes from
+``evidence/benchmarks/results``.
+
+    python -m evidence.benchmarks.tables [--check]
+
+``--check`` changes nothing and fails where a page is not what the results say, or a chart is missing or left over. It
+does not look into the charts: another version of matplotlib lays out the same one a little differently.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+from evidence.benchmarks import performance, support
+from evidence.papers.experiment import Record
+from evidence.papers.page import PAGE as REPRODUCTION
+from evidence.papers.page import PICTURES, machine_in_words, picture_names, write_page
+from evidence.papers.page import render as render_reproduction
+from exsel.files import read_json
+from exsel.report import HEADINGS, headline, spread_sentence, summary_rows
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "evidence" / "benchmarks" / "results"
+PAGE = ROOT / "docs" / "results.md"
+SUPPORT = ROOT / "docs" / "support.md"
+KINDS = ("attention", "block", "upgrade_overhead")
+PERFORMANCE = ROOT / "docs" / "performance.md"
+
+
+def table(rows: list[dict[str, str]], headings: dict[str, str]) -> str:
+    keys = [key for key in headings if key in rows[0]]
+    lines = [[headings[key] for key in keys], ["---"] + ["---:"] * (len(keys) - 1)]
+    lines += [[row[key] for key in keys] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def machine(result: dict[str, Any]) -> str:
+    return machine_in_words(result["machine"], result["git_revision"])
+
+
+def quality(result: dict[str, Any]) -> str:
+    config, data = result["config"], result["data"]
+    return "\n\n".join(
+        [
+            "## Does it help?",
+            f"{result['model']['name']} model, {config['steps']} steps of {config['batch_size']} × {config['seq_len']} "
+            f"tokens of {data['name']} as bytes (sha256 {data['sha256'][:12]}), seeds "
+            f"{', '.join(map(str, config['seeds']))}; {machine(result)}. `{result['command']}`",
+            table(summary_rows(result), HEADINGS),
+            f"{spread_sentence(result)}. {headline(result)}",
+        ]
+    )
+
+
+def fine_tuning(result: dict[str, Any]) -> str:
+    config, base, runs = result["config"], result["base"], result["runs"]
+    seeds = sorted({run["seed"] for run in runs})
+    first = [run for run in runs if run["seed"] == seeds[0]]
+    lengths = base["passkey"]["lengths"]
+    headings = {
+        "name": "Trained on as",
+        "new": "New parameters",
+        "loss": "Validation loss",
+        **{f"key {length}": f"Passkeys found, {length} tokens" for length in lengths},
+        "step": "ms/step",
+    }
+
+    def row(name: str, members: list[dict[str, Any]], new: str, step: str) -> dict[str, str]:
+        shares = zip(*(member["passkey"]["by_length"] for member in members), strict=True)
+        return {
+            "name": name,
+            "new": new,
+            "loss": f"{statistics.fmean(member['loss'] for member in members):.4f}",
+            **{
+                f"key {length}": f"{statistics.fmean(share):.1%}" for length, share in zip(lengths, shares, strict=True)
+            },
+            "step": step,
+        }
+
+    rows = [row("(before)", [base], "–", "–")]
+    for run in first:
+        members = [other for other in runs if other["name"] == run["name"]]
+        step = statistics.median(member["ms_per_step"] for member in members)
+        rows.append(row(run["name"], members, f"{run['new_parameters']:,}", f"{step:.1f}"))
+    parameters = first[0]["parameters"] - first[0]["new_parameters"]
+    trained = ", ".join(map(str, result["passkeys"]["lengths"]))
+    keys = base["passkey"]["samples"] * len(base["passkey"]["depths"])
+    shape = f"{config['batch_size']} × {config['seq_len']}"
+    made = f"of {parameters:,} parameters"
+    if base["steps"] is not None:
+        made += f", trained plain for {base['steps']:,} steps of {shape} bytes of standard-library source"
+    return "\n\n".join(
+        [
+            "## Can they be put into a model that exists?",
+            f"A model {made}. It was trained on as each variant, for the same {first[0]['steps']:,} steps of {shape} "
+            f"tokens: {result['passkeys']['share']:.0%} in documents of {trained} tokens with a passkey, the rest "
+            f"source; learning rate {config['learning_rate']} at its peak, seeds {', '.join(map(str, seeds))}. "
+            f"Validation loss is that of source alone, which no model has seen; {keys:,} keys of each length are asked "
+            f"for a seed. "
+            f"{machine(result)}. `{result['command']}`",
+            table(rows, headings),
+        ]
+    )
+
+
+def render() -> str:
+    """``docs/results.md``."""
+    parts = [
+        "# Measured",
+        "Generated by `python -m evidence.benchmarks.tables` from `evidence/benchmarks/results`. What it costs: "
+        "[performance.md](performance.md).",
+        *(quality(read_json(path)) for path in sorted(RESULTS.glob("quality*.json"))),
+        *(fine_tuning(read_json(path)) for path in sorted(RESULTS.glob("finetune*.json"))),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def fill(page: str) -> str:
+    """``docs/performance.md`` with its tables; the prose around the markers stays as it is."""
+    records = [read_json(path) for name in KINDS for path in sorted(RESULTS.glob(f"{name}_*.json"))]
+    for name, text in performance.sections(records).items():
+        begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
+        if page.count(begin) != 1 or page.count(end) != 1:
+            raise SystemExit(f"{PERFORMANCE} must have one {begin} and one {end}")
+        between = re.compile(f"{begin}.*?{end}", re.DOTALL)
+        page = between.sub(lambda _, whole=f"{begin}\n{text}\n{end}": whole, page)  # type: ignore[misc]
+    return page
+
+
+def is_stale_reproduction(records: list[Record]) -> bool:
+    """Whether the page of ``python -m evidence reproduce`` is not what the records say, or its charts are others."""
+    docs = PAGE.parent
+    page = docs / REPRODUCTION
+    charts = {path.name for path in (docs / PICTURES).glob("*")}
+    expected = {f"{name}.svg" for name in picture_names(records)}
+    return not page.exists() or page.read_text(encoding="utf-8") != render_reproduction(records) or charts != expected
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    is_check = parser.parse_args().check
+    stale = 0
+    pages = {PAGE: render(), PERFORMANCE: fill(PERFORMANCE.read_text(encoding="utf-8"))}
+    if surveys := sorted(RESULTS.glob("support_*.json")):
+        pages[SUPPORT] = support.page(read_json(surveys[-1]))
+    for page, text in pages.items():
+        if not is_check:
+            page.write_text(text, encoding="utf-8")
+        elif not page.exists() or page.read_text(encoding="utf-8") != text:
+            print(
+                f"{page} is not what the results say: run python -m evidence.benchmarks.tables",
+                file=sys.stderr,
+            )
+            stale = 1
+    records = [Record.read(path) for path in sorted((RESULTS / "reproduction").glob("*.json"))]
+    if not is_check:
+        write_page(PAGE.parent, records, png=False)
+    elif is_stale_reproduction(records):
+        print(
+            "docs/reproduction.md or its charts are not what the records in results/reproduction say",
+            file=sys.stderr,
+        )
+        stale = 1
+    return stale
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,125 @@
+"""Every experiment there is, in the order of the page. Needs nothing but Python: an experiment's module is imported
+when it is run.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from exsel.errors import ExselError
+
+XSA = "Zhai 2026, arXiv:2603.09078"
+SSA = "Zhang et al. 2024, arXiv:2411.12892"
+READERS = "Beyond the papers"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """An experiment on paper.
+
+    Args:
+        name: on the command line.
+        group: the paper, or :data:`READERS`.
+        place: figure, table or statement in the paper.
+        title: in a few words.
+        claim: what the paper says, or the question that is asked, in a sentence.
+        module: in :mod:`evidence.papers`; its function ``run_NAME(job)``, with underscores, runs it.
+    """
+
+    name: str
+    group: str
+    place: str
+    title: str
+    claim: str
+    module: str
+
+    @property
+    def function(self) -> str:
+        """The function of its module that runs it."""
+        return "run_" + self.name.replace("-", "_")
+
+    @property
+    def source(self) -> str:
+        """The paper in short, and the place in it."""
+        return f"{self.group.partition(',')[0]}, {self.place}" if self.place else self.group
+
+
+EXPERIMENTS: tuple[Experiment, ...] = (
+    Experiment("bias", XSA, "Figure 1", "Attention similarity bias by layer",
+        "Attention's output points along the token's own value: mean cos(yᵢ, vᵢ) is well above mean cos(vᵢ, vⱼ) and "
+        "grows with depth, with a self-weight aᵢᵢ too small to explain it.", "watched"),
+    Experiment("overhead", XSA, "Figure 2", "Overhead of one block",
+        "The exclusive projection costs little of a block's time at every length.", "costs"),
+    Experiment("training", XSA, "Figure 3", "Training and validation curves",
+        "With exclusive attention the loss is lower all through training.", "trained"),
+    Experiment("learning-rate", XSA, "Figure 4", "Learning rates",
+        "Exclusive attention is better at every learning rate, by a nearly constant margin.", "sweeps"),
+    Experiment("length", XSA, "Figure 5", "Sequence lengths at constant tokens a step",
+        "The gain of exclusive attention grows with the length of the sequences.", "sweeps"),
+    Experiment("sinks", XSA, "Figure 6", "Learned sinks",
+        "The gain stays with 0, 1 and 4 learned sinks.", "trained"),
+    Experiment("sizes", XSA, "Table 1", "The three models",
+        "0.7B, 1.4B and 2.7B parameters without embeddings.", "costs"),
+    Experiment("tasks", XSA, "Table 2", "Zero-shot tasks",
+        "Exclusive attention raises the mean accuracy over eight tasks at all three sizes.", "costs"),
+    Experiment("graph", SSA, "Figure 3", "Next token on a graph",
+        "Query selectivity gives a better attention map (Claim 1) and a better prediction (Claim 2), with lower "
+        "temperatures for nodes of fewer neighbours.", "graph_task"),
+    Experiment("spikiness", SSA, "Figure 2", "Operator norms and spikiness",
+        "Selective attention is spikier with smaller weights: the plain model's ‖Wᵀx‖ is about three times as large.",
+        "watched"),
+    Experiment("temperatures", SSA, "Figure 1", "Token temperatures",
+        "Tokens choose temperatures of their own.", "watched"),
+    Experiment("speed-up", SSA, "Figure 4", "Training speed-up",
+        "Selective attention reaches the plain model's loss in fewer steps.", "trained"),
+    Experiment("denoising", SSA, "Value selectivity", "Denoising with four estimators",
+        "Selecting values comes near the Bayes estimator, where plain attention is near the naive mean.",
+        "denoising"),
+    Experiment("passkey", SSA, "Passkey retrieval", "Passkey retrieval",
+        "Fine-tuned with selective attention, a model finds more passkeys.", "retrieval"),
+    Experiment("ablations", SSA, "Ablations", "Which temperatures, of what",
+        "Queries and values both gain from temperatures, keys do not need one; token and position both help; weight "
+        "sharing does as well as an MLP.", "trained"),
+    Experiment("baselines", SSA, "Baselines", "Other temperatures",
+        "Token-aware temperatures do better than a constant one, Scalable-Softmax and YaRN's.", "trained"),
+    Experiment("lemma-1", SSA, "Lemma 1", "What two spikinesses cost in norm",
+        "Unit a, b with ‖Wᵀa‖ ≥ L_a and ‖Wᵀb‖ ≤ L_b need ‖W‖ ≥ (L_a − L_b)/‖a − b‖; with temperatures max(L_a, L_b) is "
+        "enough.", "lemma_1"),
+    Experiment("proposition-1", SSA, "Proposition 1", "What a map of two tokens costs in norm",
+        "Approximating [[1−γ, γ], [0, 1]] to ε needs ‖W‖ that grows like log(1/ε) and with the similarity of the two "
+        "tokens.", "proposition_1"),
+    Experiment("proposition-2", SSA, "Proposition 2", "Why log n",
+        "The temperature that keeps a mixture as the context grows is const + p log n.", "proposition_2"),
+    Experiment("strength", READERS, "", "Fixed against learned strength",
+        "Is a learned strength better than full strength?", "trained"),
+    Experiment("layers", READERS, "", "All layers against some",
+        "Does exclusive attention need all layers, or the last ones alone?", "trained"),
+    Experiment("diagonal", READERS, "", "Projecting against masking the diagonal",
+        "Is taking the own value's direction out of the output better than not attending to oneself?", "trained"),
+    Experiment("redundancy", READERS, "", "With an output gate, with sinks",
+        "Does the gain remain where an output gate or sinks do a similar service?", "trained"),
+    Experiment("together", READERS, "", "Both mechanisms together",
+        "Do the two add up?", "trained"),
+    Experiment("common-direction", READERS, "", "Removing the common direction alone",
+        "Is the gain that of removing the direction that all values share?", "trained"),
+)  # fmt: skip
+
+
+def select(names: Sequence[str]) -> tuple[Experiment, ...]:
+    """The experiments of these names, in their order; ``"all"`` is every one.
+
+    Raises:
+        ExselError: a name that no experiment has, or none at all.
+    """
+    if not names:
+        raise ExselError("no experiment is named: give names with commas between, or all (--list)")
+    known = {experiment.name: experiment for experiment in EXPERIMENTS}
+    for name in names:
+        if name not in known and name != "all":
+            near = difflib.get_close_matches(name, [*known, "all"], n=1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            raise ExselError(f"no experiment {name!r}{hint}: python -m evidence reproduce --list names them all")
+    wanted = dict.fromkeys(other for name in names for other in (known if name == "all" else [name]))
+    return tuple(known[name] for name in wanted)

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+pytest.importorskip("matplotlib")
+
+from evidence.papers.charts import looks, size, write_charts
+from evidence.papers.experiment import Chart, Curve
+from exsel.report import svg
+
+NAMES = tuple(f"a variant with a long name, number {index} of those that were trained" for index in range(12))
+LENGTHS = (512.0, 1024.0, 2048.0, 16384.0)
+RATES = (1e-4, 2e-4, 6e-4, 3e-3)
+
+
+def curve(label: str, x: tuple[float, ...], *, style: str = "line", band: float | None = None) -> Curve:
+    y = tuple(3 - 0.1 * index for index in range(len(x)))
+    low, high = (None, None) if band is None else (tuple(v - band for v in y), tuple(v + band for v in y))
+    return Curve(label=label, x=x, y=y, low=low, high=high, style=style)  # type: ignore[arg-type]
+
+
+LINES = Chart(
+    name="lines",
+    title="Loss by length",
+    x_label="tokens a sequence",
+    y_label="loss",
+    curves=(
+        curve("baseline", LENGTHS, band=0.1),
+        curve("exclusive", LENGTHS, band=0.1),
+        curve("published", LENGTHS, style="dashed"),
+        curve("single runs", LENGTHS, style="points"),
+    ),
+    log_x=True,
+    caption="It falls.",
+)
+RATE_LINES = replace(LINES, name="rates", x_label="learning rate", curves=(curve("exclusive", RATES),))
+CATEGORIES = Chart(
+    name="categories",
+    title="Loss by variant, of models that were all trained on the same text in the same order, with the same rate",
+    x_label="",
+    y_label="difference",
+    curves=(curve("loss", tuple(map(float, range(12))), style="points", band=2.0),),
+    categories=NAMES,
+)
+GROUPED = replace(
+    CATEGORIES,
+    name="grouped",
+    curves=(*CATEGORIES.curves, curve("exclusive", (0.0, 3.0)), curve("bound", (0.0, 11.0), style="dashed")),
+)
+BOTH_LOG = replace(
+    LINES, name="log", log_y=True, curves=(Curve(label="norm", x=(1e-8, 1e-4, 0.1), y=(1.0, 300.0, 20000.0)),)
+)
+CHARTS = (LINES, RATE_LINES, CATEGORIES, GROUPED, BOTH_LOG)
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("charts")
+    write_charts(CHARTS, [folder / chart.name for chart in CHARTS], png=False)
+    return {chart.name: (folder / f"{chart.name}.svg").read_text(encoding="utf-8") for chart in CHARTS}
+
+
+def texts(source: str) -> list[str]:
+    return [element.text or "" for element in ElementTree.fromstring(source).iter() if element.tag.endswith("text")]
+
+
+@pytest.mark.parametrize("chart", CHARTS, ids=lambda chart: chart.name)
+def test_each_is_a_whole_svg_in_the_readers_colours(drawn: dict[str, str], chart: Chart) -> None:
+    source = drawn[chart.name]
+    root = ElementTree.fromstring(source)
+    assert (root.attrib["width"], root.attrib["height"]) == tuple(map(str, size(chart)))
+    assert root.attrib["aria-label"].startswith(chart.title)
+    assert "prefers-color-scheme: dark" in source
+    assert not any(stand_in in source for stand_in in svg.PROPERTIES)
+    words = " ".join(texts(source))
+    assert chart.y_label in words
+    assert all(word in words for word in chart.title.split())
+
+
+def test_ticks_of_lengths_and_of_learning_rates(drawn: dict[str, str]) -> None:
+    assert {"512", "1k", "2k", "16k"} <= set(texts(drawn["lines"]))
+    assert {"1e−4", "2e−4", "6e−4", "3e−3"} <= set(texts(drawn["rates"]))
+    assert {"1e−8", "1e−4", "0.1"} <= set(texts(drawn["log"]))
+
+
+def test_every_category_is_named_and_has_room(drawn: dict[str, str]) -> None:
+    words = " ".join(texts(drawn["categories"]))
+    assert all(name in words for name in NAMES)
+    assert size(CATEGORIES)[1] > size(replace(CATEGORIES, categories=NAMES[:4]))[1]
+    assert size(GROUPED)[1] > size(CATEGORIES)[1]
+
+
+def test_the_legend_names_every_curve_once(drawn: dict[str, str]) -> None:
+    for label in ("baseline", "exclusive", "published", "single runs"):
+        assert texts(drawn["lines"]).count(label) == 1
+    # One curve over categories needs no legend; a second one does.
+    assert "loss" not in texts(drawn["categories"])
+    assert {"loss", "exclusive", "bound"} <= set(texts(drawn["grouped"]))
+
+
+def test_a_label_looks_the_same_in_every_chart(drawn: dict[str, str]) -> None:
+    by_chart = [[curve.label for curve in chart.curves] for chart in CHARTS]
+    together = looks(by_chart)
+    assert together["exclusive"] == looks([["exclusive"]])["exclusive"]
+    assert together["single runs"] == looks([["single runs"]])["single runs"]
+    assert together["baseline"].colour == svg.SERIES[0]
+    colour = svg.PROPERTIES[together["exclusive"].colour]
+    assert all(f"var({colour})" in drawn[name] for name in ("lines", "rates", "grouped"))
+
+
+def test_labels_of_one_chart_differ() -> None:
+    labels = [f"variant {index}" for index in range(8)]
+    assert len({look.colour for look in looks([labels]).values()}) == 8
+    many = [f"variant {index}" for index in range(40)]
+    assert len(set(looks([many]).values())) == 40
+    # Also where another chart has used every colour before.
+    apart = looks([many, ["a", "b", "c"]])
+    assert len({apart[label].colour for label in ("a", "b", "c")}) == 3
+
+
+def test_references_are_in_ink() -> None:
+    assert {looks([[label]])[label].colour for label in ("published", "Published SA", "bound of Lemma 1")} == {svg.INK}
+    assert len(set(looks([["bound, ρ = 0", "bound, ρ = 0.5", "loss"]]).values())) == 3
+
+
+def test_the_same_data_gives_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        write_charts([LINES], [tmp_path / name / "lines"], png=name == "second")
+    first, second = ((tmp_path / name / "lines.svg").read_bytes() for name in ("first", "second"))
+    assert first == second
+    assert (tmp_path / "second" / "lines.png").read_bytes().startswith(b"\x89PNG")

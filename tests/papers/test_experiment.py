@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evidence.papers.experiment import BUDGETS, Curve, Estimate, Record
+from exsel.errors import ExselError
+from exsel.files import write_json
+from papers.fakes import FIRST, make_outcome, make_record
+
+
+def test_an_estimate_is_the_mean_with_students_interval() -> None:
+    estimate = Estimate.of(1.0, 2.0, 3.0)
+    assert estimate.mean == 2.0
+    assert estimate.low is not None
+    assert estimate.high is not None
+    # Deviation 1, three values: the 97.5% quantile of two degrees of freedom over √3.
+    assert estimate.high - 2 == pytest.approx(4.3027 / math.sqrt(3), rel=1e-4)
+    assert 2 - estimate.low == pytest.approx(estimate.high - 2)
+
+
+@pytest.mark.parametrize(
+    ("count", "quantile"), [(2, 12.7062), (11, 2.2281), (12, 2.2010), (31, 2.0423), (1001, 1.9623)]
+)
+def test_quantiles(count: int, quantile: float) -> None:
+    values = [float(index % 2) for index in range(count)]
+    mean = sum(values) / count
+    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (count - 1))
+    estimate = Estimate.of(*values)
+    assert estimate.high is not None
+    # Beyond ten degrees of freedom an approximation to a quarter of a percent.
+    assert estimate.high - mean == pytest.approx(quantile * deviation / math.sqrt(count), rel=2.5e-3)
+
+
+def test_one_value_has_no_interval() -> None:
+    estimate = Estimate.of(0.7)
+    assert (estimate.values, estimate.mean, estimate.low, estimate.high) == ((0.7,), 0.7, None, None)
+    assert estimate.sign() == 0
+    with pytest.raises(ValueError, match="needs a value"):
+        Estimate.of()
+
+
+@pytest.mark.parametrize(("values", "sign"), [((1.0, 2.0), 0), ((1.0, 1.1, 1.2), 1), ((-1.0, -1.1, -1.2), -1)])
+def test_sign(values: tuple[float, ...], sign: int) -> None:
+    assert Estimate.of(*values).sign() == sign
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_a_record_survives_its_file(budget: Any, tmp_path: Path) -> None:
+    record = make_record(FIRST, make_outcome(), budget=budget)
+    write_json(tmp_path / "first-one.json", record.to_dict())
+    assert Record.read(tmp_path / "first-one.json") == record
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": 99}, "no record that this version of exsel reads (format 1, got 99)"),
+        ({"outcome": {}}, "is damaged (first-one.outcome has or lacks 'charts', 'conclusion'"),
+        ({"outcome": 1}, "first-one.outcome is 1"),
+        ({"surprise": 1}, "first-one has or lacks 'surprise'"),
+        ({"budget": "large"}, "first-one.budget is 'large'"),
+        ({"seeds": [0, "1"]}, "first-one.seeds[1] is '1'"),
+        ({"seeds": 0}, "first-one.seeds is 0"),
+        ({"seconds": True}, "first-one.seconds is True"),
+        ({"seconds": 10**400}, "first-one.seconds is 1000"),
+        ({"machine": []}, "first-one.machine is []"),
+        ({"git_revision": 3}, "first-one.git_revision is 3"),
+    ],
+)
+def test_damaged_records_are_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    path = tmp_path / "first-one.json"
+    write_json(path, {**make_record(FIRST, make_outcome()).to_dict(), **change})
+    with pytest.raises(ExselError) as refused:
+        Record.read(path)
+    assert message in str(refused.value)
+    assert str(path) in str(refused.value)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def test_a_curve_has_a_value_for_each_place() -> None:
+    with pytest.raises(ValueError, match="'baseline' has not as many values as places"):
+        Curve(label="baseline", x=(1.0, 2.0), y=(1.0,))
+
+
+def test_what_is_no_record_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "list.json"
+    write_json(path, [1, 2])
+    with pytest.raises(ExselError, match="no record"):
+        Record.read(path)
+    path.write_text("{")
+    with pytest.raises(ExselError, match="not JSON"):
+        Record.read(path)
