@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import re
 import subprocess
 import sys
@@ -75,5 +76,4 @@ def test_what_from_pretrained_returns_is_known_to_type_checkers() -> None:
 
 
 def test_version_is_that_of_the_package_metadata() -> None:
-    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    assert f'version = "{exsel.__version__}"' in text
+    assert importlib.metadata.version("exsel") == exsel.__version__

@@ -11,8 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from exsel.registration import register as _register
-
-__version__ = "0.1.0"
+from exsel.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from exsel import nn

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-import exsel
+from exsel import functional
 from exsel.bench.cases import Case
 from exsel.bench.measuring import Contender, Refused
 from exsel.bench.plain_forms import dot_form, normalize_form, scale_form
@@ -69,12 +69,12 @@ def contenders(case: Case, clock: Clock, wanted: Collection[str]) -> list[Conten
 
     def ours(backend: Any) -> dict[str, Form]:
         def exclusive(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            return exsel.attention(
+            return functional.attention(
                 query, key, value, is_causal=True, enable_gqa=grouped, exclusive=True, backend=backend
             )
 
         def both(query: Tensor, key: Tensor, value: Tensor, query_scale: Tensor, value_scale: Tensor) -> Tensor:
-            return exsel.attention(
+            return functional.attention(
                 query,
                 key,
                 value,

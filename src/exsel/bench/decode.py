@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import exsel
+from exsel import functional
 from exsel.bench.attention import (
     DOT,
     EAGER,
@@ -54,7 +54,7 @@ def contenders(case: Case, clock: Clock, wanted: Collection[str]) -> list[Conten
 
     def ours(backend: Any) -> Form:
         def exclusive(query: Tensor, key: Tensor, value: Tensor, own_value: Tensor) -> Tensor:
-            return exsel.attention(
+            return functional.attention(
                 query, key, value, enable_gqa=grouped, exclusive=True, own_value=own_value, backend=backend
             )
 

@@ -9,8 +9,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
-import exsel
 from exsel.errors import ExselError, first_line, is_out_of_memory
+from exsel.version import __version__
 
 #: What each command does; its module is ``exsel.cli.NAME`` with ``add_arguments(parser)`` and ``run(arguments) -> int``
 COMMANDS = {
@@ -51,7 +51,7 @@ def run_command(program: str, commands: Mapping[str, tuple[str, str]], arguments
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     parser = _Parser(prog=program, description="Exclusive and selective attention for PyTorch Transformers.")
-    parser.add_argument("-V", "--version", action="version", version=f"exsel {exsel.__version__}")
+    parser.add_argument("-V", "--version", action="version", version=f"exsel {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (module, text) in commands.items():
         # Abbreviated flags would escape those who look at what was given.

@@ -18,6 +18,7 @@ from exsel.errors import ExselError
 from exsel.lengths import check_positions, context_of
 from exsel.nn.attention import Exclusive
 from exsel.upgrading.apply import UNSAVED
+from exsel.version import __version__
 
 #: From here on a layer that materialises its attention matrix is worth a note.
 _MANY_TOKENS = 4096
@@ -95,7 +96,7 @@ def diagnose(
         raise ExselError(f"no self-attention of this {type(model).__name__} could be watched ({reasons})")
     source = str(getattr(getattr(model, "config", None), "name_or_path", "")).removesuffix(UNSAVED)
     return Diagnosis(
-        exsel_version=_version(),
+        exsel_version=__version__,
         model={
             "name": source or type(model).__name__,
             "class": type(model).__name__,
@@ -296,12 +297,6 @@ def _check(model: nn.Module, batch: Mapping[str, Any], index: int, notes: list[s
 def _note(notes: list[str], note: str) -> None:
     if note not in notes:
         notes.append(note)
-
-
-def _version() -> str:
-    import exsel
-
-    return exsel.__version__
 
 
 def _words(ids: list[int], tokenizer: Any) -> list[str]:

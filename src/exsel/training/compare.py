@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import exsel
 from exsel.data import PackedData
 from exsel.errors import ExselError
 from exsel.files import locked, write_json
@@ -19,6 +18,7 @@ from exsel.training.monitor import Progress
 from exsel.training.run import check_begun, train_run
 from exsel.training.settings import VARIANTS, Settings
 from exsel.training.summary import summarise
+from exsel.version import __version__
 
 _SCHEMA = 1
 # What of the settings differs from run to run and so belongs to the runs, not to the comparison.
@@ -121,7 +121,7 @@ def _results(
     model_config = first.model_config(data.description.vocab_size, None).to_dict()
     return {
         "schema": _SCHEMA,
-        "exsel_version": exsel.__version__,
+        "exsel_version": __version__,
         "command": command,
         "started": started,
         "git_revision": git_revision(),

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-import exsel
 from exsel.errors import ExselError
+from exsel.version import __version__
 
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "triton")
 
@@ -76,7 +76,7 @@ def describe_machine(device: str) -> dict[str, Any]:
         "memory_bytes": psutil.virtual_memory().total,
         "device": torch.cuda.get_device_name(device) if is_cuda else device,
         "python": platform.python_version(),
-        "exsel": exsel.__version__,
+        "exsel": __version__,
         **versions,
     }
 
@@ -93,7 +93,7 @@ def _processor() -> str:
 
 def git_revision() -> str | None:
     """The commit of the source tree that exsel runs from, with ``+`` where files differ; None if it is installed."""
-    folder = Path(exsel.__file__).parent
+    folder = Path(__file__).parents[1]
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(folder), *arguments]

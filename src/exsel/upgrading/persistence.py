@@ -19,6 +19,7 @@ from exsel.upgrading.apply import Step, insert_all
 from exsel.upgrading.instances import Upgraded, check_whole
 from exsel.upgrading.planning import targets
 from exsel.upgrading.rewriting import CHILD
+from exsel.version import __version__
 
 #: The version of :class:`Description`'s form; a reader of one form refuses a later one.
 FORMAT = 1
@@ -46,8 +47,6 @@ def describe(model: nn.Module) -> Description | None:
     Raises:
         UpgradeError: mechanisms that a saved model cannot carry, such as those of an adapter.
     """
-    from exsel import __version__
-
     check_whole(model)
     alike: dict[tuple[ExclusiveConfig | None, SelectiveConfig | None], list[str]] = {}
     for name, module in model.named_modules():
@@ -76,8 +75,6 @@ def check(description: Any) -> Description:
     if not isinstance(description, dict) or type(description.get("format")) is not int:
         raise LoadError(f"the configuration's 'exsel' entry has no format: {description!r:.80}; it is damaged")
     if description["format"] > FORMAT:
-        from exsel import __version__
-
         raise LoadError(
             f"this model was saved by exsel {description.get('version')} in format {description['format']}, and exsel "
             f"{__version__} reads up to format {FORMAT}: pip install -U 'exsel>={description.get('version')}'"
