@@ -25,7 +25,7 @@ from transformers import (
 import exsel
 from cli.conftest import run_main
 from cli.test_mistakes import assert_refused
-from exsel.diagnostics.report import layout
+from exsel.diagnostics.report import diagnosis_folder
 
 TEXT = "the quick brown fox jumps over the lazy dog, höher. " * 8
 
@@ -52,7 +52,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def diagnosed(folder: Path, name: str = layout.RESULTS) -> dict[str, Any]:
+def diagnosed(folder: Path, name: str = diagnosis_folder.RESULTS) -> dict[str, Any]:
     values: dict[str, Any] = json.loads((folder / name).read_text())
     return values
 
@@ -75,7 +75,7 @@ def test_a_run_is_diagnosed_on_files(trained: Path, tmp_path: Path) -> None:
     for layer in found["layers"]:
         own = next(line for line in lines if line[:1] == [str(layer["layer"])])
         assert float(own[1].replace("−", "-")) == pytest.approx(layer["metrics"]["similarity"]["mean"], abs=6e-3)
-    written = [layout.REPORT, layout.TOKENS, layout.RESULTS, layout.FIGURES]
+    written = [diagnosis_folder.REPORT, diagnosis_folder.TOKENS, diagnosis_folder.RESULTS, diagnosis_folder.FIGURES]
     assert outcome.out.splitlines()[-3:] == [str(out / name) for name in written[:3]]
     assert "Attention's output" in outcome.out
 
@@ -115,7 +115,7 @@ def test_one_model_against_another(models: Path, tmp_path: Path) -> None:
     arguments = ["--against", models / "llama", "--text", "one text for both", "--out", tmp_path / "out"]
     outcome = run_main("diagnose", models / "upgraded", *arguments)
     assert outcome.code == 0, outcome.err
-    ours, theirs = diagnosed(tmp_path / "out"), diagnosed(tmp_path / "out", layout.AGAINST)
+    ours, theirs = diagnosed(tmp_path / "out"), diagnosed(tmp_path / "out", diagnosis_folder.AGAINST)
     assert ours["layers"][0]["strength"] == [1.0, 1.0]
     assert theirs["layers"][0]["strength"] is None
     assert ours["pictures"][0]["tokens"] == theirs["pictures"][0]["tokens"]
@@ -127,7 +127,7 @@ def test_both_models_read_sequences_that_suit_either(models: Path, tmp_path: Pat
     (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
     arguments = ["--against", models / "gpt2", "--data", tmp_path / "text.txt", "--out", tmp_path / "out"]
     assert run_main("diagnose", models / "llama", *arguments).code == 0
-    ours, theirs = diagnosed(tmp_path / "out"), diagnosed(tmp_path / "out", layout.AGAINST)
+    ours, theirs = diagnosed(tmp_path / "out"), diagnosed(tmp_path / "out", diagnosis_folder.AGAINST)
     assert ours["data"] == theirs["data"]
     assert ours["data"]["longest"] == 48  # of the contexts 64 and 48
     assert ours["pictures"][0]["tokens"] == theirs["pictures"][0]["tokens"]
@@ -160,9 +160,9 @@ def test_only_a_diagnosis_is_replaced(models: Path, tmp_path: Path) -> None:
     assert_refused(run_main(*arguments, "--overwrite"), "holds files that `exsel diagnose` did not write")
     (out / "mine.txt").unlink()
     assert run_main(*arguments).code == 0
-    first = (out / layout.RESULTS).read_text()
+    first = (out / diagnosis_folder.RESULTS).read_text()
     assert_refused(run_main(*arguments), "is not empty: add --overwrite to replace it")
-    assert (out / layout.RESULTS).read_text() == first
+    assert (out / diagnosis_folder.RESULTS).read_text() == first
     assert run_main(*arguments, "--overwrite").code == 0
 
 

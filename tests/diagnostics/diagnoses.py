@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from exsel.diagnostics.catalogue import METRICS, PICTURED
 from exsel.diagnostics.diagnosis import Diagnosis
+from exsel.diagnostics.metrics import METRICS, PICTURED
 
 WORDS = ("def", " attend", "(", "query", ")", ":", "\n", "\t", "return", " größer", "", "�")
 TEMPERATURES = ("query_temperature", "key_temperature", "value_temperature")

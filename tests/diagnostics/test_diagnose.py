@@ -21,7 +21,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 import exsel
 from diagnostics.brute_force import Call, Places, aggregated, by_token, one_sequence
-from exsel.diagnostics.catalogue import METRICS
+from exsel.diagnostics.metrics import METRICS
 from upgrading.architectures import IDS, PIXELS, TOKENS, inputs, plain
 
 NAMES = [metric.name for metric in METRICS]

@@ -16,10 +16,10 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
 
 from diagnostics.diagnoses import HOSTILE, build
-from exsel.diagnostics.catalogue import METRICS
 from exsel.diagnostics.diagnosis import Diagnosis
-from exsel.diagnostics.report import figures, layout, page, write
-from exsel.diagnostics.report.reading import sides_of
+from exsel.diagnostics.metrics import METRICS
+from exsel.diagnostics.report import diagnosis_folder, diagnosis_page, figures, write
+from exsel.diagnostics.report.diagnosed_models import diagnosed_models
 
 
 class Reader(HTMLParser):
@@ -79,8 +79,8 @@ class Reader(HTMLParser):
 
 
 def render(diagnosis: Diagnosis, against: Diagnosis | None = None, *, with_figures: bool = False) -> str:
-    sides = sides_of(diagnosis, against)
-    return page.render(sides, figures.drawings(sides) if with_figures else [])
+    sides = diagnosed_models(diagnosis, against)
+    return diagnosis_page.render(sides, figures.drawings(sides) if with_figures else [])
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +201,11 @@ def test_hostile_text_stays_text() -> None:
         machine={HOSTILE: HOSTILE},
     )
     found.layers[0]["gaps"]["query_temperature"] = HOSTILE
-    for source in (render(found), page.render_tokens(sides_of(found)), render(found, replace(found, notes=[]))):
+    for source in (
+        render(found),
+        diagnosis_page.render_tokens(diagnosed_models(found)),
+        render(found, replace(found, notes=[])),
+    ):
         reader = Reader(source)
         assert "img" not in reader.tags
         assert len(reader.scripts) == 2
@@ -214,16 +218,16 @@ def test_without_a_text_there_is_no_script() -> None:
     reader = Reader(render(replace(build(), pictures=[])))
     assert reader.scripts == []
     assert "script-src" not in reader.policy
-    assert not page.has_tokens(sides_of(replace(build(), pictures=[])))
+    assert not diagnosis_page.has_tokens(diagnosed_models(replace(build(), pictures=[])))
 
 
 def test_every_figure_is_known_to_the_folder_and_holds_no_fixed_colour(upgraded: str) -> None:
     pairs = [(build(upgraded=True), None), (build(upgraded=True, layers=5), build()), (build(), build())]
     for diagnosis, against in pairs:
-        for drawing in figures.drawings(sides_of(diagnosis, against)):
-            assert layout._is_figure(drawing.name)
+        for drawing in figures.drawings(diagnosed_models(diagnosis, against)):
+            assert diagnosis_folder._is_figure(drawing.name)
     drawn = re.findall(r'<svg viewBox="0 0 [^>]*role="img".*?</svg>', upgraded, re.DOTALL)
-    assert len(drawn) == len(figures.drawings(sides_of(build(upgraded=True))))
+    assert len(drawn) == len(figures.drawings(diagnosed_models(build(upgraded=True))))
     for figure in drawn:
         assert re.findall(r"#[0-9a-f]{6}\b(?!\))", re.sub(r'"#[^"]*"', "", figure)) == []
 
@@ -235,33 +239,33 @@ def test_writing_makes_every_file_and_removes_only_its_own(tmp_path: Path, monke
     (folder / "figures").mkdir(parents=True)
     stale = [folder / "figures" / name for name in ("strength-layers.svg", "similarity-heads-difference.png")]
     foreign = [folder / "notes.txt", folder / "figures" / "mine.svg"]
-    for path in (*stale, *foreign, folder / layout.AGAINST):
+    for path in (*stale, *foreign, folder / diagnosis_folder.AGAINST):
         path.write_text("older")
     found = build(layers=1, heads=1)
     assert found.write(str(folder)) == folder / "report.html"
-    assert Diagnosis.from_dict(json.loads((folder / layout.RESULTS).read_text())) == found
-    assert layout.is_diagnosis(folder)
+    assert Diagnosis.from_dict(json.loads((folder / diagnosis_folder.RESULTS).read_text())) == found
+    assert diagnosis_folder.is_diagnosis(folder)
     for damaged in ("", "{", "[" * 100_000):
-        (folder / layout.RESULTS).write_text(damaged)
-        assert layout.is_diagnosis(folder)
-    assert (folder / layout.TOKENS).read_text().startswith("<!doctype html>")
-    drawn = [drawing.name for drawing in figures.drawings(sides_of(found))]
+        (folder / diagnosis_folder.RESULTS).write_text(damaged)
+        assert diagnosis_folder.is_diagnosis(folder)
+    assert (folder / diagnosis_folder.TOKENS).read_text().startswith("<!doctype html>")
+    drawn = [drawing.name for drawing in figures.drawings(diagnosed_models(found))]
     written = {path.name for path in (folder / "figures").iterdir()}
     assert written == {f"{name}{kind}" for name in drawn for kind in (".svg", ".png", ".pdf")} | {"mine.svg"}
     for name in drawn:
         assert (folder / "figures" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
         assert (folder / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert (folder / "figures" / f"{name}.svg").read_text().startswith("<svg xmlns=")
-    assert not (folder / layout.AGAINST).exists()
+    assert not (folder / diagnosis_folder.AGAINST).exists()
     assert [path.read_text() for path in foreign] == ["older", "older"]
-    layout.clear(folder)
+    diagnosis_folder.clear(folder)
     assert sorted(path.name for path in folder.rglob("*") if path.is_file()) == ["mine.svg", "notes.txt"]
 
 
 def test_the_other_model_s_numbers_are_kept_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(figures, "drawings", lambda sides: [])
     write(build(), tmp_path, build(name="other"))
-    assert json.loads((tmp_path / layout.AGAINST).read_text())["model"]["name"] == "other"
+    assert json.loads((tmp_path / diagnosis_folder.AGAINST).read_text())["model"]["name"] == "other"
 
 
 def test_the_page_is_the_same_every_time(upgraded: str) -> None:

@@ -10,8 +10,8 @@ import pytest
 
 from diagnostics.diagnoses import HOSTILE, build
 from exsel.diagnostics.diagnosis import Diagnosis
-from exsel.diagnostics.report import headline, notebook_html, text
-from exsel.diagnostics.report.reading import difference, last_parts, shortened, shown, sides_of, spans
+from exsel.diagnostics.report import headline, notebook_html, token_text
+from exsel.diagnostics.report.diagnosed_models import diagnosed_models, difference, last_parts, shortened, shown, spans
 
 
 def of_similarity(mean: float, after: float | None = None) -> Diagnosis:
@@ -57,7 +57,7 @@ def test_without_a_similarity_the_headline_says_why() -> None:
 
 
 def test_models_of_one_name_are_told_apart() -> None:
-    assert [side.name for side in sides_of(build(), build())] == ["plain (first)", "plain (second)"]
+    assert [side.name for side in diagnosed_models(build(), build())] == ["plain (first)", "plain (second)"]
     long = "a" * 30 + "/" + "b" * 30
     assert len(shortened(long)) <= 40
     assert shortened(long).startswith("aaa")
@@ -96,12 +96,12 @@ def test_spans_of_layers() -> None:
 
 
 def test_gaps_are_put_together_by_reason() -> None:
-    gaps = sides_of(build(layers=4, lacking=(0, 1, 3)))[0].gaps()
+    gaps = diagnosed_models(build(layers=4, lacking=(0, 1, 3)))[0].gaps()
     assert ("Spikiness", "weights out of sight", "layers 0–1, 3") in gaps
     assert ("Query temperature", "no temperatures", "all layers") in gaps
     found = build()
     found.layers[1]["metrics"]["sink_mass"]["mean"] = None
-    assert ("Sink mass", "nothing was counted", "layer 1") in sides_of(found)[0].gaps()
+    assert ("Sink mass", "nothing was counted", "layer 1") in diagnosed_models(found)[0].gaps()
 
 
 class TestText:
@@ -122,24 +122,24 @@ class TestText:
         ],
     )
     def test_every_token_can_be_seen(self, token: str, shown: str) -> None:
-        assert text.visible(token) == shown
+        assert token_text.visible(token) == shown
 
     def test_numbers_are_held_as_finely_as_the_scale_needs(self) -> None:
         found = build(words=["a", "b", "c"], layers=1, heads=1)
         values = [1.15123456, 1.15223456, 1.15323456]
         found.pictures[0]["layers"][0]["values"] = {"similarity": [values]}
-        reader = text.reader(sides_of(found))
+        reader = token_text.reader(diagnosed_models(found))
         assert reader is not None
         held = json.loads(reader.data)["panels"][0]["measures"]["similarity"]
         assert held["all"] == held["layers"]["0"] == held["heads"]["0"][0] == [1.15123, 1.15223, 1.15323]
         assert [token.shade for token in reader.texts[0].tokens] == [0, 4, 8]
-        assert text.rounded(0.000123456) == 0.000123
-        assert text.rounded(12345.6) == 12346
-        assert text.rounded(0.0) == 0
+        assert token_text.rounded(0.000123456) == 0.000123
+        assert token_text.rounded(12345.6) == 12346
+        assert token_text.rounded(0.0) == 0
 
     def test_the_average_is_that_of_all_layers_and_heads(self) -> None:
         found = build(layers=5, heads=3)
-        reader = text.reader(sides_of(found))
+        reader = token_text.reader(diagnosed_models(found))
         assert reader is not None
         rows = [row for layer in found.pictures[0]["layers"] for row in layer["values"]["self_weight"]]
         by_hand = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
@@ -149,25 +149,25 @@ class TestText:
     def test_a_few_tokens_far_out_do_not_flatten_the_rest(self) -> None:
         values = [1000.0, *(float(value) for value in range(99))]
         panels = [{"measures": {"similarity": {"all": values}}}]
-        low, high = text.scale_of(panels, "similarity")
+        low, high = token_text.scale_of(panels, "similarity")
         assert 0 <= low <= 2
         assert 96 <= high <= 98
-        assert text.shade(1000.0, low, high) == text.SHADES
-        assert text.shade(5.0, 3.0, 3.0) == 0
+        assert token_text.shade(1000.0, low, high) == token_text.SHADES
+        assert token_text.shade(5.0, 3.0, 3.0) == 0
 
     def test_a_large_model_keeps_its_layers_and_says_what_is_left_out(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        sides = sides_of(build(layers=4, heads=3))
-        whole = text.reader(sides)
+        sides = diagnosed_models(build(layers=4, heads=3))
+        whole = token_text.reader(sides)
         assert whole is not None
         assert (whole.heads, whole.layers, whole.note) == (3, [0, 1, 2, 3], "")
-        monkeypatch.setattr(text, "MOST_OF_HEADS", 100)
-        by_layer = text.reader(sides)
+        monkeypatch.setattr(token_text, "MOST_OF_HEADS", 100)
+        by_layer = token_text.reader(sides)
         assert by_layer is not None
         assert (by_layer.heads, by_layer.layers) == (0, [0, 1, 2, 3])
         assert "Single heads are left out here" in by_layer.note
         assert len(by_layer.data) < len(whole.data) / 2
-        monkeypatch.setattr(text, "MOST_OF_LAYERS", 10)
-        average = text.reader(sides)
+        monkeypatch.setattr(token_text, "MOST_OF_LAYERS", 10)
+        average = token_text.reader(sides)
         assert average is not None
         assert (average.heads, average.layers) == (0, [])
         assert "Single layers and heads are left out here" in average.note
@@ -177,24 +177,24 @@ class TestText:
         one = found.pictures[0]["layers"][0]["values"]
         rows = {name: values * 16 for name, values in one.items()}
         found.pictures[0]["layers"] = [{"layer": layer, "values": rows} for layer in range(48)]
-        reader = text.reader(sides_of(found))
+        reader = token_text.reader(diagnosed_models(found))
         assert reader is not None
         assert len(reader.data) < 1_000_000
 
     def test_a_temperature_comes_first_where_it_differs(self) -> None:
         found = build(upgraded=True)
-        assert text.reader(sides_of(found)).measure == "query_temperature"  # type: ignore[union-attr]
-        assert text.reader(sides_of(found, build())).measure == "similarity"  # type: ignore[union-attr]
+        assert token_text.reader(diagnosed_models(found)).measure == "query_temperature"  # type: ignore[union-attr]
+        assert token_text.reader(diagnosed_models(found, build())).measure == "similarity"  # type: ignore[union-attr]
         for layer in found.pictures[0]["layers"]:
             for name in ("query_temperature", "value_temperature"):
                 layer["values"][name] = [[1.0] * 12] * 2
-        assert text.reader(sides_of(found)).measure == "similarity"  # type: ignore[union-attr]
+        assert token_text.reader(diagnosed_models(found)).measure == "similarity"  # type: ignore[union-attr]
 
     def test_nothing_in_the_data_ends_the_script(self) -> None:
-        reader = text.reader(sides_of(build(name=HOSTILE), build(words=[HOSTILE] * 12)))
+        reader = token_text.reader(diagnosed_models(build(name=HOSTILE), build(words=[HOSTILE] * 12)))
         assert reader is not None
         assert "<" not in reader.data
-        assert json.loads(reader.data)["panels"][0]["label"] == sides_of(build(name=HOSTILE))[0].name
+        assert json.loads(reader.data)["panels"][0]["label"] == diagnosed_models(build(name=HOSTILE))[0].name
         assert not reader.has_difference
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import exsel
 from evidence.survey.zoo import build
-from exsel.diagnostics.catalogue import METRICS
+from exsel.diagnostics.metrics import METRICS
 
 #: By type: how many of its layers are watched, and whether their weights are to be seen.
 TYPES = {

@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from exsel.cli.checkpoint import read_context
     from exsel.cli.display import warn
-    from exsel.diagnostics.report import headline, layout
+    from exsel.diagnostics.report import diagnosis_folder, headline
     from exsel.lengths import check_context
     from exsel.training.environment import resolve_device
 
@@ -79,7 +79,13 @@ def run(arguments: argparse.Namespace) -> int:
         _print(each)
     print(f"{headline(*found)}\n\nDrawing the figures …", flush=True)
     folder = found[0].write(arguments.out, *found[1:]).parent
-    for name in (layout.REPORT, layout.TOKENS, layout.RESULTS, layout.AGAINST, layout.FIGURES):
+    for name in (
+        diagnosis_folder.REPORT,
+        diagnosis_folder.TOKENS,
+        diagnosis_folder.RESULTS,
+        diagnosis_folder.AGAINST,
+        diagnosis_folder.FIGURES,
+    ):
         if (folder / name).exists():
             print(folder / name)
     for each in found:
@@ -90,7 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> None:
     from exsel.cli.arguments import check_out
-    from exsel.diagnostics.report import layout
+    from exsel.diagnostics.report import diagnosis_folder
     from exsel.training.layout import is_comparison, is_run
 
     if arguments.text and arguments.data:
@@ -99,7 +105,7 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ExselError("--text is empty: give some text to read")
     check_out(
         arguments,
-        lambda folder: layout.is_diagnosis(folder) and not (is_run(folder) or is_comparison(folder)),
+        lambda folder: diagnosis_folder.is_diagnosis(folder) and not (is_run(folder) or is_comparison(folder)),
         "`exsel diagnose`",
     )
 
@@ -187,9 +193,9 @@ def _batches(rows: Sequence[Sequence[int]], size: int, *, is_pair: bool) -> list
 
 def _print(diagnosis: Diagnosis) -> None:
     from exsel.cli.display import print_table
-    from exsel.diagnostics.report.reading import measured, shown, sides_of
+    from exsel.diagnostics.report.diagnosed_models import diagnosed_models, measured, shown
 
-    side = sides_of(diagnosis)[0]
+    side = diagnosed_models(diagnosis)[0]
     data = diagnosis.data
     print(f"{diagnosis.model['name']} on {data['description']}: {data['sequences']:,} × ≤ {data['longest']:,} tokens\n")
     names = measured([side], _HEADINGS)

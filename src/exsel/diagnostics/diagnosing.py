@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from exsel.diagnostics.diagnosis import Diagnosis
-from exsel.diagnostics.measuring import LayerMeasure
+from exsel.diagnostics.layer_metrics import LayerMetrics
 from exsel.diagnostics.observing import Attended, Layer, Observer
 from exsel.diagnostics.sequences import Streams, Tokens
 from exsel.diagnostics.watching import watch
@@ -36,7 +36,7 @@ def diagnose(
 
     For each layer, head and position: how far the output y_i points along the own value v_i (the attention similarity
     bias), how alike values are, how attention weights are spread, what temperatures there are, and how strongly
-    W = W_q W_kᵀ selects: the metrics of :data:`exsel.diagnostics.catalogue.METRICS`. Weights are recomputed block by
+    W = W_q W_kᵀ selects: the metrics of :data:`exsel.diagnostics.metrics.METRICS`. Weights are recomputed block by
     block and compared with what the layer gave; where they do not give its output, or are not to be seen, the metric
     is a labelled gap.
 
@@ -125,7 +125,7 @@ class _Measurer(Observer):
     def __init__(self, pictured_tokens: int, *, has_encoder: bool) -> None:
         self.pictured_tokens = pictured_tokens
         self.has_encoder = has_encoder
-        self.measures: dict[int, LayerMeasure] = {}
+        self.measures: dict[int, LayerMetrics] = {}
         self.reasons: dict[int, str] = {}
         self.sequences = self.tokens = self.longest = 0
         self.streams = Streams({})
@@ -156,7 +156,7 @@ class _Measurer(Observer):
         if self.counted is None:
             self.counted = tokens
         self.longest = max(self.longest, int(tokens.number.max()))
-        measure = self.measures.setdefault(layer.index, LayerMeasure(layer))
+        measure = self.measures.setdefault(layer.index, LayerMetrics(layer))
         measure.pictured = self._pictured(stream, tokens) if self.is_first else None
         measure.attended(attended, tokens)
 
@@ -175,7 +175,7 @@ class _Measurer(Observer):
         measure = self.measures.get(layer.index)
         return "the data does not reach it" if measure is None else measure.lost
 
-    def pictures(self, measures: list[LayerMeasure], tokenizer: Any) -> list[dict[str, Any]]:
+    def pictures(self, measures: list[LayerMetrics], tokenizer: Any) -> list[dict[str, Any]]:
         """The first tokens of the first sequence, one by one."""
         layers = [
             {"layer": measure.layer.index, "values": values}

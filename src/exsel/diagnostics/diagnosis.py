@@ -26,7 +26,7 @@ class Diagnosis:
         buckets: ``first`` and ``last`` place n of a token in its sequence, from 1, doubling.
         layers: by layer, ``metrics`` by name, each with ``mean``, ``least``, ``most``, ``heads`` (by query head),
             ``buckets`` and ``head_buckets``; and ``gaps``: why a metric is not there. The names are those of
-            :data:`exsel.diagnostics.catalogue.METRICS`.
+            :data:`exsel.diagnostics.metrics.METRICS`.
         left_out: attention modules that could not be watched, with the reason.
         notes: what else the reader should know.
         pictures: some metrics of the first tokens, one by one.

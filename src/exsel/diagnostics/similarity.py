@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from exsel.data import collate
-from exsel.diagnostics import directions
+from exsel.diagnostics import cosines
 from exsel.diagnostics.observing import Attended, Layer, Observer
 from exsel.diagnostics.watching import watch
 from exsel.nn.attention import Exclusive
@@ -24,12 +24,12 @@ class _Cosines(Observer):
         self.counts: dict[int, int] = defaultdict(int)
 
     def attended(self, layer: Layer, attended: Attended) -> None:
-        cosines = directions.similarity(attended.y, attended.own_value)
-        self.before[layer.index] += float(cosines.double().sum())
-        self.counts[layer.index] += cosines.numel()
+        found = cosines.similarity(attended.y, attended.own_value)
+        self.before[layer.index] += float(found.double().sum())
+        self.counts[layer.index] += found.numel()
 
     def excluded(self, layer: Layer, exclusive: Exclusive, y: Tensor, own_value: Tensor, z: Tensor) -> None:
-        self.after[layer.index] += float(directions.similarity_after(z, y, own_value).double().sum())
+        self.after[layer.index] += float(cosines.similarity_after(z, y, own_value).double().sum())
 
     def result(self, layer: Layer) -> dict[str, float | int | None]:
         count = self.counts[layer.index]

@@ -1,7 +1,8 @@
 """What one sees of a diagnosis: a page, its figures, the text shaded token by token, and a table for notebooks.
 
-``layout``, ``reading``, ``sentences``, ``text`` and ``notebook`` need nothing but Python. ``drawing``, ``figures``,
-``heatmaps`` and ``page`` need the extra ``exsel[report]`` and are imported only when a page is made.
+``diagnosis_folder``, ``diagnosed_models``, ``sentences``, ``token_text`` and ``notebook`` need nothing
+but Python. ``drawing``, ``figures``,
+``heatmaps`` and ``diagnosis_page`` need the extra ``exsel[report]`` and are imported only when a page is made.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from exsel.diagnostics.report import layout
+from exsel.diagnostics.report import diagnosis_folder
 from exsel.diagnostics.report.notebook import notebook_html
 from exsel.diagnostics.report.sentences import headline
 
@@ -47,24 +48,24 @@ def write(diagnosis: Diagnosis, folder: Path, against: Diagnosis | None = None) 
 
     for module in ("jinja2", "matplotlib"):
         require(module, "report")
-    from exsel.diagnostics.report import page
+    from exsel.diagnostics.report import diagnosis_page
+    from exsel.diagnostics.report.diagnosed_models import diagnosed_models
     from exsel.diagnostics.report.figures import drawings
-    from exsel.diagnostics.report.reading import sides_of
 
-    figures = folder / layout.FIGURES
+    figures = folder / diagnosis_folder.FIGURES
     figures.mkdir(parents=True, exist_ok=True)
-    sides = sides_of(diagnosis, against)
+    sides = diagnosed_models(diagnosis, against)
     drawn = drawings(sides)
-    written = [layout.RESULTS, layout.REPORT]
-    write_json(folder / layout.RESULTS, diagnosis.to_dict())
+    written = [diagnosis_folder.RESULTS, diagnosis_folder.REPORT]
+    write_json(folder / diagnosis_folder.RESULTS, diagnosis.to_dict())
     if against is not None:
-        write_json(folder / layout.AGAINST, against.to_dict())
-        written.append(layout.AGAINST)
+        write_json(folder / diagnosis_folder.AGAINST, against.to_dict())
+        written.append(diagnosis_folder.AGAINST)
     for drawing in drawn:
-        written += [f"{layout.FIGURES}/{name}" for name in drawing.write(figures)]
-    if page.has_tokens(sides):
-        write_text(folder / layout.TOKENS, page.render_tokens(sides))
-        written.append(layout.TOKENS)
-    write_text(folder / layout.REPORT, page.render(sides, drawn))
-    layout.clear(folder, but=written)
-    return folder / layout.REPORT
+        written += [f"{diagnosis_folder.FIGURES}/{name}" for name in drawing.write(figures)]
+    if diagnosis_page.has_tokens(sides):
+        write_text(folder / diagnosis_folder.TOKENS, diagnosis_page.render_tokens(sides))
+        written.append(diagnosis_folder.TOKENS)
+    write_text(folder / diagnosis_folder.REPORT, diagnosis_page.render(sides, drawn))
+    diagnosis_folder.clear(folder, but=written)
+    return folder / diagnosis_folder.REPORT

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-from exsel.diagnostics.catalogue import METRICS
+from exsel.diagnostics.metrics import METRICS
 
 
 class Definition(NamedTuple):

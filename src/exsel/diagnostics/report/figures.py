@@ -11,12 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, MaxNLocator, ScalarFormatter
 
-from exsel.diagnostics.catalogue import Metric
-from exsel.diagnostics.report.drawing import Drawing
-from exsel.diagnostics.report.heatmaps import maps
-from exsel.diagnostics.report.reading import (
+from exsel.diagnostics.metrics import Metric
+from exsel.diagnostics.report.diagnosed_models import (
     CATALOGUE,
-    Side,
+    DiagnosedModel,
     bucket_label,
     buckets_of,
     difference,
@@ -24,6 +22,8 @@ from exsel.diagnostics.report.reading import (
     measured,
     shown,
 )
+from exsel.diagnostics.report.drawing import Drawing
+from exsel.diagnostics.report.heatmaps import maps
 from exsel.report import svg
 from exsel.report.looks import Series, look
 
@@ -58,17 +58,17 @@ class Point(NamedTuple):
     most: float
 
 
-def model_looks(sides: Sequence[Side]) -> list[Series]:
+def model_looks(sides: Sequence[DiagnosedModel]) -> list[Series]:
     """The look of each model."""
     return [look(side.name, slot) for slot, side in enumerate(sides, start=1)]
 
 
-def measure_looks(sides: Sequence[Side]) -> list[Series]:
+def measure_looks(sides: Sequence[DiagnosedModel]) -> list[Series]:
     """The look of each measure where those of one model are drawn together."""
     return [look(CATALOGUE[name].title, _SLOTS[name]) for name in measured(sides, SIMILARITIES)]
 
 
-def drawings(sides: Sequence[Side]) -> list[Drawing]:
+def drawings(sides: Sequence[DiagnosedModel]) -> list[Drawing]:
     """Every figure for which there are numbers, in the report's order."""
     found: list[Drawing] = []
     names = measured(sides, SIMILARITIES)
@@ -86,21 +86,21 @@ def drawings(sides: Sequence[Side]) -> list[Drawing]:
     return found
 
 
-def is_by_depth(sides: Sequence[Side]) -> bool:
+def is_by_depth(sides: Sequence[DiagnosedModel]) -> bool:
     """Whether layers are drawn at their relative depth, since the models have different numbers of them."""
     return len({_count(side) for side in sides}) > 1
 
 
-def _count(side: Side) -> int:
+def _count(side: DiagnosedModel) -> int:
     return 1 + max((layer["layer"] for layer in side.layers), default=0)
 
 
-def _place(side: Side, layer: Mapping[str, Any], by_depth: bool) -> float:
+def _place(side: DiagnosedModel, layer: Mapping[str, Any], by_depth: bool) -> float:
     index: int = layer["layer"]
     return (index + 0.5) / _count(side) if by_depth else float(index)
 
 
-def _points(side: Side, name: str, by_depth: bool) -> list[Point | None]:
+def _points(side: DiagnosedModel, name: str, by_depth: bool) -> list[Point | None]:
     """By layer; ``None`` where there is a gap, so that no line runs across it."""
     points: list[Point | None] = []
     for layer in side.layers:
@@ -114,7 +114,7 @@ def _points(side: Side, name: str, by_depth: bool) -> list[Point | None]:
     return points
 
 
-def _strengths(side: Side, by_depth: bool = False) -> list[Point | None]:
+def _strengths(side: DiagnosedModel, by_depth: bool = False) -> list[Point | None]:
     points: list[Point | None] = []
     for layer in side.layers:
         heads = layer["strength"]
@@ -126,7 +126,7 @@ def _strengths(side: Side, by_depth: bool = False) -> list[Point | None]:
     return points if any(points) else []
 
 
-def _similarities(side: Side, names: Sequence[str]) -> Drawing:
+def _similarities(side: DiagnosedModel, names: Sequence[str]) -> Drawing:
     lines = [(look(CATALOGUE[name].title, _SLOTS[name]), _points(side, name, False)) for name in names]
     bias = side.means("similarity")
     caption = f"Mean over tokens and heads. cos(yᵢ, vᵢ): {extent(bias)}." if bias else "Mean over tokens and heads."
@@ -137,7 +137,7 @@ def _similarities(side: Side, names: Sequence[str]) -> Drawing:
     )
 
 
-def _by_layer(sides: Sequence[Side], name: str) -> Drawing:
+def _by_layer(sides: Sequence[DiagnosedModel], name: str) -> Drawing:
     by_depth = is_by_depth(sides)
     looks = model_looks(sides)
     lines = [(each, _points(side, name, by_depth)) for each, side in zip(looks, sides, strict=True)]
@@ -155,7 +155,7 @@ def _by_layer(sides: Sequence[Side], name: str) -> Drawing:
     return Drawing(f"{name}-layers", metric.title, caption, draw, looks if len(sides) > 1 else ())
 
 
-def _strength(sides: Sequence[Side]) -> Drawing:
+def _strength(sides: Sequence[DiagnosedModel]) -> Drawing:
     by_depth = is_by_depth(sides)
     looks = model_looks(sides)
     lines = [(each, _strengths(side, by_depth)) for each, side in zip(looks, sides, strict=True)]
@@ -170,7 +170,7 @@ def _strength(sides: Sequence[Side]) -> Drawing:
     return Drawing("strength-layers", title, caption, draw, looks if len(sides) > 1 else ())
 
 
-def _by_position(sides: Sequence[Side], name: str) -> Drawing:
+def _by_position(sides: Sequence[DiagnosedModel], name: str) -> Drawing:
     looks = model_looks(sides)
     buckets = buckets_of(sides)
     lines = [(each, _bucket_points(side, name)) for each, side in zip(looks, sides, strict=True)]
@@ -183,7 +183,7 @@ def _by_position(sides: Sequence[Side], name: str) -> Drawing:
     return Drawing(f"{name}-positions", title, caption, draw, looks if len(sides) > 1 else ())
 
 
-def _bucket_points(side: Side, name: str) -> list[Point | None]:
+def _bucket_points(side: DiagnosedModel, name: str) -> list[Point | None]:
     rows = [found["buckets"] for layer in side.layers if (found := side.metric(layer, name)) is not None]
     points: list[Point | None] = []
     for place in range(len(side.diagnosis.buckets)):
@@ -196,13 +196,13 @@ def _bucket_points(side: Side, name: str) -> list[Point | None]:
     return points
 
 
-def _layer_label(sides: Sequence[Side]) -> str:
+def _layer_label(sides: Sequence[DiagnosedModel]) -> str:
     if not is_by_depth(sides):
         return "layer"
     return f"relative depth ({' and '.join(str(_count(side)) for side in sides)} layers)"
 
 
-def _numbers(sides: Sequence[Side], name: str) -> str:
+def _numbers(sides: Sequence[DiagnosedModel], name: str) -> str:
     if len(sides) == 1:
         return f"Mean over tokens and heads: {extent(sides[0].means(name))}."
     means = [side.mean(name) for side in sides]
@@ -212,7 +212,7 @@ def _numbers(sides: Sequence[Side], name: str) -> str:
     return f"Mean: {', '.join(parts)}{gap}.{f' Not measured in {lacks[0]}.' if lacks else ''}"
 
 
-def _band(sides: Sequence[Side]) -> str:
+def _band(sides: Sequence[DiagnosedModel]) -> str:
     several = any(layer["num_heads"] > 1 for side in sides for layer in side.layers)
     return " Band: from the lowest to the highest head." if several else ""
 

@@ -12,8 +12,16 @@ from matplotlib.patches import PathPatch
 from matplotlib.path import Path
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator
 
+from exsel.diagnostics.report.diagnosed_models import (
+    CATALOGUE,
+    DiagnosedModel,
+    bucket_label,
+    buckets_of,
+    extent,
+    measured,
+    shown,
+)
 from exsel.diagnostics.report.drawing import Drawing
-from exsel.diagnostics.report.reading import CATALOGUE, Side, bucket_label, buckets_of, extent, measured, shown
 from exsel.report import svg
 from exsel.report.formatting import fixed
 
@@ -28,7 +36,7 @@ _MOST_WITH_NUMBERS = 12
 _DEEPEST_WITH_NUMBERS = 0.5
 
 
-def maps(sides: Sequence[Side]) -> list[Drawing]:
+def maps(sides: Sequence[DiagnosedModel]) -> list[Drawing]:
     """Maps of one model, or of two and of what they differ by."""
     found = []
     for where, names in (("heads", _OF_HEADS if len(sides) == 1 else _OF_HEADS[:1]), ("buckets", _OF_POSITIONS)):
@@ -48,7 +56,9 @@ def maps(sides: Sequence[Side]) -> list[Drawing]:
     return found
 
 
-def _map(sides: Sequence[Side], name: str, where: str, rows: Rows, scale: float, of: str, stem: str) -> Drawing:
+def _map(
+    sides: Sequence[DiagnosedModel], name: str, where: str, rows: Rows, scale: float, of: str, stem: str
+) -> Drawing:
     what = "head" if where == "heads" else "position"
     title = f"{CATALOGUE[name].title} by layer and {what}"
     if len(sides) == 2:
@@ -63,7 +73,7 @@ def _map(sides: Sequence[Side], name: str, where: str, rows: Rows, scale: float,
     return Drawing(f"{name}-{where}" + (f"-{stem}" if len(sides) == 2 else ""), title, caption, draw)
 
 
-def _rows(side: Side, name: str, where: str) -> Rows:
+def _rows(side: DiagnosedModel, name: str, where: str) -> Rows:
     key = "heads" if where == "heads" else "buckets"
     return {
         layer["layer"]: list(found[key]) if (found := side.metric(layer, name)) is not None else []

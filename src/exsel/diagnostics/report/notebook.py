@@ -5,7 +5,14 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING
 
-from exsel.diagnostics.report.reading import CATALOGUE, Side, measured, shown, sides_of, size_of
+from exsel.diagnostics.report.diagnosed_models import (
+    CATALOGUE,
+    DiagnosedModel,
+    diagnosed_models,
+    measured,
+    shown,
+    size_of,
+)
 from exsel.diagnostics.report.sentences import sentence
 from exsel.report.formatting import compact
 
@@ -52,7 +59,7 @@ _STYLE = """
 
 def notebook_html(diagnosis: Diagnosis) -> str:
     """A sentence and a table as HTML without a script, an id or anything from elsewhere."""
-    side = sides_of(diagnosis)[0]
+    side = diagnosed_models(diagnosis)[0]
     names = measured([side], _COLUMNS)
     model, data = diagnosis.model, diagnosis.data
     about = [
@@ -73,7 +80,7 @@ def notebook_html(diagnosis: Diagnosis) -> str:
     )
 
 
-def _row(side: Side, layer: dict[str, object], names: list[str]) -> str:
+def _row(side: DiagnosedModel, layer: dict[str, object], names: list[str]) -> str:
     cells = []
     for name in names:
         found = side.metric(layer, name)

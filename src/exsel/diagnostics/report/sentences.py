@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from exsel.diagnostics.diagnosis import Diagnosis
-from exsel.diagnostics.report.reading import Side, difference, shown, sides_of
+from exsel.diagnostics.report.diagnosed_models import DiagnosedModel, diagnosed_models, difference, shown
 
 # A mean cosine below this is called hardly any: random directions of a head of 64 numbers have ± 0.125.
 _LITTLE = 0.1
@@ -13,15 +13,15 @@ _LITTLE = 0.1
 
 def headline(diagnosis: Diagnosis, against: Diagnosis | None = None) -> str:
     """What attention's output has of the token's own value, in one sentence for one model and for two."""
-    return sentence(sides_of(diagnosis, against))
+    return sentence(diagnosed_models(diagnosis, against))
 
 
-def sentence(sides: Sequence[Side]) -> str:
+def sentence(sides: Sequence[DiagnosedModel]) -> str:
     """See :func:`headline`."""
     return _one(sides[0]) if len(sides) == 1 else _two(*sides)
 
 
-def _one(side: Side) -> str:
+def _one(side: DiagnosedModel) -> str:
     bias = side.mean("similarity")
     if bias is None:
         return _nothing(side)
@@ -41,7 +41,7 @@ def _one(side: Side) -> str:
     return f"{text}."
 
 
-def _two(side: Side, other: Side) -> str:
+def _two(side: DiagnosedModel, other: DiagnosedModel) -> str:
     reaching, theirs = side.reaching(), other.reaching()
     if reaching is None or theirs is None:
         return _nothing(side if reaching is None else other)
@@ -59,7 +59,7 @@ def _two(side: Side, other: Side) -> str:
     return f"{text}."
 
 
-def _nothing(side: Side) -> str:
+def _nothing(side: DiagnosedModel) -> str:
     reasons = dict.fromkeys(reason for title, reason, _ in side.gaps() if title.startswith("Similarity to the own"))
     words = f": {'; '.join(reasons)}" if reasons else ""
     return f"How far attention's output points along the token's own value could not be measured in {side.name}{words}."

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from exsel.diagnostics.catalogue import PICTURED
-from exsel.diagnostics.report.reading import CATALOGUE, Side
+from exsel.diagnostics.metrics import PICTURED
+from exsel.diagnostics.report.diagnosed_models import CATALOGUE, DiagnosedModel
 from exsel.report.formatting import MISSING
 
 Values = list[float | None]
@@ -88,7 +88,7 @@ class Reader:
     note: str
 
 
-def reader(sides: Sequence[Side]) -> Reader | None:
+def reader(sides: Sequence[DiagnosedModel]) -> Reader | None:
     """What a page shows of the first picture of each model; ``None``: there is none."""
     shown = [(side, side.diagnosis.pictures[0]) for side in sides if side.diagnosis.pictures]
     shown = [(side, picture) for side, picture in shown if picture["layers"] and picture["tokens"]]

@@ -11,10 +11,18 @@ from typing import Any, NamedTuple
 import jinja2
 from markupsafe import Markup
 
-from exsel.diagnostics.report import figures, text
+from exsel.diagnostics.report import figures, token_text
 from exsel.diagnostics.report.definitions import definitions
+from exsel.diagnostics.report.diagnosed_models import (
+    CATALOGUE,
+    DiagnosedModel,
+    difference,
+    measured,
+    same_text,
+    shown,
+    size_of,
+)
 from exsel.diagnostics.report.drawing import Drawing
-from exsel.diagnostics.report.reading import CATALOGUE, Side, difference, measured, same_text, shown, size_of
 from exsel.diagnostics.report.sentences import sentence
 from exsel.report import formatting, templates
 from exsel.report.facts import facts
@@ -67,7 +75,7 @@ class Line(NamedTuple):
     cells: list[Cell]
 
 
-def render(sides: Sequence[Side], drawings: Sequence[Drawing]) -> str:
+def render(sides: Sequence[DiagnosedModel], drawings: Sequence[Drawing]) -> str:
     """Return the report as one HTML document that loads nothing from elsewhere.
 
     Args:
@@ -93,29 +101,29 @@ def render(sides: Sequence[Side], drawings: Sequence[Drawing]) -> str:
     )
 
 
-def render_tokens(sides: Sequence[Side]) -> str:
+def render_tokens(sides: Sequence[DiagnosedModel]) -> str:
     """Return the text shaded token by token as a page of its own; see :func:`has_tokens`."""
     return _template("tokens.html.j2").render(**_shared(sides))
 
 
-def has_tokens(sides: Sequence[Side]) -> bool:
+def has_tokens(sides: Sequence[DiagnosedModel]) -> bool:
     """Whether there is a text to show."""
-    return text.reader(sides) is not None
+    return token_text.reader(sides) is not None
 
 
 def _template(name: str) -> jinja2.Template:
     return templates.environment(_PACKAGE).get_template(name)
 
 
-def _shared(sides: Sequence[Side]) -> dict[str, Any]:
-    reader = text.reader(sides)
+def _shared(sides: Sequence[DiagnosedModel]) -> dict[str, Any]:
+    reader = token_text.reader(sides)
     script = "" if reader is None else resources.files(_PACKAGE).joinpath("tokens.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return {
         "version": sides[0].diagnosis.exsel_version,
         "subject": _subject(sides),
         "reader": reader,
-        "shades": range(text.SHADES + 1),
+        "shades": range(token_text.SHADES + 1),
         "data": "" if reader is None else Markup(reader.data),
         # As it is: the policy allows what has this hash and nothing else.
         "script": Markup(script),
@@ -123,7 +131,7 @@ def _shared(sides: Sequence[Side]) -> dict[str, Any]:
     }
 
 
-def _subject(sides: Sequence[Side]) -> list[str]:
+def _subject(sides: Sequence[DiagnosedModel]) -> list[str]:
     parts = []
     for side in sides:
         parameters = side.diagnosis.model.get("parameters")
@@ -136,7 +144,7 @@ def _subject(sides: Sequence[Side]) -> list[str]:
     return [*parts, size_of(data)]
 
 
-def _tiles(sides: Sequence[Side]) -> list[Tile]:
+def _tiles(sides: Sequence[DiagnosedModel]) -> list[Tile]:
     tiles = []
     if len(sides) == 2:
         reaching = [side.reaching() for side in sides]
@@ -155,7 +163,7 @@ def _tiles(sides: Sequence[Side]) -> list[Tile]:
     return tiles[:_MOST_TILES]
 
 
-def _sections(sides: Sequence[Side], drawings: Sequence[Drawing]) -> list[Section]:
+def _sections(sides: Sequence[DiagnosedModel], drawings: Sequence[Drawing]) -> list[Section]:
     models = figures.model_looks(sides) if len(sides) == 2 else []
     by_measure = figures.measure_looks(sides) if len(sides) == 1 else models
     found = [
@@ -209,7 +217,7 @@ def _sections(sides: Sequence[Side], drawings: Sequence[Drawing]) -> list[Sectio
     return [section for section in found if section.pictures]
 
 
-def _lines(sides: Sequence[Side], names: Sequence[str]) -> list[Line]:
+def _lines(sides: Sequence[DiagnosedModel], names: Sequence[str]) -> list[Line]:
     looks: Sequence[Series | None] = figures.model_looks(sides) if len(sides) == 2 else [None]
     numbers = sorted({layer["layer"] for side in sides for layer in side.layers})
     lines = []
@@ -226,11 +234,11 @@ def _lines(sides: Sequence[Side], names: Sequence[str]) -> list[Line]:
     return lines
 
 
-def _layer(side: Side, number: int) -> dict[str, Any] | None:
+def _layer(side: DiagnosedModel, number: int) -> dict[str, Any] | None:
     return next((layer for layer in side.layers if layer["layer"] == number), None)
 
 
-def _mean(side: Side, number: int | None, name: str) -> float | None:
+def _mean(side: DiagnosedModel, number: int | None, name: str) -> float | None:
     if number is None:
         return side.mean(name)
     layer = _layer(side, number)
@@ -238,7 +246,7 @@ def _mean(side: Side, number: int | None, name: str) -> float | None:
     return None if found is None else float(found["mean"])
 
 
-def _heads(side: Side, number: int | None, name: str) -> str:
+def _heads(side: DiagnosedModel, number: int | None, name: str) -> str:
     """From the lowest to the highest head."""
     layer = None if number is None else _layer(side, number)
     found = None if layer is None else side.metric(layer, name)
@@ -248,7 +256,7 @@ def _heads(side: Side, number: int | None, name: str) -> str:
     return low if low == high else f"{low} … {high}"
 
 
-def _notes(sides: Sequence[Side]) -> list[str]:
+def _notes(sides: Sequence[DiagnosedModel]) -> list[str]:
     notes = [note if len(sides) == 1 else f"{side.name}: {note}" for side in sides for note in side.diagnosis.notes]
     if len(sides) == 2 and not same_text(sides):
         notes.insert(0, "The models read different tokens: their tokenizers or texts differ.")

@@ -21,7 +21,7 @@ _ROUNDINGS = 16
 
 
 @dataclass(frozen=True)
-class Rows:
+class AttentionRows:
     """Each query's row of weights p, in numbers: ``[B, H, T]``.
 
     Args:
@@ -39,7 +39,7 @@ class Rows:
     is_verified: Tensor
 
 
-def rows(mixing: Mixing, tokens: Tokens, y: Tensor, block_bytes: int = BLOCK_BYTES) -> Rows:
+def attention_rows(mixing: Mixing, tokens: Tokens, y: Tensor, block_bytes: int = BLOCK_BYTES) -> AttentionRows:
     """Compute every row of weights, block by block, and what comes out of them.
 
     Args:
@@ -88,7 +88,7 @@ def rows(mixing: Mixing, tokens: Tokens, y: Tensor, block_bytes: int = BLOCK_BYT
         query_size = mixing.query[:, :, block].to(dtype).norm(dim=-1)
         score_size = 1 + abs(mixing.scaling) * query_size * key_size.unsqueeze(-1) + bias_size
         is_verified[..., block] = error <= _ROUNDINGS * eps * score_size * value_size.unsqueeze(-1)
-    return Rows(**found, is_verified=is_verified)
+    return AttentionRows(**found, is_verified=is_verified)
 
 
 def _blocks(count: int, step: int) -> Iterator[slice]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from exsel.diagnostics.sequences import Tokens
 
 
-class Sums:
+class TokenMeans:
     """One metric of one layer.
 
     Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from exsel.diagnostics.catalogue import METRICS
+from exsel.diagnostics.metrics import METRICS
 from exsel.errors import ExselError
 from exsel.files import read_json
 

@@ -6,13 +6,13 @@ from typing import Any
 
 from torch import Tensor
 
-from exsel.diagnostics import directions
-from exsel.diagnostics.catalogue import METRICS, PICTURED
-from exsel.diagnostics.maps import NoMapError, ScoreMap, score_map
+from exsel.diagnostics import cosines
+from exsel.diagnostics.attention_rows import BLOCK_BYTES, attention_rows
+from exsel.diagnostics.metrics import METRICS, PICTURED
 from exsel.diagnostics.observing import Attended, Layer
+from exsel.diagnostics.score_map import NoMapError, ScoreMap, score_map
 from exsel.diagnostics.sequences import Tokens
-from exsel.diagnostics.sums import Sums, of_heads
-from exsel.diagnostics.weights import BLOCK_BYTES, rows
+from exsel.diagnostics.token_means import TokenMeans, of_heads
 from exsel.errors import ExselError
 from exsel.nn.attention import Exclusive
 
@@ -21,18 +21,18 @@ _OF_MAPS = ("token_norm", "operator_norm")
 _NAMES = tuple(metric.name for metric in METRICS)
 
 
-class LayerMeasure:
+class LayerMetrics:
     """The sums of one layer's metrics.
 
     Args:
         layer: the layer.
-        block_bytes: see :func:`exsel.diagnostics.weights.rows`.
+        block_bytes: see :func:`exsel.diagnostics.attention_rows.attention_rows`.
     """
 
     def __init__(self, layer: Layer, block_bytes: int = BLOCK_BYTES) -> None:
         self.layer = layer
         self.block_bytes = block_bytes
-        self.sums: dict[str, Sums] = {}
+        self.sums: dict[str, TokenMeans] = {}
         self.gaps: dict[str, str] = {}
         self.lost = ""
         self.heads = (0, 0, 0)
@@ -66,11 +66,11 @@ class LayerMeasure:
         elif self.heads != (y.shape[1], own_value.shape[1], y.shape[-1]):
             self.lost = "it was called with different numbers of heads"
             return
-        similarity = directions.similarity(y, own_value)
+        similarity = cosines.similarity(y, own_value)
         self._look_at_first(similarity, tokens)
         self._add("similarity", similarity, tokens)
-        self._add("value_similarity", directions.value_similarity(own_value, tokens), tokens, tokens.length > 1)
-        self._add("centred_similarity", directions.centred_similarity(y, own_value, tokens), tokens)
+        self._add("value_similarity", cosines.value_similarity(own_value, tokens), tokens, tokens.length > 1)
+        self._add("centred_similarity", cosines.centred_similarity(y, own_value, tokens), tokens)
         self._add_weights(attended, tokens)
         self._add_token_norm(attended, tokens)
         for kind in self.layer.has:
@@ -84,7 +84,7 @@ class LayerMeasure:
         """Add what a call's exclusive projection did."""
         alpha = exclusive.alpha()
         self.strength = [alpha] * y.shape[1] if isinstance(alpha, float | int) else alpha.double().tolist()
-        self._add("similarity_after", directions.similarity_after(z, y, own_value), tokens)
+        self._add("similarity_after", cosines.similarity_after(z, y, own_value), tokens)
 
     def result(self, num_buckets: int) -> dict[str, Any]:
         """The layer as ``diagnostics.json`` has it."""
@@ -136,7 +136,7 @@ class LayerMeasure:
     def _add(self, name: str, values: Tensor, tokens: Tokens, counted: Tensor | None = None) -> None:
         if name in self.gaps:
             return
-        sums = self.sums.setdefault(name, Sums(values.shape[1]))
+        sums = self.sums.setdefault(name, TokenMeans(values.shape[1]))
         sums.add(values, tokens, tokens.is_real if counted is None else counted)
         if self.pictured is not None and name in PICTURED:
             self.picture[name] = values[0, :, self.pictured].cpu()
@@ -148,7 +148,7 @@ class LayerMeasure:
             self._gap(_OF_WEIGHTS, "attention is written out in the layer: its weights are not seen")
             return
         y = attended.y if attended.in_float32 is None else attended.in_float32()
-        found = rows(attended.mixing, tokens, y, self.block_bytes)
+        found = attention_rows(attended.mixing, tokens, y, self.block_bytes)
         if not found.is_verified.transpose(1, 2)[tokens.is_real].all():
             reason = "the weights computed here do not give the layer's output: a mask or score term that is not known"
             self._gap(_OF_WEIGHTS, reason)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from exsel import exclude
-from exsel.diagnostics.directions import centred_similarity, similarity, similarity_after, value_similarity
+from exsel.diagnostics.cosines import centred_similarity, similarity, similarity_after, value_similarity
 from exsel.diagnostics.sequences import Streams, Tokens
 
 T = 6

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diagnostics.brute_force import Call, by_token, one_sequence
+from exsel.diagnostics.attention_rows import AttentionRows, attention_rows
 from exsel.diagnostics.mixing import Mixing
 from exsel.diagnostics.sequences import Tokens
-from exsel.diagnostics.weights import Rows, rows
 
 B, H, HKV, T, D = 2, 4, 2, 13, 8
 _NAMES = ("self_weight", "sink_mass", "entropy", "spikiness")
@@ -87,14 +87,14 @@ def test_equals_the_formula(name: str, block: int) -> None:
     places = one_sequence(B, T)
     if name == "padding":
         places[1] = [(0, 0)] * 4 + [(2, n + 1) for n in range(T - 4)]
-    found = rows(mixing, tokens_of(name), call.y, block_bytes=block * B * H * T * 8)
+    found = attention_rows(mixing, tokens_of(name), call.y, block_bytes=block * B * H * T * 8)
     expected = by_token(call, places)
     for metric in _NAMES:
         for (row, head, column), value in expected[metric].items():
             assert float(getattr(found, metric)[row, head, column]) == pytest.approx(value, rel=1e-10, abs=1e-12)
     is_real = tokens_of(name).is_real
     assert found.is_verified.transpose(1, 2)[is_real].all()
-    wrong = rows(mixing, tokens_of(name), call.y * 1.01, block_bytes=block * B * H * T * 8)
+    wrong = attention_rows(mixing, tokens_of(name), call.y * 1.01, block_bytes=block * B * H * T * 8)
     assert not wrong.is_verified.transpose(1, 2)[is_real].all()
 
 
@@ -104,7 +104,7 @@ def test_blocks_change_nothing_but_rounding(dtype: torch.dtype) -> None:
     mixing = replace(mixing, **{name: getattr(mixing, name).to(dtype) for name in ("query", "key", "value")})
     y = formula(replace(mixing, **{n: getattr(mixing, n).double() for n in ("query", "key", "value")})).y
     tokens = tokens_of("causal")
-    whole, single = (rows(mixing, tokens, y, block_bytes=size) for size in (2**30, 1))
+    whole, single = (attention_rows(mixing, tokens, y, block_bytes=size) for size in (2**30, 1))
     for name in _NAMES:
         torch.testing.assert_close(getattr(whole, name), getattr(single, name), rtol=1e-5, atol=1e-6)
     assert whole.is_verified.all()
@@ -113,7 +113,7 @@ def test_blocks_change_nothing_but_rounding(dtype: torch.dtype) -> None:
 
 def test_uniform_attention() -> None:
     mixing = replace(random_mixing(is_causal=True), query=torch.zeros(B, H, T, D))
-    found = rows(mixing, tokens_of("causal"), torch.zeros(B, H, T, D))
+    found = attention_rows(mixing, tokens_of("causal"), torch.zeros(B, H, T, D))
     length = torch.arange(1, T + 1).float().expand(B, H, T)
     torch.testing.assert_close(found.spikiness, torch.ones(B, H, T))
     torch.testing.assert_close(found.entropy, length.log())
@@ -126,7 +126,7 @@ def test_one_hot_attention() -> None:
     eye = 30 * torch.eye(T, D + T).expand(B, H, T, D + T)
     mixing = Mixing(eye, eye[:, :HKV], torch.randn(B, HKV, T, D), 1.0)
     y = mixing.value.repeat_interleave(2, dim=1)
-    found = rows(mixing, tokens_of("everything"), y)
+    found = attention_rows(mixing, tokens_of("everything"), y)
     torch.testing.assert_close(found.self_weight, torch.ones(B, H, T))
     torch.testing.assert_close(found.spikiness, torch.full((B, H, T), 1 / T))
     torch.testing.assert_close(found.entropy, torch.zeros(B, H, T))
@@ -138,7 +138,7 @@ def test_an_unknown_term_in_one_row_is_seen() -> None:
     mixing = random_mixing(is_causal=True)
     y = formula(mixing).y
     y[1, 2, 5] += 1e-3
-    found: Rows = rows(mixing, tokens_of("causal"), y)
+    found: AttentionRows = attention_rows(mixing, tokens_of("causal"), y)
     assert (~found.is_verified).nonzero().tolist() == [[1, 2, 5]]
 
 
@@ -159,5 +159,5 @@ def test_no_more_than_a_block_is_there(options: dict[str, Any]) -> None:
     query, key, value = (torch.randn(1, heads, 512, 8) for heads in (4, 2, 2))
     mixing, limit = Mixing(query, key, value, 0.4, **options), 2**17
     with _Largest() as largest:
-        rows(mixing, Tokens.of(None, None, (1, 512)), query, block_bytes=limit)
+        attention_rows(mixing, Tokens.of(None, None, (1, 512)), query, block_bytes=limit)
     assert limit / 2 <= largest.found <= limit < 4 * 512 * 512 * 4

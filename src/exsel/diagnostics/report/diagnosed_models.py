@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from exsel.diagnostics.catalogue import METRICS
 from exsel.diagnostics.diagnosis import Diagnosis
+from exsel.diagnostics.metrics import METRICS
 from exsel.report.formatting import MISSING, fixed, number, three_digits
 from exsel.report.formatting import count as whole
 
@@ -21,7 +21,7 @@ _LONGEST_NAME = 40
 
 
 @dataclass(frozen=True)
-class Side:
+class DiagnosedModel:
     """One of the models that a report is about.
 
     Args:
@@ -80,14 +80,14 @@ class Side:
         ]
 
 
-def sides_of(diagnosis: Diagnosis, against: Diagnosis | None = None) -> list[Side]:
+def diagnosed_models(diagnosis: Diagnosis, against: Diagnosis | None = None) -> list[DiagnosedModel]:
     """The models of a report, the one that it is about first, under names that differ."""
     given = [diagnosis] if against is None else [diagnosis, against]
     full = [str(each.model.get("name") or each.model.get("class") or "model") for each in given]
     names = [shortened(name) for name in last_parts(full)]
     if len(names) == 2 and names[0] == names[1]:
         names = [f"{name} ({place})" for name, place in zip(names, ("first", "second"), strict=True)]
-    return [Side(name, each) for name, each in zip(names, given, strict=True)]
+    return [DiagnosedModel(name, each) for name, each in zip(names, given, strict=True)]
 
 
 def last_parts(names: Sequence[str]) -> list[str]:
@@ -100,7 +100,7 @@ def last_parts(names: Sequence[str]) -> list[str]:
     return list(names)
 
 
-def measured(sides: Sequence[Side], names: Iterable[str]) -> list[str]:
+def measured(sides: Sequence[DiagnosedModel], names: Iterable[str]) -> list[str]:
     """Those of the metrics that some layer of some model has."""
     return [name for name in names if any(side.means(name) for side in sides)]
 
@@ -111,7 +111,7 @@ def size_of(data: Mapping[str, Any]) -> str:
     return f"{whole(sequences)} sequence{'' if sequences == 1 else 's'}, {whole(data.get('tokens'))} tokens"
 
 
-def buckets_of(sides: Sequence[Side]) -> list[dict[str, int]]:
+def buckets_of(sides: Sequence[DiagnosedModel]) -> list[dict[str, int]]:
     """The buckets of positions of the model with the longest sequence, the last one as long as that is."""
     longest = max(sides, key=lambda side: len(side.diagnosis.buckets)).diagnosis
     end = int(longest.data.get("longest") or longest.buckets[-1]["last"]) if longest.buckets else 0
@@ -124,7 +124,7 @@ def bucket_label(bucket: Mapping[str, int]) -> str:
     return str(first) if first == last else f"{first}–{last}"
 
 
-def same_text(sides: Sequence[Side]) -> bool:
+def same_text(sides: Sequence[DiagnosedModel]) -> bool:
     """Whether all models read the same tokens, as far as the pictures show."""
     texts = [[picture["tokens"] for picture in side.diagnosis.pictures] for side in sides]
     counts = [(side.diagnosis.data.get("sequences"), side.diagnosis.data.get("tokens")) for side in sides]
