@@ -15,12 +15,12 @@ from exsel.bench import block
 from exsel.bench.cases import DTYPES, SHAPES, Case
 from exsel.bench.measuring import measure
 from exsel.bench.timing import Clock, make_clock
-from exsel.bench.variants import BASELINE
 from exsel.config import ExclusiveConfig, SelectiveConfig
 from exsel.models import SIZES, ExselConfig, ExselForCausalLM
 from exsel.report.formatting import percent
 from exsel.training.environment import can_compile
 from exsel.training.settings import DEFAULTS
+from exsel.variants import BASELINE
 
 #: The paper's models by our names: layers, width, heads, head size, learning rate. Zhai 2026, Table 1.
 TABLE_1: Mapping[str, tuple[int, int, int, int, float]] = {

@@ -24,7 +24,8 @@ from exsel.training.environment import can_compile
 from exsel.training.layout import MODEL as MODEL_FOLDER
 from exsel.training.quiet import quiet_transformers
 from exsel.training.run import train_run
-from exsel.training.settings import BASELINE, Settings
+from exsel.training.settings import Settings
+from exsel.variants import BASELINE
 
 #: A model that learns what it can in a minute: many small steps find out how to look a key up, few large ones do not.
 MODEL: Mapping[str, Any] = {

@@ -33,7 +33,7 @@ class Variant:
 
     @property
     def mechanisms(self) -> str:
-        """The library's mechanisms of it, a name of :data:`exsel.training.settings.VARIANTS`."""
+        """The library's mechanisms of it, a name of :data:`exsel.variants.VARIANTS`."""
         named = {"exclusive": self.exclusive, "selective": self.selective}
         return "+".join(name for name, config in named.items() if config is not None) or "baseline"
 

@@ -8,8 +8,9 @@ from xml.etree import ElementTree
 from bench.records import record, row
 from exsel.bench.attention import NAMES
 from exsel.bench.picture import _LOOKS, _scale_ratios, write_pictures
-from exsel.bench.variants import BASELINE, VARIANTS
+from exsel.bench.variants import VARIANTS
 from exsel.report import svg
+from exsel.variants import BASELINE
 
 
 def test_svg_and_png(tmp_path: Path) -> None:

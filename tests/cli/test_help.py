@@ -12,7 +12,7 @@ import exsel
 from cli.conftest import run_main
 from exsel.cli import COMMANDS
 from exsel.models import SIZES
-from exsel.training.settings import VARIANTS
+from exsel.variants import VARIANTS
 
 HEAVY = ("torch", "transformers", "matplotlib", "datasets", "rich", "numpy")
 

@@ -4,7 +4,7 @@ import pytest
 
 from evidence.papers import variants
 from evidence.papers.variants import BASELINE, BOTH, EXCLUSIVE, OUTPUT_GATE, SELECTIVE, Variant, exclusive_in, sinks
-from exsel.training.settings import VARIANTS
+from exsel.variants import VARIANTS
 
 ALL = [
     *(value for value in vars(variants).values() if isinstance(value, Variant)),

@@ -12,7 +12,7 @@ from exsel.data import PackedData
 from exsel.errors import ExselError
 from exsel.training.compare import compare, plan
 from exsel.training.run import Interrupted
-from exsel.training.settings import VARIANTS
+from exsel.variants import VARIANTS
 from training.small_runs import Watcher, metrics, small_settings
 
 

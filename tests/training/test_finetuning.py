@@ -20,7 +20,8 @@ from exsel.evaluation import evaluate_loss
 from exsel.nn.insertion import Mechanisms
 from exsel.training.models import build_model, sketch_model
 from exsel.training.parameters import mechanism_names, mechanism_parameters
-from exsel.training.settings import VARIANTS, Settings
+from exsel.training.settings import Settings
+from exsel.variants import VARIANTS
 from training.small_runs import Watcher, interrupted, metrics, small_data, small_settings, train, without_times
 from training.small_sources import write_source
 

@@ -20,7 +20,7 @@ from exsel.training.disk import check_disk
 from exsel.training.layout import checkpoints
 from exsel.training.monitor import Record
 from exsel.training.run import build_model
-from exsel.training.settings import VARIANTS
+from exsel.variants import VARIANTS
 from training.small_runs import Watcher, metrics, small_data, small_settings, train
 
 

@@ -11,7 +11,8 @@ import pytest
 from exsel.config import ExclusiveConfig, SelectiveConfig
 from exsel.errors import ExselError
 from exsel.models import SIZES
-from exsel.training.settings import DEFAULTS, VARIANTS, Settings
+from exsel.training.settings import DEFAULTS, Settings
+from exsel.variants import VARIANTS
 from training.small_runs import small_settings, write_model
 
 

@@ -9,9 +9,10 @@ import torch
 from exsel.bench.cases import Case
 from exsel.bench.measuring import Contender, Refused
 from exsel.bench.timing import Work
-from exsel.bench.variants import BASELINE, VARIANTS, build
+from exsel.bench.variants import VARIANTS, build
 from exsel.models import SIZES
 from exsel.training.environment import can_compile
+from exsel.variants import BASELINE
 
 GROUPS = ("eager", "compiled")
 

@@ -9,8 +9,9 @@ from exsel.bench.block import GROUPS, check_compiler
 from exsel.bench.cases import Case
 from exsel.bench.measuring import Contender
 from exsel.bench.timing import Work
-from exsel.bench.variants import BASELINE, VARIANTS, VOCABULARY, build
+from exsel.bench.variants import VARIANTS, VOCABULARY, build
 from exsel.models import ExselForCausalLM
+from exsel.variants import BASELINE
 
 #: The size and its tokens and sequences a step, where nothing else is said.
 DEFAULTS = {"cpu": ("tiny", 512, 8), "cuda": ("1.4b", 2048, 4)}

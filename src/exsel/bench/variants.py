@@ -12,8 +12,8 @@ from exsel.config import ExclusiveConfig, SelectiveConfig
 from exsel.errors import ExselError
 from exsel.models import SIZES, ExselConfig, ExselForCausalLM
 from exsel.models.modeling import ExselAttention
+from exsel.variants import BASELINE
 
-BASELINE = "baseline"
 #: *naive*: the plain forms, around stock attention.
 VARIANTS = (BASELINE, "exclusive", "exclusive+selective", "naive exclusive", "naive exclusive+selective")
 

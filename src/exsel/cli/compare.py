@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING
 
 from exsel.cli.arguments import add_training_arguments, listed, number, seed
 from exsel.errors import require_all
+from exsel.variants import BASELINE, VARIANTS
 
 if TYPE_CHECKING:
     from exsel.data import PackedData
     from exsel.training.monitor import Progress
 
-_ALL = "baseline,exclusive,selective,exclusive+selective"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags."""
-    parser.add_argument("--variants", type=listed(str), default=_ALL, metavar="NAME[,NAME…]", help="any of %(default)s")
+    parser.add_argument(
+        "--variants", type=listed(str), default=",".join(VARIANTS), metavar="NAME[,NAME…]", help="any of %(default)s"
+    )
     parser.add_argument(
         "--lr", type=listed(number), metavar="X[,X…]", help="peak learning rate; several: a sweep (by model)"
     )
@@ -40,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     variants = [name for name in arguments.variants if name]
     learning_rates = arguments.lr or [default_learning_rate(arguments.model)]
-    settings = build_settings(arguments, variant="baseline", learning_rate=learning_rates[0], seed=arguments.seeds[0])
+    settings = build_settings(arguments, variant=BASELINE, learning_rate=learning_rates[0], seed=arguments.seeds[0])
     runs = plan(settings, variants=variants, learning_rates=learning_rates, seeds=arguments.seeds)
     command = command_line(arguments.given)
 

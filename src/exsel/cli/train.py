@@ -95,7 +95,8 @@ def _fine_tuning_settings(arguments: argparse.Namespace) -> Settings:
     from exsel.cli.arguments import build_settings
     from exsel.lengths import context_of
     from exsel.training.finetuning import read_source, source_variant
-    from exsel.training.settings import FINE_TUNING, VARIANTS
+    from exsel.training.settings import FINE_TUNING
+    from exsel.variants import VARIANTS
 
     for flag, value in (("model", arguments.model), ("tokenizer", arguments.tokenizer)):
         if value is not None:

@@ -12,10 +12,11 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from exsel.report import formatting, summary, svg
 from exsel.report.formatting import number
 from exsel.report.looks import Picture, Series, look
+from exsel.variants import BASELINE, VARIANTS
 
 WIDTH, HEIGHT = 360, 255
 
-_KNOWN = (summary.BASELINE, "exclusive", "selective", "exclusive+selective")
+_KNOWN = tuple(VARIANTS)
 
 Points = list[tuple[float, float]]
 
@@ -148,7 +149,7 @@ def _mark_reach(axes: Axes, results: Mapping[str, Any], key: str) -> None:
         return  # each variant is compared with the baseline at its own rate: there is no one line to draw
     for row in summary.best_rows(results):
         loss = summary.mean(row, "loss")
-        if summary.variant_name(row) == summary.BASELINE and loss is not None:
+        if summary.variant_name(row) == BASELINE and loss is not None:
             axes.axhline(loss, color=svg.MUTED, linewidth=1, linestyle=(0, (1, 2)))
             axes.annotate(
                 "baseline's final loss",

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from exsel.report import formatting, summary
 from exsel.report.formatting import number
+from exsel.variants import BASELINE
 
 Row = Mapping[str, Any]
 
@@ -47,7 +48,7 @@ def verdict(results: Mapping[str, Any]) -> Verdict:
     baseline's final loss in less time.
     """
     rows = [row for row in summary.best_rows(results) if summary.mean(row, "loss") is not None]
-    baseline = next((row for row in rows if summary.variant_name(row) == summary.BASELINE), None)
+    baseline = next((row for row in rows if summary.variant_name(row) == BASELINE), None)
     others = sorted((row for row in rows if row is not baseline), key=_loss)
     if not rows:
         return Verdict("The results hold no final loss, so nothing can be compared.")

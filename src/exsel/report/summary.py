@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 
 from exsel.report import formatting
 from exsel.report.formatting import MISSING, number
-
-BASELINE = "baseline"
+from exsel.variants import BASELINE
 
 HEADINGS = {
     "variant": "Variant",

@@ -16,8 +16,9 @@ from exsel.training.environment import describe_machine, git_revision
 from exsel.training.layout import REPORT, RESULTS, RUNS
 from exsel.training.monitor import Progress
 from exsel.training.run import check_begun, train_run
-from exsel.training.settings import VARIANTS, Settings
+from exsel.training.settings import Settings
 from exsel.training.summary import summarise
+from exsel.variants import VARIANTS
 from exsel.version import __version__
 
 _SCHEMA = 1

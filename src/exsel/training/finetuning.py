@@ -23,9 +23,10 @@ from exsel.nn import Temperature
 from exsel.training.loading import load_whole, read_config
 from exsel.training.parameters import mechanism_names
 from exsel.training.quiet import quiet_transformers
-from exsel.training.settings import BASELINE, VARIANTS, Settings
+from exsel.training.settings import Settings
 from exsel.upgrading import upgrade
 from exsel.upgrading.wrapping import UpgradedFields
+from exsel.variants import BASELINE, VARIANTS
 
 # How far logits may move by rounding alone, as a share of the largest.
 _TOLERANCE = 1e-4
@@ -49,7 +50,7 @@ def read_source(source: str) -> Any:
 
 
 def source_variant(config: Any) -> str:
-    """The variant that a model is already, a name of :data:`exsel.training.settings.VARIANTS`."""
+    """The variant that a model is already, a name of :data:`exsel.variants.VARIANTS`."""
     if isinstance(config, UpgradedFields):
         has = {name for entry in config.exsel["upgrades"] for name in ("exclusive", "selective") if entry[name]}
     else:

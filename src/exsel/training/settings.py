@@ -15,15 +15,7 @@ from exsel.errors import ExselError
 from exsel.files import read_json
 from exsel.models import SIZES, ExselConfig
 from exsel.models.conversion import exsel_values
-
-BASELINE = "baseline"
-#: The mechanisms of each variant, in the order in which they are compared.
-VARIANTS: Mapping[str, frozenset[str]] = {
-    BASELINE: frozenset(),
-    "exclusive": frozenset({"exclusive"}),
-    "selective": frozenset({"selective"}),
-    "exclusive+selective": frozenset({"exclusive", "selective"}),
-}
+from exsel.variants import VARIANTS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +46,7 @@ class Settings:
     """One training run.
 
     Args:
-        variant: a name of :data:`VARIANTS`.
+        variant: a name of :data:`exsel.variants.VARIANTS`.
         seed: of the initial weights and of the order of the blocks.
         learning_rate: at its peak, after the warm-up; it falls along a cosine to a tenth.
         model: a name of :data:`exsel.models.SIZES`, or a path to a transformers configuration; with ``source``

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from exsel.training.settings import BASELINE, VARIANTS
+from exsel.variants import BASELINE, VARIANTS
 
 Run = Mapping[str, Any]
 
