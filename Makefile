@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint reproduce survey bench clean
+.PHONY: demo test lint reproduce survey bench docs clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -31,5 +31,12 @@ lint: .venv/installed  ## formatting, lint and types
 	$(BIN)/mypy
 	$(BIN)/python -m evidence.benchmarks.tables --check
 
+docs: .venv/installed-docs  ## the site, into build/site: a folder of pages that need no server
+	$(BIN)/mkdocs build
+
+.venv/installed-docs: .venv/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
 clean:
-	rm -rf .venv runs
+	rm -rf .venv build runs
