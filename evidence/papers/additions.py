@@ -1,7 +1,7 @@
 """What is put into the library's model to compare its own mechanisms with: sinks, gates, other temperatures.
 
 Each is a function of a model, which it changes in place. What changes attention goes into each layer as a child that
-begins an :class:`exsel.nn.insertion.Insertion` of its own, and composes with both mechanisms; what is another
+begins an :class:`exsel.nn.layer_pass.LayerPass` of its own, and composes with both mechanisms; what is another
 temperature takes the place of the queries' own. All are for training and evaluation on whole causal sequences.
 """
 
@@ -20,7 +20,7 @@ from exsel.functional import exclude
 from exsel.models import ExselForCausalLM
 from exsel.models.modeling import ExselAttention
 from exsel.nn import Temperature
-from exsel.nn.insertion import Insertion, Mechanisms
+from exsel.nn.mechanisms import MechanismPass, Mechanisms
 from exsel.reference import accumulation_dtype
 from exsel.upgrading.apply import insert
 from exsel.upgrading.planning import Target, own_layers
@@ -28,7 +28,7 @@ from exsel.upgrading.planning import Target, own_layers
 _VALUE, _OUTPUT = "v_proj", "o_proj"
 
 
-class _Pass(Insertion):
+class _Pass(MechanismPass):
     """A pass over whole causal sequences, which the additions are written for."""
 
     mechanisms: Any
@@ -43,7 +43,7 @@ class _Pass(Insertion):
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        """See :meth:`exsel.nn.insertion.Insertion.attend`.
+        """See :meth:`exsel.nn.layer_pass.LayerPass.attend`.
 
         Raises:
             RuntimeError: padding, packed documents or a cache.
@@ -70,7 +70,7 @@ class _Addition(Mechanisms):
     def __init__(self, target: Target) -> None:
         super().__init__(target.geometry, None, None, projections={}, scales_projections=False, hidden_size=0)
 
-    def begin(self, *args: Any, **kwargs: Any) -> Insertion:
+    def begin(self, *args: Any, **kwargs: Any) -> MechanismPass:
         """A pass, which needs to know nothing."""
         return self.passes(self)
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from exsel.nn.insertion import Mechanisms
-from exsel.nn.packing import PACKINGS, Packing
+from exsel.nn.mechanisms import Mechanisms
+from exsel.nn.projections import PACKINGS, Packing
 from exsel.upgrading.instances import Upgraded, original_class
 from exsel.upgrading.rewriting import CACHES, CHILD
 

@@ -26,9 +26,9 @@ from evidence.survey.layer_checks import (
     tensors,
 )
 from exsel.config import ExclusiveConfig, SelectiveConfig
-from exsel.nn.attention import Exclusive
-from exsel.nn.insertion import Mechanisms
-from exsel.nn.packing import PACKINGS
+from exsel.nn.exclusive import Exclusive
+from exsel.nn.mechanisms import Mechanisms
+from exsel.nn.projections import PACKINGS
 from exsel.nn.temperature import Temperature
 from exsel.upgrading import planning
 from exsel.upgrading.apply import downgrade, upgrade

@@ -13,7 +13,7 @@ from torch import nn
 import exsel
 from exsel import ExclusiveConfig, SelectiveConfig
 from exsel.nn import Exclusive, Temperature
-from exsel.nn.attention import SelfAttention
+from exsel.nn.self_attention import SelfAttention
 from exsel.training.parameters import scalar_names
 from models.small_models import small_model
 from upgrading.upgraded_models import IDS, llama

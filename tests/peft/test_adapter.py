@@ -13,7 +13,7 @@ from peft_models import llama, lora, tokens, trained
 import exsel
 import exsel.peft
 from budget import assert_greedy
-from exsel.nn.insertion import Mechanisms
+from exsel.nn.mechanisms import Mechanisms
 from exsel.peft import AdapterLayer, ExclusiveAdapterConfig, SelectiveAdapterConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing. is deprecated:FutureWarning")

@@ -10,7 +10,7 @@ from transformers import __version__ as transformers_version
 from evidence.survey.layer_checks import VerificationError
 from evidence.survey.records import survey
 from evidence.survey.verification import verify
-from exsel.nn.insertion import Insertion
+from exsel.nn.mechanisms import MechanismPass
 
 #: One or two of every layout, family and peculiarity: caches, gates, norms, sinks, fused and written-out attention.
 TYPES = {
@@ -66,17 +66,17 @@ def test_a_mistake_is_seen(model_type: str, mistake: str, monkeypatch: pytest.Mo
 
     what, change = MISTAKES[mistake]
     if what == "own_value":
-        before = Insertion._before
+        before = MechanismPass._before
 
         def wrong_before(self, query, key, value):  # type: ignore[no-untyped-def]
             key, value, own_value = before(self, query, key, value)
             return key, value, change(own_value)
 
-        monkeypatch.setattr(Insertion, "_before", wrong_before)
+        monkeypatch.setattr(MechanismPass, "_before", wrong_before)
     else:
-        scaled = Insertion._scaled
+        scaled = MechanismPass._scaled
         monkeypatch.setattr(
-            Insertion, "_scaled", lambda self, kind, states: states if kind == what else scaled(self, kind, states)
+            MechanismPass, "_scaled", lambda self, kind, states: states if kind == what else scaled(self, kind, states)
         )
     specimen = build(model_type)
     with pytest.raises(VerificationError):
@@ -89,7 +89,7 @@ def test_a_projection_behind_an_output_gate_is_seen(monkeypatch: pytest.MonkeyPa
 
     specimen = build("qwen3_next")
     layers = [module for module in specimen.model.modules() if type(module).__name__ == "Qwen3NextAttention"]
-    attend = Insertion.attend
+    attend = MechanismPass.attend
 
     def without_projection(self, function, module, *arguments, **kwargs):  # type: ignore[no-untyped-def]
         exclusive, self.mechanisms.exclusive = self.mechanisms.exclusive, None
@@ -109,7 +109,7 @@ def test_a_projection_behind_an_output_gate_is_seen(monkeypatch: pytest.MonkeyPa
         heads = y.unflatten(-1, (-1, own_value.shape[-1])).transpose(1, 2)
         return (exclusive(heads, own_value).transpose(1, 2).flatten(-2),)
 
-    monkeypatch.setattr(Insertion, "attend", without_projection)
+    monkeypatch.setattr(MechanismPass, "attend", without_projection)
     for layer in layers:
         layer.o_proj.register_forward_pre_hook(behind_the_gate)
     with (

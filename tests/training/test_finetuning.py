@@ -17,7 +17,7 @@ from exsel.config import ExclusiveConfig, SelectiveConfig
 from exsel.data import PackedData, collate, load_data
 from exsel.errors import ExselError
 from exsel.evaluation import evaluate_loss
-from exsel.nn.insertion import Mechanisms
+from exsel.nn.mechanisms import Mechanisms
 from exsel.training.models import build_model, sketch_model
 from exsel.training.parameters import mechanism_names, mechanism_parameters
 from exsel.training.settings import Settings

@@ -16,7 +16,7 @@ from exsel.diagnostics.sequences import Streams, Tokens
 from exsel.diagnostics.watching import watch
 from exsel.errors import ExselError
 from exsel.lengths import check_positions, context_of
-from exsel.nn.attention import Exclusive
+from exsel.nn.exclusive import Exclusive
 from exsel.upgrading.apply import UNSAVED
 from exsel.version import __version__
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from exsel.diagnostics import mixing
 from exsel.diagnostics.mixing import Mixing
 from exsel.diagnostics.observing import Attended, Layer, Observer, Projected
-from exsel.nn.packing import PACKINGS
+from exsel.nn.projections import PACKINGS
 
 ACROSS = "it was called to attend to other tokens than its own"
 

@@ -14,7 +14,7 @@ from exsel.diagnostics.score_map import NoMapError, ScoreMap, score_map
 from exsel.diagnostics.sequences import Tokens
 from exsel.diagnostics.token_means import TokenMeans, of_heads
 from exsel.errors import ExselError
-from exsel.nn.attention import Exclusive
+from exsel.nn.exclusive import Exclusive
 
 _OF_WEIGHTS = ("self_weight", "spikiness", "entropy", "effective_tokens", "sink_mass")
 _OF_MAPS = ("token_norm", "operator_norm")

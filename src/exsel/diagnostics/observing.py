@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from exsel.diagnostics.mixing import Mixing
-from exsel.nn.attention import Exclusive
+from exsel.nn.exclusive import Exclusive
 from exsel.upgrading.planning import Target
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from exsel.diagnostics.observing import Attended, Projected
-from exsel.nn.packing import PACKINGS, Geometry
+from exsel.nn.projections import PACKINGS, Geometry
 from exsel.reference import accumulation_dtype
 
 _ROWS = 512

@@ -12,7 +12,7 @@ from exsel.data import collate
 from exsel.diagnostics import cosines
 from exsel.diagnostics.observing import Attended, Layer, Observer
 from exsel.diagnostics.watching import watch
-from exsel.nn.attention import Exclusive
+from exsel.nn.exclusive import Exclusive
 
 
 class _Cosines(Observer):

@@ -1,6 +1,6 @@
 """Watch every self-attention layer of a model in its forward pass, and leave no trace in it.
 
-A watched layer runs through an insertion, as an upgraded one does (:mod:`exsel.nn.insertion`), which lets the layer's
+A watched layer runs through an insertion, as an upgraded one does (:mod:`exsel.nn.mechanisms`), which lets the layer's
 own mechanisms do what they do and calls the layer's own attention function: the model computes what it always does,
 and an :class:`~exsel.diagnostics.observing.Observer` is shown it.
 """
@@ -19,9 +19,10 @@ from exsel.diagnostics.implementations import watchable_implementations
 from exsel.diagnostics.insertion import ACROSS, WatchedInsertion
 from exsel.diagnostics.observing import Layer, Observer
 from exsel.errors import ExselError
-from exsel.nn.attention import Exclusive, SelfAttention
+from exsel.nn.exclusive import Exclusive
+from exsel.nn.layer_pass import LayerPass
+from exsel.nn.self_attention import SelfAttention
 from exsel.nn.temperature import Temperature
-from exsel.nn.untouched import UNTOUCHED
 from exsel.upgrading import planning
 from exsel.upgrading.apply import insert, remove
 from exsel.upgrading.planning import Target
@@ -124,8 +125,8 @@ class _Watcher(nn.Module):
             return self._watched(self.inner.begin(context=context, **call))  # type: ignore[operator]
         if context is not None:
             self.observer.lost(self.layer, ACROSS)
-            return UNTOUCHED
-        return self._watched(UNTOUCHED)
+            return LayerPass()
+        return self._watched(LayerPass())
 
     def _watched(self, inner: Any) -> WatchedInsertion:
         return WatchedInsertion(self.layer, self.observer, inner, self.tau)

@@ -33,7 +33,7 @@ from exsel.errors import LoadError
 from exsel.kernels.scale import scale_heads
 from exsel.models.configuration import ExselConfig
 from exsel.nn import Exclusive, Temperature
-from exsel.nn.attention import check_strengths
+from exsel.nn.exclusive import check_strengths
 from exsel.nn.temperature import build_temperatures
 from exsel.registration.attention import IMPLEMENTATION
 from exsel.registration.weights import check_weights

@@ -8,8 +8,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from exsel.errors import UpgradeError
-from exsel.nn.insertion import Insertion, Mechanisms
-from exsel.nn.untouched import UNTOUCHED, Untouched
+from exsel.nn.layer_pass import LayerPass
+from exsel.nn.mechanisms import MechanismPass, Mechanisms
 
 
 class AdapterLayer(nn.Module, BaseTunerLayer):
@@ -28,7 +28,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         self.adapters = nn.ModuleDict()
         self.merged_adapters: list[str] = []
 
-    def begin(self, **call: Any) -> Insertion | Untouched:
+    def begin(self, **call: Any) -> MechanismPass | LayerPass:
         """One forward pass with the active adapter, or with none as the layer was; see :meth:`Mechanisms.begin`."""
         active: Any = () if self.disable_adapters else self.active_adapters
         for name in active:
@@ -36,7 +36,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
                 mechanisms = self.adapters[name]
                 assert isinstance(mechanisms, Mechanisms)
                 return mechanisms.begin(**call)
-        return UNTOUCHED
+        return LayerPass()
 
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
         """Make an adapter the active one; those of other methods may be named too.

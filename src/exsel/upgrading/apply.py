@@ -11,7 +11,7 @@ from torch import nn
 
 from exsel.config import ExclusiveArgument, ExclusiveConfig, SelectiveArgument, SelectiveConfig, resolve_layers
 from exsel.errors import UpgradeError
-from exsel.nn.insertion import Mechanisms
+from exsel.nn.mechanisms import Mechanisms
 from exsel.upgrading import guards, instances, planning, processors
 from exsel.upgrading.instances import Upgraded, original_class
 from exsel.upgrading.planning import Target
@@ -56,7 +56,7 @@ def upgrade(
         TypeError: for a mechanism, something else.
 
     Source: Zhai, arXiv:2603.09078 (2026); Zhang et al., NeurIPS 2024, arXiv:2411.12892, which fine-tunes so. Where each
-    mechanism enters a layer: :mod:`exsel.nn.insertion`.
+    mechanism enters a layer: :mod:`exsel.nn.mechanisms`.
     """
     if any(isinstance(module, Upgraded) for module in model.modules()):
         raise UpgradeError(f"this {type(model).__name__} is upgraded already: exsel.downgrade(model) it first")

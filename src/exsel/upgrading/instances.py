@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from exsel.errors import UpgradeError
-from exsel.nn.insertion import Mechanisms
+from exsel.nn.mechanisms import Mechanisms
 from exsel.upgrading import layouts_vision, multihead, processors
 from exsel.upgrading.guards import Guarded, remember
 from exsel.upgrading.rewriting import CHILD, rewrite

@@ -18,7 +18,7 @@ class Layout:
     """The children of an attention module that matter.
 
     Args:
-        projections: by name, how each is packed: a name in :data:`exsel.nn.packing.PACKINGS`.
+        projections: by name, how each is packed: a name in :data:`exsel.nn.projections.PACKINGS`.
         output: only for attention that is written out: the output projection, or ``""`` where the module has none
             and returns what it mixed. ``None``: the module calls an attention function.
         reuses_projections: whether it puts other things than its tokens through its projections, after these.

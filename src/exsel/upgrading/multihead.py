@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from exsel.nn.insertion import Insertion
-from exsel.nn.packing import Geometry
+from exsel.nn.mechanisms import MechanismPass
+from exsel.nn.projections import Geometry
 from exsel.upgrading.layouts import Layout
 from exsel.upgrading.rewriting import READ
 from exsel.upgrading.sources import replacement
@@ -95,7 +95,7 @@ def forward(
     use_causal_hint = is_causal and key_padding_mask is None and not need_weights
     padding = _as_bias(key_padding_mask, query.dtype)
     mask = None if use_causal_hint else _as_bias(attn_mask, query.dtype)
-    insertion: Insertion = self._exsel_begin(position_ids=None if padding is None else _positions(padding))
+    insertion: MechanismPass = self._exsel_begin(position_ids=None if padding is None else _positions(padding))
     heads = _project(self, insertion, query, query if same_value else value)
     states = _Extended(self.bias_k, self.bias_v, self.add_zero_attn)
     keys, values = heads["key"], heads["value"]
@@ -161,7 +161,7 @@ class _Extended:
         return torch.cat(parts, dim=-2)
 
 
-def _project(module: Any, insertion: Insertion, query: Tensor, value: Tensor) -> dict[str, Tensor]:
+def _project(module: Any, insertion: MechanismPass, query: Tensor, value: Tensor) -> dict[str, Tensor]:
     """By kind ``[B, H, T, D]``."""
     bias = module.in_proj_bias
     width = module.embed_dim

@@ -14,7 +14,7 @@ from torch import nn
 
 from exsel.config import ExclusiveConfig, SelectiveConfig
 from exsel.errors import LoadError, UpgradeError
-from exsel.nn.insertion import Mechanisms
+from exsel.nn.mechanisms import Mechanisms
 from exsel.upgrading.apply import Step, insert_all
 from exsel.upgrading.instances import Upgraded, check_whole
 from exsel.upgrading.planning import targets

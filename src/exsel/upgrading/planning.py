@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from exsel.nn.packing import PACKINGS, Geometry
+from exsel.nn.projections import PACKINGS, Geometry
 from exsel.upgrading import instances, layouts, layouts_vision, multihead, paths, processors, trial
 from exsel.upgrading.instances import original_class
 from exsel.upgrading.layouts import Layout

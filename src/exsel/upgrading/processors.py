@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 
 from exsel.errors import UpgradeError
-from exsel.nn.packing import Geometry
+from exsel.nn.projections import Geometry
 from exsel.upgrading.guards import wrap
 from exsel.upgrading.layouts import Layout
 from exsel.upgrading.rewriting import CHILD, READ, attribute_of, begin, is_sdpa, through

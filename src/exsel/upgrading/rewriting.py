@@ -1,4 +1,4 @@
-"""The forward pass of an attention class with calls to an :class:`exsel.nn.insertion.Insertion` put into it.
+"""The forward pass of an attention class with calls to an :class:`exsel.nn.layer_pass.LayerPass` put into it.
 
 What one would do by hand, in a copy of the modelling file: at the layer's projections, its cache and its attention
 function the call goes through the insertion. The rest of the method stays as it is, line numbers too, so that norms,

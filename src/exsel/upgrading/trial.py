@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from exsel.nn.packing import PACKINGS, Geometry
+from exsel.nn.projections import PACKINGS, Geometry
 from exsel.upgrading.rewriting import BEGIN, rewrite
 
 _NUM_TOKENS = 4
@@ -58,7 +58,7 @@ def packing_of(
         cls: a class whose forward pass takes hidden states ``[B, T, E]`` first and needs no more.
         projection: the name of the fused projection.
         hidden_size: E.
-        candidates: names in :data:`exsel.nn.packing.PACKINGS`.
+        candidates: names in :data:`exsel.nn.projections.PACKINGS`.
 
     Returns:
         ``None``: none of them, more than one, or the module cannot be called like that.

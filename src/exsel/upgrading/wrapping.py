@@ -25,8 +25,8 @@ from transformers.models.auto.auto_factory import _BaseAutoModelClass
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from exsel.errors import LoadError, UpgradeError
-from exsel.nn.attention import check_strengths
-from exsel.nn.insertion import Mechanisms
+from exsel.nn.exclusive import check_strengths
+from exsel.nn.mechanisms import Mechanisms
 from exsel.registration import MODEL_TYPE, STOP
 from exsel.registration.card import write_card
 from exsel.registration.config import UpgradedConfig

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from exsel.nn.packing import PACKINGS, Geometry
+from exsel.nn.projections import PACKINGS, Geometry
 
 GEOMETRIES = [Geometry(8, 8, 4), Geometry(8, 2, 4), Geometry(8, 1, 4)]
 EQUAL_HEADS = ("heads", "four_parts")

@@ -3,128 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from exsel.config import ExclusiveArgument, ExclusiveConfig, SelectiveArgument, SelectiveConfig
 from exsel.dispatch import Backend
-from exsel.errors import ExselError, LoadError
-from exsel.functional import attention, exclude
+from exsel.errors import ExselError
+from exsel.functional import attention
 from exsel.kernels.scale import scale_heads
+from exsel.nn.exclusive import Exclusive
+from exsel.nn.kv_cache import KVCache
 from exsel.nn.rotary import Rotary, rotate
-from exsel.nn.scalars import Scalars
 from exsel.nn.temperature import build_temperatures
-
-
-class Exclusive(Scalars):
-    """Exclusive self-attention's projection as a module: :func:`exsel.exclude` with a fixed or learned strength.
-
-    A fixed strength stands in the state dict too, so that no module without it takes that state dict for its own, and
-    none with another strength.
-
-    Args:
-        num_heads: H, of the queries.
-        strength: α for every head, or ``"learned"``: tanh(γ) a head from γ = 0, where the layer starts as plain
-            attention.
-
-    Attributes:
-        fixed_strength: the number as text in UTF-8, uint8 ``[24]``: no change of a model's dtype rounds that.
-
-    Raises:
-        ExselError: any other strength.
-
-    Source: Zhai, arXiv:2603.09078 (2026). The learned strength is follow-up work.
-    """
-
-    __call__: Callable[..., Tensor]
-    strength_logit: nn.Parameter | None
-    fixed_strength: Tensor | None
-
-    def __init__(self, num_heads: int, strength: float | Literal["learned"] = 1.0) -> None:
-        super().__init__()
-        self.strength = ExclusiveConfig(strength=strength).strength
-        self.register_parameter("strength_logit", self.empty(num_heads) if self.strength == "learned" else None)
-        self.register_buffer("fixed_strength", None if self.strength == "learned" else self.as_text())
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """γ = 0."""
-        if self.strength_logit is not None:
-            nn.init.zeros_(self.strength_logit)
-
-    def as_text(self) -> Tensor:
-        """What :attr:`fixed_strength` is."""
-        return torch.tensor(list(self._text()), dtype=torch.uint8)
-
-    def _text(self) -> bytes:
-        return f"{self.strength:<24}".encode()
-
-    def contradiction(self, loaded: Tensor | None = None) -> str:
-        """What the strength that was ``loaded`` (``None``: into this module) says against its own; empty: nothing."""
-        loaded = self.fixed_strength if loaded is None else loaded
-        if loaded is None or loaded.is_meta or (text := _bytes(loaded)) == self._text():
-            return ""
-        return f"was saved with a strength of {text.decode(errors='replace').strip()!r}, and has {self.strength} here"
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Another strength is an error, which the last argument collects."""
-        loaded = state_dict.get(f"{prefix}fixed_strength")
-        if self.fixed_strength is not None and loaded is not None and (reason := self.contradiction(loaded)):
-            args[-1].append(f"{prefix.removesuffix('.') or 'Exclusive'} {reason}")
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
-    def forward(self, y: Tensor, own_value: Tensor) -> Tensor:
-        """y ``[B, H, T, D]``, own_value ``[B, Hkv, T, D]`` → z ``[B, H, T, D]``."""
-        return exclude(y, own_value, strength=self.alpha())
-
-    def alpha(self) -> float | Tensor:
-        """α: a number, or tanh(γ) ``[H]``."""
-        if self.strength_logit is None:
-            assert self.strength != "learned"
-            return self.strength
-        return torch.tanh(self.of_own_heads(self.strength_logit))
-
-    def extra_repr(self) -> str:
-        """The strength."""
-        return f"strength={self.strength}"
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return bytes(tensor.flatten().to(torch.uint8).tolist())
-
-
-def check_strengths(model: nn.Module, source: Any) -> None:
-    """Check that what was loaded from ``source`` has the strengths that the modules of ``model`` were built with.
-
-    Raises:
-        LoadError: it has another.
-    """
-    for name, module in model.named_modules():
-        if isinstance(module, Exclusive) and (reason := module.contradiction()):
-            raise LoadError(f"{source}: {name} {reason}: its configuration and its weights do not belong together")
-
-
-class KVCache:
-    """Keys and values of the tokens that a :class:`SelfAttention` layer has seen; one a layer.
-
-    With a sliding window it keeps no more than the window needs.
-    """
-
-    def __init__(self) -> None:
-        self.seen = 0
-        self.key: Tensor | None = None
-        self.value: Tensor | None = None
-
-    def update(self, key: Tensor, value: Tensor, window: int | None) -> tuple[Tensor, Tensor]:
-        """Append ``[B, Hkv, T, D]``; return all that the new tokens may attend to."""
-        if self.key is not None and self.value is not None:
-            key, value = torch.cat((self.key, key), dim=-2), torch.cat((self.value, value), dim=-2)
-        self.seen += key.shape[-2] - (0 if self.key is None else self.key.shape[-2])
-        first = 0 if window is None else max(0, key.shape[-2] - (window - 1))
-        self.key, self.value = key[..., first:, :], value[..., first:, :]
-        return key, value
 
 
 class SelfAttention(nn.Module):

@@ -1,8 +1,8 @@
 """What the mechanisms do in one forward pass of an attention layer, at the places where the mathematics has them.
 
-An attention layer calls an :class:`Insertion` at up to four places: its projections (:meth:`Insertion.project`), its
-cache (:meth:`Insertion.update`), its attention (:meth:`Insertion.attend`, :meth:`Insertion.sdpa`), or, where the
-attention is written out in the layer, what comes out of it (:meth:`Insertion.mixed`).
+An attention layer calls an :class:`MechanismPass` at up to four places: its projections (:meth:`MechanismPass.project`), its
+cache (:meth:`MechanismPass.update`), its attention (:meth:`MechanismPass.attend`, :meth:`MechanismPass.sdpa`), or, where the
+attention is written out in the layer, what comes out of it (:meth:`MechanismPass.mixed`).
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from exsel.config import ExclusiveConfig, SelectiveConfig
 from exsel.errors import UpgradeError
 from exsel.kernels.scale import scale_heads
-from exsel.nn.attention import Exclusive
-from exsel.nn.packing import PACKINGS, Geometry
+from exsel.nn.exclusive import Exclusive
 from exsel.nn.positions import Positions
+from exsel.nn.projections import PACKINGS, Geometry
 from exsel.nn.temperature import Temperature, build_temperatures
 
 _ACROSS = (
@@ -34,7 +34,7 @@ class Mechanisms(nn.Module):
         exclusive: strength of the projection; ``None``: without it.
         selective: which temperatures; ``None``: none.
         projections: by the name of the layer's projection, how its output is packed: a name in :data:`PACKINGS`.
-        scales_projections: whether :meth:`Insertion.project` scales queries and values at once, for a layer whose
+        scales_projections: whether :meth:`MechanismPass.project` scales queries and values at once, for a layer whose
             attention is written out; otherwise they are scaled where they are cached and attended with.
         hidden_size: width of the layer's input, for ``token="mlp"``.
         layer_index: the layer's index in a cache.
@@ -106,7 +106,7 @@ class Mechanisms(nn.Module):
         context: Tensor | None = None,
         layer_index: int | None = None,
         attention_mask: Any = None,
-    ) -> Insertion:
+    ) -> MechanismPass:
         """One forward pass.
 
         Args:
@@ -122,12 +122,12 @@ class Mechanisms(nn.Module):
         if context is not None:
             raise RuntimeError(_ACROSS)
         if not self.needs_position:
-            return Insertion(self)
+            return MechanismPass(self)
         index = (layer_index if layer_index is not None else self.layer_index) or 0
-        return Insertion(self, Positions(position_ids, attention_mask, cache, index, self.has_window))
+        return MechanismPass(self, Positions(position_ids, attention_mask, cache, index, self.has_window))
 
 
-class Insertion:
+class MechanismPass:
     """One forward pass of one attention layer; see the module's description.
 
     Raises:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 
-class Untouched:
-    """The places that :class:`exsel.nn.insertion.Insertion` has in a layer, with nothing put into them."""
+class LayerPass:
+    """The places that :class:`exsel.nn.layer_pass.LayerPass` has in a layer, with nothing put into them."""
 
     def project(self, name: str, module: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """``module(…)``."""
@@ -30,6 +30,3 @@ class Untouched:
 
     end = mixed
     end_mixed = mixed
-
-
-UNTOUCHED = Untouched()
