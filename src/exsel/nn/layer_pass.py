@@ -1,4 +1,4 @@
-"""An attention layer's insertion that does nothing."""
+"""A pass of an attention layer, with nothing put into it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class LayerPass:
-    """The places that :class:`exsel.nn.layer_pass.LayerPass` has in a layer, with nothing put into them."""
+    """The places that :class:`exsel.nn.mechanisms.MechanismPass` has in a layer, with nothing put into them."""
 
     def project(self, name: str, module: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """``module(…)``."""

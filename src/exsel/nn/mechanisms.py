@@ -1,9 +1,4 @@
-"""What the mechanisms do in one forward pass of an attention layer, at the places where the mathematics has them.
-
-An attention layer calls an :class:`MechanismPass` at up to four places: its projections (:meth:`MechanismPass.project`), its
-cache (:meth:`MechanismPass.update`), its attention (:meth:`MechanismPass.attend`, :meth:`MechanismPass.sdpa`), or, where the
-attention is written out in the layer, what comes out of it (:meth:`MechanismPass.mixed`).
-"""
+"""What the mechanisms do in one forward pass of an attention layer, at the places where the mathematics has them."""
 
 from __future__ import annotations
 
