@@ -1,8 +1,7 @@
-"""Attention weights in blocks of queries, and what is to be said of each row: a whole matrix is never there."""
+"""Rows of attention weights in numbers, computed in blocks of queries: the whole matrix never exists."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,24 +10,24 @@ from torch import Tensor
 from exsel.diagnostics.mixing import HIDDEN, Mixing
 from exsel.diagnostics.sequences import Tokens
 
-#: Of the scores of one block of queries; there are about four tensors of this size at a time.
+#: Size of the scores of one block of queries; about four tensors of this size exist at a time.
 BLOCK_BYTES = 64 * 2**20
 
-#: A score that far below the largest has no weight in any dtype.
+#: A score this far below the largest has no weight in any dtype.
 _NOTHING = -1e4
-#: How many roundings of a score or a value the weights computed here may be away from the layer's own.
+#: The weights computed here may differ from the layer's own by this many roundings of a score or a value.
 _ROUNDINGS = 16
 
 
 @dataclass(frozen=True)
 class AttentionRows:
-    """Each query's row of weights p, in numbers: ``[B, H, T]``.
+    """Each query's row of attention weights p, in numbers ``[B, H, T]``.
 
     Args:
         self_weight: the weight on the token itself.
-        sink_mass: on the first token of its sequence.
-        entropy: in nats, of the weights among tokens: where a learned sink takes a part, of what it leaves, as 1.
-        spikiness: ‖p‖₁ / (‖p‖₂² L) of the same, L the number of tokens that may be attended.
+        sink_mass: the weight on the first token of its sequence.
+        entropy: in nats, of the weights among tokens. A learned sink's share is left out; the rest then sums to 1.
+        spikiness: ‖p‖₁ / (‖p‖₂² L) of the same weights, L the number of tokens that may be attended.
         is_verified: whether the weights give the layer's own output, within rounding.
     """
 
@@ -40,28 +39,27 @@ class AttentionRows:
 
 
 def attention_rows(mixing: Mixing, tokens: Tokens, y: Tensor, block_bytes: int = BLOCK_BYTES) -> AttentionRows:
-    """Compute every row of weights, block by block, and what comes out of them.
+    """Compute each row of weights in float32 (float64 for float64 inputs) and its numbers.
 
     Args:
-        mixing: what was mixed; in float32, or float64 for float64.
+        mixing: the inputs of the layer's attention.
         tokens: the places of the queries.
-        y: ``[B, H, T, Dv]``, what the layer's attention function made of it.
-        block_bytes: how large the scores of one block may be.
+        y: ``[B, H, T, Dv]``, the output of the layer's attention.
+        block_bytes: largest size of the scores of one block.
     """
     batch, num_heads, num_tokens, _ = mixing.query.shape
     dtype = torch.float64 if mixing.query.dtype == torch.float64 else torch.float32
     key, value = mixing.key.to(dtype), mixing.value.to(dtype)
-    # A head's largest key and value bound what a rounding of its scores can change.
+    # The largest key and value of a head bound the effect of a rounding of its scores.
     key_size = key.norm(dim=-1).amax(-1).repeat_interleave(num_heads // key.shape[1], dim=1)
     value_size = value.abs().amax((-2, -1)).repeat_interleave(num_heads // value.shape[1], dim=1)
     eps = _eps(key.device)
-    found = {
-        name: torch.empty(batch, num_heads, num_tokens, dtype=dtype, device=key.device)
-        for name in ("self_weight", "sink_mass", "entropy", "spikiness")
-    }
+    names = ("self_weight", "sink_mass", "entropy", "spikiness")
+    found = {name: torch.empty(batch, num_heads, num_tokens, dtype=dtype, device=key.device) for name in names}
     is_verified = torch.empty(batch, num_heads, num_tokens, dtype=torch.bool, device=key.device)
     step = max(1, block_bytes // (batch * num_heads * key.shape[2] * dtype.itemsize))
-    for block in _blocks(num_tokens, step):
+    for start in range(0, num_tokens, step):
+        block = slice(start, min(start + step, num_tokens))
         scores, num_visible, bias_size = _scores(mixing, key, block)
         largest = scores.amax(-1, keepdim=True)
         scores.sub_(largest).clamp_min_(_NOTHING)
@@ -71,16 +69,15 @@ def attention_rows(mixing: Mixing, tokens: Tokens, y: Tensor, block_bytes: int =
         mean_score = scores.mul_(weights).sum(-1) / total
         share = torch.ones_like(total)
         if mixing.sinks is not None:
-            # Of the softmax over tokens and sink, the tokens' part.
+            # The tokens' share of the softmax over the tokens and the sink.
             share = torch.sigmoid(total.log() + largest.squeeze(-1) - mixing.sinks.to(dtype).view(1, -1, 1))
         itself = torch.arange(block.start, block.stop, device=key.device) + mixing.own
-        first = (tokens.first[:, block] + mixing.own)[:, None, :, None].expand(-1, num_heads, -1, 1)
-        found["self_weight"][..., block] = weights.gather(-1, itself[:, None].expand(*total.shape, 1)).squeeze(-1)
-        found["sink_mass"][..., block] = weights.gather(-1, first).squeeze(-1)
-        for name in ("self_weight", "sink_mass"):
-            found[name][..., block].mul_(share / total).clamp_max_(1.0)
+        first = tokens.first[:, block] + mixing.own
+        for name, column in (("self_weight", itself.expand_as(first)), ("sink_mass", first)):
+            weight = weights.gather(-1, column[:, None, :, None].expand(-1, num_heads, -1, 1)).squeeze(-1)
+            found[name][..., block] = weight.mul_(share / total).clamp_max_(1.0)
         found["entropy"][..., block] = (total.log() - mean_score).clamp_min(0.0)
-        # Σp² of float32 weights that are all alike may be less than 1/L.
+        # In float32, Σp² of equal weights may be below 1/L.
         found["spikiness"][..., block] = (total.square() / (size.square() * num_visible)).clamp_max(1.0)
         mixed = _by_kv_head(weights, value.shape[1]) @ value[:, :, : weights.shape[-1]]
         mixed = mixed.view(*total.shape, -1).mul_((share / total).unsqueeze(-1))
@@ -91,22 +88,17 @@ def attention_rows(mixing: Mixing, tokens: Tokens, y: Tensor, block_bytes: int =
     return AttentionRows(**found, is_verified=is_verified)
 
 
-def _blocks(count: int, step: int) -> Iterator[slice]:
-    for start in range(0, count, step):
-        yield slice(start, min(start + step, count))
-
-
 def _by_kv_head(states: Tensor, num_kv_heads: int) -> Tensor:
-    """``[B, H, Q, …]`` → ``[B, Hkv, G·Q, …]``: the queries of a group as one, so that no key is repeated."""
+    """``[B, H, Q, …]`` → ``[B, Hkv, G·Q, …]``: all queries of a group in one head, so that no key is repeated."""
     grouped: Tensor = states.unflatten(1, (num_kv_heads, -1))
     return grouped.flatten(2, 3)
 
 
 def _scores(mixing: Mixing, key: Tensor, block: slice) -> tuple[Tensor, Tensor, Tensor | float]:
-    """Of a block of queries: scores ``[B, H, Q, K]``, how many tokens each may attend, how large what is added is."""
+    """For a block of queries: scores ``[B, H, Q, K]``, how many tokens each query sees, and the size of added terms."""
     query = mixing.query[:, :, block].to(key.dtype)
     if mixing.is_causal and mixing.own == 0:
-        key = key[:, :, : block.stop]  # nothing later is seen
+        key = key[:, :, : block.stop]  # no query of the block sees a later key
     num_keys = key.shape[2]
     scores = (_by_kv_head(query, key.shape[1]) @ key.transpose(-2, -1)).view(*query.shape[:3], num_keys)
     scores.mul_(mixing.scaling)
@@ -120,22 +112,22 @@ def _scores(mixing: Mixing, key: Tensor, block: slice) -> tuple[Tensor, Tensor, 
         added = (added[:, :, block] if added.shape[2] > 1 else added)[..., :num_keys]
         if added.dtype == torch.bool:
             visible = visible & added
-            continue
-        seen = added > HIDDEN
-        bias_size = bias_size + added.masked_fill(~seen, 0.0).abs().amax(-1)
-        visible = visible & seen
-        scores.add_(added)
-    if mixing.is_causal or mixing.window is not None:
-        place = torch.arange(block.start, block.stop, device=key.device).unsqueeze(-1) + mixing.own
-        other = torch.arange(num_keys, device=key.device)
-        visible = visible & (other <= place if mixing.is_causal else torch.ones_like(other, dtype=torch.bool))
-        if mixing.window is not None:
-            visible = visible & ((place - other).abs() < mixing.window)
+        else:
+            seen = added > HIDDEN
+            bias_size = bias_size + added.masked_fill(~seen, 0.0).abs().amax(-1)
+            visible = visible & seen
+            scores.add_(added)
+    place = torch.arange(block.start, block.stop, device=key.device).unsqueeze(-1) + mixing.own
+    other = torch.arange(num_keys, device=key.device)
+    if mixing.is_causal:
+        visible = visible & (other <= place)
+    if mixing.window is not None:
+        visible = visible & ((place - other).abs() < mixing.window)
     scores.masked_fill_(~visible, torch.finfo(scores.dtype).min)
     return scores, visible.sum(-1), bias_size
 
 
 def _eps(device: torch.device) -> float:
-    """Of the layer's own attention: transformers' eager softmax is in float32 in a float64 model too."""
+    """One rounding of the layer's own attention: transformers' eager softmax is float32 in a float64 model too."""
     is_tf32 = device.type == "cuda" and torch.get_float32_matmul_precision() != "highest"
     return 2.0**-11 if is_tf32 else torch.finfo(torch.float32).eps

@@ -18,9 +18,8 @@ from exsel.errors import ExselError
 from exsel.lengths import check_positions, context_of
 from exsel.nn.exclusive import Exclusive
 from exsel.upgrading.apply import UNSAVED
-from exsel.version import __version__
 
-#: From here on a layer that materialises its attention matrix is worth a note.
+#: Longer sequences in a model that materialises its attention matrices are worth a note.
 _MANY_TOKENS = 4096
 
 
@@ -64,78 +63,73 @@ def diagnose(
     arXiv:2411.12892, Section 3, for spikiness and ‖Wᵀx‖. Entropy, effective tokens, sink mass and the similarity
     without the common direction are ours.
     """
-    has_encoder = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
-    measurer = _Measurer(pictured_tokens, has_encoder=has_encoder)
-    notes: list[str] = []
+    config = getattr(model, "config", None)
+    measurer = _Measurer(pictured_tokens, has_encoder=bool(getattr(config, "is_encoder_decoder", False)))
+    notes: dict[str, None] = {}
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    options = _options(model)
+    options = _memory_savers(model)
     count = 0
     with torch.no_grad(), watch(model, measurer) as watched:
         for given in batches:
             positional, named = _arguments(given, count)
             batch = _by_name(model, positional, named)
-            _check(model, batch, count, notes)
+            notes |= dict.fromkeys(_checked(model, batch, count))
             measurer.begin(batch, is_first=count == 0)
             model(*(_on(device, value) for value in positional), **_on(device, {**named, **options}))
             measurer.end()
             count += 1
             if on_batch is not None:
-                on_batch(count, measurer.tokens)
+                on_batch(count, measurer.num_tokens)
     if count == 0:
         raise ExselError("batches holds no batch: give at least one, of at least one token")
-    left_out = [
-        {"name": target.name, "class": target.cls, "reason": target.exclusive} for target in watched.left_out
-    ] + [
-        {"name": layer.target.name, "class": layer.target.cls, "reason": reason}
-        for layer in watched.layers
-        if (reason := measurer.reason(layer))
-    ]
-    measures = [measurer.measures[layer.index] for layer in watched.layers if not measurer.reason(layer)]
-    if not measures:
-        reasons = "; ".join(dict.fromkeys(f"{each['class']}: {each['reason']}" for each in left_out))
-        raise ExselError(f"no self-attention of this {type(model).__name__} could be watched ({reasons})")
-    source = str(getattr(getattr(model, "config", None), "name_or_path", "")).removesuffix(UNSAVED)
+    reasons = [(target, target.exclusive) for target in watched.left_out]
+    reasons += [(layer.target, reason) for layer in watched.layers if (reason := measurer.reason(layer))]
+    measured = [measurer.layers[layer.index] for layer in watched.layers if not measurer.reason(layer)]
+    if not measured:
+        said = "; ".join(dict.fromkeys(f"{target.cls}: {reason}" for target, reason in reasons))
+        raise ExselError(f"no self-attention of this {type(model).__name__} could be watched ({said})")
+    num_buckets = measurer.longest.bit_length()
     return Diagnosis(
-        exsel_version=__version__,
+        exsel_version=_version(),
         model={
-            "name": source or type(model).__name__,
+            "name": str(getattr(config, "name_or_path", "")).removesuffix(UNSAVED) or type(model).__name__,
             "class": type(model).__name__,
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "context": context_of(getattr(model, "config", None)),
+            "context": context_of(config),
         },
         data={
             "description": f"{count} batch{'es' if count > 1 else ''}",
-            "sequences": measurer.sequences,
-            "tokens": measurer.tokens,
+            "sequences": measurer.num_sequences,
+            "tokens": measurer.num_tokens,
             "longest": measurer.longest,
         },
-        buckets=[
-            {"first": 2**bucket, "last": 2 ** (bucket + 1) - 1} for bucket in range(measurer.longest.bit_length())
-        ],
-        layers=[measure.result(measurer.longest.bit_length()) for measure in measures],
-        left_out=left_out,
-        notes=notes,
-        pictures=measurer.pictures(measures, tokenizer),
+        buckets=[{"first": 2**bucket, "last": 2 ** (bucket + 1) - 1} for bucket in range(num_buckets)],
+        layers=[layer.result(num_buckets) for layer in measured],
+        left_out=[{"name": target.name, "class": target.cls, "reason": reason} for target, reason in reasons],
+        notes=list(notes),
+        pictures=measurer.pictures(measured, tokenizer),
     )
 
 
 class _Measurer(Observer):
-    """A measure for each layer, and whose tokens they are."""
+    """Measures each layer, and counts the tokens of the batches."""
 
     def __init__(self, pictured_tokens: int, *, has_encoder: bool) -> None:
         self.pictured_tokens = pictured_tokens
         self.has_encoder = has_encoder
-        self.measures: dict[int, LayerMetrics] = {}
+        self.layers: dict[int, LayerMetrics] = {}
         self.reasons: dict[int, str] = {}
-        self.sequences = self.tokens = self.longest = 0
+        self.num_sequences = self.num_tokens = self.longest = 0
         self.streams = Streams({})
+        #: The tokens that are counted: those of the text, or without a text those that the first layer saw.
         self.counted: Tokens | None = None
         self.is_first = False
-        #: Of the pictured tokens: in words or ids, and their places.
-        self.pictured_ids: Tensor | None = None
-        self.pictured_numbers: list[int] = []
-        self.pictured_stream: str | None = None
         self.places: dict[tuple[int, tuple[int, int]], tuple[str | None, Tokens]] = {}
+        #: Of the pictured tokens: their text, its shape, their columns in it, their places, and their ids.
+        self.pictured_text: tuple[str | None, torch.Size] | None = None
+        self.pictured_columns = slice(0)
+        self.pictured_numbers: list[int] = []
+        self.pictured_ids: list[int] | None = None
 
     def begin(self, batch: Mapping[str, Any], *, is_first: bool) -> None:
         self.streams = Streams(batch, has_encoder=self.has_encoder)
@@ -144,53 +138,45 @@ class _Measurer(Observer):
         self.places = {}
 
     def end(self) -> None:
-        """Count the batch: its text, or where it has none what the first layer saw."""
-        if self.counted is None:
-            return
-        is_real = self.counted.is_real
-        self.sequences += len(self.counted.sequence[is_real].unique())
-        self.tokens += int(is_real.sum())
+        if self.counted is not None:
+            is_real = self.counted.is_real
+            self.num_sequences += len(self.counted.sequence[is_real].unique())
+            self.num_tokens += int(is_real.sum())
 
     def attended(self, layer: Layer, attended: Attended) -> None:
         stream, tokens = self._tokens(layer, attended.y)
-        if self.counted is None:
-            self.counted = tokens
+        self.counted = self.counted or tokens
         self.longest = max(self.longest, int(tokens.number.max()))
-        measure = self.measures.setdefault(layer.index, LayerMetrics(layer))
-        measure.pictured = self._pictured(stream, tokens) if self.is_first else None
-        measure.attended(attended, tokens)
+        metrics = self.layers.setdefault(layer.index, LayerMetrics(layer))
+        metrics.pictured = self._pictured(stream, tokens) if self.is_first and self.pictured_tokens > 0 else None
+        metrics.attended(attended, tokens)
 
     def excluded(self, layer: Layer, exclusive: Exclusive, y: Tensor, own_value: Tensor, z: Tensor) -> None:
-        measure = self.measures.get(layer.index)
-        if measure is not None:
-            measure.excluded(exclusive, y, own_value, z, self._tokens(layer, y)[1])
+        if layer.index in self.layers:
+            self.layers[layer.index].excluded(exclusive, y, own_value, z, self._tokens(layer, y)[1])
 
     def lost(self, layer: Layer, reason: str) -> None:
         self.reasons.setdefault(layer.index, reason)
 
     def reason(self, layer: Layer) -> str:
-        """Why a layer is left out; empty: it is not."""
+        """Why a layer is left out; empty if it is not."""
         if layer.index in self.reasons:
             return self.reasons[layer.index]
-        measure = self.measures.get(layer.index)
-        return "the data does not reach it" if measure is None else measure.lost
+        metrics = self.layers.get(layer.index)
+        return "the data does not reach it" if metrics is None else metrics.lost
 
-    def pictures(self, measures: list[LayerMetrics], tokenizer: Any) -> list[dict[str, Any]]:
+    def pictures(self, layers: list[LayerMetrics], tokenizer: Any) -> list[dict[str, Any]]:
         """The first tokens of the first sequence, one by one."""
-        layers = [
-            {"layer": measure.layer.index, "values": values}
-            for measure in measures
-            if (values := measure.picture_values())
-        ]
-        if not layers or not self.pictured_numbers:
+        shown = [{"layer": each.layer.index, "values": values} for each in layers if (values := each.picture_values())]
+        if not shown or not self.pictured_numbers:
             return []
-        if self.pictured_ids is None:
-            words = [str(number) for number in self.pictured_numbers]
-        else:
-            words = _words(self.pictured_ids.tolist(), tokenizer)
-        return [{"tokens": words, "positions": self.pictured_numbers, "layers": layers}]
+        words = list(map(str, self.pictured_numbers))
+        if self.pictured_ids is not None:
+            words = _words(self.pictured_ids, tokenizer)
+        return [{"tokens": words, "positions": self.pictured_numbers, "layers": shown}]
 
     def _tokens(self, layer: Layer, y: Tensor) -> tuple[str | None, Tokens]:
+        """The text that a layer reads, and the places of its tokens in a call with output ``y``."""
         shape = (y.shape[0], y.shape[2])
         key = (layer.index, shape)
         if key not in self.places:
@@ -199,30 +185,23 @@ class _Measurer(Observer):
         return self.places[key]
 
     def _pictured(self, stream: str | None, tokens: Tokens) -> slice | None:
-        """The columns of the pictured tokens in a call with these; ``None``: they are others."""
-        if self.pictured_tokens < 1:
-            return None
-        if not self.pictured_numbers:
-            self.pictured_stream = stream
+        """The columns of the pictured tokens, which the first layer decides; ``None`` for a layer that reads others."""
+        text = (stream, tokens.number.shape)
+        if self.pictured_text is None:
+            self.pictured_text = text
             row = tokens.number[0]
             start = int(row.gt(0).long().argmax())
-            own = tokens.sequence[0] == tokens.sequence[0, start]
-            stop = start + min(self.pictured_tokens, int((own & row.gt(0))[start:].long().cumprod(0).sum()))
-            self.columns = slice(start, stop)
-            self.shape = tokens.number.shape
+            is_own = (tokens.sequence[0] == tokens.sequence[0, start]) & row.gt(0)
+            stop = start + min(self.pictured_tokens, int(is_own[start:].long().cumprod(0).sum()))
+            self.pictured_columns = slice(start, stop)
             self.pictured_numbers = row[start:stop].tolist()
             if stream is not None:
-                self.pictured_ids = self.streams.ids[stream][0, start:stop]
-        is_same = stream == self.pictured_stream and tokens.number.shape == self.shape
-        return self.columns if is_same else None
+                self.pictured_ids = self.streams.ids[stream][0, start:stop].tolist()
+        return self.pictured_columns if text == self.pictured_text else None
 
 
 def _arguments(batch: Any, index: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """What of a batch is passed by position, and what by name.
-
-    Raises:
-        TypeError: neither a mapping, nor a tuple or list, nor a tensor.
-    """
+    """The positional and the keyword arguments that a batch gives the model's forward."""
     if isinstance(batch, Mapping):
         return (), dict(batch)
     if isinstance(batch, (tuple, list)):
@@ -235,13 +214,23 @@ def _arguments(batch: Any, index: int) -> tuple[tuple[Any, ...], dict[str, Any]]
     )
 
 
+def _signature(model: Any) -> inspect.Signature:
+    # PEFT's model around it takes any arguments.
+    return inspect.signature((model.get_base_model() if hasattr(model, "get_base_model") else model).forward)
+
+
 def _by_name(model: nn.Module, positional: tuple[Any, ...], named: Mapping[str, Any]) -> dict[str, Any]:
-    """A batch by the names of the forward's parameters, as far as they have some."""
+    """All arguments by the names of the forward's parameters."""
     try:
-        bound = inspect.signature(_whole(model).forward).bind_partial(*positional, **named)
+        return {**_signature(model).bind_partial(*positional, **named).arguments, **named}
     except TypeError:
-        return dict(named)  # the model itself will say what is wrong
-    return {**bound.arguments, **named}
+        return dict(named)  # the model's own error will say what is wrong
+
+
+def _memory_savers(model: nn.Module) -> dict[str, Any]:
+    """Arguments that save memory, as far as the model takes them."""
+    options = {"use_cache": False, "logits_to_keep": 1}
+    return {name: value for name, value in options.items() if name in _signature(model).parameters}
 
 
 def _on(device: torch.device, value: Any) -> Any:
@@ -250,20 +239,8 @@ def _on(device: torch.device, value: Any) -> Any:
     return {name: _on(device, each) for name, each in value.items()} if isinstance(value, dict) else value
 
 
-def _whole(model: Any) -> Any:
-    """The model that takes the batches, without PEFT's around it, which takes anything."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def _options(model: nn.Module) -> dict[str, Any]:
-    """Arguments that save memory, where the model takes them."""
-    names = inspect.signature(_whole(model).forward).parameters
-    options = {"use_cache": False, "logits_to_keep": 1}
-    return {name: value for name, value in options.items() if name in names}
-
-
-def _check(model: nn.Module, batch: Mapping[str, Any], index: int, notes: list[str]) -> None:
-    """Look at a batch before the model does.
+def _checked(model: nn.Module, batch: Mapping[str, Any], index: int) -> list[str]:
+    """Check a batch before the model reads it; returns notes for the reader.
 
     Raises:
         ExselError: no tokens, or more than the model has positions for.
@@ -274,39 +251,41 @@ def _check(model: nn.Module, batch: Mapping[str, Any], index: int, notes: list[s
     if not batch:
         raise ExselError(f"batch {index} is empty: give the model something to read")
     streams = Streams(batch)
-    longest = max((int(tokens.number.max()) for tokens in streams.tokens.values()), default=None)
-    if longest is None:
-        return
+    if not streams.tokens:
+        return []
+    longest = max(int(tokens.number.max()) for tokens in streams.tokens.values())
     if longest == 0:
         raise ExselError(f"batch {index} is empty: its attention_mask hides every token")
-    if longest > _MANY_TOKENS and getattr(getattr(model, "config", None), "_attn_implementation", "") == "eager":
-        _note(notes, "this model attends with whole matrices (attn_implementation='eager'): sdpa takes less memory")
-    context = context_of(getattr(model, "config", None))
-    if context is None:
-        return
-    position_ids = batch.get("position_ids")
-    # Padding has positions too.
-    reach = max(ids.shape[1] for ids in streams.ids.values())
-    if isinstance(position_ids, Tensor) and position_ids.ndim <= 2:
-        reach = int(position_ids.max()) + 1
-    check_positions(model, reach)
-    if longest > context:
-        _note(notes, f"a sequence of {longest} tokens is longer than the model's context of {context}")
+    config = getattr(model, "config", None)
+    context = context_of(config)
+    notes = []
+    if longest > _MANY_TOKENS and getattr(config, "_attn_implementation", "") == "eager":
+        notes.append("this model attends with whole matrices (attn_implementation='eager'): sdpa takes less memory")
+    if context is not None:
+        position_ids = batch.get("position_ids")
+        reach = max(ids.shape[1] for ids in streams.ids.values())  # padding has positions too
+        if isinstance(position_ids, Tensor) and position_ids.ndim <= 2:
+            reach = int(position_ids.max()) + 1
+        check_positions(model, reach)
+        if longest > context:
+            notes.append(f"a sequence of {longest} tokens is longer than the model's context of {context}")
+    return notes
 
 
-def _note(notes: list[str], note: str) -> None:
-    if note not in notes:
-        notes.append(note)
+def _version() -> str:
+    import exsel
+
+    return exsel.__version__
 
 
 def _words(ids: list[int], tokenizer: Any) -> list[str]:
-    """Each token's part of the text."""
+    """The part of the text that each token stands for."""
     if tokenizer is None:
-        return [str(token) for token in ids]
+        return list(map(str, ids))
     words, before = [], ""
     for count in range(1, len(ids) + 1):
         text = tokenizer.decode(ids[:count], clean_up_tokenization_spaces=False)
-        # Bytes that are not yet a character change with the next token.
+        # The next token may complete a character and so change the text before it.
         words.append(text[len(before) :] if text.startswith(before) else tokenizer.decode(ids[count - 1 : count]))
         before = text
     return words

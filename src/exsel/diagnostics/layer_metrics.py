@@ -1,4 +1,4 @@
-"""What the diagnostics measure of one layer, call by call."""
+"""The metrics of one layer, measured call by call."""
 
 from __future__ import annotations
 
@@ -7,67 +7,64 @@ from typing import Any
 from torch import Tensor
 
 from exsel.diagnostics import cosines
-from exsel.diagnostics.attention_rows import BLOCK_BYTES, attention_rows
+from exsel.diagnostics.attention_rows import attention_rows
 from exsel.diagnostics.metrics import METRICS, PICTURED
 from exsel.diagnostics.observing import Attended, Layer
 from exsel.diagnostics.score_map import NoMapError, ScoreMap, score_map
 from exsel.diagnostics.sequences import Tokens
-from exsel.diagnostics.token_means import TokenMeans, of_heads
+from exsel.diagnostics.token_means import TokenMeans, over_heads
 from exsel.errors import ExselError
 from exsel.nn.exclusive import Exclusive
 
 _OF_WEIGHTS = ("self_weight", "spikiness", "entropy", "effective_tokens", "sink_mass")
-_OF_MAPS = ("token_norm", "operator_norm")
+_OF_SCORE_MAP = ("token_norm", "operator_norm")
 _NAMES = tuple(metric.name for metric in METRICS)
+# An output whose cosine with the own value is lower is not the own value itself.
+_IS_OWN_VALUE = 0.99
 
 
 class LayerMetrics:
-    """The sums of one layer's metrics.
+    """All metrics of one layer."""
 
-    Args:
-        layer: the layer.
-        block_bytes: see :func:`exsel.diagnostics.attention_rows.attention_rows`.
-    """
-
-    def __init__(self, layer: Layer, block_bytes: int = BLOCK_BYTES) -> None:
+    def __init__(self, layer: Layer) -> None:
         self.layer = layer
-        self.block_bytes = block_bytes
-        self.sums: dict[str, TokenMeans] = {}
+        self.means: dict[str, TokenMeans] = {}
+        #: For each metric that could not be measured, the reason.
         self.gaps: dict[str, str] = {}
+        #: The reason why nothing can be measured in this layer; empty where it can be.
         self.lost = ""
+        #: Query heads, key/value heads, size of a head.
         self.heads = (0, 0, 0)
         self.strength: list[float] | None = None
-        self.map: ScoreMap | None = None
+        self.score_map: ScoreMap | None = None
         self.sees_later = False
         self.has_long_sequence = False
-        #: Of the first sequence: which tokens of a call, and what they had; by metric ``[heads, tokens]``.
+        #: The columns of the pictured tokens in the current call, and by metric their values ``[heads, tokens]``.
         self.pictured: slice | None = None
         self.picture: dict[str, Tensor] = {}
-        if not layer.has:
-            self._gap(("query_temperature", "key_temperature", "value_temperature"), "no temperatures")
-        else:
-            for kind, plural in (("query", "queries"), ("key", "keys"), ("value", "values")):
-                if kind not in layer.has:
-                    self._gap((f"{kind}_temperature",), f"this layer has none for {plural}")
+        for kind, plural in (("query", "queries"), ("key", "keys"), ("value", "values")):
+            if kind not in layer.has:
+                reason = f"this layer has none for {plural}" if layer.has else "no temperatures"
+                self._gap(reason, f"{kind}_temperature")
 
     def attended(self, attended: Attended, tokens: Tokens) -> None:
-        """Add a call.
+        """Measure a call.
 
         Raises:
-            ExselError: NaN or Inf; the layer is named.
+            ExselError: NaN or Inf; the message names the layer.
         """
         y, own_value = attended.y, attended.own_value
         self._check_finite(attended, tokens)
+        heads = (y.shape[1], own_value.shape[1], y.shape[-1])
         if y.shape[-1] != own_value.shape[-1] or y.shape[1] % own_value.shape[1]:
             self.lost = "its outputs and own values have different sizes"
-            return
-        if not self.heads[0]:
-            self.heads = (y.shape[1], own_value.shape[1], y.shape[-1])
-        elif self.heads != (y.shape[1], own_value.shape[1], y.shape[-1]):
+        elif self.heads[0] and self.heads != heads:
             self.lost = "it was called with different numbers of heads"
+        if self.lost:
             return
+        self.heads = heads
         similarity = cosines.similarity(y, own_value)
-        self._look_at_first(similarity, tokens)
+        self._look_at_first_tokens(similarity, tokens)
         self._add("similarity", similarity, tokens)
         self._add("value_similarity", cosines.value_similarity(own_value, tokens), tokens, tokens.length > 1)
         self._add("centred_similarity", cosines.centred_similarity(y, own_value, tokens), tokens)
@@ -76,29 +73,27 @@ class LayerMetrics:
         for kind in self.layer.has:
             tau = attended.tau.get(kind)
             if tau is None or tau.shape[-1] != tokens.number.shape[1]:
-                self._gap((f"{kind}_temperature",), "none was computed for its tokens")
+                self._gap("none was computed for its tokens", f"{kind}_temperature")
             else:
                 self._add(f"{kind}_temperature", tau.expand(tokens.number.shape[0], -1, -1), tokens)
 
     def excluded(self, exclusive: Exclusive, y: Tensor, own_value: Tensor, z: Tensor, tokens: Tokens) -> None:
-        """Add what a call's exclusive projection did."""
+        """Measure what a call's exclusive projection did."""
         alpha = exclusive.alpha()
         self.strength = [alpha] * y.shape[1] if isinstance(alpha, float | int) else alpha.double().tolist()
         self._add("similarity_after", cosines.similarity_after(z, y, own_value), tokens)
 
     def result(self, num_buckets: int) -> dict[str, Any]:
-        """The layer as ``diagnostics.json`` has it."""
+        """The layer's entry in ``diagnostics.json``."""
         num_heads, num_kv_heads, head_dim = self.heads
         if self.layer.target.geometry is not None:
             num_kv_heads = self.layer.target.geometry.num_kv_heads
-        found: dict[str, Any] = {}
-        if self.map is not None:
-            found["operator_norm"] = of_heads(self.map.operator_norms())
-        for name, sums in self.sums.items():
-            result = sums.result(num_heads, num_buckets)
-            if result is not None:
-                found[name] = result
+        found = {name: means.result(num_heads, num_buckets) for name, means in self.means.items()}
+        if self.score_map is not None and "operator_norm" not in self.gaps:
+            found["operator_norm"] = over_heads(self.score_map.operator_norms())
         is_causal = not self.sees_later if self.has_long_sequence else getattr(self.layer.module, "is_causal", True)
+        no_exclusion = {"similarity_after": "no exclusive projection"} if self.strength is None else {}
+        gaps = {**dict.fromkeys(_NAMES, "there was no token to count"), **no_exclusion, **self.gaps}
         return {
             "layer": self.layer.index,
             "name": self.layer.target.name,
@@ -108,36 +103,27 @@ class LayerMetrics:
             "head_dim": head_dim,
             "is_causal": bool(is_causal),
             "strength": self.strength,
-            "metrics": {name: found[name] for name in _NAMES if name in found and name not in self.gaps},
-            "gaps": {name: self._reason(name) for name in _NAMES if name not in found or name in self.gaps},
+            "metrics": {name: found[name] for name in _NAMES if name in found},
+            "gaps": {name: gaps[name] for name in _NAMES if name not in found},
         }
 
     def picture_values(self) -> dict[str, list[list[float]]]:
-        """By metric, x by token by head."""
-        repeated = (
-            (name, self.picture[name].repeat_interleave(self.heads[0] // len(self.picture[name]), dim=0))
+        """Of the pictured tokens, by metric: for each query head the value of each token."""
+        return {
+            name: values.repeat_interleave(self.heads[0] // len(values), dim=0).double().tolist()
             for name in PICTURED
-            if name in self.picture and name not in self.gaps
-        )
-        return {name: values.double().tolist() for name, values in repeated}
+            if name not in self.gaps and (values := self.picture.get(name)) is not None
+        }
 
-    def _reason(self, name: str) -> str:
-        if name in self.gaps:
-            return self.gaps[name]
-        if name == "similarity_after" and self.strength is None:
-            return "no exclusive projection"
-        return "there was no token to count"
-
-    def _gap(self, names: tuple[str, ...], reason: str) -> None:
+    def _gap(self, reason: str, *names: str) -> None:
         for name in names:
             self.gaps.setdefault(name, reason)
-            self.sums.pop(name, None)
+            self.means.pop(name, None)
 
     def _add(self, name: str, values: Tensor, tokens: Tokens, counted: Tensor | None = None) -> None:
-        if name in self.gaps:
-            return
-        sums = self.sums.setdefault(name, TokenMeans(values.shape[1]))
-        sums.add(values, tokens, tokens.is_real if counted is None else counted)
+        counted = tokens.is_real if counted is None else counted
+        if name not in self.gaps and counted.any():
+            self.means.setdefault(name, TokenMeans(values.shape[1])).add(values, tokens, counted)
         if self.pictured is not None and name in PICTURED:
             self.picture[name] = values[0, :, self.pictured].cpu()
 
@@ -145,13 +131,13 @@ class LayerMetrics:
         if "self_weight" in self.gaps:
             return
         if attended.mixing is None:
-            self._gap(_OF_WEIGHTS, "attention is written out in the layer: its weights are not seen")
+            self._gap("attention is written out in the layer: its weights are not seen", *_OF_WEIGHTS)
             return
         y = attended.y if attended.in_float32 is None else attended.in_float32()
-        found = attention_rows(attended.mixing, tokens, y, self.block_bytes)
+        found = attention_rows(attended.mixing, tokens, y)
         if not found.is_verified.transpose(1, 2)[tokens.is_real].all():
             reason = "the weights computed here do not give the layer's output: a mask or score term that is not known"
-            self._gap(_OF_WEIGHTS, reason)
+            self._gap(reason, *_OF_WEIGHTS)
             return
         for name in ("self_weight", "spikiness", "entropy"):
             self._add(name, getattr(found, name), tokens)
@@ -161,36 +147,33 @@ class LayerMetrics:
     def _add_token_norm(self, attended: Attended, tokens: Tokens) -> None:
         if "token_norm" in self.gaps:
             return
-        if self.map is None:
-            try:
-                self.map = score_map(self.layer.module, self.layer.target.geometry, attended)
-            except NoMapError as error:
-                self._gap(_OF_MAPS, str(error))
-                return
-        query = attended.projected.get("query")
-        if query is None:
-            self._gap(_OF_MAPS, "the tokens of its projections are in another order")
-        else:
-            self._add("token_norm", self.map.token_norms(query.hidden_states), tokens)
+        try:
+            if self.score_map is None:
+                self.score_map = score_map(self.layer.module, self.layer.target.geometry, attended)
+            if "query" not in attended.projected:
+                raise NoMapError("the tokens of its projections are in another order")
+        except NoMapError as error:
+            self._gap(str(error), *_OF_SCORE_MAP)
+            return
+        self._add("token_norm", self.score_map.token_norms(attended.projected["query"].hidden_states), tokens)
 
-    def _look_at_first(self, similarity: Tensor, tokens: Tokens) -> None:
-        """Where a sequence's first token sees itself alone, its output is its own value."""
+    def _look_at_first_tokens(self, similarity: Tensor, tokens: Tokens) -> None:
+        """A first token whose output is not its own value has seen later tokens: the layer is not causal."""
         is_first = (tokens.number == 1) & (tokens.length > 1)
         if is_first.any():
             self.has_long_sequence = True
-            self.sees_later |= bool((similarity.transpose(1, 2)[is_first].abs() < 0.99).any())
+            self.sees_later |= bool((similarity.transpose(1, 2)[is_first].abs() < _IS_OWN_VALUE).any())
 
     def _check_finite(self, attended: Attended, tokens: Tokens) -> None:
         def is_finite(states: Tensor) -> bool:  # [B, …, T, D]
             return bool(states.movedim(-2, 1)[tokens.is_real].isfinite().all())
 
-        # An attention function may make numbers of a query that is none.
-        projected = [each.states for each in attended.projected.values()]
-        if all(map(is_finite, (attended.y, attended.own_value, *projected))):
+        # Projections are checked too: an attention function may turn the NaN of a query into finite outputs.
+        projected = attended.projected.values()
+        if all(map(is_finite, (attended.y, attended.own_value, *(each.states for each in projected)))):
             return
         name = self.layer.target.name
-        before = [projected.hidden_states for projected in attended.projected.values()]
-        what = "the output of" if all(map(is_finite, before)) else "what reaches"
+        what = "the output of" if all(is_finite(each.hidden_states) for each in projected) else "what reaches"
         raise ExselError(
             f"NaN or Inf: {what} {name} is not finite, the first such layer: nothing can be said of this model. "
             "Check its weights up to there, and for float16 whether numbers overflow"

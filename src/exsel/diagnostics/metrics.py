@@ -1,4 +1,4 @@
-"""Every metric there is, in the order of the report. Needs nothing but Python."""
+"""All metrics of a diagnosis, in the order of the report."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric on paper.
+    """A metric of one attention layer.
 
     Args:
-        name: in ``diagnostics.json``.
-        symbol: in the papers' notation.
-        title: in a few words.
-        meaning: what it says, in a sentence.
-        low: the least value that it can have; ``None``: open.
-        high: the greatest; ``None``: open.
-        is_per_kv_head: whether all query heads that share a key/value head have the same number.
+        name: its key in ``diagnostics.json``.
+        symbol: the papers' notation.
+        title: a few words.
+        meaning: a sentence.
+        low: the least possible value; ``None`` if there is none.
+        high: the greatest possible value; ``None`` if there is none.
     """
 
     name: str
@@ -25,7 +24,6 @@ class Metric:
     meaning: str
     low: float | None
     high: float | None
-    is_per_kv_head: bool = False
 
 
 METRICS: tuple[Metric, ...] = (
@@ -36,7 +34,7 @@ METRICS: tuple[Metric, ...] = (
         "The same of what reaches the output projection, after the exclusive projection.", -1.0, 1.0),
     Metric("value_similarity", "cos(vᵢ, vⱼ)", "Similarity of values",
         "Mean cosine of a token's value with the values of the other tokens of its sequence, in the same head.",
-        -1.0, 1.0, is_per_kv_head=True),
+        -1.0, 1.0),
     Metric("centred_similarity", "cos(yᵢ, vᵢ) ⊥ m̂", "Similarity without the common direction",
         "The similarity to the own value once the mean direction m̂ of the sequence's values is taken out of both: "
         "what is left is no direction that all tokens share.", -1.0, 1.0),
@@ -54,9 +52,9 @@ METRICS: tuple[Metric, ...] = (
     Metric("query_temperature", "τ_q", "Query temperature",
         "Inverse temperature of a token's query: higher is spikier.", None, None),
     Metric("key_temperature", "τ_k", "Key temperature",
-        "Inverse temperature of a token's key.", None, None, is_per_kv_head=True),
+        "Inverse temperature of a token's key.", None, None),
     Metric("value_temperature", "τ_v", "Value temperature",
-        "Factor of a token's value: near 0 a token is not listened to.", None, None, is_per_kv_head=True),
+        "Factor of a token's value: near 0 a token is not listened to.", None, None),
     Metric("token_norm", "‖Wᵀx‖", "Norm of W along a token",
         "Length of Wᵀx, W = W_q W_kᵀ and x the layer's input: how strongly the weights themselves, without a "
         "temperature, let a token's query choose.", 0.0, None),
@@ -65,7 +63,7 @@ METRICS: tuple[Metric, ...] = (
         "but for the scale.", 0.0, None),
 )  # fmt: skip
 
-#: Metrics that a report may show token by token.
+#: Metrics that the report shows token by token.
 PICTURED: tuple[str, ...] = (
     "similarity",
     "self_weight",

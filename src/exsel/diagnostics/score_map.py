@@ -1,4 +1,4 @@
-"""W = W_q W_kᵀ of a layer: its norm along tokens and its operator norm, with no look at how weights are stored."""
+"""W = W_q W_kᵀ of a layer, found by applying its projections to unit vectors, however the weights are stored."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from exsel.diagnostics.observing import Attended, Projected
 from exsel.nn.projections import PACKINGS, Geometry
 from exsel.reference import accumulation_dtype
 
+#: Unit vectors that are projected at a time.
 _ROWS = 512
-#: The unit vectors are that much longer: beside a large bias a small weight would be lost in rounding.
-_STRETCH = 1024.0
+#: The unit vectors' length: next to a large bias, a small weight would be lost in rounding.
+_LENGTH = 1024.0
 _NORM_OF = re.compile(r"(^|_)(q|k|qk|query|key)(_|$).*(norm|ln)|(norm|ln)(_|$).*(q|k|qk|query|key)$", re.IGNORECASE)
 
 
 class NoMapError(Exception):
-    """Why W says nothing of a layer's scores, in a few words."""
+    """The reason why W says nothing about a layer's scores."""
 
 
 @dataclass(frozen=True)
@@ -43,35 +44,34 @@ class ScoreMap:
         return norms
 
     def token_norms(self, hidden_states: Tensor) -> Tensor:
-        """‖Wᵀx‖ = ‖W_k W_qᵀ x‖ of ``[B, T, E]``, ``[B, H, T]``."""
-        dtype = accumulation_dtype(hidden_states.dtype)
+        """‖Wᵀx‖ = ‖W_k W_qᵀ x‖, ``[B, H, T]``, of each x in ``hidden_states`` ``[B, T, E]``."""
+        x = hidden_states.to(accumulation_dtype(hidden_states.dtype))
         group = self.query.shape[0] // self.key_factor.shape[0]
-        x = hidden_states.to(dtype)
         norms = []
-        for head, query in enumerate(self.query):  # one at a time: their factors are wider than the states
+        for head, query in enumerate(self.query):  # one head at a time saves memory
             through = query @ self.key_factor[head // group].transpose(-2, -1)
             norms.append((x @ through.to(x)).norm(dim=-1))
         return torch.stack(norms, dim=1)
 
 
 def score_map(module: nn.Module, geometry: Geometry | None, attended: Attended) -> ScoreMap:
-    """W of a layer, from what its projections make of unit vectors.
+    """Find W of a layer from one of its calls.
 
     Raises:
-        NoMapError: the projections are not known or not linear, or queries and keys are something else by the time
-            that they meet: then W does not say what the scores are.
+        NoMapError: the projections are unknown or not linear, or something between them and the scores changes
+            queries and keys token by token.
     """
     if geometry is None or not {"query", "key"} <= attended.projected.keys():
         raise NoMapError("its projections are not known here")
     if any(_NORM_OF.search(name) and not isinstance(child, nn.Identity) for name, child in module.named_children()):
         raise NoMapError("queries and keys are normalised: W alone does not give the scores")
-    _check_kept(attended)
+    _check_unchanged(attended)
     query, key = (_matrix(attended.projected[kind], kind, geometry) for kind in ("query", "key"))
     return ScoreMap(query, torch.linalg.qr(key, mode="r").R)
 
 
-def _check_kept(attended: Attended) -> None:
-    """Between projection and scores queries and keys may be rotated and scaled as a whole, not token by token."""
+def _check_unchanged(attended: Attended) -> None:
+    """Rotations and one factor for all tokens may lie between projections and scores; nothing else may."""
     if attended.mixing is None:
         return
     for kind, states in (("query", attended.mixing.query), ("key", attended.mixing.key)):
@@ -97,25 +97,25 @@ def _tolerance(dtype: torch.dtype) -> float:
 
 
 def _matrix(projected: Projected, kind: str, geometry: Geometry) -> Tensor:
-    """``[heads, E, D]`` in float64."""
-    like = projected.hidden_states
-    width = like.shape[-1]
+    """The weights of a projection, ``[heads, E, D]``, in float64."""
+    hidden_states = projected.hidden_states
+    width = hidden_states.shape[-1]
 
     def applied(rows: Tensor) -> Tensor:
-        packed = projected.apply(rows.to(like).unsqueeze(0))
+        packed = projected.apply(rows.to(hidden_states).unsqueeze(0))
         if packed.shape[:-1] != (1, rows.shape[0]):
             raise NoMapError("its projections cannot be applied by themselves")
         states: Mapping[str, Tensor] = PACKINGS[projected.packing].split(packed, geometry)
-        return states[kind][0].double() if like.device.type != "mps" else states[kind][0].cpu().double()
+        return (states[kind][0].cpu() if packed.device.type == "mps" else states[kind][0]).double()
 
     bias = applied(torch.zeros(1, width))
-    unit = torch.eye(width) * _STRETCH
-    weight = torch.cat([applied(unit[start : start + _ROWS]) - bias for start in range(0, width, _ROWS)]) / _STRETCH
-    # A few of the layer's own tokens: is it linear?
-    few = like[:1, :4].double().to(weight.device)
-    found = torch.einsum("bte,ehd->bhtd", few, weight) + bias.transpose(0, 1)
+    unit = torch.eye(width) * _LENGTH
+    weight = torch.cat([applied(unit[start : start + _ROWS]) - bias for start in range(0, width, _ROWS)]) / _LENGTH
+    # Compare with what the layer made of its first tokens: the projection may not be linear.
+    tokens = hidden_states[:1, :4].double().to(weight.device)
+    found = torch.einsum("bte,ehd->bhtd", tokens, weight) + bias.transpose(0, 1)
     own = projected.states[:1, :, :4].double().to(weight.device)
-    scale = torch.einsum("bte,ehd->bhtd", few.abs(), weight.abs()) + bias.transpose(0, 1).abs()
-    if ((found - own).abs() > 4 * _tolerance(like.dtype) * scale.clamp_min(1e-30)).any():
+    scale = torch.einsum("bte,ehd->bhtd", tokens.abs(), weight.abs()) + bias.transpose(0, 1).abs()
+    if ((found - own).abs() > 4 * _tolerance(hidden_states.dtype) * scale.clamp_min(1e-30)).any():
         raise NoMapError("its projections are not linear")
     return weight.transpose(0, 1)

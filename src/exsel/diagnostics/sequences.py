@@ -1,4 +1,4 @@
-"""Which place in which sequence each token of a batch has."""
+"""The sequence that each token of a batch belongs to, and its place in it."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+#: Places 1, 2–3, 4–7, … share a bucket each; no sequence needs more of them.
+NUM_BUCKETS = 40
 _OTHER_INPUT = re.compile(r"vision|visual|image|audio|speech|video", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """The tokens of a batch, ``[B, T]`` each.
+    """The places of a batch's tokens, ``[B, T]`` each.
 
     Args:
-        number: n, 1-based in the token's own sequence; 0: padding.
-        sequence: a number of its own for every sequence of the batch.
-        first: in which column the token's sequence begins.
+        number: place n of the token in its sequence, from 1; 0 for padding.
+        sequence: index of its sequence, over all sequences of the batch.
+        first: column in which its sequence begins.
     """
 
     number: Tensor
@@ -34,31 +36,27 @@ class Tokens:
 
     @property
     def length(self) -> Tensor:
-        """How many tokens the sequence of each token has; 0 for padding."""
+        """The number of tokens in each token's sequence; 0 for padding."""
         counts = torch.bincount(self.sequence[self.is_real], minlength=int(self.sequence.max()) + 1)
         return counts[self.sequence] * self.is_real
 
     @property
     def bucket(self) -> Tensor:
-        """0 for n = 1, 1 for 2 and 3, 2 for 4 to 7, …"""
-        # In integers: a float32 logarithm of 2ᵏ − 1 may be k.
-        bounds = 2 ** torch.arange(1, 40, device=self.number.device)
+        """⌊log₂ n⌋: 0 for n = 1, 1 for 2 and 3, 2 for 4 to 7, …"""
+        # Integers, because a float32 logarithm of 2ᵏ − 1 may be k.
+        bounds = 2 ** torch.arange(1, NUM_BUCKETS, device=self.number.device)
         return torch.bucketize(self.number.clamp_min(1), bounds, right=True)
 
     def to(self, device: torch.device) -> Tokens:
-        """On another device."""
+        """The same on another device."""
         return Tokens(self.number.to(device), self.sequence.to(device), self.first.to(device))
 
     @classmethod
     def of(cls, mask: Tensor | None, position_ids: Tensor | None, shape: tuple[int, int]) -> Tokens:
-        """Find the sequences of a batch.
+        """Find the sequences of a batch of ``shape`` (B, T).
 
-        A row is one sequence, or where its ``position_ids`` do not go on by 1, several.
-
-        Args:
-            mask: ``[B, T]``, 0 for padding.
-            position_ids: ``[B or 1, T]``; of another shape: not heeded.
-            shape: (B, T).
+        A row holds one sequence. Where its ``position_ids`` ``[B or 1, T]`` do not go on by 1, another one begins;
+        ``position_ids`` of another shape are ignored. ``mask`` ``[B, T]`` is 0 for padding.
         """
         is_real = torch.ones(shape, dtype=torch.bool) if mask is None else mask.bool().cpu()
         count = is_real.long().cumsum(-1)
@@ -75,36 +73,32 @@ class Tokens:
 
 
 class Streams:
-    """The sequences of tokens that a batch holds for a model: one, or its encoder's and its decoder's.
+    """The texts that a model reads in a batch: one, or its encoder's and its decoder's.
 
     Args:
-        batch: what the model is called with.
-        has_encoder: whether ``input_ids`` are the encoder's, and no decoder's.
+        batch: the arguments of the model's forward, by name.
+        has_encoder: whether the model has an encoder, which then reads ``input_ids``.
     """
 
     def __init__(self, batch: Mapping[str, Any], *, has_encoder: bool = False) -> None:
         self.has_encoder = has_encoder
         self.tokens: dict[str, Tokens] = {}
         self.ids: dict[str, Tensor] = {}
-        for stream, names in (
-            ("", ("input_ids", "attention_mask", "position_ids")),
-            ("decoder", ("decoder_input_ids", "decoder_attention_mask", "decoder_position_ids")),
-        ):
-            ids, mask, position_ids = (batch.get(name) for name in names)
-            if not isinstance(ids, Tensor) or ids.ndim != 2:
-                continue
-            if not isinstance(mask, Tensor) or mask.shape != ids.shape:
-                mask = None
-            self.ids[stream] = ids
-            self.tokens[stream] = Tokens.of(
-                mask, position_ids if isinstance(position_ids, Tensor) else None, (ids.shape[0], ids.shape[1])
+        for stream, prefix in (("", ""), ("decoder", "decoder_")):
+            names = ("input_ids", "attention_mask", "position_ids")
+            ids, mask, position_ids = (
+                value if isinstance(value := batch.get(prefix + name), Tensor) else None for name in names
             )
+            if ids is not None and ids.ndim == 2:
+                if mask is not None and mask.shape != ids.shape:
+                    mask = None
+                self.ids[stream] = ids
+                self.tokens[stream] = Tokens.of(mask, position_ids, (ids.shape[0], ids.shape[1]))
 
     def of_layer(self, name: str, shape: tuple[int, int]) -> tuple[str | None, Tokens]:
-        """The stream that a layer of this name, called with ``shape`` tokens, sees; without one each row is a sequence.
+        """The text that the layer ``name`` reads when it is called with ``shape`` (B, T) tokens, and its tokens.
 
-        Returns:
-            The stream's name, ``None`` without one, and its tokens.
+        The text is ``None`` where the layer reads something else, such as an image: then each row is a sequence.
         """
         stream = "decoder" if self.has_encoder and "decoder" in name else ""
         tokens = self.tokens.get(stream)

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from exsel.data import collate
-from exsel.diagnostics import cosines
+from exsel.diagnostics.cosines import similarity, similarity_after
 from exsel.diagnostics.observing import Attended, Layer, Observer
 from exsel.diagnostics.watching import watch
 from exsel.nn.exclusive import Exclusive
 
 
 class _Cosines(Observer):
-    """Sums of cos(y_i, v_i) and cos(z_i, v_i) by layer, over the tokens and heads that pass through it."""
+    """For each layer the sums of cos(y_i, v_i) and cos(z_i, v_i) over tokens and heads."""
 
     def __init__(self) -> None:
         self.before: dict[int, float] = defaultdict(float)
@@ -24,19 +24,12 @@ class _Cosines(Observer):
         self.counts: dict[int, int] = defaultdict(int)
 
     def attended(self, layer: Layer, attended: Attended) -> None:
-        found = cosines.similarity(attended.y, attended.own_value)
+        found = similarity(attended.y, attended.own_value)
         self.before[layer.index] += float(found.double().sum())
         self.counts[layer.index] += found.numel()
 
     def excluded(self, layer: Layer, exclusive: Exclusive, y: Tensor, own_value: Tensor, z: Tensor) -> None:
-        self.after[layer.index] += float(cosines.similarity_after(z, y, own_value).double().sum())
-
-    def result(self, layer: Layer) -> dict[str, float | int | None]:
-        count = self.counts[layer.index]
-        before = self.before[layer.index] / count
-        if layer.index not in self.after:
-            return {"layer": layer.index, "output": before, "before_exclusion": None}
-        return {"layer": layer.index, "output": self.after[layer.index] / count, "before_exclusion": before}
+        self.after[layer.index] += float(similarity_after(z, y, own_value).double().sum())
 
 
 @torch.no_grad()
@@ -61,9 +54,15 @@ def similarity_bias(
     Source: Zhai, arXiv:2603.09078 (2026), Section 2: the attention similarity bias.
     """
     cosines = _Cosines()
-    with watch(model, cosines) as watched:
+    with watch(model, cosines):
         for start in range(0, len(blocks), batch_size):
             rows = [blocks[index] for index in range(start, min(start + batch_size, len(blocks)))]
             batch = {name: tensor.to(device) for name, tensor in collate(rows).items() if name != "labels"}
             model(**batch, use_cache=False)
-    return [cosines.result(layer) for layer in watched.layers if cosines.counts[layer.index]]
+    found: list[dict[str, float | int | None]] = []
+    for index, count in sorted(cosines.counts.items()):
+        before = cosines.before[index] / count
+        after = cosines.after[index] / count if index in cosines.after else None
+        output, before_exclusion = (before, None) if after is None else (after, before)
+        found.append({"layer": index, "output": output, "before_exclusion": before_exclusion})
+    return found
