@@ -11,7 +11,7 @@ from torch import nn
 
 import exsel
 from exsel import ExclusiveConfig, SelectiveConfig
-from exsel.cli.arguments import add_training_arguments, build_settings
+from exsel.cli.training import add_training_arguments, build_settings
 from exsel.config import Layers, resolve_layers
 from exsel.peft import ExclusiveAdapterConfig, SelectiveAdapterConfig
 from exsel.training.settings import Settings

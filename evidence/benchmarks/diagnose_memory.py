@@ -20,7 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import exsel
 from exsel.files import write_json
-from exsel.training.environment import describe_machine, git_revision
+from exsel.machine import describe_machine, git_revision
 
 OUT = Path(__file__).parent / "results" / "diagnose_memory.json"
 

@@ -37,7 +37,7 @@ from exsel.errors import ExselError
 from exsel.evaluation import evaluate_loss
 from exsel.evaluation.retrieval import passkey
 from exsel.files import read_json, write_json
-from exsel.training.environment import describe_machine, git_revision
+from exsel.machine import describe_machine, git_revision
 
 # Sequences a step, and keys for each length and depth.
 BATCH_SIZE = 2

@@ -28,7 +28,7 @@ from exsel.bench.measuring import Contender, measure
 from exsel.bench.timing import CpuClock, Work
 from exsel.cli.bench_display import make_display
 from exsel.files import write_json
-from exsel.training.environment import describe_machine, git_revision
+from exsel.machine import describe_machine, git_revision
 
 OUT = Path(__file__).parent / "results" / "upgrade_overhead_cpu.json"
 ORIGINAL = "original"

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from evidence.papers.catalogue import EXPERIMENTS, Experiment, select
 from evidence.papers.experiment import BUDGETS, Budget, Record
-from exsel.cli.arguments import add_device_argument, check_out, listed, resume_command, seed
+from exsel.cli.flags import add_device_argument, listed, seed
+from exsel.cli.outputs import check_out, resume_command
 from exsel.errors import ExselError, require_all
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
     """
     from evidence.papers.running import SEEDS, Plan
     from evidence.papers.training import identify_text
-    from exsel.training.environment import resolve_device
+    from exsel.machine import resolve_device
 
     if arguments.device == "mps":
         raise ExselError("--device mps: choose auto, cpu or cuda")

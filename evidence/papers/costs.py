@@ -16,9 +16,9 @@ from exsel.bench.cases import DTYPES, SHAPES, Case
 from exsel.bench.measuring import measure
 from exsel.bench.timing import Clock, make_clock
 from exsel.config import ExclusiveConfig, SelectiveConfig
+from exsel.machine import can_compile
 from exsel.models import SIZES, ExselConfig, ExselForCausalLM
 from exsel.report.formatting import percent
-from exsel.training.environment import can_compile
 from exsel.training.settings import DEFAULTS
 from exsel.variants import BASELINE
 

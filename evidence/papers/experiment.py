@@ -210,7 +210,7 @@ class Record:
         outcome: what it found.
         seconds: it took; trainings that another experiment had done before are not among them.
         started: when, ISO 8601.
-        machine: :func:`exsel.training.environment.describe_machine`.
+        machine: :func:`exsel.machine.describe_machine`.
         git_revision: of exsel, where it ran from a source tree.
         exsel_version: that ran it.
         command: that runs it so again.

@@ -20,10 +20,10 @@ from exsel.data.splitting import is_validation, key_of
 from exsel.data.standard_library import read_standard_library
 from exsel.evaluation.retrieval import PasskeyResult, passkey
 from exsel.files import write_json, write_text
-from exsel.training.environment import can_compile
-from exsel.training.layout import MODEL as MODEL_FOLDER
-from exsel.training.quiet import quiet_transformers
+from exsel.machine import can_compile
+from exsel.training.output_folder import MODEL as MODEL_FOLDER
 from exsel.training.run import train_run
+from exsel.training.saved_models import quiet_transformers
 from exsel.training.settings import Settings
 from exsel.variants import BASELINE
 

@@ -23,9 +23,9 @@ from evidence.papers.experiment import FORMAT, Budget, Job, Outcome, Record
 from evidence.papers.page import PAGE, PICTURES
 from exsel.errors import ExselError
 from exsel.files import read_json, write_json
-from exsel.training.environment import describe_machine, git_revision
-from exsel.training.layout import RUNS
+from exsel.machine import describe_machine, git_revision
 from exsel.training.monitor import Progress
+from exsel.training.output_folder import RUNS
 from exsel.training.run import Interrupted, finished
 
 #: Of an output folder: what everything in it was made with, and the experiments' own folder.

@@ -26,9 +26,9 @@ from exsel.data.files import find_files, is_local
 from exsel.data.standard_library import corpus_name
 from exsel.files import write_json
 from exsel.models import ExselForCausalLM
-from exsel.training.layout import MODEL, RUNS, checkpoints
-from exsel.training.models import build_model
+from exsel.training.output_folder import MODEL, RUNS, checkpoints
 from exsel.training.run import check_begun, finished, train_run
+from exsel.training.run_model import build_model
 from exsel.training.settings import Settings
 
 
@@ -126,7 +126,7 @@ class TrainedRun:
         variant: that was trained.
         settings: with which.
         data: on what; its name and sizes are in ``data.description``.
-        folder: the run's own, as :mod:`exsel.training.layout` says.
+        folder: the run's own, as :mod:`exsel.training.output_folder` says.
         result: what :func:`exsel.training.run.train_run` found.
     """
 

@@ -6,7 +6,8 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from exsel.cli.arguments import add_json_argument, json_output, listed
+from exsel.cli.flags import add_json_argument, listed
+from exsel.cli.outputs import json_output
 from exsel.errors import ExselError, require_all
 
 

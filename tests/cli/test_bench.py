@@ -18,7 +18,7 @@ from exsel.bench.attention import NAMES
 from exsel.bench.cases import SHAPES
 from exsel.bench.session import SUBJECTS
 from exsel.bench.timing import CpuClock, Work
-from exsel.training.environment import can_compile
+from exsel.machine import can_compile
 
 SMALL = ["--device", "cpu", "--shapes", "2x1x16", "--rounds", "2"]
 QUICK = ["--contenders", "eager normalize,exsel auto,exsel triton"]

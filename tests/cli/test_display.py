@@ -8,8 +8,8 @@ import pytest
 from rich.console import Console
 
 from exsel.cli import display
-from exsel.cli.arguments import command_line, resume_command
 from exsel.cli.display import BarProgress, LineProgress, evaluation_progress, make_progress, print_table
+from exsel.cli.outputs import command_line, resume_command
 
 ROWS = [{"name": "loss", "value": "1.5"}, {"name": "a longer name", "value": "10.25"}]
 HEADINGS = {"name": "Name", "value": "Value", "absent": "Absent"}

@@ -78,7 +78,7 @@ def test_other_lengths_and_fewer_blocks(trained: Path, text_file: Path, tmp_path
 def test_the_validation_loss_of_a_run_comes_out_again(flags: list[str], corpus: Path, tmp_path: Path) -> None:
     """What training reports as its final loss is what eval finds on the same documents."""
     from exsel.data import load_data
-    from exsel.training.layout import MODEL
+    from exsel.training.output_folder import MODEL
 
     assert run_main("train", *flags, "--lr", "1e-2", "--out", tmp_path / "run").code == 0
     data = load_data([str(corpus)], seq_len=32, validation_blocks=8)

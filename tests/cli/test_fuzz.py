@@ -159,7 +159,7 @@ def place(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
             "exsel.bench.session.run",
         ):
             patch.setattr(work, begin)
-        for module in ("exsel.training.loading", "exsel.data.tokenization", "exsel.data.hub"):
+        for module in ("exsel.training.saved_models", "exsel.data.tokenization", "exsel.data.hub"):
             patch.setattr(f"{module}.reason_unavailable", lambda name, kind: "no connection")
         yield root
 

@@ -72,7 +72,7 @@ def test_a_run_that_is_not_finished_has_its_last_checkpoint(
 ) -> None:
     watcher = Watcher(after=10, action=lambda: os.kill(os.getpid(), signal.SIGTERM))
     with monkeypatch.context() as patch:
-        patch.setattr("exsel.cli.session.make_progress", lambda: watcher)
+        patch.setattr("exsel.cli.display.make_progress", lambda: watcher)
         assert run_main("train", *flags, "--out", tmp_path / "run").code == 143
     # Of 8 and 11, which as text would sort the other way round.
     assert find_checkpoint(str(tmp_path / "run")) == str(tmp_path / "run" / "checkpoint-11")

@@ -99,7 +99,7 @@ def test_flags_that_cannot_be_read(arguments: list[str], message: str) -> None:
         ["compare", "--variants", ""],
         ["eval", "somewhere", "--json", ""],
         ["diagnose", "somewhere", "--against", ""],
-        ["support", "--types", ""],
+        ["support", "somewhere", "--json", ""],
         ["bench", "--contenders", ""],
         ["generate", "somewhere", "--prompt", ""],
     ],
@@ -131,13 +131,13 @@ def test_more_memory_than_there_is(flags: list[str], tmp_path: Path, monkeypatch
         def fail(*_: Any, error: Exception = error, **__: Any) -> None:
             raise error
 
-        monkeypatch.setattr("exsel.cli.session.load_data", fail)
+        monkeypatch.setattr("exsel.data.load_data", fail)
         outcome = run_main("train", *flags, "--out", tmp_path / "out")
         assert_refused(outcome, "this does not fit into the memory")
 
 
 @pytest.mark.parametrize("target", ["/no/such/folder/file.json", "/", "/dev/null", "x" * 250])
-@pytest.mark.parametrize("command", [["eval", "somewhere"], ["support", "--all"]])
+@pytest.mark.parametrize("command", [["eval", "somewhere"], ["support", "somewhere"]])
 def test_where_the_numbers_cannot_go_is_said_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str], target: str
 ) -> None:
@@ -219,7 +219,7 @@ def test_an_absent_device(
 
 
 def test_a_compiler_that_is_not_there(flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("exsel.training.environment.can_compile", lambda: False)
+    monkeypatch.setattr("exsel.machine.can_compile", lambda: False)
     assert_refused(run_main("train", *flags, "--compile", "--out", tmp_path / "out"), "--compile needs a C++ compiler")
     assert list(tmp_path.iterdir()) == []
     without = [flag for flag in flags if flag != "--no-compile"]

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from cli.conftest import run_main
-from exsel.training.layout import checkpoints
+from exsel.training.output_folder import checkpoints
 from training.small_runs import metrics, without_times
 
 # Many steps: there is time to stop a run in the middle.
@@ -134,7 +134,7 @@ def test_interrupted_while_loading_leaves_nothing(
     def load_data(*_arguments: Any, **_options: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("exsel.cli.session.load_data", load_data)
+    monkeypatch.setattr("exsel.data.load_data", load_data)
     outcome = run_main("train", *flags, "--out", tmp_path / "out")
     assert (outcome.code, outcome.err) == (130, "exsel: interrupted\n")
     assert list(tmp_path.iterdir()) == []
@@ -146,7 +146,7 @@ def test_a_comparison_stopped_says_the_command_of_this_process(
     from training.small_runs import Watcher
 
     watcher = Watcher(after=6, action=lambda: os.kill(os.getpid(), signal.SIGTERM))
-    monkeypatch.setattr("exsel.cli.session.make_progress", lambda: watcher)
+    monkeypatch.setattr("exsel.cli.display.make_progress", lambda: watcher)
     monkeypatch.setattr(sys, "argv", ["/somewhere/bin/exsel", "ignored"])
     outcome = run_main("compare", *flags, "--variants", "baseline", "--out", tmp_path / "out", "--overwrite")
     assert outcome.code == 143

@@ -14,7 +14,7 @@ import exsel
 from exsel import ExclusiveConfig, SelectiveConfig
 from exsel.nn import Exclusive, Temperature
 from exsel.nn.self_attention import SelfAttention
-from exsel.training.parameters import scalar_names
+from exsel.training.mechanism_parameters import scalar_names
 from models.small_models import small_model
 from upgrading.upgraded_models import IDS, llama
 

@@ -14,7 +14,7 @@ from evidence.papers.additions import LearnedConstant, OutputGate, ScalableSoftm
 from exsel import ExclusiveConfig, SelectiveConfig
 from exsel.models import ExselConfig, ExselForCausalLM
 from exsel.models.modeling import ExselAttention
-from exsel.training.parameters import scalar_names
+from exsel.training.mechanism_parameters import scalar_names
 
 HEADS, KV_HEADS, DIM, TOKENS = 4, 2, 8, 11
 

@@ -12,8 +12,8 @@ from evidence.papers.experiment import Estimate, Job, Outcome
 from exsel.bench.variants import parameter_count
 from exsel.cli import eval as eval_command
 from exsel.cli import train as train_command
-from exsel.cli.arguments import build_settings
 from exsel.cli.display import LineProgress
+from exsel.cli.training import build_settings
 from exsel.models import ExselForCausalLM
 from papers.fakes import read_again
 

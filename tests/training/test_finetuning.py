@@ -18,8 +18,8 @@ from exsel.data import PackedData, collate, load_data
 from exsel.errors import ExselError
 from exsel.evaluation import evaluate_loss
 from exsel.nn.mechanisms import Mechanisms
-from exsel.training.models import build_model, sketch_model
-from exsel.training.parameters import mechanism_names, mechanism_parameters
+from exsel.training.mechanism_parameters import mechanism_names, mechanism_parameters
+from exsel.training.run_model import build_model, sketch_model
 from exsel.training.settings import Settings
 from exsel.variants import VARIANTS
 from training.small_runs import Watcher, interrupted, metrics, small_data, small_settings, train, without_times
@@ -309,7 +309,7 @@ def test_a_folder_that_holds_no_model(tmp_path: Path, content: str | None) -> No
 def test_a_name_that_the_hub_does_not_have(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     monkeypatch.setattr(
-        "exsel.training.loading.reason_unavailable", lambda name, kind: asked.append(name) or "no connection"
+        "exsel.training.saved_models.reason_unavailable", lambda name, kind: asked.append(name) or "no connection"
     )
     with pytest.raises(ExselError, match="--from nobody/nothing: neither a folder"):
         sketch_model(from_source(Path("nobody/nothing")), 259)

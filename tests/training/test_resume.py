@@ -20,10 +20,10 @@ from exsel.cli.display import LineProgress
 from exsel.data import PackedData
 from exsel.errors import ExselError
 from exsel.files import locked, read_json
-from exsel.training import state
-from exsel.training.layout import checkpoints
-from exsel.training.loading import load_whole
+from exsel.training import checkpoint_state
+from exsel.training.output_folder import checkpoints
 from exsel.training.run import Interrupted, train_run
+from exsel.training.saved_models import load_whole
 from exsel.training.settings import Settings
 from exsel.training.trainer import ExselTrainer
 from training.small_runs import (
@@ -325,7 +325,7 @@ def test_whatever_is_damaged_in_a_checkpoint_is_named(
     shutil.copytree(original, folder)
     last = folder / "checkpoint-7"
     names = [str(path.relative_to(folder)) for path in last.rglob("*") if path.is_file()]
-    assert {"metrics.jsonl", "exsel-manifest.json", "trainer_state.json", state.OPTIMIZER_VALUES} < {
+    assert {"metrics.jsonl", "exsel-manifest.json", "trainer_state.json", checkpoint_state.OPTIMIZER_VALUES} < {
         Path(name).name for name in names
     }
     before = sorted(folder.rglob("*"))

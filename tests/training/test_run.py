@@ -17,8 +17,8 @@ from exsel.config import ExclusiveConfig, SelectiveConfig
 from exsel.data import PackedData
 from exsel.errors import ExselError
 from exsel.training.disk import check_disk
-from exsel.training.layout import checkpoints
 from exsel.training.monitor import Record
+from exsel.training.output_folder import checkpoints
 from exsel.training.run import build_model
 from exsel.variants import VARIANTS
 from training.small_runs import Watcher, metrics, small_data, small_settings, train
@@ -193,7 +193,7 @@ def test_a_disk_that_fills_up_while_saving(
             settings,
             data,
             tmp_path / "run",
-            progress=Watcher(5, lambda: monkeypatch.setattr(f"exsel.training.state.{function}", full_disk)),
+            progress=Watcher(5, lambda: monkeypatch.setattr(f"exsel.training.checkpoint_state.{function}", full_disk)),
         )
     message = str(caught.value)
     assert "checkpoint after step 8 could not be saved" in message

@@ -11,7 +11,7 @@ import pytest
 from exsel.config import ExclusiveConfig, SelectiveConfig
 from exsel.errors import ExselError
 from exsel.models import SIZES
-from exsel.training.settings import DEFAULTS, Settings
+from exsel.training.settings import DEFAULTS, Settings, check_loggers
 from exsel.variants import VARIANTS
 from training.small_runs import small_settings, write_model
 
@@ -152,3 +152,13 @@ def test_exclusive_layers_that_the_model_lacks(model_file: Path) -> None:
     settings = small_settings(model_file, variant="exclusive", exclusive=ExclusiveConfig(layers=[5]))
     with pytest.raises(ExselError, match="--model"):
         settings.model_config(259, 1)
+
+
+def test_loggers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transformers.integrations.get_available_reporting_integrations", lambda: ["tensorboard"])
+    check_loggers([])
+    check_loggers(["tensorboard"])
+    with pytest.raises(ExselError, match=r"--report-to paper: no such logger; choose from .*wandb"):
+        check_loggers(["tensorboard", "paper"])
+    with pytest.raises(ExselError, match="--report-to wandb: it is not installed: pip install wandb"):
+        check_loggers(["wandb"])

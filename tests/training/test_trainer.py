@@ -13,9 +13,8 @@ from transformers import TrainingArguments
 from exsel.config import ExclusiveConfig, SelectiveConfig
 from exsel.data import PackedData, collate
 from exsel.models import ExselForCausalLM
-from exsel.training.order import BlockOrder
 from exsel.training.run import build_model, new_parameters
-from exsel.training.trainer import ExselTrainer, scalar_names, step_losses
+from exsel.training.trainer import BlockOrder, ExselTrainer, scalar_names, step_losses
 from training.small_runs import Watcher, metrics, small_data, small_settings, train
 
 

@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 import exsel
 from exsel import ExclusiveConfig, SelectiveConfig
 from exsel.nn import Exclusive, Temperature
-from exsel.training.parameters import scalar_names
+from exsel.training.mechanism_parameters import scalar_names
 from models.small_models import small_model
 from upgrading.upgraded_models import LEARNED, gpt2, llama, upgraded
 

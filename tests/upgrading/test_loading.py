@@ -23,8 +23,8 @@ from transformers import (
 
 import exsel
 from exsel.errors import ExselError, LoadError
-from exsel.training.loading import load_whole
-from exsel.training.loading import read_config as read_source
+from exsel.training.saved_models import load_whole
+from exsel.training.saved_models import read_config as read_source
 from upgrading.upgraded_models import llama, llama_config, upgraded
 
 

@@ -37,7 +37,7 @@ import exsel
 from exsel import ExclusiveConfig, ExselForCausalLM, SelectiveConfig
 from exsel.errors import ExselError, LoadError
 from exsel.registration import MODEL_TYPE
-from exsel.training.parameters import scalar_names
+from exsel.training.mechanism_parameters import scalar_names
 from exsel.upgrading import Upgraded
 from exsel.upgrading.persistence import describe
 from models.small_models import small_model

@@ -18,7 +18,7 @@ from exsel.bench.plain_forms import dot_form, normalize_form, scale_form
 from exsel.bench.timing import Clock, Work
 from exsel.dispatch import Backend
 from exsel.errors import first_line
-from exsel.training.environment import can_compile
+from exsel.machine import can_compile
 
 STOCK = ("baseline", "stock")
 EXCLUSIVE, BOTH = "exclusive", "exclusive+selective"

@@ -10,8 +10,8 @@ from exsel.bench.cases import Case
 from exsel.bench.measuring import Contender, Refused
 from exsel.bench.timing import Work
 from exsel.bench.variants import VARIANTS, build
+from exsel.machine import can_compile
 from exsel.models import SIZES
-from exsel.training.environment import can_compile
 from exsel.variants import BASELINE
 
 GROUPS = ("eager", "compiled")

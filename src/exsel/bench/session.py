@@ -24,7 +24,7 @@ from exsel.bench.measuring import Contender, Stop, Watcher, measure
 from exsel.bench.timing import Clock, make_clock
 from exsel.bench.variants import check_sizes, parameter_count
 from exsel.errors import ExselError
-from exsel.training.environment import describe_machine, git_revision
+from exsel.machine import describe_machine, git_revision
 
 SUBJECTS = ("attention", "block", "decode")
 #: Of ``bench.json``.

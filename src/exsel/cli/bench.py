@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from exsel.cli.arguments import check_file, check_out, listed, whole
+from exsel.cli.flags import listed, whole
+from exsel.cli.outputs import check_file, check_out
 
 if TYPE_CHECKING:
     from exsel.bench.session import Plan
@@ -87,9 +88,9 @@ def run(arguments: argparse.Namespace) -> int:
     from exsel.bench.session import jobs
     from exsel.bench.session import run as measure
     from exsel.bench.table import HEADINGS, gaps, table_rows
-    from exsel.cli.arguments import command_line
     from exsel.cli.bench_display import make_display
     from exsel.cli.display import print_table
+    from exsel.cli.outputs import command_line
     from exsel.files import write_json
 
     folder: Path = arguments.out
@@ -127,7 +128,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
     from exsel.bench.cases import DTYPES, parse_shapes
     from exsel.bench.session import SUBJECTS, Plan, check_names
     from exsel.errors import ExselError
-    from exsel.training.environment import resolve_device
+    from exsel.machine import resolve_device
 
     subjects = tuple(dict.fromkeys(arguments.subjects)) or SUBJECTS[:1]
     check_names(subjects, SUBJECTS, "exsel bench")
@@ -167,7 +168,7 @@ def _holds_results(folder: Path) -> bool:
 
 def _tune(arguments: argparse.Namespace) -> int:
     from exsel.errors import ExselError
-    from exsel.training.environment import resolve_device
+    from exsel.machine import resolve_device
 
     path: Path = arguments.tune
     if resolve_device(arguments.device) != "cuda":

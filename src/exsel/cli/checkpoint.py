@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from exsel.errors import ExselError, explained
 from exsel.lengths import check_context, check_positions, context_of
-from exsel.training.layout import MODEL, RUNS, checkpoints
+from exsel.training.output_folder import MODEL, RUNS, checkpoints
 
 if TYPE_CHECKING:
     import torch
@@ -52,14 +52,14 @@ def load_checkpoint(
     Args:
         text: see :func:`find_model`; with ``causal=False`` also the folder of an adapter of PEFT.
         device: where to.
-        causal, dtype: see :func:`exsel.training.loading.load_whole`.
+        causal, dtype: see :func:`exsel.training.saved_models.load_whole`.
 
     Raises:
         ExselError: none there, or a damaged one.
     """
     from transformers import AutoTokenizer
 
-    from exsel.training.loading import ADAPTER, is_offline, load_whole
+    from exsel.training.saved_models import ADAPTER, is_offline, load_whole
 
     is_adapter = not causal and (Path(text) / ADAPTER).is_file()
     source = text if is_adapter else find_model(text)
@@ -84,7 +84,7 @@ def read_context(text: str) -> int | None:
         ExselError: none there, or a damaged one.
     """
     from exsel.files import read_json
-    from exsel.training.loading import ADAPTER, read_config
+    from exsel.training.saved_models import ADAPTER, read_config
 
     adapter = Path(text) / ADAPTER
     if adapter.is_file():

@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from exsel.cli.arguments import add_training_arguments, listed, number, seed
+from exsel.cli.flags import listed, number, seed
+from exsel.cli.training import add_training_arguments
 from exsel.errors import require_all
 from exsel.variants import BASELINE, VARIANTS
 
@@ -32,12 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Check, load, train all, print the table."""
     require_all("train")
-    from exsel.cli.arguments import build_settings, command_line, default_learning_rate
     from exsel.cli.display import print_table
-    from exsel.cli.session import run_session
+    from exsel.cli.outputs import command_line
+    from exsel.cli.training import build_settings, default_learning_rate, run_session
     from exsel.report import HEADINGS, headline, spread_sentence, summary_rows
     from exsel.training.compare import compare, plan
-    from exsel.training.layout import REPORT, RESULTS
+    from exsel.training.output_folder import REPORT, RESULTS
 
     variants = [name for name in arguments.variants if name]
     learning_rates = arguments.lr or [default_learning_rate(arguments.model)]

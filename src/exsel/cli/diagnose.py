@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exsel.cli.arguments import MODEL, add_data_arguments, add_device_argument, add_past_context_argument, whole
+from exsel.cli.flags import MODEL, add_data_arguments, add_device_argument, add_past_context_argument, whole
 from exsel.errors import ExselError, explained
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
     from exsel.cli.display import warn
     from exsel.diagnostics.report import diagnosis_folder, headline
     from exsel.lengths import check_context
-    from exsel.training.environment import resolve_device
+    from exsel.machine import resolve_device
 
     device = resolve_device(arguments.device)
     names = [arguments.model, *([] if arguments.against is None else [arguments.against])]
@@ -95,9 +95,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    from exsel.cli.arguments import check_out
+    from exsel.cli.outputs import check_out
     from exsel.diagnostics.report import diagnosis_folder
-    from exsel.training.layout import is_comparison, is_run
+    from exsel.training.output_folder import is_comparison, is_run
 
     if arguments.text and arguments.data:
         raise ExselError("--text gives the text itself and --data says where it is: give one of them")
@@ -116,11 +116,11 @@ def _diagnose(arguments: argparse.Namespace, text: str, context: int | None, dev
 
     import torch
 
-    from exsel.cli.arguments import command_line
     from exsel.cli.checkpoint import check_ids, load_checkpoint
     from exsel.cli.display import evaluation_progress
+    from exsel.cli.outputs import command_line
     from exsel.diagnostics import diagnose
-    from exsel.training.environment import describe_machine
+    from exsel.machine import describe_machine
 
     dtype = None if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
     model, tokenizer = load_checkpoint(text, device, causal=False, dtype=dtype)

@@ -7,19 +7,18 @@ import math
 from pathlib import Path
 from typing import Any
 
-from exsel.cli.arguments import (
+from exsel.cli.flags import (
     MODEL,
     add_data_arguments,
     add_device_argument,
     add_json_argument,
     add_past_context_argument,
-    check_file,
-    json_output,
     listed,
     number,
     seed,
     whole,
 )
+from exsel.cli.outputs import check_file, json_output
 from exsel.errors import ExselError, explained
 
 _PICTURES = (".svg", ".png")
@@ -101,7 +100,7 @@ def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     """All that is asked for, printed and as JSON types."""
     from exsel.cli.checkpoint import check_length, load_checkpoint
     from exsel.lengths import context_of
-    from exsel.training.environment import describe_machine, resolve_device
+    from exsel.machine import describe_machine, resolve_device
 
     device = resolve_device(arguments.device)
     tasks = _load_tasks(arguments) if arguments.tasks is not None else None

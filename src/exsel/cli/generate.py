@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from exsel.cli.arguments import MODEL, add_device_argument, add_past_context_argument, number, seed, whole
+from exsel.cli.flags import MODEL, add_device_argument, add_past_context_argument, number, seed, whole
 
 _MOST_TOKENS = 200
 # Colder, and hotter, the logits leave the range of their numbers, or all tokens become the same.
@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from exsel.cli.checkpoint import check_ids, check_length, load_checkpoint
     from exsel.lengths import context_of
-    from exsel.training.environment import resolve_device
+    from exsel.machine import resolve_device
 
     def check_logits(_: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         if logits.isnan().any() or logits.isposinf().any():

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from exsel.cli.arguments import MODEL, add_json_argument, json_output
+from exsel.cli.flags import MODEL, add_json_argument
+from exsel.cli.outputs import json_output
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +24,7 @@ def run(arguments: argparse.Namespace) -> int:
         from transformers import AutoModel
 
         from exsel.cli.checkpoint import find_model
-        from exsel.training.loading import read_config
+        from exsel.training.saved_models import read_config
         from exsel.upgrading import support, wrapping
 
         config = read_config(find_model(arguments.model))

@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exsel.cli.arguments import MODEL, add_training_arguments, number, seed
+from exsel.cli.flags import MODEL, number, seed
+from exsel.cli.training import add_training_arguments
 from exsel.errors import ExselError, require_all
 
 if TYPE_CHECKING:
@@ -44,12 +45,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Check, load, train, print the result."""
     require_all("train")
-    from exsel.cli.arguments import build_settings
-    from exsel.cli.session import run_session
+    from exsel.cli.training import build_settings, run_session
     from exsel.report import formatting
-    from exsel.training.layout import MODEL
-    from exsel.training.models import build_model
+    from exsel.training.output_folder import MODEL
     from exsel.training.run import train_run
+    from exsel.training.run_model import build_model
 
     if arguments.source is not None:
         settings = _fine_tuning_settings(arguments)
@@ -92,7 +92,7 @@ def _fine_tuning_settings(arguments: argparse.Namespace) -> Settings:
     Raises:
         ExselError: flags that contradict each other or the model, or no such model.
     """
-    from exsel.cli.arguments import build_settings
+    from exsel.cli.training import build_settings
     from exsel.lengths import context_of
     from exsel.training.finetuning import read_source, source_variant
     from exsel.training.settings import FINE_TUNING

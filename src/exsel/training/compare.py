@@ -11,10 +11,10 @@ from typing import Any
 from exsel.data import PackedData
 from exsel.errors import ExselError
 from exsel.files import locked, write_json
+from exsel.machine import describe_machine, git_revision
 from exsel.report import write_report
-from exsel.training.environment import describe_machine, git_revision
-from exsel.training.layout import REPORT, RESULTS, RUNS
 from exsel.training.monitor import Progress
+from exsel.training.output_folder import REPORT, RESULTS, RUNS
 from exsel.training.run import check_begun, train_run
 from exsel.training.settings import Settings
 from exsel.training.summary import summarise

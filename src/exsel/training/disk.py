@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from exsel.errors import ExselError
-from exsel.training.models import sketch_model
-from exsel.training.parameters import mechanism_parameters
+from exsel.training.mechanism_parameters import mechanism_parameters
+from exsel.training.run_model import sketch_model
 from exsel.training.settings import Settings
 
 #: Checkpoints kept while a run goes on: the second is there should the first turn out to be unreadable.
@@ -24,7 +24,7 @@ def check_disk(runs: Sequence[Settings], vocab_size: int, folder: Path) -> None:
         folder: of all of them; what it holds already counts as free, since it is kept or replaced.
 
     Raises:
-        ExselError: they do not fit, or one of the models cannot be built (see `exsel.training.models.sketch_model`).
+        ExselError: they do not fit, or one of the models cannot be built (see `exsel.training.run_model.sketch_model`).
     """
     sizes = [_sizes(settings, vocab_size) for settings in runs]
     # One more than is kept exists while it is written.

@@ -20,9 +20,8 @@ from exsel.errors import ExselError, explained
 from exsel.lengths import context_of
 from exsel.models import ExselConfig, ExselForCausalLM
 from exsel.nn import Temperature
-from exsel.training.loading import load_whole, read_config
-from exsel.training.parameters import mechanism_names
-from exsel.training.quiet import quiet_transformers
+from exsel.training.mechanism_parameters import mechanism_names
+from exsel.training.saved_models import load_whole, quiet_transformers, read_config
 from exsel.training.settings import Settings
 from exsel.upgrading import upgrade
 from exsel.upgrading.wrapping import UpgradedFields

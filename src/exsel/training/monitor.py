@@ -21,7 +21,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from exsel.errors import ExselError, first_line
 from exsel.evaluation import evaluate_loss
 from exsel.files import write_text
-from exsel.training.layout import METRICS, last_good
+from exsel.training.output_folder import METRICS, last_good
 from exsel.training.settings import Settings
 from exsel.training.trainer import step_losses, stop_if_not_finite
 

@@ -22,11 +22,20 @@ from exsel.errors import ExselError, LoadError, first_line
 from exsel.files import MANIFEST, check_sealed, locked, read_object, seal, write_json
 from exsel.models import ExselForCausalLM
 from exsel.training.disk import KEPT_CHECKPOINTS
-from exsel.training.layout import CHECKPOINT, METRICS, MODEL, MODEL_STAGING, RESULT, SETTINGS, checkpoints, last_good
-from exsel.training.models import build_model
+from exsel.training.mechanism_parameters import new_parameters
 from exsel.training.monitor import Interruption, Monitor, Progress, Record
-from exsel.training.parameters import new_parameters
-from exsel.training.quiet import quiet_transformers
+from exsel.training.output_folder import (
+    CHECKPOINT,
+    METRICS,
+    MODEL,
+    MODEL_STAGING,
+    RESULT,
+    SETTINGS,
+    checkpoints,
+    last_good,
+)
+from exsel.training.run_model import build_model
+from exsel.training.saved_models import quiet_transformers
 from exsel.training.settings import Settings
 from exsel.training.trainer import ExselTrainer
 
@@ -65,7 +74,7 @@ def train_run(
         name: how the run is shown.
         progress: where.
         resume: go on from the last checkpoint in ``folder``; a finished run returns its result.
-        model: what :func:`exsel.training.models.build_model` gave, where it has been called already.
+        model: what :func:`exsel.training.run_model.build_model` gave, where it has been called already.
 
     Returns:
         The run's entry in ``results.json``.

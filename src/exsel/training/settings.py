@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -207,3 +207,19 @@ def _read_config(model: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ExselError(f"--model {model}: not a transformers configuration, which is a JSON object")
     return exsel_values(values)
+
+
+def check_loggers(names: Sequence[str]) -> None:
+    """Check that transformers knows the loggers and that they are installed.
+
+    Raises:
+        ExselError: one is not.
+    """
+    from transformers.integrations import get_available_reporting_integrations
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+    for name in names:
+        if name not in INTEGRATION_TO_CALLBACK:
+            raise ExselError(f"--report-to {name}: no such logger; choose from {', '.join(INTEGRATION_TO_CALLBACK)}")
+        if name not in get_available_reporting_integrations():
+            raise ExselError(f"--report-to {name}: it is not installed: pip install {name.replace('_', '-')}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,9 @@ from transformers import Trainer, TrainingArguments
 
 from exsel.errors import ExselError, first_line
 from exsel.files import seal
-from exsel.training import state
-from exsel.training.layout import CHECKPOINT, CHECKPOINT_STAGING, METRICS, checkpoints, last_good
-from exsel.training.order import BlockOrder
-from exsel.training.parameters import scalar_names
+from exsel.training import checkpoint_state
+from exsel.training.mechanism_parameters import scalar_names
+from exsel.training.output_folder import CHECKPOINT, CHECKPOINT_STAGING, METRICS, checkpoints, last_good
 from exsel.upgrading import from_pretrained
 
 
@@ -124,7 +123,9 @@ class ExselTrainer(Trainer):
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             super()._save_optimizer_and_scheduler(output_dir)
         elif self.args.should_save:
-            state.save_optimizer(Path(output_dir), self.optimizer.state_dict(), self.lr_scheduler.state_dict())
+            checkpoint_state.save_optimizer(
+                Path(output_dir), self.optimizer.state_dict(), self.lr_scheduler.state_dict()
+            )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Trainer's own cannot read an upgraded configuration, and passes over what is missing."""
@@ -138,16 +139,16 @@ class ExselTrainer(Trainer):
         if checkpoint is None or self.is_deepspeed_enabled or self.is_fsdp_enabled:
             super()._load_optimizer_and_scheduler(checkpoint)
             return
-        optimizer, scheduler = state.load_optimizer(Path(checkpoint))
+        optimizer, scheduler = checkpoint_state.load_optimizer(Path(checkpoint))
         self.optimizer.load_state_dict(optimizer)
         self.lr_scheduler.load_state_dict(scheduler)
 
     def _save_rng_state(self, output_dir: str) -> None:
-        state.save_random(Path(output_dir))
+        checkpoint_state.save_random(Path(output_dir))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
-            state.load_random(Path(checkpoint))
+            checkpoint_state.load_random(Path(checkpoint))
 
 
 def step_losses(losses: list[Tensor], parts: int) -> list[float]:
@@ -170,3 +171,32 @@ def stop_if_not_finite(losses: list[float], first_step: int, folder: Path) -> No
                 f"the loss became {loss} at step {first_step + offset}; {last_good(folder)}. "
                 "Try a lower --lr, more warm-up or --dtype float32"
             )
+
+
+class BlockOrder(Sampler[int]):
+    """The blocks of a whole run in order: one permutation of all after the other, cut where the run ends.
+
+    Every step is whole, also where the blocks run out in the middle of one; and the order is told by its arguments
+    alone, so that variants read the same and a resumed run goes on where it stopped.
+
+    Args:
+        blocks: how many there are.
+        length: how many the run reads.
+        seed: of the permutations.
+    """
+
+    def __init__(self, blocks: int, *, length: int, seed: int) -> None:
+        self.blocks = blocks
+        self.length = length
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed)
+        left = self.length
+        while left > 0:
+            order = torch.randperm(self.blocks, generator=generator)[:left]
+            left -= len(order)
+            yield from order.tolist()

@@ -12,7 +12,7 @@ from exsel.data import PackedData, token_counts
 from exsel.errors import ExselError, explained
 from exsel.models import ExselForCausalLM
 from exsel.training import finetuning
-from exsel.training.parameters import mechanism_parameters
+from exsel.training.mechanism_parameters import mechanism_parameters
 from exsel.training.settings import Settings
 
 # Blocks in which the tokens are counted for token="frequency".

@@ -1,67 +1,20 @@
-"""The flags that commands share, and what they mean."""
+"""What ``compare`` and ``train`` share: their flags, the settings that these say, and the way to a trained model."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import shlex
-import shutil
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
+from exsel.cli.flags import add_data_arguments, add_device_argument, count, number, whole
+from exsel.cli.outputs import check_out, resume_command
 from exsel.errors import ExselError
 
 if TYPE_CHECKING:
+    from exsel.data import PackedData
+    from exsel.training.monitor import Progress
     from exsel.training.settings import Settings, SizeDefaults
-
-Value = TypeVar("Value")
-
-#: What a command is told to load.
-MODEL = "a run's folder, a folder with a model that transformers saved (upgraded or not), or a name on the hub"
-
-
-def add_data_arguments(parser: argparse.ArgumentParser) -> None:
-    """--data and --text-field."""
-    parser.add_argument(
-        "--data",
-        nargs="+",
-        default=[],
-        metavar="PATH",
-        help="text, .jsonl or .parquet files, folders or globs of them, made-up documents with a key to find "
-        "(passkey[:length=N,count=N,seed=N]), or a Hugging Face data set (name or name:config; streamed); "
-        "default: the Python standard library's own source",
-    )
-    parser.add_argument(
-        "--text-field", default="text", metavar="NAME", help="the field that holds the text (%(default)s)"
-    )
-
-
-def add_json_argument(parser: argparse.ArgumentParser) -> None:
-    """--json."""
-    parser.add_argument(
-        "--json",
-        type=Path,
-        metavar="FILE",
-        help="also write the answers there; - to standard output, and the rest to standard error",
-    )
-
-
-def add_past_context_argument(parser: argparse.ArgumentParser) -> None:
-    """--past-context."""
-    parser.add_argument(
-        "--past-context",
-        action="store_true",
-        help="also take sequences longer than those that the model was made for, if it has positions for them",
-    )
-
-
-def add_device_argument(parser: argparse.ArgumentParser) -> None:
-    """--device."""
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (%(default)s)")
 
 
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
@@ -97,7 +50,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
         help="attend and count positions across the documents of a sequence, or restart with each (%(default)s)",
     )
     training = parser.add_argument_group("training")
-    training.add_argument("--tokens", type=_count, metavar="N", help="tokens to train on, as 500k, 2.5b … (by model)")
+    training.add_argument("--tokens", type=count, metavar="N", help="tokens to train on, as 500k, 2.5b … (by model)")
     training.add_argument("--batch-size", type=whole(1), metavar="N", help="sequences a step (by model)")
     training.add_argument(
         "--accumulation", type=whole(1), default=1, metavar="N", help="parts in which a step is computed (%(default)s)"
@@ -142,60 +95,6 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     output.add_argument("--overwrite", action="store_true", help="replace what exsel wrote into --out")
 
 
-# Of a file, in bytes: 255 on the file systems there are, and some for the temporary name.
-_LONGEST_NAME = 249
-#: More than any count here can mean, and no more than what 64 bits and floating-point numbers hold.
-_MOST = 10**15
-
-
-def whole(least: int, most: int = _MOST) -> Callable[[str], int]:
-    """The type of a flag that takes a whole number of at least ``least`` and at most ``most``."""
-
-    def read(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"not a whole number: {text!r}") from None
-        if value < least and most == _MOST:
-            raise argparse.ArgumentTypeError(f"must be at least {least}, got {value}")
-        if not least <= value <= most:
-            raise argparse.ArgumentTypeError(f"must lie between {least} and {most}, got {value}")
-        return value
-
-    return read
-
-
-#: Of a flag that takes a seed.
-seed = whole(0, 2**32 - 1)
-
-
-def number(text: str) -> float:
-    """The type of a flag that takes a number."""
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"not a number: {text!r}") from None
-
-
-def listed(kind: Callable[[str], Value]) -> Callable[[str], list[Value]]:
-    """The type of a flag that takes values with commas between."""
-
-    def read(text: str) -> list[Value]:
-        return [kind(part.strip()) for part in text.split(",")]
-
-    return read
-
-
-def _count(text: str) -> int:
-    scales = {"k": 10**3, "m": 10**6, "b": 10**9}
-    digits, scale = (text[:-1], scales[text[-1].lower()]) if text[-1:].lower() in scales else (text, 1)
-    try:
-        count = float(digits.replace("_", "")) * scale
-        return whole(1)(str(int(count)))
-    except (ValueError, OverflowError):
-        raise argparse.ArgumentTypeError(f"not a number: {text!r} (examples: 819200, 500k, 2.5b)") from None
-
-
 def build_settings(
     arguments: argparse.Namespace,
     *,
@@ -217,8 +116,8 @@ def build_settings(
         ExselError: a value that cannot work, an absent device, or a logger that is not installed.
     """
     from exsel.config import ExclusiveConfig, SelectiveConfig
-    from exsel.training.environment import can_compile, check_loggers, resolve_device
-    from exsel.training.settings import DEFAULTS, Settings
+    from exsel.machine import can_compile, resolve_device
+    from exsel.training.settings import DEFAULTS, Settings, check_loggers
 
     if defaults is None:
         defaults = DEFAULTS.get(arguments.model, DEFAULTS["tiny"])
@@ -305,86 +204,6 @@ def _value(text: str) -> Any:
     return numbers if "," in text else numbers[0]
 
 
-def check_folder(folder: Path) -> None:
-    """Check that an output folder is one, or can be made.
-
-    Raises:
-        ExselError: it is a file, or cannot be written.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise ExselError(f"--out {folder} is a file: name a folder")
-    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    if not existing.is_dir():
-        raise ExselError(f"--out {folder} cannot be made: {existing} is a file")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise ExselError(f"--out {folder} cannot be written: no permission to write into {existing}")
-
-
-def check_out(arguments: argparse.Namespace, is_ours: Callable[[Path], bool], writer: str) -> bool:
-    """Check what --out, --overwrite and, where a command has it, --resume say together, and change nothing.
-
-    Args:
-        arguments: with ``out``, ``overwrite`` and perhaps ``resume``.
-        is_ours: whether a folder holds what may be gone on with or replaced.
-        writer: who writes such folders, in words.
-
-    Returns:
-        Whether there is something to go on with.
-
-    Raises:
-        ExselError: both flags, nothing to resume, a folder that holds something and neither flag was given, or
-            something that is not ours, one in which another process is at work, or one that cannot be written.
-    """
-    from exsel.files import locked
-
-    folder: Path = arguments.out
-    resumes: bool = getattr(arguments, "resume", False)
-    if resumes and arguments.overwrite:
-        raise ExselError("--resume keeps what is there and --overwrite replaces it: give one of them")
-    check_folder(folder)
-    if not folder.exists() or not any(folder.iterdir()):
-        if resumes:
-            raise ExselError(f"--out {folder} holds nothing to resume: leave out --resume")
-        return False
-    if not is_ours(folder):
-        raise ExselError(f"--out {folder} holds files that {writer} did not write: choose another folder")
-    if not (resumes or arguments.overwrite):
-        resume = "--resume to go on with it or " if hasattr(arguments, "resume") else ""
-        raise ExselError(f"--out {folder} is not empty: add {resume}--overwrite to replace it")
-    with locked(folder):  # whoever writes there locks it again: this says it before any work
-        return resumes
-
-
-def check_file(flag: str, path: Path | None) -> None:
-    """Check that a file can be written, if one is named; ``-`` is standard output.
-
-    Raises:
-        ExselError: it cannot.
-    """
-    if path is None or str(path) == "-":
-        return
-    # A device or a pipe would be replaced by a file.
-    is_writable = (path.is_file() or not path.exists()) and os.access(path.absolute().parent, os.W_OK | os.X_OK)
-    if not is_writable or len(os.fsencode(path.name)) > _LONGEST_NAME:
-        raise ExselError(f"{flag} {path} cannot be written: name a file in a folder that exists")
-
-
-@contextmanager
-def json_output(path: Path | None) -> Iterator[Callable[[Any], None]]:
-    """Something that writes a command's ``--json``; for standard output all else goes to standard error."""
-    from exsel.files import write_json
-
-    check_file("--json", path)
-    if str(path) != "-":
-        yield lambda value: None if path is None else write_json(path, value)
-        return
-    out = sys.stdout
-    with redirect_stdout(sys.stderr):
-        yield lambda value: print(
-            json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False), file=out, flush=True
-        )
-
-
 def check_output(arguments: argparse.Namespace) -> None:
     """Check the output folder, and change nothing.
 
@@ -392,7 +211,7 @@ def check_output(arguments: argparse.Namespace) -> None:
         ExselError: it holds something and neither flag was given, it holds something that is not exsel's or not of
             this command, or it cannot be written.
     """
-    from exsel.training.layout import is_comparison, is_run
+    from exsel.training.output_folder import is_comparison, is_run
 
     folder: Path = arguments.out
     kinds = {"train": is_run, "compare": is_comparison}
@@ -409,7 +228,7 @@ def open_output(arguments: argparse.Namespace) -> Path:
         ExselError: another process is at work there.
     """
     from exsel.files import locked
-    from exsel.training.layout import clear_output
+    from exsel.training.output_folder import clear_output
 
     folder: Path = arguments.out
     folder.mkdir(parents=True, exist_ok=True)
@@ -419,18 +238,53 @@ def open_output(arguments: argparse.Namespace) -> Path:
     return folder
 
 
-def command_line(given: Sequence[str]) -> str:
-    """The command that was given, as a shell would take it again."""
-    program = Path(sys.argv[0])
-    if program.name == "__main__.py":
-        words = [sys.executable, "-m", program.parent.name]
-    elif program.name == "exsel" and shutil.which("exsel") != str(program.absolute()):
-        words = [str(program)]
-    else:
-        words = ["exsel"]
-    return shlex.join([*words, *given])
+def run_session(
+    arguments: argparse.Namespace,
+    runs: Sequence[Settings],
+    work: Callable[[PackedData, Path, Progress], None],
+    *,
+    prepare: Callable[[PackedData], None] | None = None,
+) -> int:
+    """Check everything, load the data, prepare, and only then touch the output folder and work.
 
+    Returns:
+        The exit code.
+    """
+    from exsel.cli.display import make_progress, warn
+    from exsel.data import load_data
+    from exsel.training.disk import check_disk
+    from exsel.training.run import Interrupted
+    from exsel.training.run_model import sketch_model
 
-def resume_command(given: Sequence[str]) -> str:
-    """The command that goes on after an interruption."""
-    return command_line([*(argument for argument in given if argument not in ("--overwrite", "--resume")), "--resume"])
+    check_output(arguments)
+    settings = runs[0]
+    for run in runs:
+        sketch_model(run, vocab_size=1)  # heads, layers and strengths fit together
+    if arguments.compile is None and not settings.compile:
+        warn("no C++ compiler (g++ or clang++) found: training runs eager, without torch.compile")
+    data = load_data(
+        settings.data,
+        tokenizer=settings.tokenizer,
+        seq_len=settings.seq_len,
+        pack=settings.pack,
+        text_field=settings.text_field,
+        validation_blocks=settings.evaluation_blocks,
+    )
+    described = data.description
+    check_disk(runs, described.vocab_size, arguments.out)
+    size = "streamed" if described.train_tokens is None else f"{described.train_tokens:,} tokens"
+    print(f"data: {described.name}, {size}, to train on", flush=True)
+    print(
+        f"model: {settings.model}, {settings.steps:,} steps of {settings.batch_size} × {settings.seq_len} tokens on "
+        f"{settings.device}, {settings.dtype}, {'compiled' if settings.compile else 'eager'}",
+        flush=True,
+    )
+    if prepare is not None:
+        prepare(data)
+    folder = open_output(arguments)
+    try:
+        work(data, folder, make_progress())
+    except Interrupted as stop:
+        print(f"\n{stop}; go on with:\n  {resume_command(arguments.given)}", flush=True)
+        return 128 + stop.signal
+    return 0

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from exsel.training.layout import checkpoints, clear_output, is_comparison, is_run, last_good
+from exsel.training.output_folder import checkpoints, clear_output, is_comparison, is_run, last_good
 
 RUN = json.dumps({"variant": "baseline", "seq_len": 32})
 RESULTS = json.dumps({"exsel_version": "0", "variants": []})

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from exsel.training.order import BlockOrder
+from exsel.training.trainer import BlockOrder
 
 
 @pytest.mark.parametrize(("blocks", "length"), [(7, 7), (7, 30), (7, 3), (1, 5)])

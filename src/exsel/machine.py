@@ -6,7 +6,6 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -34,22 +33,6 @@ def resolve_device(device: str) -> str:
     if not available[device]:
         raise ExselError(f"--device {device}: PyTorch {torch.__version__} finds no such device here; use --device cpu")
     return device
-
-
-def check_loggers(names: Sequence[str]) -> None:
-    """Check that transformers knows the loggers and that they are installed.
-
-    Raises:
-        ExselError: one is not.
-    """
-    from transformers.integrations import get_available_reporting_integrations
-    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
-
-    for name in names:
-        if name not in INTEGRATION_TO_CALLBACK:
-            raise ExselError(f"--report-to {name}: no such logger; choose from {', '.join(INTEGRATION_TO_CALLBACK)}")
-        if name not in get_available_reporting_integrations():
-            raise ExselError(f"--report-to {name}: it is not installed: pip install {name.replace('_', '-')}")
 
 
 def can_compile() -> bool:
@@ -93,7 +76,7 @@ def _processor() -> str:
 
 def git_revision() -> str | None:
     """The commit of the source tree that exsel runs from, with ``+`` where files differ; None if it is installed."""
-    folder = Path(__file__).parents[1]
+    folder = Path(__file__).parent
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(folder), *arguments]

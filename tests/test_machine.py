@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from exsel.errors import ExselError
-from exsel.training.environment import (
+from exsel.machine import (
     can_compile,
-    check_loggers,
     describe_machine,
     git_revision,
     resolve_device,
@@ -40,16 +39,6 @@ def test_unknown_devices(device: str) -> None:
 def test_one_of_several_gpus_is_chosen_outside() -> None:
     with pytest.raises(ExselError, match="CUDA_VISIBLE_DEVICES"):
         resolve_device("cuda:1")
-
-
-def test_loggers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("transformers.integrations.get_available_reporting_integrations", lambda: ["tensorboard"])
-    check_loggers([])
-    check_loggers(["tensorboard"])
-    with pytest.raises(ExselError, match=r"--report-to paper: no such logger; choose from .*wandb"):
-        check_loggers(["tensorboard", "paper"])
-    with pytest.raises(ExselError, match="--report-to wandb: it is not installed: pip install wandb"):
-        check_loggers(["wandb"])
 
 
 def test_the_machine_is_described_in_json() -> None:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import functools
+import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
 
 import exsel.models  # noqa: F401 (registers the model's type)
 from exsel.data.hub_access import reason_unavailable
 from exsel.errors import ExselError, LoadError, explained, first_line, require
-from exsel.training.quiet import quiet_transformers
 from exsel.upgrading.loading import check_inside, load, load_config
 
 #: Of a folder that holds an adapter of PEFT and not a model.
@@ -104,3 +108,17 @@ def _load_adapter(source: str, called: str, dtype: torch.dtype | None) -> Any:
             if names:
                 raise LoadError(f"it {what} {len(names)} weights, such as {min(names)}")
     return adapted
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Within, transformers shows no bars and no notices; errors still pass."""
+    bars, level = transformers_logging.is_progress_bar_enabled(), transformers.logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
+    transformers.logging.set_verbosity(max(level, logging.ERROR))
+    try:
+        yield
+    finally:
+        if bars:
+            transformers_logging.enable_progress_bar()
+        transformers.logging.set_verbosity(level)

@@ -1,0 +1,113 @@
+"""Where a command writes, checked before it works; and the command that goes on after an interruption."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+from exsel.errors import ExselError
+from exsel.files import locked, write_json
+
+# Of a file, in bytes: 255 on the file systems there are, and some for the temporary name.
+_LONGEST_NAME = 249
+
+
+def check_folder(folder: Path) -> None:
+    """Check that an output folder is one, or can be made.
+
+    Raises:
+        ExselError: it is a file, or cannot be written.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ExselError(f"--out {folder} is a file: name a folder")
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise ExselError(f"--out {folder} cannot be made: {existing} is a file")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ExselError(f"--out {folder} cannot be written: no permission to write into {existing}")
+
+
+def check_out(arguments: argparse.Namespace, is_ours: Callable[[Path], bool], writer: str) -> bool:
+    """Check what --out, --overwrite and, where a command has it, --resume say together, and change nothing.
+
+    Args:
+        arguments: with ``out``, ``overwrite`` and perhaps ``resume``.
+        is_ours: whether a folder holds what may be gone on with or replaced.
+        writer: who writes such folders, in words.
+
+    Returns:
+        Whether there is something to go on with.
+
+    Raises:
+        ExselError: both flags, nothing to resume, a folder that holds something and neither flag was given, or
+            something that is not ours, one in which another process is at work, or one that cannot be written.
+    """
+    folder: Path = arguments.out
+    resumes: bool = getattr(arguments, "resume", False)
+    if resumes and arguments.overwrite:
+        raise ExselError("--resume keeps what is there and --overwrite replaces it: give one of them")
+    check_folder(folder)
+    if not folder.exists() or not any(folder.iterdir()):
+        if resumes:
+            raise ExselError(f"--out {folder} holds nothing to resume: leave out --resume")
+        return False
+    if not is_ours(folder):
+        raise ExselError(f"--out {folder} holds files that {writer} did not write: choose another folder")
+    if not (resumes or arguments.overwrite):
+        resume = "--resume to go on with it or " if hasattr(arguments, "resume") else ""
+        raise ExselError(f"--out {folder} is not empty: add {resume}--overwrite to replace it")
+    with locked(folder):  # whoever writes there locks it again: this says it before any work
+        return resumes
+
+
+def check_file(flag: str, path: Path | None) -> None:
+    """Check that a file can be written, if one is named; ``-`` is standard output.
+
+    Raises:
+        ExselError: it cannot.
+    """
+    if path is None or str(path) == "-":
+        return
+    # A device or a pipe would be replaced by a file.
+    is_writable = (path.is_file() or not path.exists()) and os.access(path.absolute().parent, os.W_OK | os.X_OK)
+    if not is_writable or len(os.fsencode(path.name)) > _LONGEST_NAME:
+        raise ExselError(f"{flag} {path} cannot be written: name a file in a folder that exists")
+
+
+@contextmanager
+def json_output(path: Path | None) -> Iterator[Callable[[Any], None]]:
+    """Something that writes a command's ``--json``; for standard output all else goes to standard error."""
+    check_file("--json", path)
+    if str(path) != "-":
+        yield lambda value: None if path is None else write_json(path, value)
+        return
+    out = sys.stdout
+    with redirect_stdout(sys.stderr):
+        yield lambda value: print(
+            json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False), file=out, flush=True
+        )
+
+
+def command_line(given: Sequence[str]) -> str:
+    """The command that was given, as a shell would take it again."""
+    program = Path(sys.argv[0])
+    if program.name == "__main__.py":
+        words = [sys.executable, "-m", program.parent.name]
+    elif program.name == "exsel" and shutil.which("exsel") != str(program.absolute()):
+        words = [str(program)]
+    else:
+        words = ["exsel"]
+    return shlex.join([*words, *given])
+
+
+def resume_command(given: Sequence[str]) -> str:
+    """The command that goes on after an interruption."""
+    return command_line([*(argument for argument in given if argument not in ("--overwrite", "--resume")), "--resume"])
