@@ -27,7 +27,7 @@ from matplotlib.ticker import (
 from evidence.papers.experiment import Chart, Curve
 from exsel.report import svg
 from exsel.report.formatting import learning_rate
-from exsel.report.picture import write_png, write_svg
+from exsel.report.series import write_png, write_svg
 
 # Labels that appear in many charts. Others get a look from their own letters, which is as constant while no two of an
 # experiment's take the same colour.

@@ -16,7 +16,7 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 from exsel.bench.session import SUBJECTS
 from exsel.bench.table import whole
 from exsel.report import svg
-from exsel.report.picture import write_png, write_svg
+from exsel.report.series import write_png, write_svg
 
 _MARKERS = "os^Dv><P"
 # From contender to colour and marker, so that one looks the same in every picture.

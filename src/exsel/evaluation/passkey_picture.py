@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 from exsel.errors import ExselError
 from exsel.evaluation.retrieval import PasskeyResult
 from exsel.report import svg
-from exsel.report.picture import write_png, write_svg
+from exsel.report.series import write_png, write_svg
 
 #: The kinds of picture, by the suffix of the file.
 SUFFIXES = (".svg", ".png")

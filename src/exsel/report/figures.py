@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from exsel.report import formatting, summary, svg
 from exsel.report.formatting import number
-from exsel.report.looks import Picture, Series, look
+from exsel.report.series import Picture, Series, look
 from exsel.variants import BASELINE, VARIANTS
 
 WIDTH, HEIGHT = 360, 255

@@ -26,7 +26,7 @@ from exsel.diagnostics.report.drawing import Drawing
 from exsel.diagnostics.report.sentences import sentence
 from exsel.report import formatting, templates
 from exsel.report.facts import facts
-from exsel.report.looks import Picture, Series
+from exsel.report.series import Picture, Series
 
 _PACKAGE = "exsel.diagnostics.report"
 _TILES = (

@@ -10,8 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from exsel.report import svg
-from exsel.report.looks import Picture, Series
-from exsel.report.picture import Draw, write_pdf, write_png, write_svg
+from exsel.report.series import Draw, Picture, Series, write_pdf, write_png, write_svg
 
 WIDTH, HEIGHT = 360, 255
 # Of a file's edge.

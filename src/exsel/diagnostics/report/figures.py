@@ -25,7 +25,7 @@ from exsel.diagnostics.report.diagnosed_models import (
 from exsel.diagnostics.report.drawing import Drawing
 from exsel.diagnostics.report.heatmaps import maps
 from exsel.report import svg
-from exsel.report.looks import Series, look
+from exsel.report.series import Series, look
 
 #: What is drawn together of one model: the paper's figure of the attention similarity bias, and what explains it.
 SIMILARITIES = ("similarity", "similarity_after", "centred_similarity", "value_similarity", "self_weight")

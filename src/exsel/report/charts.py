@@ -1,0 +1,170 @@
+"""Charts as data: what every page, bench and experiment shows. One renderer draws them.
+
+::
+
+    chart = Chart(
+        name="loss",
+        title="Loss against tokens",
+        x_label="training tokens",
+        y_label="validation loss",
+        curves=(
+            Curve(label="baseline", x=(1e6, 2e6), y=(2.1, 1.9)),
+            Curve(label="exclusive", x=(1e6, 2e6), y=(2.0, 1.7), low=(1.9, 1.6), high=(2.1, 1.8)),
+        ),
+        references=(Reference(y=1.9, text="baseline's final loss"),),
+        caption="Lower is better.",
+    )
+    looks = looks_of([chart])  # exsel.report.looks: a label has the same colour and marker everywhere
+    page_picture(chart, looks)  # exsel.report.picture: 360 × 255 inline SVG; the page shows title, legend and caption
+    write_picture(chart, folder / "loss.svg", looks)  # a file with title and legend; also .png and .pdf
+
+This module needs nothing but Python; drawing needs the extra ``exsel[report]``. A number that is missing is NaN in a
+curve, which leaves a gap, and ``None`` in a heat map, which shows a stroke.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """A line or points of a chart.
+
+    Args:
+        label: in the legend; curves of the same label have the same colour, and one entry. Empty: no entry.
+        x: places.
+        y: values.
+        low, high: of the interval at each place, drawn as a band.
+        style: ``"line"`` with markers; ``"dashed"`` with open markers, or plainly across all categories; ``"points"``
+            without a line; ``"thin"``: a faint line behind others; ``"range"``: faint strokes from low to high alone.
+    """
+
+    label: str
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    low: tuple[float, ...] | None = None
+    high: tuple[float, ...] | None = None
+    style: Literal["line", "dashed", "points", "thin", "range"] = "line"
+
+    def __post_init__(self) -> None:
+        if len({len(values) for values in (self.x, self.y, self.low, self.high) if values is not None}) > 1:
+            raise ValueError(f"the curve {self.label!r} has not as many values as places")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """A line to compare curves with: across the chart at ``y``, dotted unless at 0.
+
+    Args:
+        y: its height.
+        text: said above it.
+        x: the line runs from ``y`` down at this place instead of across.
+        label: whose colour the line has; empty: a muted one.
+    """
+
+    y: float
+    text: str = ""
+    x: float | None = None
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A place on an axis, and what is said there."""
+
+    place: float
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """Curves over one pair of axes.
+
+    Args:
+        name: unique beside the others; the file's name, and a prefix of ids in a page.
+        title: over it.
+        x_label, y_label: what the axes show, with units.
+        curves: what is drawn.
+        categories: names of the places 0, 1, 2 … on the x axis: dots with their intervals by category. Such a chart is
+            drawn with its x axis downwards, where long names have room.
+        references: lines to compare the curves with.
+        log_x, log_y: whether an axis is logarithmic (base 2 where all values are powers of it, else 10).
+        x_ticks: the places that are named on the x axis; empty: chosen by the renderer.
+        x_range, y_range: ends of an axis; ``None``: around what is drawn.
+        least_height: the y axis spans at least this, so that rounding looks like what it is.
+        y_unit: after each number on the y axis.
+        caption: what one sees, in a sentence.
+    """
+
+    name: str
+    title: str
+    x_label: str
+    y_label: str
+    curves: tuple[Curve, ...]
+    categories: tuple[str, ...] = ()
+    references: tuple[Reference, ...] = ()
+    log_x: bool = False
+    log_y: bool = False
+    x_ticks: tuple[Tick, ...] = ()
+    x_range: tuple[float, float] | None = None
+    y_range: tuple[float, float] | None = None
+    least_height: float = 0.0
+    y_unit: str = ""
+    caption: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeatMap:
+    """A field for each row and column: the deeper its colour, the farther from 0; a second colour is below 0.
+
+    Args:
+        name, title, x_label, y_label, caption: as in :class:`Chart`.
+        columns: names along the x axis.
+        rows: names along the y axis, from below.
+        values: by row, then column; ``None``: not measured.
+        scale: the value of the deepest colour; ``None``: that of the largest value.
+        as_percent: whether values are shares of 1, shown in per cent.
+    """
+
+    name: str
+    title: str
+    x_label: str
+    y_label: str
+    columns: tuple[str, ...]
+    rows: tuple[str, ...]
+    values: tuple[tuple[float | None, ...], ...]
+    scale: float | None = None
+    as_percent: bool = False
+    caption: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panels:
+    """Charts in rows and columns: those of a row have the same y axis, those of a column the same x axis.
+
+    Args:
+        name, title, caption: as in :class:`Chart`, of all together.
+        charts: by row, then column; each panel shows the title of its chart.
+    """
+
+    name: str
+    title: str
+    charts: tuple[tuple[Chart, ...], ...]
+    caption: str = ""
+
+
+Drawable = Chart | HeatMap | Panels
+
+
+def curves_of(drawable: Drawable) -> list[Curve]:
+    """All curves, in their order."""
+    if isinstance(drawable, Panels):
+        return [curve for row in drawable.charts for chart in row for curve in chart.curves]
+    return list(drawable.curves) if isinstance(drawable, Chart) else []
+
+
+def labels_of(drawable: Drawable) -> list[str]:
+    """Each label of the curves once, in their order."""
+    return list(dict.fromkeys(curve.label for curve in curves_of(drawable) if curve.label))
