@@ -13,8 +13,8 @@ from torch import nn
 import exsel
 from exsel.diagnostics import Diagnosis
 from exsel.errors import EXTRAS, first_line, require, require_all
+from exsel.model_folder import MODEL_TYPE
 from exsel.peft import SelectiveAdapterConfig
-from exsel.registration import MODEL_TYPE
 
 
 def test_what_is_installed_passes() -> None:

@@ -22,8 +22,8 @@ from exsel.models.modeling import ExselAttention
 from exsel.nn import Temperature
 from exsel.nn.mechanisms import MechanismPass, Mechanisms
 from exsel.reference import accumulation_dtype
-from exsel.upgrading.apply import insert
-from exsel.upgrading.planning import Target, own_layers
+from exsel.upgrading.attention_layers import Target, own_layers
+from exsel.upgrading.placing import insert
 
 _VALUE, _OUTPUT = "v_proj", "o_proj"
 

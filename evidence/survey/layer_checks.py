@@ -19,8 +19,8 @@ from transformers.pytorch_utils import Conv1D
 
 from exsel.nn.mechanisms import Mechanisms
 from exsel.nn.projections import PACKINGS, Packing
-from exsel.upgrading.instances import Upgraded, original_class
 from exsel.upgrading.rewriting import CACHES, CHILD
+from exsel.upgrading.upgraded_class import Upgraded, original_class
 
 #: A thousand roundings of float32, relative to the largest number of a tensor: sums in another order, through norms.
 TOLERANCE = 1000 * torch.finfo(torch.float32).eps

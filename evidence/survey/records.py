@@ -11,7 +11,7 @@ from evidence.survey.layer_checks import VerificationError
 from evidence.survey.outcomes import Outcome
 from evidence.survey.verification import NotReachedError, verify
 from evidence.survey.zoo import NotBuilt, build
-from exsel.upgrading import planning
+from exsel.upgrading import attention_layers
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def _record(model_type: str) -> Record:
         specimen = build(model_type)
     except NotBuilt as error:
         return Record(model_type, "not built", reasons=(str(error),))
-    layers = planning.layers(specimen.model)
+    layers = attention_layers.counted_layers(specimen.model)
     reasons = tuple(
         dict.fromkeys(
             f"{target.cls}: {target.exclusive or f'not selective: {target.selective}'}"

@@ -30,10 +30,10 @@ from exsel.nn.exclusive import Exclusive
 from exsel.nn.mechanisms import Mechanisms
 from exsel.nn.projections import PACKINGS
 from exsel.nn.temperature import Temperature
-from exsel.upgrading import planning
-from exsel.upgrading.apply import downgrade, upgrade
-from exsel.upgrading.instances import Upgraded
+from exsel.upgrading import attention_layers
 from exsel.upgrading.rewriting import CHILD
+from exsel.upgrading.upgrade_model import downgrade, upgrade
+from exsel.upgrading.upgraded_class import Upgraded
 
 
 class NotReachedError(Exception):
@@ -71,7 +71,7 @@ def verify(model: nn.Module, inputs: Mapping[str, Any], *, can_generate: bool = 
         NotReachedError: there was nothing to check.
         ValueError: a model that cannot be upgraded.
     """
-    chosen = planning.layers(model)
+    chosen = attention_layers.counted_layers(model)
     layers = tuple(index for index, target in enumerate(chosen) if not target.exclusive)
     selective_layers = tuple(index for index in layers if not chosen[index].selective)
     plain = _outputs(model, inputs)

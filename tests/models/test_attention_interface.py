@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, StaticCache
 
 import exsel
-from exsel.registration.attention import exsel_attention_forward
+from exsel.attention_interface import exsel_attention_forward
 from models.small_models import small_config, small_model
 
 IDS = torch.randint(0, 61, (2, 9), generator=torch.Generator().manual_seed(0))

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 import exsel
 from exsel import ExclusiveConfig
-from exsel.upgrading.instances import check_whole
-from exsel.upgrading.planning import targets
+from exsel.upgrading.attention_layers import targets
+from exsel.upgrading.upgraded_class import check_whole
 from upgrading.layer_checks import check_alike, check_model, run
 
 pytest.importorskip("diffusers")

@@ -36,10 +36,10 @@ from transformers import (
 import exsel
 from exsel import ExclusiveConfig, ExselForCausalLM, SelectiveConfig
 from exsel.errors import ExselError, LoadError
-from exsel.registration import MODEL_TYPE
+from exsel.model_folder import MODEL_TYPE
 from exsel.training.mechanism_parameters import scalar_names
 from exsel.upgrading import Upgraded
-from exsel.upgrading.persistence import describe
+from exsel.upgrading.description import describe
 from models.small_models import small_model
 from upgrading.upgraded_models import (
     IDS,

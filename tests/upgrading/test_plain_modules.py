@@ -16,7 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention as attend
 
 import exsel
 from exsel import ExclusiveConfig
-from exsel.upgrading.planning import targets
+from exsel.upgrading.attention_layers import targets
 from upgrading.layer_checks import check_alike, check_model
 
 B, T, E, H = 2, 5, 16, 4

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import exsel
-from exsel.upgrading.planning import targets
+from exsel.upgrading.attention_layers import targets
 from upgrading.layer_checks import check_alike, check_model, randomise, run
 from upgrading.timm_models import import_timm
 

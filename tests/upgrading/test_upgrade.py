@@ -84,7 +84,7 @@ def test_nobody_takes_the_plain_models_folder_for_the_upgraded_model(model: Llam
 def test_a_layer_that_fails_late_leaves_the_first_ones_alone(
     model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from exsel.upgrading import apply
+    from exsel.upgrading import placing
 
     built = []
 
@@ -94,7 +94,7 @@ def test_a_layer_that_fails_late_leaves_the_first_ones_alone(
             raise ValueError("the second")
         return nn.Module()
 
-    monkeypatch.setattr(apply, "build_mechanisms", build)
+    monkeypatch.setattr(placing, "build_mechanisms", build)
     before = state(model)
     with pytest.raises(ValueError, match="the second"):
         exsel.upgrade(model, exclusive=True)

@@ -25,10 +25,10 @@ def run(arguments: argparse.Namespace) -> int:
 
         from exsel.cli.checkpoint import find_model
         from exsel.training.saved_models import read_config
-        from exsel.upgrading import support, wrapping
+        from exsel.upgrading import support, transformers_models
 
         config = read_config(find_model(arguments.model))
-        model_class = wrapping.model_class_of(config)
+        model_class = transformers_models.model_class_of(config)
         with explained(f"{arguments.model} cannot be built"), torch.device("meta"):
             model = AutoModel.from_config(config) if model_class is None else model_class(config)
         answer = support(model)

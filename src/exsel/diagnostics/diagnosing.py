@@ -17,7 +17,7 @@ from exsel.diagnostics.watching import watch
 from exsel.errors import ExselError
 from exsel.lengths import check_positions, context_of
 from exsel.nn.exclusive import Exclusive
-from exsel.upgrading.apply import UNSAVED
+from exsel.upgrading.placing import UNSAVED
 
 #: Longer sequences in a model that materialises its attention matrices are worth a note.
 _MANY_TOKENS = 4096

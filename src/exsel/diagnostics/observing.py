@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from exsel.diagnostics.mixing import Mixing
 from exsel.nn.exclusive import Exclusive
-from exsel.upgrading.planning import Target
+from exsel.upgrading.attention_layers import Target
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,9 @@ from exsel.nn.exclusive import Exclusive
 from exsel.nn.layer_pass import LayerPass
 from exsel.nn.self_attention import SelfAttention
 from exsel.nn.temperature import Temperature
-from exsel.upgrading import planning
-from exsel.upgrading.apply import insert, remove
-from exsel.upgrading.planning import Target
+from exsel.upgrading import attention_layers
+from exsel.upgrading.attention_layers import Target
+from exsel.upgrading.placing import insert, remove
 from exsel.upgrading.rewriting import CHILD
 
 
@@ -61,10 +61,10 @@ def watch(model: nn.Module, observer: Observer) -> Iterator[Watched]:
 
 
 def _plan(model: nn.Module) -> Watched:
-    targets = planning.targets(model)
+    targets = attention_layers.targets(model)
     found = [target for target in targets if not target.left_alone]
     modules = {name: place for place, (name, _) in enumerate(model.named_modules())}
-    counted = sorted([*found, *planning.own_layers(model)], key=lambda target: modules[target.name])
+    counted = sorted([*found, *attention_layers.own_layers(model)], key=lambda target: modules[target.name])
     layers, left_out = [], [target for target in targets if target.left_alone]
     for name, module in model.named_modules():
         if isinstance(module, SelfAttention):

@@ -11,8 +11,7 @@ from typing import Any, ClassVar, TypeVar
 from transformers import PreTrainedConfig
 
 from exsel.config import ExclusiveConfig, SelectiveConfig, resolve_layers
-from exsel.registration import HOW_TO_LOAD
-from exsel.registration.card import write_card
+from exsel.model_folder import HOW_TO_LOAD, write_card
 
 _Mechanism = TypeVar("_Mechanism", ExclusiveConfig, SelectiveConfig)
 

@@ -29,14 +29,14 @@ from transformers.models.llama.modeling_llama import (
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from exsel.attention_interface import IMPLEMENTATION
 from exsel.errors import LoadError
 from exsel.kernels.scale import scale_heads
+from exsel.model_folder import check_weights
 from exsel.models.configuration import ExselConfig
 from exsel.nn import Exclusive, Temperature
 from exsel.nn.exclusive import check_strengths
 from exsel.nn.temperature import build_temperatures
-from exsel.registration.attention import IMPLEMENTATION
-from exsel.registration.weights import check_weights
 from exsel.tensor_parallel import heads_plan
 
 

@@ -15,10 +15,11 @@ from exsel.config import ExclusiveConfig, SelectiveConfig
 from exsel.errors import LoadError, UpgradeError
 from exsel.peft.config import AdapterConfig
 from exsel.peft.layer import AdapterLayer
-from exsel.upgrading.apply import build_mechanisms, insert, plan, remove, upgrade
-from exsel.upgrading.instances import Upgraded
-from exsel.upgrading.planning import Target
+from exsel.upgrading.attention_layers import Target
+from exsel.upgrading.placing import build_mechanisms, insert, plan, remove
 from exsel.upgrading.rewriting import CHILD
+from exsel.upgrading.upgrade_model import upgrade
+from exsel.upgrading.upgraded_class import Upgraded
 
 # PEFT finds an adapter's parameters by its name anywhere in theirs: these names are there for another reason.
 _TAKEN = frozenset({"adapters", "temperatures", "query", "key", "value", "exclusive", "feature_proj", CHILD})

@@ -24,7 +24,7 @@ from exsel.training.mechanism_parameters import mechanism_names
 from exsel.training.saved_models import load_whole, quiet_transformers, read_config
 from exsel.training.settings import Settings
 from exsel.upgrading import upgrade
-from exsel.upgrading.wrapping import UpgradedFields
+from exsel.upgrading.transformers_models import UpgradedFields
 from exsel.variants import BASELINE, VARIANTS
 
 # How far logits may move by rounding alone, as a share of the largest.

@@ -19,7 +19,8 @@ from transformers.utils import logging as transformers_logging
 import exsel.models  # noqa: F401 (registers the model's type)
 from exsel.data.hub_access import reason_unavailable
 from exsel.errors import ExselError, LoadError, explained, first_line, require
-from exsel.upgrading.loading import check_inside, load, load_config
+from exsel.upgrading.folder_checks import check_inside
+from exsel.upgrading.loading import load, load_config
 
 #: Of a folder that holds an adapter of PEFT and not a model.
 ADAPTER = "adapter_config.json"

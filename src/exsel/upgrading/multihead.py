@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from exsel.nn.mechanisms import MechanismPass
 from exsel.nn.projections import Geometry
-from exsel.upgrading.layouts import Layout
+from exsel.upgrading.architectures import Layout
 from exsel.upgrading.rewriting import READ
 from exsel.upgrading.sources import replacement
 

@@ -15,10 +15,10 @@ from torch import nn
 from exsel.config import ExclusiveConfig, SelectiveConfig
 from exsel.errors import LoadError, UpgradeError
 from exsel.nn.mechanisms import Mechanisms
-from exsel.upgrading.apply import Step, insert_all
-from exsel.upgrading.instances import Upgraded, check_whole
-from exsel.upgrading.planning import targets
+from exsel.upgrading.attention_layers import targets
+from exsel.upgrading.placing import Step, insert_all
 from exsel.upgrading.rewriting import CHILD
+from exsel.upgrading.upgraded_class import Upgraded, check_whole
 from exsel.version import __version__
 
 #: The version of :class:`Description`'s form; a reader of one form refuses a later one.

@@ -17,10 +17,10 @@ from torch import nn
 
 from exsel.errors import UpgradeError
 from exsel.nn.projections import Geometry
-from exsel.upgrading.guards import wrap
-from exsel.upgrading.layouts import Layout
+from exsel.upgrading.architectures import Layout
 from exsel.upgrading.rewriting import CHILD, READ, attribute_of, begin, is_sdpa, through
 from exsel.upgrading.sources import Method, RewritingError, described, read, replacement
+from exsel.upgrading.wrapped_methods import wrap
 
 LAYOUT = Layout({"to_q": "query", "to_k": "key", "to_v": "value"})
 

@@ -1,23 +1,19 @@
-"""Put the mechanisms into a model, and take them out again."""
+"""Put mechanisms into chosen attention layers, and take them out again."""
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Iterable
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import nn
 
-from exsel.config import ExclusiveArgument, ExclusiveConfig, SelectiveArgument, SelectiveConfig, resolve_layers
+from exsel.config import ExclusiveConfig, SelectiveConfig, resolve_layers
 from exsel.errors import UpgradeError
 from exsel.nn.mechanisms import Mechanisms
-from exsel.upgrading import guards, instances, planning, processors
-from exsel.upgrading.instances import Upgraded, original_class
-from exsel.upgrading.planning import Target
-from exsel.upgrading.rewriting import CHILD, READ
-
-Model = TypeVar("Model", bound=nn.Module)
+from exsel.upgrading import attention_layers, upgraded_class, wrapped_methods
+from exsel.upgrading.attention_layers import Target
+from exsel.upgrading.rewriting import CHILD
+from exsel.upgrading.upgraded_class import original_class
 
 #: A layer, and which mechanisms it gets.
 Step = tuple[Target, ExclusiveConfig | None, SelectiveConfig | None]
@@ -25,77 +21,6 @@ Step = tuple[Target, ExclusiveConfig | None, SelectiveConfig | None]
 #: After the name of the model that was upgraded: nobody finds what was upgraded under it, and so nobody takes the plain
 #: one for it.
 UNSAVED = ", upgraded in memory: save_pretrained it to a folder, and load it from there by exsel.from_pretrained"
-
-
-def upgrade(
-    model: Model,
-    *,
-    exclusive: ExclusiveArgument = None,
-    selective: SelectiveArgument = None,
-) -> Model:
-    """Put either or both mechanisms into a model that exists, in place.
-
-    Args:
-        model: a transformers, timm or diffusers model, or any module with attention layers of a known kind:
-            PyTorch's own, and classes that call ``scaled_dot_product_attention``. See :func:`exsel.support`.
-        exclusive: ``True``, a strength, or an :class:`exsel.ExclusiveConfig`; see :meth:`exsel.ExclusiveConfig.read`.
-        selective: ``True`` or an :class:`exsel.SelectiveConfig`; see :meth:`exsel.SelectiveConfig.read`. As it starts,
-            without its positional term the model computes what it did before, and with it nearly so.
-
-    ``layers`` of either configuration counts the self-attention layers in the model's order, encoder before decoder,
-    as :func:`exsel.support` numbers them; cross-attention is left alone.
-
-    Returns:
-        ``model``. It trains, compiles, caches, generates and saves as before; :func:`exsel.from_pretrained` loads what
-        its ``save_pretrained`` saves, and :func:`exsel.downgrade` takes everything out again.
-
-    Raises:
-        UpgradeError: nothing asked for, no attention, a layer that cannot be upgraded (with the reason), layers
-            beyond the model, or a model that is upgraded already. The model is as it was.
-        ExselError: a dictionary that is no configuration.
-        TypeError: for a mechanism, something else.
-
-    Source: Zhai, arXiv:2603.09078 (2026); Zhang et al., NeurIPS 2024, arXiv:2411.12892, which fine-tunes so. Where each
-    mechanism enters a layer: :mod:`exsel.nn.mechanisms`.
-    """
-    if any(isinstance(module, Upgraded) for module in model.modules()):
-        raise UpgradeError(f"this {type(model).__name__} is upgraded already: exsel.downgrade(model) it first")
-    steps = plan(model, ExclusiveConfig.read(exclusive), SelectiveConfig.read(selective))
-    insert_all(model, steps)
-    for module in model.modules():
-        if isinstance(path := module.__dict__.get("name_or_path"), str):
-            # Where transformers found the model; what is there now is not this one, which PEFT would take it for.
-            module.__dict__["name_or_path"] = path + UNSAVED
-    processors.guard_saving()
-    if "transformers.modeling_utils" in sys.modules:
-        # From here on a transformers model that is this one, or holds it, says and is saved as what it is.
-        importlib.import_module("exsel.upgrading.wrapping").mark(model)
-    return model
-
-
-def downgrade(model: Model) -> Model:
-    """Take the mechanisms out of ``model`` again, in place: its modules, classes and weights are what they were.
-
-    Raises:
-        UpgradeError: a model that holds them as an adapter of PEFT, or whose upgraded modules' ``forward`` something
-            has replaced since, other than accelerate's hooks.
-    """
-    upgraded: list[Any] = [module for module in model.modules() if isinstance(module, Upgraded)]
-    if not all(isinstance(module._modules[CHILD], Mechanisms) for module in upgraded):
-        raise UpgradeError(f"this {type(model).__name__} has its mechanisms from a PEFT adapter: call its unload()")
-    if any(READ not in vars(type(module)) for module in upgraded):
-        raise UpgradeError(f"the upgraded modules of this {type(model).__name__} were given another class: undo that")
-    if any(instances.refusal(module) for module in upgraded):
-        raise UpgradeError("the forward of an upgraded module was replaced on the instance: take that back first")
-    for module in upgraded:
-        remove(module)
-    for module in model.modules():
-        if isinstance(path := module.__dict__.get("name_or_path"), str):
-            module.__dict__["name_or_path"] = path.removesuffix(UNSAVED)
-    if "exsel.upgrading.wrapping" in sys.modules:
-        sys.modules["exsel.upgrading.wrapping"].unmark(model)
-    guards.release()
-    return model
 
 
 def layers_of(config: ExclusiveConfig | SelectiveConfig | None, count: int) -> frozenset[int]:
@@ -111,7 +36,7 @@ def plan(model: nn.Module, exclusive: ExclusiveConfig | None, selective: Selecti
     """
     if exclusive is None and selective is None:
         raise UpgradeError("upgrade needs exclusive or selective: True, or a configuration")
-    found = planning.layers(model)
+    found = attention_layers.counted_layers(model)
     if not found:
         if any(type(module).__module__.startswith("exsel.") for module in model.modules()):
             raise UpgradeError(
@@ -194,26 +119,26 @@ def insert_all(model: nn.Module, steps: Iterable[Step]) -> None:
     parts = []
     for target, exclusive, selective in steps:
         module = model.get_submodule(target.name)
-        upgraded_class(module, target)
+        _upgraded_class(module, target)
         parts.append((module, target, build_mechanisms(module, target, exclusive, selective)))
     for module, target, mechanisms in parts:
         insert(module, target, mechanisms)
 
 
-def upgraded_class(module: nn.Module, target: Target) -> Any:
+def _upgraded_class(module: nn.Module, target: Target) -> Any:
     """The class that :func:`insert` gives ``module``."""
     projections = {} if target.layout is None else target.layout.projections
     output = None if target.layout is None else target.layout.output
-    return instances.upgraded_class(type(module), tuple(projections.items()), output)
+    return upgraded_class.upgraded_class(type(module), tuple(projections.items()), output)
 
 
 def insert(module: nn.Module, target: Target, child: nn.Module) -> None:
     """Have the forward pass of ``module`` go through ``child``, which begins an insertion as Mechanisms do."""
-    upgraded = upgraded_class(module, target)
+    upgraded = _upgraded_class(module, target)
     module._modules[CHILD] = child
     module.__class__ = upgraded
-    guards.remember(module)
-    instances.rebind(module)
+    wrapped_methods.remember(module)
+    upgraded_class.rebind(module)
 
 
 def remove(module: nn.Module) -> None:
@@ -221,4 +146,4 @@ def remove(module: nn.Module) -> None:
     cls = original_class(module)
     del module._modules[CHILD]
     module.__class__ = cls
-    instances.rebind(module)
+    upgraded_class.rebind(module)

@@ -8,8 +8,8 @@ from typing import Any
 from torch import nn
 
 from exsel.config import ExclusiveArgument, ExclusiveConfig, SelectiveArgument, SelectiveConfig
-from exsel.upgrading.apply import layers_of
-from exsel.upgrading.planning import targets
+from exsel.upgrading.attention_layers import targets
+from exsel.upgrading.placing import layers_of
 
 
 @dataclass(frozen=True)

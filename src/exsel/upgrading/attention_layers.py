@@ -11,11 +11,19 @@ from typing import Any
 from torch import nn
 
 from exsel.nn.projections import PACKINGS, Geometry
-from exsel.upgrading import instances, layouts, layouts_vision, multihead, paths, processors, trial
-from exsel.upgrading.instances import original_class
-from exsel.upgrading.layouts import Layout
+from exsel.upgrading import (
+    architectures,
+    architectures_vision,
+    code_paths,
+    diffusers_processors,
+    multihead,
+    trial,
+    upgraded_class,
+)
+from exsel.upgrading.architectures import Layout
 from exsel.upgrading.rewriting import Sites, find_sites
 from exsel.upgrading.sources import RewritingError, may_attend, replacement
+from exsel.upgrading.upgraded_class import original_class
 
 _CROSS = re.compile(
     r"cross|encoder_attn|encdec|enc_dec|encoder_decoder|x_attn|token_to_image|image_to_token|perceiverattention",
@@ -76,7 +84,7 @@ def targets(model: nn.Module) -> list[Target]:
     return [_as_instance(target, modules[target.name]) for target in kept]
 
 
-def layers(model: nn.Module) -> list[Target]:
+def counted_layers(model: nn.Module) -> list[Target]:
     """The attention modules that ``layers=…`` counts: all but those that are left alone."""
     return [target for target in targets(model) if not target.left_alone]
 
@@ -92,12 +100,12 @@ def own_layers(model: nn.Module) -> list[Target]:
             hidden_size=_width(module, layout),
         )
         for name, module in model.named_modules()
-        if (layout := layouts.OWN.get(layouts.key(original_class(module)))) is not None
+        if (layout := architectures.OWN.get(architectures.key(original_class(module)))) is not None
     ]
 
 
 def _as_instance(target: Target, module: nn.Module) -> Target:
-    reason = "" if target.left_alone or target.exclusive else instances.refusal(module, target.methods)
+    reason = "" if target.left_alone or target.exclusive else upgraded_class.refusal(module, target.methods)
     return Target(target.name, target.cls, reason, reason) if reason else target
 
 
@@ -107,7 +115,7 @@ def _target(
     cls: Any = original_class(module)
     if isinstance(module, nn.MultiheadAttention):
         return _multihead_target(name, module, cls, parent)
-    if processors.has_processor(cls):
+    if diffusers_processors.has_processor(cls):
         return _processed_target(name, module, cls)
     if cls.__module__.startswith(("torch.", "exsel.")) or isinstance(module, (nn.ModuleList, nn.ModuleDict)):
         return None
@@ -126,20 +134,20 @@ def _target(
     def refused(reason: str) -> Target:
         return Target(name, cls.__name__, reason, reason, by_name=by_name)
 
-    if layouts.key(cls) in layouts.REFUSED_CLASSES:
-        return refused(layouts.REFUSED_CLASSES[layouts.key(cls)])
+    if architectures.key(cls) in architectures.REFUSED_CLASSES:
+        return refused(architectures.REFUSED_CLASSES[architectures.key(cls)])
     # The module's name within its layer: layers.0.crossattention.self is one, cross_encoder.layers.0.self_attn not.
     names = f"{re.split(r'[.][0-9]+[.]', name)[-1]} {cls.__name__} {type(parent).__name__}"
-    reason = layouts.LEFT_ALONE.get(layouts.key(cls), "")
-    is_across = layouts.key(cls) in layouts_vision.ACROSS or _is_true(module, "is_cross_attention")
+    reason = architectures.LEFT_ALONE.get(architectures.key(cls), "")
+    is_across = architectures.key(cls) in architectures_vision.ACROSS or _is_true(module, "is_cross_attention")
     if is_across or _CROSS.search(names) or _POOLING.search(names):
         reason = _NO_OWN_VALUES
     if reason:
         return Target(name, cls.__name__, reason, reason, left_alone=True)
-    for child, reason in layouts.REFUSED_CHILDREN.items():
+    for child, reason in architectures.REFUSED_CHILDREN.items():
         if hasattr(module, child):
             return refused(reason)
-    for flag, reason in layouts.REFUSED_FLAGS.items():
+    for flag, reason in architectures.REFUSED_FLAGS.items():
         if _is_true(module, flag):
             return refused(reason)
     if isinstance(sites, RewritingError):
@@ -150,7 +158,7 @@ def _target(
         return refused(f"its forward was replaced by {patch}, which calls no attention function: take that back first")
     if not writes_out and not calls_function:
         return refused(f"{cls.__name__} calls no attention function")
-    if not writes_out and (reason := paths.refusal(module, cls, sites, layouts_vision.switches(cls))):
+    if not writes_out and (reason := code_paths.refusal(module, cls, sites, architectures_vision.switches(cls))):
         return refused(reason)
     methods = ("forward", *sites.names())
     layout = known or _layout(module)
@@ -169,7 +177,7 @@ def _target(
     return Target(
         name,
         cls.__name__,
-        selective=layouts.REFUSED_SELECTIVE.get(layouts.key(cls), ""),
+        selective=architectures.REFUSED_SELECTIVE.get(architectures.key(cls), ""),
         layout=layout,
         geometry=geometry,
         hidden_size=_width(module, layout),
@@ -193,16 +201,16 @@ def _multihead_target(
 
 
 def _processed_target(name: str, module: nn.Module, cls: type[nn.Module]) -> Target:
-    if processors.is_across(module) or _CROSS.search(name.rpartition(".")[2]):
+    if diffusers_processors.is_across(module) or _CROSS.search(name.rpartition(".")[2]):
         return Target(name, cls.__name__, _NO_OWN_VALUES, _NO_OWN_VALUES, left_alone=True)
-    exclusive, selective = processors.refusals(module, cls)
-    geometry = processors.geometry(module)
+    exclusive, selective = diffusers_processors.refusals(module, cls)
+    geometry = diffusers_processors.geometry(module)
     return Target(
         name,
         cls.__name__,
         exclusive,
         selective,
-        layout=None if geometry is None else processors.LAYOUT,
+        layout=None if geometry is None else diffusers_processors.LAYOUT,
         geometry=geometry,
         hidden_size=_features(getattr(module, "to_q", None) or nn.Identity(), "in") or 0,
     )
@@ -220,11 +228,11 @@ def _sites(cls: type) -> Sites | RewritingError:
 
 
 def _known_layout(module: nn.Module, cls: type) -> Layout | None:
-    key = layouts.key(cls)
-    if key in layouts_vision.FUSED_BY_FLAG:
-        flag, packing, other_packing = layouts_vision.FUSED_BY_FLAG[key]
+    key = architectures.key(cls)
+    if key in architectures_vision.FUSED_BY_FLAG:
+        flag, packing, other_packing = architectures_vision.FUSED_BY_FLAG[key]
         return Layout({"qkv": packing if getattr(module, flag) else other_packing})
-    layout = layouts.CLASSES.get(key)
+    layout = architectures.CLASSES.get(key)
     if layout is None or any(getattr(module, name, None) is None for name in layout.projections):
         return None
     return layout
@@ -246,7 +254,7 @@ def _tried(module: nn.Module, cls: type, layout: Layout) -> Layout | None:
 
 
 def _layout(module: nn.Module) -> Layout | None:
-    for layout in layouts.LAYOUTS:
+    for layout in architectures.LAYOUTS:
         if all(isinstance(getattr(module, name, None), nn.Module) for name in layout.projections):
             return layout
     return None
@@ -272,8 +280,10 @@ def _geometry(module: nn.Module, layout: Layout) -> Geometry | None:
     if None in sizes.values():
         return None
     totals = {layout.projections[name]: int(size or 0) for name, size in sizes.items()}
-    head_dim = _first_int(module, layouts.HEAD_DIMS)
-    num_heads = _first_int(module, layouts.NUM_HEADS) or _first_int(getattr(module, "config", None), layouts.NUM_HEADS)
+    head_dim = _first_int(module, architectures.HEAD_DIMS)
+    num_heads = _first_int(module, architectures.NUM_HEADS) or _first_int(
+        getattr(module, "config", None), architectures.NUM_HEADS
+    )
     first = next(iter(totals))
     if head_dim is None and num_heads is None:
         return None

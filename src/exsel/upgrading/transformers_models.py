@@ -20,29 +20,24 @@ from typing import Any, ClassVar
 
 import transformers
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from exsel.errors import LoadError, UpgradeError
+from exsel.model_folder import MODEL_TYPE, STOP, check_weights, write_card
 from exsel.nn.exclusive import check_strengths
 from exsel.nn.mechanisms import Mechanisms
-from exsel.registration import MODEL_TYPE, STOP
-from exsel.registration.card import write_card
-from exsel.registration.config import UpgradedConfig
-from exsel.registration.weights import check_weights
 from exsel.tensor_parallel import are_heads_divided, heads_plan
-from exsel.upgrading.apply import UNSAVED
-from exsel.upgrading.guards import Guarded, remember, wrap
-from exsel.upgrading.instances import Upgraded
-from exsel.upgrading.loading import check_files, damage
-from exsel.upgrading.persistence import Description, check, describe, restore
+from exsel.upgrading.description import Description, check, describe, restore
+from exsel.upgrading.folder_checks import PLACES, check_files, damage
+from exsel.upgrading.placing import UNSAVED
 from exsel.upgrading.rewriting import CHILD
+from exsel.upgrading.upgraded_class import Upgraded
+from exsel.upgrading.wrapped_methods import Guarded, remember, wrap
 
 _PREFIX = "Upgraded"
 _ENTRY = "exsel"
-#: The arguments of ``from_pretrained`` that say where files are, which a configuration's own takes and keeps.
-PLACES = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 #: Those that a configuration's own takes though the model's needs them too.
 _SHARED = ("dtype", "torch_dtype", "quantization_config")
 
@@ -239,7 +234,9 @@ def _config_of(folder: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]
     """The configuration in ``folder``, and the arguments of ``from_pretrained`` that are left for the model."""
     kept = {name: kwargs[name] for name in (*PLACES, *_SHARED) if name in kwargs}
     given = {name: value for name, value in kwargs.items() if name not in _SHARED}
-    config, rest = UpgradedConfig.from_pretrained(folder, return_unused_kwargs=True, **given)
+    config, rest = AutoConfig.from_pretrained(folder, return_unused_kwargs=True, trust_remote_code=False, **given)
+    if not isinstance(config, UpgradedFields):
+        raise LoadError(f"{folder} is no upgraded model: load it with exsel.from_pretrained, or a class of its own")
     return config, {**rest, **kept}
 
 

@@ -19,10 +19,10 @@ from torch import nn
 
 from exsel.errors import UpgradeError
 from exsel.nn.mechanisms import Mechanisms
-from exsel.upgrading import layouts_vision, multihead, processors
-from exsel.upgrading.guards import Guarded, remember
+from exsel.upgrading import architectures_vision, diffusers_processors, multihead
 from exsel.upgrading.rewriting import CHILD, rewrite
 from exsel.upgrading.sources import Read, content, described
+from exsel.upgrading.wrapped_methods import Guarded, remember
 
 #: Where accelerate keeps the forward pass that its hook stands in for, and the hook. A hook that was removed leaves
 #: the class's forward pass on the instance.
@@ -103,7 +103,7 @@ def upgraded_class(cls: Any, projections: tuple[tuple[str, str], ...], output: s
     made = _MADE.get((cls, projections, output))
     if made is None or made.forward is not made.exsel_forward or _replaced(made):
         methods = _methods(cls, dict(projections), output)
-        switched = {name: property(_returning(value)) for name, value in layouts_vision.switches(cls).items()}
+        switched = {name: property(_returning(value)) for name, value in architectures_vision.switches(cls).items()}
         described = {"__module__": cls.__module__, "__doc__": cls.__doc__, "exsel_layout": (projections, output)}
         known = {"exsel_original": cls, "exsel_forward": methods["forward"]}
         made = type(cls.__name__, (Upgraded, cls), {**described, **known, **switched, **methods})
@@ -119,7 +119,11 @@ def _new(cls: Any, projections: tuple[tuple[str, str], ...], output: str | None)
 def _methods(cls: Any, projections: dict[str, str], output: str | None) -> Mapping[str, Any]:
     if issubclass(cls, nn.MultiheadAttention):
         return multihead.methods(cls)
-    return processors.methods(cls) if processors.has_processor(cls) else rewrite(cls, projections, output)
+    return (
+        diffusers_processors.methods(cls)
+        if diffusers_processors.has_processor(cls)
+        else rewrite(cls, projections, output)
+    )
 
 
 def _returning(value: bool) -> Callable[[Any], bool]:
@@ -178,7 +182,7 @@ def check_whole(model: nn.Module) -> None:
             continue
         own: dict[str, Any] = vars(module)
         forward = own.get("forward", type(module).forward)  # type: ignore[attr-defined]
-        fault = _bypassed(module) or processors.fault(module)
+        fault = _bypassed(module) or diffusers_processors.fault(module)
         if not fault and not (
             forward is type(module).exsel_forward
             or own.get(_PASSED) is forward

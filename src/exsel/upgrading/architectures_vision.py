@@ -1,4 +1,4 @@
-"""Rows of the table of layouts for timm and diffusers; see :mod:`exsel.upgrading.layouts`, which includes them."""
+"""The part of the table of architectures that is for timm and diffusers: see :mod:`exsel.upgrading.architectures`."""
 
 from __future__ import annotations
 

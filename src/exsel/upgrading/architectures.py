@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from exsel.upgrading import layouts_vision
+from exsel.upgrading import architectures_vision
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ _QUERY_GATE = Layout({"q_proj": "query_gate", "k_proj": "key", "v_proj": "value"
 #: at its projections, and projected before its output projection.
 CLASSES: Mapping[str, Layout] = _by_class(
     (
-        *((Layout({"qkv": packing}), names) for packing, names in layouts_vision.FUSED.items()),
+        *((Layout({"qkv": packing}), names) for packing, names in architectures_vision.FUSED.items()),
         (Layout({"query_key_value": "heads"}), "gpt_neox.GPTNeoXAttention persimmon.PersimmonAttention"),
         # Another path, which reorder_and_upcast_attn switches on, writes the attention out; it is refused below.
         (Layout({"c_attn": "blocks"}), "gpt2.GPT2Attention decision_transformer.DecisionTransformerGPT2Attention"),
@@ -224,7 +224,7 @@ REFUSED_CLASSES: Mapping[str, str] = {
         ("several streams of tokens share their keys and values", "prophetnet.ProphetNetNgramSelfAttention"),
     )
     for name in names.split()
-} | layouts_vision.REFUSED
+} | architectures_vision.REFUSED
 
 #: By class: what has attention in its name and is not attention among tokens with values of their own.
 LEFT_ALONE: Mapping[str, str] = {

@@ -1,9 +1,8 @@
 """Tell transformers what exsel adds to it as soon as both packages are imported, in either order.
 
-Importing exsel must not import transformers, which takes seconds. After ``import exsel`` ``AutoModel.from_pretrained``
-must know the folders of upgraded models, and every model ``attn_implementation="exsel"``. So each registration waits
-for the module of transformers that keeps such things. transformers asks no other package what it registers: a finder of
-modules has to wait for that.
+``import exsel`` must not import transformers, which takes seconds. After it, ``AutoModel.from_pretrained`` must know
+the folders of exsel's models, and every model ``attn_implementation="exsel"``. transformers looks for no plugins.
+So a finder on ``sys.meta_path`` waits for the modules of transformers that hold such entries, and adds ours to them.
 """
 
 from __future__ import annotations
@@ -14,23 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
-#: The model type in the ``config.json`` of an upgraded model: Auto classes that do not know it quote it.
-MODEL_TYPE = "exsel_upgraded: import exsel first"
-#: What other classes quote, of a program that has not imported exsel.
-HOW_TO_LOAD = "this model needs exsel, and loads with: import exsel; exsel.from_pretrained(folder)"
-#: Entries of a ``config.json`` that let tokenizers load and stop every model, in a program without exsel.
-STOP: Mapping[str, str] = {
-    "transformers_weights": HOW_TO_LOAD,  # from_pretrained refuses it for the name of a weights file
-    "attn_implementation": HOW_TO_LOAD,  # a model refuses it when it is built
-    "hidden_size": HOW_TO_LOAD,  # most configurations refuse these two, for they are no numbers
-    "vocab_size": HOW_TO_LOAD,
-}
+from exsel.model_folder import MODEL_TYPE
 
 
 class _Finder:
-    """Has some modules of transformers found as always, and registers what exsel adds once each has run.
+    """Finds the modules of transformers as always, and registers what exsel adds once each has run.
 
-    It takes itself away after the last of them.
+    It removes itself after the last of them.
     """
 
     def __init__(self, registrations: Mapping[str, Callable[[], None]]) -> None:
@@ -60,19 +49,46 @@ class _Finder:
 
 
 def _register_configurations() -> None:
-    from exsel.registration.config import OwnConfig, UpgradedConfig
+    """Enter stand-ins for two configuration classes, whose own modules import all that a model needs."""
+    from transformers.configuration_utils import PreTrainedConfig
 
-    auto_config: Any = sys.modules[_AUTO_CONFIG]
-    for config in (OwnConfig, UpgradedConfig):
-        auto_config.CONFIG_MAPPING.register(config.model_type, config, exist_ok=True)
+    class Own(PreTrainedConfig):  # type: ignore[misc]
+        """Stands for :class:`exsel.ExselConfig`."""
+
+        model_type = "exsel"
+
+        def __new__(cls, **values: Any) -> Any:
+            from exsel.models import ExselConfig
+
+            return ExselConfig(**values)
+
+        @classmethod
+        def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+            from exsel.models import ExselConfig
+
+            return ExselConfig.from_dict(config_dict, **kwargs)
+
+    class Upgraded(PreTrainedConfig):  # type: ignore[misc]
+        """Stands for the configuration class of each upgraded model's base, upgraded."""
+
+        model_type = MODEL_TYPE
+
+        @classmethod
+        def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+            from exsel.upgrading.transformers_models import read_config
+
+            return read_config(config_dict, **kwargs)
+
+    for config in (Own, Upgraded):
+        sys.modules[_AUTO_CONFIG].CONFIG_MAPPING.register(config.model_type, config, exist_ok=True)
 
 
 def _register_attention() -> None:
-    import exsel.registration.attention  # noqa: F401 (registers itself)
+    import exsel.attention_interface  # noqa: F401 (registers itself)
 
 
 _AUTO_CONFIG = "transformers.models.auto.configuration_auto"
-#: What is registered, by the module of transformers that must be there for it.
+#: What is registered, by the module of transformers that must be imported before.
 _REGISTRATIONS: Mapping[str, Callable[[], None]] = {
     _AUTO_CONFIG: _register_configurations,
     "transformers.modeling_utils": _register_attention,
@@ -80,7 +96,7 @@ _REGISTRATIONS: Mapping[str, Callable[[], None]] = {
 
 
 def register() -> None:
-    """Register what there is to register: now, or when transformers is imported."""
+    """Register everything: now, or when transformers is imported."""
     waiting = {}
     for name, registration in _REGISTRATIONS.items():
         if name in sys.modules:

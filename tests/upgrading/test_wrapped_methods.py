@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from exsel.upgrading import guards
+from exsel.upgrading import wrapped_methods
 
 
 class Theirs:
@@ -15,7 +15,7 @@ class Theirs:
         return "plain"
 
 
-class Ours(guards.Guarded):
+class Ours(wrapped_methods.Guarded):
     pass
 
 
@@ -26,27 +26,27 @@ def _louder(save: Callable[[Theirs], str]) -> Callable[[Theirs], str]:
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever other tests have left upgraded does not count here."""
-    monkeypatch.setattr(guards, "_REMEMBERED", type(guards._REMEMBERED)())
-    monkeypatch.setattr(guards, "_WRAPPED", {})
+    monkeypatch.setattr(wrapped_methods, "_REMEMBERED", type(wrapped_methods._REMEMBERED)())
+    monkeypatch.setattr(wrapped_methods, "_WRAPPED", {})
     monkeypatch.setattr(Theirs, "save", Theirs.save)
 
 
 def test_as_long_as_something_is_guarded() -> None:
     original = Theirs.save
-    kept = guards.remember(Ours())
+    kept = wrapped_methods.remember(Ours())
     for _ in range(2):
-        guards.wrap(Theirs, save=_louder)
+        wrapped_methods.wrap(Theirs, save=_louder)
     assert Theirs().save() == "plain!"
     assert Theirs.save.__doc__ == original.__doc__
-    guards.release()
+    wrapped_methods.release()
     assert Theirs().save() == "plain!"
     kept.__class__ = Theirs  # no longer guarded, as after a downgrade
-    guards.release()
+    wrapped_methods.release()
     assert Theirs.save is original
 
 
 def test_what_somebody_has_wrapped_since_stays() -> None:
-    guards.wrap(Theirs, save=_louder)
+    wrapped_methods.wrap(Theirs, save=_louder)
     Theirs.save = _louder(Theirs.save)  # type: ignore[method-assign, assignment]
-    guards.release()
+    wrapped_methods.release()
     assert Theirs().save() == "plain!!"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import exsel
-from exsel.upgrading.instances import check_whole
+from exsel.upgrading.upgraded_class import check_whole
 from upgrading.upgraded_models import llama, logits
 
 X = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
@@ -80,13 +80,13 @@ def test_what_replaces_a_forward_pass_after_an_upgrade(
     model = exsel.upgrade(nn.Sequential(Own()), exclusive=True)
     expected = model(X)
     replace(model[0], monkeypatch)
-    with pytest.raises(RuntimeError, match=r"replaced by \S*test_instances\.\S*fused"):
+    with pytest.raises(RuntimeError, match=r"replaced by \S*test_upgraded_class\.\S*fused"):
         model(X)
-    with pytest.raises(exsel.UpgradeError, match=r"0 is upgraded, and .* replaced by \S*test_instances\.\S*fused"):
+    with pytest.raises(exsel.UpgradeError, match=r"0 is upgraded, and .* replaced by \S*test_upgraded_class\.\S*fused"):
         check_whole(model)
     # The next one is read anew, or refused.
     if replace in (_on_the_original_class, _a_method_of_the_original_class):
-        with pytest.raises(exsel.UpgradeError, match=r"test_instances\.fused|no self-attention"):
+        with pytest.raises(exsel.UpgradeError, match=r"test_upgraded_class\.fused|no self-attention"):
             exsel.upgrade(nn.Sequential(Own()), exclusive=True)
     else:
         assert not torch.equal(exsel.upgrade(Own(), exclusive=True)(X), expected)

@@ -1,0 +1,135 @@
+"""Whether a saved model is read from safetensors files in its own folder alone, and brings no code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from exsel.errors import ExselError, LoadError, explained
+from exsel.files import read_object
+from exsel.model_folder import HOW_TO_LOAD
+
+#: The arguments of ``from_pretrained`` that say where files are, which a configuration's own takes and keeps.
+PLACES = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+
+
+@contextmanager
+def damage(what: str) -> Iterator[None]:
+    """Within, whatever a damaged file has another library raise is a :class:`LoadError` that begins with ``what``."""
+    try:
+        with explained(what):
+            yield
+    except ExselError as error:
+        cause = error.__cause__ or error
+        # What is missing transformers says itself; what is one of ours already says enough.
+        if isinstance(cause, (OSError, ExselError)):
+            raise cause from None
+        raise LoadError(str(error)) from cause
+
+
+def check_files(folder: str | PathLike[str], **kwargs: Any) -> None:
+    """Check that a saved model is read from safetensors files in its own folder, and brings no code.
+
+    Args:
+        folder, **kwargs: see :func:`from_pretrained`.
+
+    Raises:
+        LoadError: naming what is not so.
+    """
+    here = Path(folder, kwargs.get("subfolder") or "")
+    if here.is_dir():
+        for path in sorted(here.iterdir()):
+            if path.suffix in (".json", ".safetensors"):
+                check_inside(path, Path(folder))
+        if (pickles := sorted(here.glob("*.bin"))) and not any(here.glob("*.safetensors*")):
+            raise LoadError(
+                f"{folder} has its weights in pickle files alone ({pickles[0].name}), which can run code: load it with "
+                "transformers where it is trusted, and save it again"
+            )
+    config = _read(folder, "config.json", kwargs)
+    if config is None:
+        return
+    if _read(folder, "adapter_config.json", kwargs) is not None:
+        raise LoadError(f"{folder} holds an adapter beside its model (adapter_config.json): load it with PEFT")
+    architectures = config.get("architectures")
+    if architectures is not None and not (
+        isinstance(architectures, list) and all(isinstance(name, str) for name in architectures)
+    ):
+        raise LoadError(f"{folder}: config.json has architectures {architectures!r:.80}, which are no names")
+    _check_implementations(folder, config)
+    named = config.get("transformers_weights")
+    variant = f".{kwargs['variant']}" if kwargs.get("variant") else ""
+    index = f"model.safetensors.index{variant}.json"
+    if named is not None and named != HOW_TO_LOAD:
+        _check_name(folder, "config.json", named, (".safetensors", ".safetensors.index.json"))
+        index = named
+    values = _read(folder, index, kwargs) if index.endswith(".json") else None
+    if values is None:
+        return
+    files = values.get("weight_map")
+    if not isinstance(files, dict) or not isinstance(values.get("metadata"), dict):
+        raise LoadError(f"{folder}: {index} maps no weights to files: it is damaged")
+    for name in files.values():
+        _check_name(folder, index, name, (".safetensors",))
+        if here.is_dir():
+            check_inside(here / name, Path(folder))
+
+
+def _read(folder: str | PathLike[str], name: str, kwargs: Mapping[str, Any]) -> dict[str, Any] | None:
+    """A JSON object in a folder or on the hub; ``None`` where there is none."""
+    from transformers.utils import cached_file
+
+    places = {key: kwargs[key] for key in PLACES if key in kwargs}
+    try:
+        path = cached_file(
+            str(folder),
+            name,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+            **places,
+        )
+    except OSError:
+        return None  # no such folder or name, which whoever loads it says better
+    try:
+        return None if path is None else read_object(Path(path))
+    except ExselError as error:
+        raise LoadError(str(error)) from error
+
+
+def check_inside(path: Path, folder: Path) -> None:
+    """Check that no link leads out of ``folder``; the hub's cache consists of links into a folder of its own."""
+    target, home = path.resolve(), folder.resolve()
+    homes = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
+    if not any(target.is_relative_to(home) for home in homes):
+        raise LoadError(f"{path} is a link out of the folder, to {target}: put a copy in its place")
+
+
+def _check_name(folder: str | PathLike[str], file: str, name: Any, endings: tuple[str, ...]) -> None:
+    """Check the name of a weights file that ``file`` gives."""
+    if not isinstance(name, str) or not name.endswith(endings):
+        raise LoadError(f"{folder}: {file} names {name!r:.80} as a file of weights, which is no safetensors file")
+    path = PurePosixPath(name.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or Path(name).is_absolute():
+        raise LoadError(f"{folder}: {file} names {name!r:.80} as a file of weights, which is out of the folder")
+
+
+def _check_implementations(folder: str | PathLike[str], values: Any) -> None:
+    """Check that no part of a configuration names its attention's, or its experts', implementation on a hub."""
+    stack = [values]
+    while stack:
+        value = stack.pop()
+        if isinstance(value, list):
+            stack += value
+        if not isinstance(value, dict):
+            continue
+        stack += value.values()
+        for key, given in value.items():
+            names = given.values() if isinstance(given, dict) else [given]
+            if "_implementation" in key and any(isinstance(name, str) and "/" in name for name in names):
+                raise LoadError(
+                    f"{folder}: config.json names {given!r:.80} as its {key.strip('_')}, which would be fetched from a "
+                    "hub and run: take it out"
+                )

@@ -1,0 +1,91 @@
+"""Put the mechanisms into a model, and take them out again."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, TypeVar
+
+from torch import nn
+
+from exsel.config import ExclusiveArgument, ExclusiveConfig, SelectiveArgument, SelectiveConfig
+from exsel.errors import UpgradeError
+from exsel.nn.mechanisms import Mechanisms
+from exsel.upgrading import diffusers_processors, upgraded_class, wrapped_methods
+from exsel.upgrading.placing import UNSAVED, insert_all, plan, remove
+from exsel.upgrading.rewriting import CHILD, READ
+from exsel.upgrading.upgraded_class import Upgraded
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def upgrade(
+    model: Model,
+    *,
+    exclusive: ExclusiveArgument = None,
+    selective: SelectiveArgument = None,
+) -> Model:
+    """Put either or both mechanisms into a model that exists, in place.
+
+    Args:
+        model: a transformers, timm or diffusers model, or any module with attention layers of a known kind:
+            PyTorch's own, and classes that call ``scaled_dot_product_attention``. See :func:`exsel.support`.
+        exclusive: ``True``, a strength, or an :class:`exsel.ExclusiveConfig`; see :meth:`exsel.ExclusiveConfig.read`.
+        selective: ``True`` or an :class:`exsel.SelectiveConfig`; see :meth:`exsel.SelectiveConfig.read`. As it starts,
+            without its positional term the model computes what it did before, and with it nearly so.
+
+    ``layers`` of either configuration counts the self-attention layers in the model's order, encoder before decoder,
+    as :func:`exsel.support` numbers them; cross-attention is left alone.
+
+    Returns:
+        ``model``. It trains, compiles, caches, generates and saves as before; :func:`exsel.from_pretrained` loads what
+        its ``save_pretrained`` saves, and :func:`exsel.downgrade` takes everything out again.
+
+    Raises:
+        UpgradeError: nothing asked for, no attention, a layer that cannot be upgraded (with the reason), layers
+            beyond the model, or a model that is upgraded already. The model is as it was.
+        ExselError: a dictionary that is no configuration.
+        TypeError: for a mechanism, something else.
+
+    Source: Zhai, arXiv:2603.09078 (2026); Zhang et al., NeurIPS 2024, arXiv:2411.12892, which fine-tunes so. Where each
+    mechanism enters a layer: :mod:`exsel.nn.mechanisms`.
+    """
+    if any(isinstance(module, Upgraded) for module in model.modules()):
+        raise UpgradeError(f"this {type(model).__name__} is upgraded already: exsel.downgrade(model) it first")
+    steps = plan(model, ExclusiveConfig.read(exclusive), SelectiveConfig.read(selective))
+    insert_all(model, steps)
+    for module in model.modules():
+        if isinstance(path := module.__dict__.get("name_or_path"), str):
+            # Where transformers found the model; what is there now is not this one, which PEFT would take it for.
+            module.__dict__["name_or_path"] = path + UNSAVED
+    diffusers_processors.guard_saving()
+    if "transformers.modeling_utils" in sys.modules:
+        from exsel.upgrading import transformers_models
+
+        # From here on a transformers model that is this one, or holds it, says and is saved as what it is.
+        transformers_models.mark(model)
+    return model
+
+
+def downgrade(model: Model) -> Model:
+    """Take the mechanisms out of ``model`` again, in place: its modules, classes and weights are what they were.
+
+    Raises:
+        UpgradeError: a model that holds them as an adapter of PEFT, or whose upgraded modules' ``forward`` something
+            has replaced since, other than accelerate's hooks.
+    """
+    upgraded: list[Any] = [module for module in model.modules() if isinstance(module, Upgraded)]
+    if not all(isinstance(module._modules[CHILD], Mechanisms) for module in upgraded):
+        raise UpgradeError(f"this {type(model).__name__} has its mechanisms from a PEFT adapter: call its unload()")
+    if any(READ not in vars(type(module)) for module in upgraded):
+        raise UpgradeError(f"the upgraded modules of this {type(model).__name__} were given another class: undo that")
+    if any(upgraded_class.refusal(module) for module in upgraded):
+        raise UpgradeError("the forward of an upgraded module was replaced on the instance: take that back first")
+    for module in upgraded:
+        remove(module)
+    for module in model.modules():
+        if isinstance(path := module.__dict__.get("name_or_path"), str):
+            module.__dict__["name_or_path"] = path.removesuffix(UNSAVED)
+    if "exsel.upgrading.transformers_models" in sys.modules:
+        sys.modules["exsel.upgrading.transformers_models"].unmark(model)
+    wrapped_methods.release()
+    return model
