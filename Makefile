@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint reproduce survey bench docs clean
+.PHONY: demo test lint reproduce survey bench docs package clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -25,6 +25,11 @@ bench: .venv/installed  ## what attention, a block and upgraded models cost here
 	$(BIN)/python -m evidence.benchmarks.block
 	$(BIN)/python -m evidence.benchmarks.upgrade_overhead
 
+package: .venv/installed  ## wheel and source distribution, into dist; the wheel is tried with torch alone
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python tests/check_package.py dist
+
 lint: .venv/installed  ## formatting, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -39,4 +44,4 @@ docs: .venv/installed-docs  ## the site, into build/site: a folder of pages that
 	touch $@
 
 clean:
-	rm -rf .venv build runs
+	rm -rf .venv build dist runs

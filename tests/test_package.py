@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +12,7 @@ from typing import get_overloads
 import pytest
 
 import exsel
-
-ROOT = Path(__file__).parent.parent
+from readme import python_examples
 
 
 def run_python(code: str) -> subprocess.CompletedProcess[str]:
@@ -22,7 +20,7 @@ def run_python(code: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_readme_examples_run(tmp_path: Path) -> None:
-    examples = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    examples = python_examples()
     assert len(examples) == 3
     for code in examples:
         done = run_python(f"import os; os.chdir({str(tmp_path)!r})\n{code}")
