@@ -9,24 +9,25 @@ import pytest
 import torch
 from datasets import Dataset, IterableDataset
 from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerBase
 
 from exsel.data import documents, files, packing
 from exsel.data.documents import rows_of, to_dataset
-from exsel.data.packing import Pack, Packer, collate, pack_side, pack_stream, spread, token_counts
-from exsel.data.splitting import Side, whole
-from exsel.data.tokenization import Encoder, load_tokenizer
+from exsel.data.packing import Pack, Packer, collate, pack_corpus, pack_stream, spread, token_counts
+from exsel.data.splitting import Corpus
+from exsel.data.tokenization import load_tokenizer
 
 END = 1
 DOCUMENTS = ["abcdefg", "hi", "jklmnopqrstuvwxyz0123456789", "!!"]
 
 
 @pytest.fixture(scope="module")
-def encoder() -> Encoder:
-    return Encoder(load_tokenizer("bytes"))
+def tokenizer() -> PreTrainedTokenizerBase:
+    return load_tokenizer("bytes")
 
 
-def side(texts: list[str] = DOCUMENTS) -> Side:
-    return whole(to_dataset(texts))
+def corpus(texts: list[str] = DOCUMENTS) -> Corpus:
+    return Corpus.of(to_dataset(rows_of(texts)))
 
 
 def stream(texts: list[str] = DOCUMENTS) -> list[int]:
@@ -57,8 +58,8 @@ def cut(tokens: list[int], seq_len: int) -> list[list[int]]:
 
 @pytest.mark.parametrize("seq_len", [2, 3, 7, 16, 43, 44])
 @pytest.mark.parametrize("pack", ["concat", "isolate"])
-def test_blocks_are_the_stream_cut_up(encoder: Encoder, seq_len: int, pack: Pack) -> None:
-    blocks, num_tokens = pack_side(side(), encoder, seq_len=seq_len, pack=pack)
+def test_blocks_are_the_stream_cut_up(tokenizer: PreTrainedTokenizerBase, seq_len: int, pack: Pack) -> None:
+    blocks, num_tokens = pack_corpus(corpus(), tokenizer, seq_len=seq_len, pack=pack)
     assert num_tokens == len(stream())
     assert column(blocks) == cut(stream(), seq_len)
     if pack == "isolate":
@@ -69,10 +70,12 @@ def test_blocks_are_the_stream_cut_up(encoder: Encoder, seq_len: int, pack: Pack
 
 @pytest.mark.parametrize("pack", ["concat", "isolate"])
 @pytest.mark.parametrize("size", [1, 2, 5])
-def test_batches_leave_no_seam(encoder: Encoder, pack: Pack, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    packer = Packer(encoder, 5, pack)
+def test_batches_leave_no_seam(
+    tokenizer: PreTrainedTokenizerBase, pack: Pack, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packer = Packer(tokenizer, 5, pack)
     monkeypatch.setattr(documents, "ROW_CHARACTERS", 4)
-    rows = [row for document in DOCUMENTS for row in rows_of(document)]
+    rows = list(rows_of(DOCUMENTS))
     assert len(rows) == 11
     batches = [rows[start : start + size] for start in range(0, len(rows), size)]
     parts = [packer(batch, last=batch is batches[-1]) for batch in batches]
@@ -82,49 +85,51 @@ def test_batches_leave_no_seam(encoder: Encoder, pack: Pack, size: int, monkeypa
 
 
 @pytest.mark.parametrize("rows_a_batch", [1, 1000])
-def test_many_map_batches_leave_no_seam(encoder: Encoder, rows_a_batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_map_batches_leave_no_seam(
+    tokenizer: PreTrainedTokenizerBase, rows_a_batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(packing, "_MOST_ROWS", rows_a_batch)
     texts = [f"document {n}" for n in range(2500)]
-    blocks, num_tokens = pack_side(side(texts), encoder, seq_len=100, pack="isolate")
+    blocks, num_tokens = pack_corpus(corpus(texts), tokenizer, seq_len=100, pack="isolate")
     assert num_tokens == len(stream(texts))
     assert column(blocks) == cut(stream(texts), 100)
     assert column(blocks, "position_ids") == cut(positions(texts, 100), 100)
 
 
-def test_less_than_a_block_gives_none_and_says_how_much_there_was(encoder: Encoder) -> None:
-    blocks, num_tokens = pack_side(side(), encoder, seq_len=1000, pack="concat")
+def test_less_than_a_block_gives_none_and_says_how_much_there_was(tokenizer: PreTrainedTokenizerBase) -> None:
+    blocks, num_tokens = pack_corpus(corpus(), tokenizer, seq_len=1000, pack="concat")
     assert (len(blocks), num_tokens) == (0, len(stream()))
 
 
-def test_blocks_are_int32_in_memory(encoder: Encoder, capfd: pytest.CaptureFixture[str]) -> None:
-    blocks, _ = pack_side(side(), encoder, seq_len=8, pack="isolate")
+def test_blocks_are_int32_in_memory(tokenizer: PreTrainedTokenizerBase, capfd: pytest.CaptureFixture[str]) -> None:
+    blocks, _ = pack_corpus(corpus(), tokenizer, seq_len=8, pack="isolate")
     assert blocks.cache_files == []
     assert {blocks[0][name].dtype for name in ("input_ids", "position_ids")} == {np.dtype(np.int32)}
     assert capfd.readouterr() == ("", "")
 
 
 def test_memory_mapped_documents_give_memory_mapped_blocks_which_are_found_again(
-    tmp_path: Path, cache: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, cache: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(files, "IN_MEMORY_BYTES", 0)
     (tmp_path / "a.txt").write_text("some text\n" * 100)
-    text = whole(files.load_files([tmp_path / "a.txt"], "text"))
-    blocks, num_tokens = pack_side(text, encoder, seq_len=8, pack="concat")
+    text = Corpus.of(files.load_files([tmp_path / "a.txt"], "text"))
+    blocks, num_tokens = pack_corpus(text, tokenizer, seq_len=8, pack="concat")
     (file,) = [Path(entry["filename"]) for entry in blocks.cache_files]
     assert file.is_relative_to(cache)
     assert column(blocks) == cut(stream(["some text\n" * 100]), 8)
     written = file.stat().st_mtime_ns
-    again, again_tokens = pack_side(text, encoder, seq_len=8, pack="concat")
+    again, again_tokens = pack_corpus(text, tokenizer, seq_len=8, pack="concat")
     assert (column(again), again_tokens) == (column(blocks), num_tokens)
     assert file.stat().st_mtime_ns == written
-    other, _ = pack_side(text, encoder, seq_len=9, pack="isolate")
+    other, _ = pack_corpus(text, tokenizer, seq_len=9, pack="isolate")
     assert column(other) == cut(stream(["some text\n" * 100]), 9)
 
 
 @pytest.mark.parametrize("pack", ["concat", "isolate"])
-def test_a_stream_gives_the_same_blocks_every_time_it_is_read(encoder: Encoder, pack: Pack) -> None:
+def test_a_stream_gives_the_same_blocks_every_time_it_is_read(tokenizer: PreTrainedTokenizerBase, pack: Pack) -> None:
     texts = [f"document {n}" for n in range(500)]
-    blocks = pack_stream(texts, encoder, seq_len=64, pack=pack)
+    blocks = pack_stream(texts, tokenizer, seq_len=64, pack=pack)
     assert isinstance(blocks, IterableDataset)
     partly = column(itertools.islice(blocks, 3))
     assert column(blocks) == column(blocks) == cut(stream(texts), 64)
@@ -140,8 +145,8 @@ def test_spread_takes_blocks_from_everywhere() -> None:
     assert spread(blocks, 4)["n"][:] == [0, 2, 5, 7]
 
 
-def test_tokens_are_counted(encoder: Encoder) -> None:
-    blocks, _ = pack_side(side(), encoder, seq_len=7, pack="isolate")
+def test_tokens_are_counted(tokenizer: PreTrainedTokenizerBase) -> None:
+    blocks, _ = pack_corpus(corpus(), tokenizer, seq_len=7, pack="isolate")
     expected = torch.bincount(torch.tensor(cut(stream(), 7)).ravel(), minlength=259)
     counts = token_counts(blocks, 259)
     assert counts.dtype == torch.int64
@@ -149,15 +154,15 @@ def test_tokens_are_counted(encoder: Encoder) -> None:
     # Of six blocks the first, third and fifth.
     some = torch.bincount(torch.tensor(cut(stream(), 7)[::2]).ravel(), minlength=259)
     assert torch.equal(token_counts(blocks, 259, max_blocks=3), some)
-    streamed = pack_stream(DOCUMENTS, encoder, seq_len=7, pack="concat")
+    streamed = pack_stream(DOCUMENTS, tokenizer, seq_len=7, pack="concat")
     assert torch.equal(token_counts(streamed, 259), expected)
     first = torch.bincount(torch.tensor(cut(stream(), 7)[:2]).ravel(), minlength=259)
     assert torch.equal(token_counts(streamed, 259, max_blocks=2), first)
 
 
 class TestCollate:
-    def test_labels_are_the_inputs(self, encoder: Encoder) -> None:
-        blocks, _ = pack_side(side(), encoder, seq_len=7, pack="concat")
+    def test_labels_are_the_inputs(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        blocks, _ = pack_corpus(corpus(), tokenizer, seq_len=7, pack="concat")
         batch = collate([blocks[0], blocks[1]])
         assert batch.keys() == {"input_ids", "labels"}
         assert batch["input_ids"].tolist() == cut(stream(), 7)[:2]
@@ -165,8 +170,8 @@ class TestCollate:
         assert batch["input_ids"].dtype == batch["labels"].dtype == torch.int64
         assert batch["input_ids"].data_ptr() != batch["labels"].data_ptr()
 
-    def test_no_token_is_predicted_from_another_document(self, encoder: Encoder) -> None:
-        blocks, _ = pack_side(side(["abc", "de", "fghij"]), encoder, seq_len=6, pack="isolate")
+    def test_no_token_is_predicted_from_another_document(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        blocks, _ = pack_corpus(corpus(["abc", "de", "fghij"]), tokenizer, seq_len=6, pack="isolate")
         batch = collate([blocks[0], blocks[1]])
         a, b, c, d, e, f, g, h, i = (ord(letter) + 3 for letter in "abcdefghi")
         assert batch["input_ids"].tolist() == [[a, b, c, END, d, e], [END, f, g, h, i, i + 1]]
@@ -175,11 +180,11 @@ class TestCollate:
         assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
 
     @pytest.mark.parametrize("streamed", [False, True])
-    def test_it_serves_a_data_loader(self, encoder: Encoder, streamed: bool) -> None:
+    def test_it_serves_a_data_loader(self, tokenizer: PreTrainedTokenizerBase, streamed: bool) -> None:
         blocks = (
-            pack_stream(DOCUMENTS, encoder, seq_len=7, pack="isolate")
+            pack_stream(DOCUMENTS, tokenizer, seq_len=7, pack="isolate")
             if streamed
-            else pack_side(side(), encoder, seq_len=7, pack="isolate")[0]
+            else pack_corpus(corpus(), tokenizer, seq_len=7, pack="isolate")[0]
         )
         batches = list(DataLoader(blocks, batch_size=4, collate_fn=collate))
         assert [tuple(batch["input_ids"].shape) for batch in batches] == [(4, 7), (2, 7)]

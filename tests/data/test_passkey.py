@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from exsel.data import load_data, load_evaluation_data, load_tokenizer
 from exsel.data.packing import collate
-from exsel.data.passkey import PasskeyDocument, PasskeyOptions, fit_documents, passkey_documents, write_document
+from exsel.data.passkey import COUNT, PasskeyDocument, fit_documents, passkey_documents, write_document
 from exsel.errors import ExselError
 
 BYTES = load_tokenizer("bytes")
@@ -97,7 +97,7 @@ class TestSource:
         first, second, other = (passkey_documents(f"passkey:seed={seed}", BYTES, 256) for seed in (1, 1, 2))
         assert first == second
         assert len(set(first) & set(other)) < 50  # a few by chance
-        assert len(first) == PasskeyOptions().count
+        assert len(first) == COUNT
         places = Counter(round(text.index("The pass key is") / 150, 1) for text in first)
         assert len(places) > 3
 

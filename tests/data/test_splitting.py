@@ -5,19 +5,22 @@ import hashlib
 import pytest
 
 from exsel.data import documents as documents_module
-from exsel.data.documents import to_dataset
+from exsel.data.documents import rows_of, to_dataset
 from exsel.data.splitting import (
-    Side,
+    Corpus,
     cut_tail,
     is_validation,
     key_of,
     split_by_content,
     split_by_name,
-    whole,
 )
 
 
-def texts(side: Side) -> list[str]:
+def corpus(documents: list[str]) -> Corpus:
+    return Corpus.of(to_dataset(rows_of(documents)))
+
+
+def texts(side: Corpus) -> list[str]:
     """The documents of a side, joined from their rows."""
     joined = [""]
     for row in side.rows:
@@ -41,11 +44,11 @@ def test_five_in_a_hundred_validate() -> None:
 
 
 def test_a_side_is_measured_in_utf8_and_identified_by_content_and_order() -> None:
-    side = whole(to_dataset(["aé", "b"]))
+    side = corpus(["aé", "b"])
     assert side.num_bytes == 4
     digests = b"".join(hashlib.sha256(text.encode()).digest() for text in ["aé", "b"])
     assert side.digest == hashlib.sha256(digests).digest()
-    assert whole(to_dataset(["b", "aé"])).digest != side.digest
+    assert corpus(["b", "aé"]).digest != side.digest
 
 
 def test_by_name_each_document_falls_where_its_name_says() -> None:
@@ -57,18 +60,18 @@ def test_by_name_each_document_falls_where_its_name_says() -> None:
 
 def test_by_content_the_sides_are_disjoint_complete_and_independent_of_order() -> None:
     documents = [f"document {n % 500}" for n in range(1000)]
-    train, validation = split_by_content(to_dataset(documents))
+    train, validation = split_by_content(corpus(documents))
     assert not set(texts(train)) & set(texts(validation))
     assert sorted(texts(train) + texts(validation)) == sorted(documents)
     assert set(texts(validation)) == {text for text in documents if is_validation(key_of(text))}
     assert validation.num_bytes == sum(map(len, texts(validation)))
-    assert set(texts(split_by_content(to_dataset(documents[::-1]))[1])) == set(texts(validation))
+    assert set(texts(split_by_content(corpus(documents[::-1]))[1])) == set(texts(validation))
 
 
 @pytest.mark.parametrize("count", range(2, 30))
 def test_few_documents_leave_something_on_both_sides(count: int) -> None:
     documents = [f"{count}-{n}\n" * 50 for n in range(count)]
-    train, validation = split_by_content(to_dataset(documents))
+    train, validation = split_by_content(corpus(documents))
     total = train.num_bytes + validation.num_bytes
     assert total == sum(map(len, documents))
     assert 0.01 <= validation.num_bytes / total <= 0.25
@@ -78,7 +81,7 @@ def test_few_documents_leave_something_on_both_sides(count: int) -> None:
 def test_a_document_that_is_nearly_everything_never_validates_whole() -> None:
     for seed in range(40):  # the hash sends the long document to each side several times
         long = f"line of {seed}\n" * 10_000
-        train, validation = split_by_content(to_dataset([long, "short one", "short two"]))
+        train, validation = split_by_content(corpus([long, "short one", "short two"]))
         assert validation.num_bytes < 0.1 * train.num_bytes
         assert train.num_bytes + validation.num_bytes == len(long) + 18
         assert validation.num_bytes > 0.01 * len(long)
@@ -86,7 +89,7 @@ def test_a_document_that_is_nearly_everything_never_validates_whole() -> None:
 
 def test_of_a_single_document_the_last_lines_validate() -> None:
     document = "".join(f"line {n}\n" for n in range(1000))
-    (train,), (validation,) = map(texts, split_by_content(to_dataset([document])))
+    (train,), (validation,) = map(texts, split_by_content(corpus([document])))
     assert train + validation == document
     assert train.endswith("\n")
     assert 0.04 < len(validation) / len(document) < 0.06
@@ -94,7 +97,7 @@ def test_of_a_single_document_the_last_lines_validate() -> None:
 
 def test_copies_of_a_single_document_do_not_leak_its_end_into_training() -> None:
     document = "".join(f"line {n}\n" for n in range(1000))
-    train, validation = split_by_content(to_dataset([document] * 3))
+    train, validation = split_by_content(corpus([document] * 3))
     assert len(texts(train)) == 1
     assert texts(train)[0] + texts(validation)[0] == document
 
@@ -104,9 +107,9 @@ def test_documents_in_several_rows_are_split_as_wholes(in_rows: bool, monkeypatc
     if in_rows:
         monkeypatch.setattr(documents_module, "ROW_CHARACTERS", 7)
     documents = [f"document {n}\n" * (n % 4 + 1) for n in range(300)]
-    rows = to_dataset(documents)
-    assert (len(rows) > 300) is in_rows
-    train, validation = split_by_content(rows)
+    held = corpus(documents)
+    assert (len(held.rows) > 300) is in_rows
+    train, validation = split_by_content(held)
     assert texts(validation) == [text for text in documents if is_validation(key_of(text))]
     assert texts(train) == [text for text in documents if not is_validation(key_of(text))]
 
@@ -115,7 +118,7 @@ def test_documents_in_several_rows_are_split_as_wholes(in_rows: bool, monkeypatc
 def test_the_end_of_a_document_in_several_rows_validates(row_characters: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(documents_module, "ROW_CHARACTERS", row_characters)
     document = "".join(f"line {n}\n" for n in range(1000))
-    train, validation = split_by_content(to_dataset(["tiny", document, document]))
+    train, validation = split_by_content(corpus(["tiny", document, document]))
     tiny, head = texts(train)
     (tail,) = texts(validation)
     assert tiny == "tiny"

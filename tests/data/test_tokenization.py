@@ -7,7 +7,7 @@ import pytest
 from tokenizers import Tokenizer, models
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
-from exsel.data.tokenization import Encoder, load_tokenizer, vocabulary_size
+from exsel.data.tokenization import encode, load_tokenizer, vocabulary_size
 from exsel.errors import ExselError
 
 TEXTS = ["def f():\n    return 'é🙂'\n", "x", " spaces \t and\r\n\x00 control ", "ÿ" * 9]
@@ -22,7 +22,7 @@ def test_bytes_are_256_and_three_specials() -> None:
 
 def test_bytes_are_encoded_as_the_tokenizer_does() -> None:
     tokenizer = load_tokenizer("bytes")
-    ids, lengths = Encoder(tokenizer)([(text, True) for text in TEXTS])
+    ids, lengths = encode([(text, True) for text in TEXTS], tokenizer)
     expected = [[*tokenizer(text, add_special_tokens=False)["input_ids"], 1] for text in TEXTS]
     assert ids.dtype == np.int32
     assert ids.tolist() == [token for document in expected for token in document]
@@ -30,7 +30,7 @@ def test_bytes_are_encoded_as_the_tokenizer_does() -> None:
 
 
 def test_text_cannot_spell_the_end_of_a_document() -> None:
-    ids, lengths = Encoder(load_tokenizer("bytes"))([("a</s>b", True)])
+    ids, lengths = encode([("a</s>b", True)], load_tokenizer("bytes"))
     assert lengths.tolist() == [7]
     assert ids.tolist() == [byte + 3 for byte in b"a</s>b"] + [1]
 
@@ -40,7 +40,7 @@ def test_a_tokenizer_file_ends_documents_with_its_conventional_token(bpe_file: P
     end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
     assert tokenizer.eos_token_id == end
     assert vocabulary_size(tokenizer) == len(tokenizer) == end + 1
-    ids, lengths = Encoder(tokenizer)([(text, True) for text in TEXTS])
+    ids, lengths = encode([(text, True) for text in TEXTS], tokenizer)
     assert ids.dtype == np.int32
     documents = np.split(ids, np.cumsum(lengths)[:-1])
     assert [document[-1] for document in documents] == [end] * len(TEXTS)
@@ -56,14 +56,14 @@ def test_a_folder_knows_its_own_end_token(tmp_path: Path, bpe: Tokenizer) -> Non
 
 def test_a_document_in_several_rows_ends_once(bpe_file: Path) -> None:
     text = "def f(self, x):\n" * 30
-    for encoder in (Encoder(load_tokenizer(str(bpe_file))), Encoder(load_tokenizer("bytes"))):
-        whole, (length,) = encoder([(text, True)])
+    for tokenizer in (load_tokenizer(str(bpe_file)), load_tokenizer("bytes")):
+        whole, (length,) = encode([(text, True)], tokenizer)
         # No token of this text spans a line, so cuts between lines change nothing.
-        in_rows, lengths = encoder([(text[:160], False), (text[160:176], False), (text[176:], True)])
+        in_rows, lengths = encode([(text[:160], False), (text[160:176], False), (text[176:], True)], tokenizer)
         np.testing.assert_array_equal(in_rows, whole)
         assert lengths.sum() == length
-        assert (in_rows == encoder.tokenizer.eos_token_id).sum() == 1
-        open_end, _ = encoder([(text, False)])
+        assert (in_rows == tokenizer.eos_token_id).sum() == 1
+        open_end, _ = encode([(text, False)], tokenizer)
         np.testing.assert_array_equal(open_end, whole[:-1])
 
 

@@ -116,7 +116,7 @@ def test_equals_greedy_generation(kind: str) -> None:
 
 def test_documents_have_the_length_of_training_data() -> None:
     for question in _questions(BYTES, [128, 300], [0.0, 0.7], 2, seed=0):
-        assert len(question.tokens) + 1 == (128, 300)[question.cell[0]]
+        assert len(question.prompt + question.answer) + 1 == (128, 300)[question.cell[0]]
     (document,) = fit_documents([("12345", 0.5)], BYTES, 200)
     assert len(document.text) == 199
 

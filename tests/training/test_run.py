@@ -160,12 +160,11 @@ def test_a_stream_gives_whole_steps_and_resumes(
     import signal
 
     from exsel.data.packing import pack_stream
-    from exsel.data.tokenization import Encoder
     from training.small_runs import interrupted, without_times
 
     whole = small_data(corpus)
     texts = [path.read_text() for path in sorted(corpus.glob("*.txt"))][:5]
-    stream = pack_stream(texts, Encoder(whole.tokenizer), seq_len=32, pack="concat")
+    stream = pack_stream(texts, whole.tokenizer, seq_len=32, pack="concat")
     data = PackedData(
         train=stream, validation=whole.validation, tokenizer=whole.tokenizer, description=whole.description
     )

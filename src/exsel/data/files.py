@@ -1,10 +1,14 @@
-"""Local data: find the files that a ``--data`` value names, and read the documents in them."""
+"""Local data: find the files that a ``--data`` value names, and read the documents in them.
+
+The readers of `datasets` would not do: they change line ends, take dates for timestamps, and report a damaged line by
+its place in their buffer.
+"""
 
 from __future__ import annotations
 
 import glob
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +17,16 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 from datasets.exceptions import DatasetGenerationError
 
-from exsel.data.documents import FEATURES, Row, rows_of, rows_to_dataset
-from exsel.data.progress import no_progress_bars
+from exsel.data.documents import FEATURES, Row, rows_of, to_dataset
+from exsel.data.hub_access import no_progress_bars
 from exsel.errors import ExselError, first_line
 
-TEXT_SUFFIXES = frozenset(
+_TEXT_SUFFIXES = frozenset(
     {".txt", ".text", ".md", ".rst", ".tex", ".html", ".xml", ".py", ".c", ".h", ".cc", ".cpp", ".hpp", ".cu"}
     | {".java", ".js", ".ts", ".go", ".rs", ".sh", ".sql", ".lean"}
 )
-JSON_LINES, PARQUET = ".jsonl", ".parquet"
-# Named as data often enough that a message about the suffix helps more than one about a missing data set.
+_SUFFIXES = _TEXT_SUFFIXES | {".jsonl", ".parquet"}
+# A value that ends so is meant as a file, even if it is missing: it is not looked for on the hub.
 _FAMILIAR_SUFFIXES = frozenset(
     {".json", ".csv", ".tsv", ".arrow", ".gz", ".bz2", ".xz", ".zst", ".zip", ".tar", ".pdf", ".docx"}
 )
@@ -32,6 +36,15 @@ _READ_BYTES = 2**20
 _WRITE_ROWS = 100
 _PARQUET_ROWS = 1024
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_CONTINUATION_BYTES = bytes(range(0x80, 0xC0))
+_JSON_TYPES = {
+    bool: "a boolean",
+    int: "a number",
+    float: "a number",
+    list: "a list",
+    dict: "an object",
+    str: "a string",
+}
 
 
 def is_local(spec: str) -> bool:
@@ -41,8 +54,7 @@ def is_local(spec: str) -> bool:
         path.exists()
         or glob.has_magic(spec)
         or spec.startswith((".", "/", "~"))
-        or _kind(path) is not None
-        or path.suffix.lower() in _FAMILIAR_SUFFIXES
+        or path.suffix.lower() in _SUFFIXES | _FAMILIAR_SUFFIXES
     )
 
 
@@ -63,41 +75,6 @@ def find_files(specs: Sequence[str]) -> list[Path]:
     return list(found.values())
 
 
-def load_files(files: Sequence[Path], text_field: str) -> Dataset:
-    """Read the documents of files (rows as in `exsel.data.documents`), memory-mapped if the files are large.
-
-    Raises:
-        ExselError: see `read_rows`; also when no document holds any text.
-    """
-    # Before all else, since `datasets` cannot write a data set without rows.
-    if next(read_rows(files, text_field), None) is None:
-        raise ExselError(f"no text in {', '.join(str(file) for file in files[:3])}: every document is empty")
-    if sum(file.stat().st_size for file in files) <= IN_MEMORY_BYTES:
-        return rows_to_dataset(read_rows(files, text_field))
-    return _load_memory_mapped(files, text_field)
-
-
-def read_rows(files: Sequence[Path], text_field: str) -> Iterator[Row]:
-    """Read the documents of files in order: a text file is one, ``.jsonl`` and ``.parquet`` hold one a row.
-
-    Empty documents and rows with a null are left out.
-
-    Raises:
-        ExselError: a file cannot be read or decoded (names the byte), lacks the field (names those it has), or
-            holds something other than text in it.
-    """
-    for file in files:
-        try:
-            if _kind(file) == "jsonl":
-                yield from _rows_of_documents(_read_json_lines(file, text_field))
-            elif _kind(file) == "parquet":
-                yield from _rows_of_documents(_read_parquet(file, text_field))
-            else:
-                yield from _read_text(file)
-        except OSError as error:
-            raise ExselError(f"{file} cannot be read: {error.strerror or error}") from error
-
-
 def _matches(spec: str) -> list[Path]:
     path = Path(spec).expanduser()
     if path.exists():
@@ -114,12 +91,11 @@ def _matches(spec: str) -> list[Path]:
 
 def _files_in(folder: Path) -> list[Path]:
     files = [
-        file
-        for file in sorted(folder.rglob("*"))
-        if file.suffix
-        and _kind(file)
-        and file.is_file()
-        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in _SUFFIXES
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     ]
     if not files:
         raise ExselError(f"{folder} holds no text, .jsonl or .parquet file")
@@ -127,25 +103,80 @@ def _files_in(folder: Path) -> list[Path]:
 
 
 def _checked(file: Path) -> Path:
-    if _kind(file) is None:
+    if file.suffix and file.suffix.lower() not in _SUFFIXES:
         raise ExselError(
-            f"{file}: files of type {file.suffix} are not supported; use .jsonl, .parquet or text ({_some_suffixes()})"
+            f"{file}: files of type {file.suffix} are not supported; use .jsonl, .parquet or text "
+            "(.txt, .c, .cc, .cpp, .cu, .go, …)"
         )
     if file.stat().st_size == 0:
         raise ExselError(f"{file} is empty")
     return file
 
 
-def _some_suffixes() -> str:
-    return ", ".join([*sorted(TEXT_SUFFIXES, key=lambda suffix: (suffix != ".txt", suffix))[:6], "…"])
+def load_files(files: Sequence[Path], text_field: str) -> Dataset:
+    """Read the documents of files (rows as in `exsel.data.documents`), memory-mapped if the files are large.
+
+    Raises:
+        ExselError: see `read_rows`; also when no document holds any text.
+    """
+    # Checked first: `datasets` cannot write a data set without rows.
+    if next(read_rows(files, text_field), None) is None:
+        raise ExselError(f"no text in {', '.join(map(str, files[:3]))}: every document is empty")
+    if sum(file.stat().st_size for file in files) <= IN_MEMORY_BYTES:
+        return to_dataset(read_rows(files, text_field))
+    # `datasets` finds an earlier result by the arguments alone, so the state of each file is among them. They are in
+    # a tuple, since a list would mean shards.
+    states = tuple((str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+    arguments = {"files": states, "text_field": text_field}
+    try:
+        with no_progress_bars():
+            return Dataset.from_generator(
+                _examples, features=FEATURES, gen_kwargs=arguments, writer_batch_size=_WRITE_ROWS
+            )
+    except DatasetGenerationError as error:
+        if isinstance(error.__cause__, ExselError):
+            raise error.__cause__ from None
+        raise
 
 
-def _kind(file: Path) -> str | None:
-    """The reader for a file, by its suffix; `None` where there is none. No suffix means text, if the file exists."""
-    suffix = file.suffix.lower()
-    if suffix in (JSON_LINES, PARQUET):
-        return suffix[1:]
-    return "text" if suffix in TEXT_SUFFIXES or (not suffix and file.is_file()) else None
+def _examples(files: Sequence[tuple[str, int, int]], text_field: str) -> Iterator[dict[str, Any]]:
+    for text, ends in read_rows([Path(path) for path, _, _ in files], text_field):
+        yield {"text": text, "ends": ends}
+
+
+def read_rows(files: Sequence[Path], text_field: str) -> Iterator[Row]:
+    """Read the documents of files in order: a text file is one, ``.jsonl`` and ``.parquet`` hold one a row.
+
+    Empty documents and rows with a null are left out.
+
+    Raises:
+        ExselError: a file cannot be read or decoded (names the byte), lacks the field (names those it has), or
+            holds something other than text in it.
+    """
+    for file in files:
+        try:
+            match file.suffix.lower():
+                case ".jsonl":
+                    yield from rows_of(_read_json_lines(file, text_field))
+                case ".parquet":
+                    yield from rows_of(_read_parquet(file, text_field))
+                case _:
+                    yield from _read_text(file)
+        except OSError as error:
+            raise ExselError(f"{file} cannot be read: {error.strerror or error}") from error
+
+
+def _read_text(file: Path) -> Iterator[Row]:
+    with file.open("rb") as source:
+        data = source.read(_READ_BYTES).removeprefix(_BYTE_ORDER_MARK)
+        while data:
+            following = source.read(_READ_BYTES)
+            # Cut where the last line begins, or in a single line the last character.
+            cut = data.rfind(b"\n") + 1 or max(len(data.rstrip(_CONTINUATION_BYTES)) - 1, 0) or len(data)
+            if not following:
+                cut = len(data)
+            yield _decode(data[:cut], file, source.tell() - len(following) - len(data)), not following
+            data = data[cut:] + following
 
 
 def _decode(data: bytes, file: Path, offset: int) -> str:
@@ -159,62 +190,28 @@ def _decode(data: bytes, file: Path, offset: int) -> str:
         ) from error
 
 
-def _rows_of_documents(documents: Iterator[str | None]) -> Iterator[Row]:
-    for document in documents:
-        if document:
-            yield from rows_of(document)
-
-
-def _read_text(file: Path) -> Iterator[Row]:
-    with file.open("rb") as source:
-        data = source.read(_READ_BYTES)
-        offset = len(_BYTE_ORDER_MARK) if data.startswith(_BYTE_ORDER_MARK) else 0
-        data = data[offset:]
-        while following := source.read(_READ_BYTES):
-            cut = _last_start(data)
-            yield _decode(data[:cut], file, offset), False
-            data = data[cut:] + following
-            offset += cut
-    if data:
-        yield _decode(data, file, offset), True
-
-
-def _last_start(data: bytes) -> int:
-    """Where the last line begins that was begun, or in a single line the last character: never at 0."""
-    newline = data.rfind(b"\n")
-    if newline >= 0:
-        return newline + 1
-    start = len(data) - 1
-    while start > 0 and data[start] & 0xC0 == 0x80:
-        start -= 1
-    return start or len(data)
-
-
 def _read_json_lines(file: Path, text_field: str) -> Iterator[str | None]:
     offset = 0
     with file.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            start = len(_BYTE_ORDER_MARK) if number == 1 and line.startswith(_BYTE_ORDER_MARK) else 0
-            decoded = _decode(line[start:], file, offset + start)
-            offset += len(line)
-            if not decoded.isspace():
-                yield _json_text(decoded, f"{file}, line {number}", text_field)
+        for number, data in enumerate(lines, start=1):
+            line = _decode(data, file, offset)
+            offset += len(data)
+            if number == 1:
+                line = line.removeprefix("\ufeff")
+            if line.strip():
+                yield _json_text(line, f"{file}, line {number}", text_field)
 
 
 def _json_text(line: str, place: str, text_field: str) -> str | None:
     try:
-        row: Any = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        # Among them: a number of thousands of digits, and brackets nested by the thousand.
-        reason = first_line(error)
-        if isinstance(error, json.JSONDecodeError):
-            reason = f"{error.msg} at column {error.colno}"
-        raise ExselError(f"{place} is not JSON: {reason}") from error
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ExselError(f"{place} is not JSON: {error.msg} at column {error.colno}") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets nested by the thousand
+        raise ExselError(f"{place} is not JSON: {first_line(error)}") from error
     if not isinstance(row, dict):
-        raise ExselError(f"{place} is not a JSON object but {_type_name(row)}")
-    if text_field not in row:
-        raise missing_field(place, text_field, list(row))
-    text = check_text(row[text_field], place, text_field)
+        raise ExselError(f"{place} is not a JSON object but {_JSON_TYPES.get(type(row), 'null')}")
+    text = text_of(row, place, text_field)
     if text is not None and "\\u" in line:
         try:
             text.encode()
@@ -223,73 +220,37 @@ def _json_text(line: str, place: str, text_field: str) -> str | None:
     return text
 
 
+def text_of(row: dict[str, Any], place: str, text_field: str) -> str | None:
+    """The value of a row's text field, which must be a string or null."""
+    _check_field(place, text_field, row)
+    value = row[text_field]
+    if value is None or isinstance(value, str):
+        return value
+    kind = _JSON_TYPES.get(type(value), f"a value of type {type(value).__name__}")
+    raise ExselError(f"{place}: field {text_field!r} holds {kind}, not text: choose a field with --text-field")
+
+
+def _check_field(place: str, text_field: str, fields: Iterable[str]) -> None:
+    if text_field not in fields:
+        raise ExselError(
+            f"{place} has no field {text_field!r}: choose one of {', '.join(sorted(fields))} with --text-field"
+        )
+
+
 def _read_parquet(file: Path, text_field: str) -> Iterator[str | None]:
     try:
         with pq.ParquetFile(file) as parquet:
-            schema = parquet.schema_arrow
-            if text_field not in schema.names:
-                raise missing_field(str(file), text_field, schema.names)
-            kind = schema.field(text_field).type
+            _check_field(str(file), text_field, parquet.schema_arrow.names)
+            kind = parquet.schema_arrow.field(text_field).type
             values = kind.value_type if pa.types.is_dictionary(kind) else kind
-            if not (pa.types.is_string(values) or pa.types.is_large_string(values) or pa.types.is_string_view(values)):
+            if values not in (pa.string(), pa.large_string(), pa.string_view()):
                 raise ExselError(f"{file}: field {text_field!r} holds {kind}, not text: choose one with --text-field")
             for batch in parquet.iter_batches(_PARQUET_ROWS, columns=[text_field]):
                 yield from batch.column(0).to_pylist()
     except pa.ArrowInvalid as error:
-        raise ExselError(f"{file} is not a readable Parquet file: {str(error).splitlines()[0]}") from error
+        raise ExselError(f"{file} is not a readable Parquet file: {first_line(error)}") from error
     except UnicodeDecodeError as error:
         raise ExselError(
             f"{file}: field {text_field!r} holds a value that is not UTF-8: byte {error.start} of it is "
             f"0x{error.object[error.start]:02x}"
         ) from error
-
-
-def missing_field(place: str, text_field: str, fields: Sequence[str]) -> ExselError:
-    """The error for a row or file without the text field: names the fields there are."""
-    return ExselError(
-        f"{place} has no field {text_field!r}: choose one of {', '.join(sorted(fields))} with --text-field"
-    )
-
-
-def check_text(value: object, place: str, text_field: str) -> str | None:
-    """Pass on the value of a text field, which must be a string or null."""
-    if value is None or isinstance(value, str):
-        return value
-    raise ExselError(
-        f"{place}: field {text_field!r} holds {_type_name(value)}, not text: choose a field with --text-field"
-    )
-
-
-def _type_name(value: object) -> str:
-    names = {
-        bool: "a boolean",
-        int: "a number",
-        float: "a number",
-        list: "a list",
-        dict: "an object",
-        str: "a string",
-    }
-    return names.get(type(value), "null" if value is None else f"a value of type {type(value).__name__}")
-
-
-def _load_memory_mapped(files: Sequence[Path], text_field: str) -> Dataset:
-    # `datasets` finds an earlier result by these arguments alone: the state of each file must be among them.
-    states = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    try:
-        with no_progress_bars():
-            return Dataset.from_generator(
-                _examples,
-                features=FEATURES,
-                # A tuple, since `datasets` takes a list here for shards.
-                gen_kwargs={"files": tuple(states), "text_field": text_field},
-                writer_batch_size=_WRITE_ROWS,
-            )
-    except DatasetGenerationError as error:
-        if isinstance(error.__cause__, ExselError):
-            raise error.__cause__ from None
-        raise
-
-
-def _examples(files: Sequence[tuple[str, int, int]], text_field: str) -> Iterator[dict[str, Any]]:
-    for text, ends in read_rows([Path(path) for path, _, _ in files], text_field):
-        yield {"text": text, "ends": ends}

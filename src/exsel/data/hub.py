@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import datasets
-from datasets import IterableDataset, IterableDatasetDict
+from datasets import IterableDataset
 
-from exsel.data.files import check_text, missing_field
-from exsel.data.hub_access import reason_unavailable
-from exsel.data.progress import no_progress_bars
+from exsel.data.files import text_of
+from exsel.data.hub_access import no_progress_bars, reason_unavailable
 from exsel.data.splitting import is_validation, key_of
 from exsel.errors import ExselError, first_line
 
@@ -27,7 +26,7 @@ class StreamedDocuments:
     stream: IterableDataset
     name: str
     text_field: str
-    keep: Literal["all", "train", "validation"] = "all"
+    keep: Literal["all", "train", "validation"]
     """Every document, or those which the hash of their content puts on one side."""
 
     def __iter__(self) -> Iterator[str]:
@@ -37,9 +36,7 @@ class StreamedDocuments:
             ExselError: a row has no text field, or something other than text in it.
         """
         for row in self.stream:
-            if self.text_field not in row:
-                raise missing_field(self.name, self.text_field, list(row))
-            text = check_text(row[self.text_field], self.name, self.text_field)
+            text = text_of(row, self.name, self.text_field)
             if text and (self.keep == "all" or is_validation(key_of(text)) == (self.keep == "validation")):
                 yield text
 
@@ -73,31 +70,24 @@ def open_stream(
     path: str, config: str | None = None, *, text_field: str, label: str
 ) -> tuple[StreamedDocuments, StreamedDocuments]:
     """Open what `datasets.load_dataset` loads by ``path`` and ``config``; otherwise as `open_hub`."""
-    splits = _load(path, config, label)
-    own = next((split for split in _VALIDATION_SPLITS if split in splits), None)
-    first = "train" if "train" in splits else next(iter(splits))
-    separate = own is not None and own != first
-    train = StreamedDocuments(
-        stream=splits[first], name=label, text_field=text_field, keep="all" if separate else "train"
-    )
-    validation = StreamedDocuments(
-        stream=splits[own if separate else first],
-        name=label,
-        text_field=text_field,
-        keep="all" if separate else "validation",
-    )
-    if next(iter(train), None) is None:
-        raise ExselError(f"{label}: split {first!r} holds no text in field {text_field!r}")
-    return train, validation
-
-
-def _load(path: str, config: str | None, label: str) -> IterableDatasetDict:
     try:
         with no_progress_bars():
-            return datasets.load_dataset(path, config, streaming=True)
+            splits = datasets.load_dataset(path, config, streaming=True)
     # A name that is not there, no network, a refused licence, an unknown configuration, a data set made by a script.
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise _not_loaded(label, first_line(error)) from error
+    first = "train" if "train" in splits else next(iter(splits))
+    own = next((split for split in _VALIDATION_SPLITS if split in splits), first)
+
+    def side(split: str, name: Literal["train", "validation"]) -> StreamedDocuments:
+        return StreamedDocuments(
+            stream=splits[split], name=label, text_field=text_field, keep=name if own == first else "all"
+        )
+
+    train, validation = side(first, "train"), side(own, "validation")
+    if next(iter(train), None) is None:
+        raise ExselError(f"{label}: split {first!r} holds no text in field {text_field!r}")
+    return train, validation
 
 
 def _not_loaded(label: str, reason: str) -> ExselError:

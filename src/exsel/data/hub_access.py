@@ -1,9 +1,12 @@
-"""Whether the Hugging Face hub has something, asked once: the libraries above it retry for most of a minute."""
+"""The Hugging Face hub through its libraries: asked only once, and without progress bars."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
+import datasets
 from huggingface_hub import HfApi
 
 from exsel.errors import first_line
@@ -12,7 +15,7 @@ _TIMEOUT_SECONDS = 10.0
 
 
 def reason_unavailable(name: str, kind: Literal["dataset", "model"]) -> str | None:
-    """Ask the hub for a repository.
+    """Ask the hub for a repository. The libraries above it would try again for most of a minute.
 
     Args:
         name: ``owner/name``, or ``name`` alone for the oldest ones.
@@ -27,3 +30,16 @@ def reason_unavailable(name: str, kind: Literal["dataset", "model"]) -> str | No
     except Exception as error:
         return f"{type(error).__name__}: {first_line(error)}"
     return None
+
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Switch the bars of `datasets` off for a while, and on again if they were on."""
+    if datasets.are_progress_bars_disabled():
+        yield
+        return
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.enable_progress_bars()

@@ -12,14 +12,14 @@ import numpy as np
 from datasets import Dataset, IterableDataset, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
-from exsel.data.documents import Row, rows_to_dataset, to_dataset
+from exsel.data.documents import Row, rows_of, to_dataset
 from exsel.data.files import find_files, is_local, load_files
 from exsel.data.hub import StreamedDocuments, open_hub
-from exsel.data.packing import Pack, batches_of, pack_side, pack_stream, spread
+from exsel.data.packing import Pack, batches_of, pack_corpus, pack_stream, spread
 from exsel.data.passkey import is_passkey, passkey_documents
-from exsel.data.splitting import Side, split_by_content, split_by_name, whole
+from exsel.data.splitting import Corpus, split_by_content, split_by_name
 from exsel.data.standard_library import corpus_name, read_standard_library
-from exsel.data.tokenization import Encoder, load_tokenizer, vocabulary_size
+from exsel.data.tokenization import encode, load_tokenizer, vocabulary_size
 from exsel.errors import ExselError
 
 # How much of a stream validates (or is evaluated) where the caller sets no limit.
@@ -62,8 +62,8 @@ class PackedData:
     def sha256(self) -> str:
         """Of the description and of the tokens that validate, in hexadecimal.
 
-        It tells whether the text, its split or what the tokenizer makes of it has changed; of a stream's training text
-        it knows nothing.
+        It tells whether the text, its split or what the tokenizer makes of it has changed. A stream's training text is
+        not part of it.
         """
         digest = hashlib.sha256(json.dumps(asdict(self.description), sort_keys=True).encode())
         for block in self.validation:
@@ -101,45 +101,7 @@ def load_data(
     Raises:
         ExselError: the data or the tokenizer cannot be used as named, or there is less text than one block.
     """
-    packing = _check_packing(seq_len, pack)
-    specs = _check_specs(data)
-    encoder = Encoder(load_tokenizer(tokenizer))
-    if _is_stream(specs):
-        train_documents, validation_documents = open_hub(specs[0], text_field)
-        train: Dataset | IterableDataset = pack_stream(train_documents, encoder, seq_len=seq_len, pack=packing)
-        side = _begin_of_stream(validation_documents, encoder, seq_len, validation_blocks)
-        train_side, train_tokens, sha256 = None, None, None
-    else:
-        train_side, side = (
-            split_by_content(_load_rows(specs, text_field, encoder.tokenizer, seq_len))
-            if specs
-            else split_by_name(read_standard_library())
-        )
-        train, train_tokens = pack_side(train_side, encoder, seq_len=seq_len, pack=packing)
-        _check_length("training", seq_len, train_tokens)
-        sha256 = hashlib.sha256(train_side.digest + side.digest).hexdigest()
-    validation, validation_tokens = pack_side(side, encoder, seq_len=seq_len, pack=packing)
-    _check_length("validation", seq_len, validation_tokens)
-    return PackedData(
-        train=train,
-        validation=spread(validation, validation_blocks),
-        tokenizer=encoder.tokenizer,
-        description=DataDescription(
-            name=_name(specs),
-            sha256=sha256,
-            tokenizer=tokenizer,
-            vocab_size=vocabulary_size(encoder.tokenizer),
-            pack=pack,
-            seq_len=seq_len,
-            train_documents=None if train_side is None else train_side.num_documents,
-            validation_documents=side.num_documents,
-            train_bytes=None if train_side is None else train_side.num_bytes,
-            validation_bytes=side.num_bytes,
-            train_tokens=train_tokens,
-            validation_tokens=validation_tokens,
-            bytes_per_token=side.num_bytes / validation_tokens,
-        ),
-    )
+    return _load(data, tokenizer, seq_len, pack, text_field, validation_blocks, trains=True)
 
 
 def load_evaluation_data(
@@ -167,45 +129,26 @@ def load_evaluation_data(
     Raises:
         ExselError: as `load_data`.
     """
-    packing = _check_packing(seq_len, pack)
-    specs = _check_specs(data)
-    if tokenizer.eos_token_id is None:
-        raise ExselError("the tokenizer has no end-of-text token, which must end each document: set its eos_token")
-    encoder = Encoder(tokenizer)
-    if _is_stream(specs):
-        side = _begin_of_stream(open_hub(specs[0], text_field)[1], encoder, seq_len, max_blocks)
-    elif specs:
-        side = whole(_load_rows(specs, text_field, tokenizer, seq_len))
-    else:
-        side = split_by_name(read_standard_library())[1]
-    blocks, num_tokens = pack_side(side, encoder, seq_len=seq_len, pack=packing)
-    _check_length("evaluation", seq_len, num_tokens)
-    return spread(blocks, max_blocks), DataDescription(
-        name=_name(specs),
-        sha256=None if _is_stream(specs) else side.digest.hex(),
-        tokenizer=tokenizer.name_or_path or type(tokenizer).__name__,
-        vocab_size=vocabulary_size(tokenizer),
-        pack=pack,
-        seq_len=seq_len,
-        train_documents=None,
-        validation_documents=side.num_documents,
-        train_bytes=None,
-        validation_bytes=side.num_bytes,
-        train_tokens=None,
-        validation_tokens=num_tokens,
-        bytes_per_token=side.num_bytes / num_tokens,
-    )
+    loaded = _load(data, tokenizer, seq_len, pack, text_field, max_blocks, trains=False)
+    return loaded.validation, loaded.description
 
 
-def _check_packing(seq_len: int, pack: str) -> Pack:
+def _load(
+    data: str | Sequence[str],
+    tokenizer: str | PreTrainedTokenizerBase,
+    seq_len: int,
+    pack: str,
+    text_field: str,
+    max_blocks: int | None,
+    *,
+    trains: bool,
+) -> PackedData:
+    """Load a corpus of which, without ``trains``, only the validation side is packed: all documents of files."""
     if seq_len < 2:
         raise ExselError(f"a block needs at least 2 tokens, not {seq_len}: choose a longer --seq-len")
     if pack not in get_args(Pack):
         raise ExselError(f"no packing is called {pack!r}: choose one of {', '.join(get_args(Pack))}")
-    return cast(Pack, pack)
-
-
-def _check_specs(data: str | Sequence[str]) -> tuple[str, ...]:
+    packing = cast(Pack, pack)
     specs = (data,) if isinstance(data, str) else tuple(data)
     if "" in specs:
         raise ExselError("--data got an empty value: name a file, a folder, a glob or a Hugging Face data set")
@@ -214,41 +157,82 @@ def _check_specs(data: str | Sequence[str]) -> tuple[str, ...]:
         raise ExselError(
             f"no such file or folder: {streams[0]} (and a Hugging Face data set cannot be mixed with other data)"
         )
-    return specs
+    if isinstance(tokenizer, str):
+        name, tokenizer = tokenizer, load_tokenizer(tokenizer)
+    else:
+        name = tokenizer.name_or_path or type(tokenizer).__name__
+    if tokenizer.eos_token_id is None:
+        raise ExselError("the tokenizer has no end-of-text token, which must end each document: set its eos_token")
+
+    train: Dataset | IterableDataset | None = None
+    train_corpus: Corpus | None = None
+    train_tokens = sha256 = None
+    if streams:
+        train_documents, documents = open_hub(specs[0], text_field)
+        train = pack_stream(train_documents, tokenizer, seq_len=seq_len, pack=packing)
+        corpus = _beginning(documents, tokenizer, seq_len, max_blocks)
+    else:
+        train_corpus, corpus = _read(specs, text_field, tokenizer, seq_len, trains=trains)
+        sha256 = corpus.digest.hex()
+        if train_corpus is not None:
+            sha256 = hashlib.sha256(train_corpus.digest + corpus.digest).hexdigest()
+            train, train_tokens = pack_corpus(train_corpus, tokenizer, seq_len=seq_len, pack=packing)
+            _check_length("training", seq_len, train_tokens)
+    validation, tokens = pack_corpus(corpus, tokenizer, seq_len=seq_len, pack=packing)
+    _check_length("validation" if trains else "evaluation", seq_len, tokens)
+    return PackedData(
+        train=train,
+        validation=spread(validation, max_blocks),
+        tokenizer=tokenizer,
+        description=DataDescription(
+            name=" ".join(specs) or corpus_name(),
+            sha256=sha256,
+            tokenizer=name,
+            vocab_size=vocabulary_size(tokenizer),
+            pack=pack,
+            seq_len=seq_len,
+            train_documents=None if train_corpus is None else train_corpus.num_documents,
+            validation_documents=corpus.num_documents,
+            train_bytes=None if train_corpus is None else train_corpus.num_bytes,
+            validation_bytes=corpus.num_bytes,
+            train_tokens=train_tokens,
+            validation_tokens=tokens,
+            bytes_per_token=corpus.num_bytes / tokens,
+        ),
+    )
 
 
-def _is_stream(specs: tuple[str, ...]) -> bool:
-    return len(specs) == 1 and not (is_passkey(specs[0]) or is_local(specs[0]))
-
-
-def _name(specs: tuple[str, ...]) -> str:
-    return " ".join(specs) or corpus_name()
-
-
-def _load_rows(specs: tuple[str, ...], text_field: str, tokenizer: PreTrainedTokenizerBase, seq_len: int) -> Dataset:
-    """The documents of files, and after them those that are made up."""
+def _read(
+    specs: Sequence[str], text_field: str, tokenizer: PreTrainedTokenizerBase, seq_len: int, *, trains: bool
+) -> tuple[Corpus | None, Corpus]:
+    """The documents that train, if any shall, and those that validate."""
+    if not specs:
+        train, validation = split_by_name(read_standard_library())
+        return (train if trains else None), validation
     made_up = [spec for spec in specs if is_passkey(spec)]
     files = [spec for spec in specs if spec not in made_up]
     parts = [load_files(find_files(files), text_field)] if files else []
-    parts += [to_dataset(passkey_documents(spec, tokenizer, seq_len)) for spec in made_up]
-    return parts[0] if len(parts) == 1 else concatenate_datasets(parts)
+    parts += [to_dataset(rows_of(passkey_documents(spec, tokenizer, seq_len))) for spec in made_up]
+    corpus = Corpus.of(parts[0] if len(parts) == 1 else concatenate_datasets(parts))
+    return split_by_content(corpus) if trains else (None, corpus)
 
 
-def _begin_of_stream(documents: StreamedDocuments, encoder: Encoder, seq_len: int, blocks: int | None) -> Side:
+def _beginning(
+    documents: StreamedDocuments, tokenizer: PreTrainedTokenizerBase, seq_len: int, blocks: int | None
+) -> Corpus:
     """The first documents of a stream: as many as give this many blocks, or a million tokens."""
     wanted = max(seq_len, _STREAM_VALIDATION_TOKENS) if blocks is None else blocks * seq_len
     rows: list[Row] = []
     tokens = 0
     for batch in batches_of(documents):
         rows += batch
-        tokens += int(encoder(batch)[1].sum())
+        tokens += len(encode(batch, tokenizer)[0])
         if tokens >= wanted:
             break
     if not rows:
         raise ExselError(f"{documents.name} holds no text to validate on: give more data")
-    # The last batch may have ended inside a document.
-    rows[-1] = (rows[-1][0], True)
-    return whole(rows_to_dataset(rows))
+    rows[-1] = (rows[-1][0], True)  # the last batch may have ended inside a document
+    return Corpus.of(to_dataset(rows))
 
 
 def _check_length(side: str, seq_len: int, tokens: int) -> None:

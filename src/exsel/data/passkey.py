@@ -8,17 +8,18 @@ arXiv:2411.12892). Their sentences are used, without the instruction that opens 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 from transformers import PreTrainedTokenizerBase
 
-from exsel.data.tokenization import Encoder
+from exsel.data.tokenization import encode
 from exsel.errors import ExselError
 
-NAME = "passkey"
+#: Documents that are made up where a ``--data`` value names no number.
+COUNT = 2000
+_NAME = "passkey"
 _FILLER = ("The grass is green. ", "The sky is blue. ", "The sun is yellow. ", "Here we go. ", "There and back again. ")
 _UNIT = "".join(_FILLER)
 _FACT = "The pass key is {key}. Remember it. {key} is the pass key. "
@@ -44,72 +45,52 @@ class PasskeyDocument:
         return self.prompt + self.answer
 
 
-@dataclass(frozen=True, kw_only=True)
-class PasskeyOptions:
-    """What ``passkey:length=256,count=2000,seed=0`` says."""
-
-    length: int | None = None
-    """Tokens a document, with the one that ends it; by default those of a block."""
-    count: int = 2000
-    """Documents."""
-    seed: int = 0
-    """Of the keys and their places."""
-
-    @classmethod
-    def parse(cls, spec: str) -> Self:
-        """Read a ``--data`` value.
-
-        Raises:
-            ExselError: an option that there is not, or a value that is not a whole number or too small.
-        """
-        values: dict[str, int] = {}
-        names = [field.name for field in fields(cls)]
-        for pair in filter(None, spec.partition(":")[2].split(",")):
-            name, _, text = pair.partition("=")
-            if name not in names or not text.isdecimal() or len(text) > _DIGITS or name in values:
-                raise ExselError(
-                    f"--data {spec}: {pair!r} is not understood; give each of {', '.join(names)} once at most, as in "
-                    f"{NAME}:length=256,count=2000"
-                )
-            values[name] = int(text)
-            if values[name] < 1 and name != "seed":
-                raise ExselError(f"--data {spec}: {name} must be at least 1")
-        return cls(**values)
-
-
 def is_passkey(spec: str) -> bool:
     """Whether a ``--data`` value names this source; a file or folder of that name comes first."""
-    return spec.partition(":")[0] == NAME and not Path(spec).exists()
+    return spec.partition(":")[0] == _NAME and not Path(spec).exists()
 
 
 def passkey_documents(spec: str, tokenizer: PreTrainedTokenizerBase, seq_len: int) -> list[str]:
     """Make the documents of a ``--data`` value, with keys and places by chance.
 
     Args:
-        spec: see `PasskeyOptions`.
+        spec: ``passkey``, or with options ``passkey:length=256,count=2000,seed=0``: the tokens of a document with the
+            one that ends it (by default those of a block, so that each block holds one document), how many documents,
+            and the seed of the keys and their places.
         tokenizer: by which the length is measured.
-        seq_len: of a block, and the length where the value names none: each block then holds one document.
+        seq_len: of a block.
 
     Raises:
-        ExselError: the value or its length cannot be, a document would not fit into a block or all of them into memory,
+        ExselError: an option or its length cannot be, a document would not fit into a block or all of them into memory,
             or the tokenizer cannot write digits.
     """
-    options = PasskeyOptions.parse(spec)
-    length = seq_len if options.length is None else options.length
+    options = {"length": seq_len, "count": COUNT, "seed": 0}
+    given: set[str] = set()
+    for pair in filter(None, spec.partition(":")[2].split(",")):
+        name, _, text = pair.partition("=")
+        if name not in options or name in given or not text.isdecimal() or len(text) > _DIGITS:
+            raise ExselError(
+                f"--data {spec}: {pair!r} is not understood; give each of {', '.join(options)} once at most, as in "
+                f"{_NAME}:length=256,count={COUNT}"
+            )
+        given.add(name)
+        options[name] = int(text)
+        if options[name] < 1 and name != "seed":
+            raise ExselError(f"--data {spec}: {name} must be at least 1")
+    length, count = options["length"], options["count"]
     if length > seq_len:
         raise ExselError(
             f"--data {spec}: sequences of {seq_len} tokens cut documents of {length}, and the key from its question: "
             "choose a shorter length or a longer --seq-len"
         )
-    if options.count * length > _MOST_TOKENS:
+    if count * length > _MOST_TOKENS:
         raise ExselError(
-            f"--data {spec}: {options.count:,} documents of {length:,} tokens are more than {_MOST_TOKENS:,}, the most "
+            f"--data {spec}: {count:,} documents of {length:,} tokens are more than {_MOST_TOKENS:,}, the most "
             "that can be made up: choose a smaller count or length"
         )
-    chance = random.Random(options.seed)
-    wanted = [(random_key(chance), chance.random()) for _ in range(options.count)]
-    documents = fit_documents(wanted, tokenizer, length)
-    return [document.text for document in documents]
+    chance = random.Random(options["seed"])
+    wanted = [(random_key(chance), chance.random()) for _ in range(count)]
+    return [document.text for document in fit_documents(wanted, tokenizer, length)]
 
 
 def random_key(chance: random.Random) -> str:
@@ -149,49 +130,40 @@ def fit_documents(
     Raises:
         ExselError: the length is too short for the key and the question, or the tokenizer cannot write digits.
     """
-    _check_tokenizer(tokenizer)
-    encoder = Encoder(tokenizer)
-    documents: list[PasskeyDocument] = []
-    for start in range(0, len(wanted), _BATCH):
-        documents += _fit(wanted[start : start + _BATCH], encoder, length - 1)
-    return documents
-
-
-def _fit(wanted: Sequence[tuple[str, float]], encoder: Encoder, tokens: int) -> list[PasskeyDocument]:
-    best = [write_document(key, depth, 0) for key, depth in wanted]
-    counts = _count(best, encoder)
-    shortest = max(counts)
-    if shortest > tokens:
-        raise ExselError(
-            f"a length of {tokens + 1} tokens is too short for a passkey: the key, the question and the end take "
-            f"{shortest + 1} with this tokenizer; choose a longer one"
-        )
-    characters = len(_UNIT) * 20 / int(encoder([(_UNIT * 20, False)])[1].sum())  # of a token
-    fillers = [round((tokens - count) * characters) for count in counts]
-    open_ones = [index for index, count in enumerate(counts) if count < tokens]
-    for _ in range(_ROUNDS):
-        if not open_ones:
-            break
-        tried = [write_document(*wanted[index], fillers[index]) for index in open_ones]
-        for index, document, count in zip(open_ones, tried, _count(tried, encoder), strict=True):
-            if counts[index] < count <= tokens:
-                best[index], counts[index] = document, count
-            missing = tokens - count
-            fillers[index] = max(0, fillers[index] + (round(missing * characters) or (missing > 0) - (missing < 0)))
-        open_ones = [index for index in open_ones if counts[index] < tokens]
-    return best
-
-
-def _count(documents: Sequence[PasskeyDocument], encoder: Encoder) -> list[int]:
-    counts: list[int] = encoder([(document.text, False) for document in documents])[1].tolist()
-    return counts
-
-
-def _check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
     for key in ("12345", "67890"):
-        ids, _ = Encoder(tokenizer)([(f" {key}", False)])
+        ids, _ = encode([(f" {key}", False)], tokenizer)
         if key not in tokenizer.decode(ids.tolist()):
             raise ExselError(
                 "this tokenizer cannot write the digits of a passkey: it makes something else of them; "
                 "choose one with all ten digits"
             )
+    batches = [wanted[start : start + _BATCH] for start in range(0, len(wanted), _BATCH)]
+    return [document for batch in batches for document in _fit(batch, tokenizer, length - 1)]
+
+
+def _fit(wanted: Sequence[tuple[str, float]], tokenizer: PreTrainedTokenizerBase, tokens: int) -> list[PasskeyDocument]:
+    def measure(texts: Iterable[str]) -> list[int]:
+        lengths: list[int] = encode([(text, False) for text in texts], tokenizer)[1].tolist()
+        return lengths
+
+    best = [write_document(key, depth, 0) for key, depth in wanted]
+    counts = measure(document.text for document in best)
+    if max(counts) > tokens:
+        raise ExselError(
+            f"a length of {tokens + 1} tokens is too short for a passkey: the key, the question and the end take "
+            f"{max(counts) + 1} with this tokenizer; choose a longer one"
+        )
+    characters = len(_UNIT) * 20 / measure([_UNIT * 20])[0]  # of a token
+    fillers = [round((tokens - count) * characters) for count in counts]
+    for _ in range(_ROUNDS):
+        short = [index for index, count in enumerate(counts) if count < tokens]
+        if not short:
+            break
+        tried = [write_document(*wanted[index], fillers[index]) for index in short]
+        found = measure(document.text for document in tried)
+        for index, document, tokens_found in zip(short, tried, found, strict=True):
+            if counts[index] < tokens_found <= tokens:
+                best[index], counts[index] = document, tokens_found
+            missing = tokens - tokens_found
+            fillers[index] = max(0, fillers[index] + (round(missing * characters) or (missing > 0) - (missing < 0)))
+    return best

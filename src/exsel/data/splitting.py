@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from datasets import Dataset, concatenate_datasets
 from numpy.typing import NDArray
 
-from exsel.data.documents import rows_to_dataset, to_dataset
+from exsel.data.documents import rows_of, to_dataset
 
 VALIDATION_SHARE = 0.05
 # Outside these the hash was unlucky (few documents, or one that outweighs the others) and is corrected for.
@@ -19,16 +20,66 @@ _BATCH = 100
 
 
 @dataclass(frozen=True, kw_only=True)
-class Side:
-    """One side of a split: documents, and what identifies and measures them."""
+class Corpus:
+    """Documents, and what identifies and measures each of them."""
 
     rows: Dataset
     """See `exsel.data.documents`."""
-    digest: bytes
-    """SHA-256 over the SHA-256 of every document, in order."""
-    num_documents: int
-    num_bytes: int
-    """Of all documents, as UTF-8."""
+    digests: NDArray[np.uint8]
+    """The SHA-256 of each document: ``[documents, 32]``."""
+    sizes: NDArray[np.int64]
+    """In bytes of UTF-8: ``[documents]``."""
+    row_counts: NDArray[np.int64]
+    """``[documents]``."""
+
+    @classmethod
+    def of(cls, rows: Dataset) -> Self:
+        """Measure documents."""
+        digests: list[bytes] = []
+        sizes: list[int] = []
+        row_counts: list[int] = []
+        begins = True
+        for batch in rows.with_format("arrow").iter(_BATCH):
+            for text, ends in zip(batch["text"].to_pylist(), batch["ends"].to_pylist(), strict=True):
+                if begins:
+                    digest, size, count = hashlib.sha256(), 0, 0
+                encoded = text.encode()
+                digest.update(encoded)
+                size, count, begins = size + len(encoded), count + 1, ends
+                if ends:
+                    digests.append(digest.digest())
+                    sizes.append(size)
+                    row_counts.append(count)
+        return cls(
+            rows=rows,
+            digests=np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32),
+            sizes=np.array(sizes, np.int64),
+            row_counts=np.array(row_counts, np.int64),
+        )
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 over the SHA-256 of every document, in order."""
+        return hashlib.sha256(self.digests.tobytes()).digest()
+
+    @property
+    def num_documents(self) -> int:
+        """How many documents there are."""
+        return len(self.sizes)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all documents, as UTF-8."""
+        return int(self.sizes.sum())
+
+    def select(self, chosen: NDArray[np.bool_]) -> Corpus:
+        """The documents that a mask ``[documents]`` chooses."""
+        return Corpus(
+            rows=self.rows.select(np.flatnonzero(np.repeat(chosen, self.row_counts))),
+            digests=self.digests[chosen],
+            sizes=self.sizes[chosen],
+            row_counts=self.row_counts[chosen],
+        )
 
 
 def key_of(text: str) -> int:
@@ -41,20 +92,14 @@ def is_validation(key: int) -> bool:
     return key < _THRESHOLD
 
 
-def whole(rows: Dataset) -> Side:
-    """Take every document as one side."""
-    return _Survey.of(rows).side(rows)
-
-
-def split_by_name(texts: dict[str, str]) -> tuple[Side, Side]:
+def split_by_name(texts: dict[str, str]) -> tuple[Corpus, Corpus]:
     """Split documents by the hash of their names into (train, validation)."""
-    sides: tuple[list[str], list[str]] = ([], [])
-    for name, text in texts.items():
-        sides[is_validation(key_of(name))].append(text)
-    return whole(to_dataset(sides[0])), whole(to_dataset(sides[1]))
+    corpus = Corpus.of(to_dataset(rows_of(texts.values())))
+    validates = np.array([is_validation(key_of(name)) for name in texts])
+    return corpus.select(~validates), corpus.select(validates)
 
 
-def split_by_content(rows: Dataset) -> tuple[Side, Side]:
+def split_by_content(corpus: Corpus) -> tuple[Corpus, Corpus]:
     """Split documents by the hash of their content into (train, validation), neither of them empty.
 
     Identical documents fall on the same side. About 5% of the documents validate. Where that is less than 1% or
@@ -64,20 +109,41 @@ def split_by_content(rows: Dataset) -> tuple[Side, Side]:
     most half of it, cut where a line begins. Repetitions of that document are dropped.
 
     Args:
-        rows: of at least one document; see `exsel.data.documents`.
+        corpus: of at least one document.
     """
-    survey = _Survey.of(rows)
-    keys = survey.digests[:, :8].copy().view(">u8").ravel().astype(np.uint64)
+    keys = corpus.digests[:, :8].copy().view(">u8").ravel().astype(np.uint64)
     distinct, document_of = np.unique(keys, return_inverse=True)
     # Exact in float64 up to 2^53 bytes.
-    shares = np.bincount(document_of, weights=survey.sizes) / survey.sizes.sum()
+    shares = np.bincount(document_of, weights=corpus.sizes) / corpus.num_bytes
     chosen = distinct < np.uint64(_THRESHOLD)
     if not _LEAST_SHARE <= shares[chosen].sum() <= _MOST_SHARE:
-        chosen = _fill_in_order(shares)
+        chosen[:] = False
+        filled = 0.0
+        for index, share in enumerate(shares):
+            if filled < VALIDATION_SHARE and filled + share <= _MOST_SHARE:
+                chosen[index] = True
+                filled += share
     if shares[chosen].sum() < _LEAST_SHARE:
-        return _split_longest(rows, survey)
+        return _split_longest(corpus)
     validates = chosen[document_of]
-    return survey.side(rows, ~validates), survey.side(rows, validates)
+    return corpus.select(~validates), corpus.select(validates)
+
+
+def _split_longest(corpus: Corpus) -> tuple[Corpus, Corpus]:
+    rows, longest = corpus.rows, int(corpus.sizes.argmax())
+    others = (corpus.digests != corpus.digests[longest]).any(axis=1)
+    tail_bytes = min(corpus.sizes[longest] / 2, VALIDATION_SHARE * corpus.num_bytes)
+    first = int(corpus.row_counts[:longest].sum())
+    # From the last row of the document back to the one in which the tail begins.
+    row = last = first + int(corpus.row_counts[longest]) - 1
+    while tail_bytes > (row_bytes := len(rows[row]["text"].encode())) and row > first:
+        tail_bytes -= row_bytes
+        row -= 1
+    head, tail = cut_tail(rows[row]["text"], tail_bytes / row_bytes)
+    kept = [*np.flatnonzero(np.repeat(others, corpus.row_counts)), *range(first, row)]
+    train = [rows.select(kept), to_dataset([(head, True)])]
+    validation = [to_dataset([(tail, row == last)]), rows.select([*range(row + 1, last + 1)])]
+    return Corpus.of(concatenate_datasets(train)), Corpus.of(concatenate_datasets(validation))
 
 
 def cut_tail(text: str, share: float) -> tuple[str, str]:
@@ -90,83 +156,3 @@ def cut_tail(text: str, share: float) -> tuple[str, str]:
     if newline >= 0:
         cut = newline + 1
     return text[:cut], text[cut:]
-
-
-@dataclass(frozen=True)
-class _Survey:
-    """Every document of a data set, measured."""
-
-    digests: NDArray[np.uint8]
-    """The SHA-256 of each: ``[documents, 32]``."""
-    sizes: NDArray[np.int64]
-    """In bytes: ``[documents]``."""
-    row_counts: NDArray[np.int64]
-    """``[documents]``."""
-
-    @classmethod
-    def of(cls, rows: Dataset) -> _Survey:
-        digests = bytearray()
-        sizes: list[int] = []
-        row_counts: list[int] = []
-        digest, size, count = hashlib.sha256(), 0, 0
-        for batch in rows.with_format("arrow").iter(_BATCH):
-            for text, ends in zip(batch["text"].to_pylist(), batch["ends"].to_pylist(), strict=True):
-                encoded = text.encode()
-                digest.update(encoded)
-                size += len(encoded)
-                count += 1
-                if ends:
-                    digests += digest.digest()
-                    sizes.append(size)
-                    row_counts.append(count)
-                    digest, size, count = hashlib.sha256(), 0, 0
-        return cls(
-            np.frombuffer(bytes(digests), np.uint8).reshape(-1, 32),
-            np.array(sizes, np.int64),
-            np.array(row_counts, np.int64),
-        )
-
-    def side(self, rows: Dataset, chosen: NDArray[np.bool_] | None = None) -> Side:
-        """A side of all documents or of those chosen by ``[documents]``."""
-        if chosen is None:
-            chosen = np.ones(len(self.sizes), np.bool_)
-        else:
-            rows = rows.select(np.flatnonzero(np.repeat(chosen, self.row_counts)))
-        return Side(
-            rows=rows,
-            digest=hashlib.sha256(self.digests[chosen].tobytes()).digest(),
-            num_documents=int(chosen.sum()),
-            num_bytes=int(self.sizes[chosen].sum()),
-        )
-
-
-def _fill_in_order(shares: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Choose from documents that lie in the order of their hash; see `split_by_content`."""
-    chosen = np.zeros(len(shares), np.bool_)
-    filled = 0.0
-    for index, share in enumerate(shares):
-        if filled >= VALIDATION_SHARE:
-            break
-        if filled + share <= _MOST_SHARE:
-            chosen[index] = True
-            filled += share
-    return chosen
-
-
-def _split_longest(rows: Dataset, survey: _Survey) -> tuple[Side, Side]:
-    longest = int(survey.sizes.argmax())
-    others = (survey.digests != survey.digests[longest]).any(axis=1)
-    tail_bytes = min(survey.sizes[longest] / 2, VALIDATION_SHARE * survey.sizes.sum())
-    first = int(survey.row_counts[:longest].sum())
-    # From the last row of the document back to the one in which the tail begins.
-    row = last = first + int(survey.row_counts[longest]) - 1
-    while tail_bytes > (row_bytes := len(rows[row]["text"].encode())) and row > first:
-        tail_bytes -= row_bytes
-        row -= 1
-    head, tail = cut_tail(rows[row]["text"], tail_bytes / row_bytes)
-    kept = [*np.flatnonzero(np.repeat(others, survey.row_counts)), *range(first, row)]
-    train = concatenate_datasets([rows.select(kept), rows_to_dataset([(head, True)])])
-    validation = concatenate_datasets(
-        [rows_to_dataset([(tail, row == last)]), rows.select([*range(row + 1, last + 1)])]
-    )
-    return whole(train), whole(validation)

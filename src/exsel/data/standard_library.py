@@ -1,4 +1,4 @@
-"""The default corpus, which every machine that runs this has: the Python standard library's own source."""
+"""The default corpus, which every machine has that runs this: the source of the Python standard library."""
 
 from __future__ import annotations
 
@@ -36,12 +36,10 @@ def read_standard_library(root: Path | None = None) -> dict[str, str]:
     Raises:
         ExselError: the interpreter has no source files (a zipped or a stripped installation), or one cannot be read.
     """
-    root = Path(sysconfig.get_paths()["stdlib"]) if root is None else root
+    root = root or Path(sysconfig.get_paths()["stdlib"])
     documents: dict[str, str] = {}
-    paths = {path.relative_to(root).as_posix(): path for path in root.rglob("*.py")}
-    for name, path in sorted(paths.items()):
-        excluded = not _EXCLUDED_FOLDERS.isdisjoint(Path(name).parts[:-1])
-        if excluded or path.name.startswith(_GENERATED_PREFIX):
+    for name, path in sorted((path.relative_to(root).as_posix(), path) for path in root.rglob("*.py")):
+        if path.name.startswith(_GENERATED_PREFIX) or not _EXCLUDED_FOLDERS.isdisjoint(name.split("/")[:-1]):
             continue
         try:
             with tokenize.open(path) as file:

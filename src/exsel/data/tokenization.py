@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from exsel.data.documents import Row
 from exsel.data.hub_access import reason_unavailable
 from exsel.errors import ExselError, explained
 
-# In this order: what the tokenizers of known models call the token that ends a text.
+# What the tokenizers of known models call the token that ends a text, in the order in which they are looked for.
 _END_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]")
 
 
@@ -31,6 +30,10 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     if name == "bytes":
         return ByT5Tokenizer(extra_ids=0)
     path = Path(name).expanduser()
+    if path.suffix == ".json" and not path.is_file():
+        raise ExselError(f"no such tokenizer file: {path}")
+    if path.name == "tokenizer.json" and path.with_name("tokenizer_config.json").is_file():
+        path = path.parent  # the folder knows the special tokens, the file alone does not
     tokenizer = _load_file(path) if path.suffix == ".json" else _load_by_name(name, path)
     if tokenizer.eos_token_id is None:
         raise ExselError(
@@ -40,50 +43,12 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The number of rows that an embedding needs: one more than the highest token id."""
-    # Ids may have holes, and then this is more than the number of tokens.
-    return int(max(tokenizer.get_vocab().values())) + 1
-
-
-@dataclass(frozen=True)
-class Encoder:
-    """Turns rows of documents (see `exsel.data.documents`) into token ids.
-
-    Each document is ended by the tokenizer's end-of-text token. Bytes are encoded by NumPy: the ids of
-    `ByT5Tokenizer`, some hundred times as fast, except that text which spells a special token (``</s>``) stays text.
-    With other tokenizers, a token that would span two rows of a long document becomes two.
-    """
-
-    tokenizer: PreTrainedTokenizerBase
-
-    def __call__(self, rows: Sequence[Row]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        """Encode rows.
-
-        Returns:
-            The ids of all rows, one after the other, int32, and the number of tokens of each row (with the one
-            that ends the document), int64.
-        """
-        if isinstance(self.tokenizer, ByT5Tokenizer):
-            return self._encode_bytes(rows)
-        encoded: list[list[int]] = self.tokenizer(
-            [text for text, _ in rows],
-            add_special_tokens=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )["input_ids"]
-        end: int = self.tokenizer.eos_token_id
-        parts = [np.array([*ids, end] if ends else ids, np.int32) for ids, (_, ends) in zip(encoded, rows, strict=True)]
-        return np.concatenate(parts), np.array([len(part) for part in parts], np.int64)
-
-    def _encode_bytes(self, rows: Sequence[Row]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        encoded = [text.encode() + b"\0" if ends else text.encode() for text, ends in rows]
-        lengths = np.array([len(row) for row in encoded], np.int64)
-        ids = np.frombuffer(b"".join(encoded), np.uint8).astype(np.int32)
-        ids += self.tokenizer.offset
-        ids[np.cumsum(lengths)[[ends for _, ends in rows]] - 1] = self.tokenizer.eos_token_id
-        return ids, lengths
+def _load_file(path: Path) -> PreTrainedTokenizerBase:
+    with explained(f"{path} is not a tokenizer file of the `tokenizers` library"):
+        tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path))
+    names = tokenizer.get_vocab()
+    tokenizer.eos_token = next((name for name in _END_NAMES if name in names), None)
+    return tokenizer
 
 
 def _load_by_name(name: str, path: Path) -> PreTrainedTokenizerBase:
@@ -95,20 +60,35 @@ def _load_by_name(name: str, path: Path) -> PreTrainedTokenizerBase:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             str(path) if path.exists() else name,
             trust_remote_code=False,
-            # One that was loaded before works without the hub.
-            local_files_only=reason is not None,
+            local_files_only=reason is not None,  # one that was loaded before works without the hub
         )
     return tokenizer
 
 
-def _load_file(path: Path) -> PreTrainedTokenizerBase:
-    if not path.is_file():
-        raise ExselError(f"no such tokenizer file: {path}")
-    if path.name == "tokenizer.json" and path.with_name("tokenizer_config.json").is_file():
-        # The folder knows the special tokens, the file alone does not.
-        return load_tokenizer(str(path.parent))
-    with explained(f"{path} is not a tokenizer file of the `tokenizers` library"):
-        tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path))
-    names = tokenizer.get_vocab()
-    tokenizer.eos_token = next((name for name in _END_NAMES if name in names), None)
-    return tokenizer
+def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The number of rows that an embedding needs: one more than the highest token id (ids may have holes)."""
+    return int(max(tokenizer.get_vocab().values())) + 1
+
+
+def encode(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Turn rows of documents (see `exsel.data.documents`) into token ids; the end-of-text token ends each document.
+
+    Bytes are encoded by NumPy: the ids of `ByT5Tokenizer`, some hundred times as fast, except that text which spells a
+    special token (``</s>``) stays text. With other tokenizers, a token that would span two rows of a long document
+    becomes two.
+
+    Returns:
+        The ids of all rows, one after the other, and the number of tokens of each row (with the one that ends the
+        document).
+    """
+    texts = [text for text, _ in rows]
+    end: int = tokenizer.eos_token_id
+    if isinstance(tokenizer, ByT5Tokenizer):
+        offset: int = tokenizer.offset
+        parts = [np.frombuffer(text.encode(), np.uint8).astype(np.int32) + offset for text in texts]
+    else:
+        options = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
+        encoded = tokenizer(texts, add_special_tokens=False, **options)["input_ids"]
+        parts = [np.array(ids, np.int32) for ids in encoded]
+    parts = [np.append(ids, np.int32(end)) if ends else ids for ids, (_, ends) in zip(parts, rows, strict=True)]
+    return np.concatenate(parts), np.array([len(part) for part in parts], np.int64)

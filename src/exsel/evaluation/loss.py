@@ -71,8 +71,8 @@ def evaluate_loss(
     was_training = model.training
     model.eval()
     total = len(blocks)
-    loss_sum: Tensor | None = None
-    count: Tensor | None = None
+    loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+    count = torch.zeros((), dtype=torch.int64, device=device)
     with torch.compiler.set_stance("force_eager"):
         for start in range(0, total, batch_size):
             rows = [blocks[index] for index in range(start, min(start + batch_size, total))]
@@ -81,13 +81,9 @@ def evaluate_loss(
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 logits = model(**batch, use_cache=False).logits[:, :-1]
             losses = F.cross_entropy(logits.float().transpose(1, 2), labels, reduction="none")
-            batch_sum = F.pad(losses.double().sum(0), (1, 0))
-            batch_count = F.pad((labels != -100).sum(0), (1, 0))
-            loss_sum = batch_sum if loss_sum is None else loss_sum + batch_sum
-            count = batch_count if count is None else count + batch_count
+            loss_sum = loss_sum + losses.double().sum(0)
+            count = count + (labels != -100).sum(0)
             if on_batch is not None:
                 on_batch(start + len(rows), total)
     model.train(was_training)
-    assert loss_sum is not None
-    assert count is not None
-    return Evaluation(loss_sum=loss_sum.cpu(), count=count.cpu())
+    return Evaluation(loss_sum=F.pad(loss_sum, (1, 0)).cpu(), count=F.pad(count, (1, 0)).cpu())

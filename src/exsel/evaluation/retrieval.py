@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import inspect
-import math
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
-from exsel.data.passkey import PasskeyDocument, fit_documents, random_key
-from exsel.data.tokenization import Encoder
+from exsel.data.passkey import fit_documents, random_key
+from exsel.data.tokenization import encode
 from exsel.errors import ExselError
 from exsel.lengths import check_positions
 
@@ -58,30 +58,16 @@ class PasskeyResult:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types, with the shares."""
-        return {
-            "lengths": list(self.lengths),
-            "depths": list(self.depths),
-            "samples": self.samples,
-            "seed": self.seed,
-            "correct": [list(row) for row in self.correct],
-            "accuracy": [list(row) for row in self.accuracy],
-            "by_length": list(self.by_length),
-            "by_depth": list(self.by_depth),
-            "mean": self.mean,
-        }
+        return asdict(self) | {name: getattr(self, name) for name in ("accuracy", "by_length", "by_depth", "mean")}
 
 
 @dataclass(frozen=True)
 class _Question:
-    """A document as tokens, and what is asked of it."""
+    """A document as tokens; ``cell`` is the place of its length and of its depth in the table."""
 
     cell: tuple[int, int]
     prompt: list[int]
     answer: list[int]
-
-    @property
-    def tokens(self) -> list[int]:
-        return self.prompt + self.answer
 
 
 @torch.no_grad()
@@ -117,8 +103,16 @@ def passkey(
         ExselError: a length beyond the model's learned positions or too short for the key and the question, a depth
             that is none, nothing to ask, a tokenizer that cannot write digits, or a model that gives no numbers.
     """
-    _check(model, lengths, depths, samples, batch_size)
-    questions = _questions(tokenizer, lengths, depths, samples, seed)
+    for what, values in (("lengths", lengths), ("depths", depths)):
+        if not values or len(set(values)) < len(values):
+            raise ExselError(f"passkey {what} must be given, each once, got {list(values)}")
+    for depth in depths:
+        if not 0 <= depth <= 1:
+            raise ExselError(f"a passkey depth lies between 0 (before the text) and 1 (after it), got {depth}")
+    if samples < 1 or batch_size < 1:
+        raise ExselError(f"passkey samples and batch_size must be at least 1, got {samples} and {batch_size}")
+    check_positions(model, max(lengths))
+    questions = list(_questions(tokenizer, lengths, depths, samples, seed))
     correct = [[0] * len(depths) for _ in lengths]
     was_training = model.training
     model.eval()
@@ -142,76 +136,44 @@ def passkey(
     )
 
 
-def _check(
-    model: torch.nn.Module, lengths: Sequence[int], depths: Sequence[float], samples: int, batch_size: int
-) -> None:
-    for what, values in (("lengths", lengths), ("depths", depths)):
-        if not values or len(set(values)) < len(values):
-            raise ExselError(f"passkey {what} must be given, each once, got {list(values)}")
-    for depth in depths:
-        if not (math.isfinite(depth) and 0 <= depth <= 1):
-            raise ExselError(f"a passkey depth lies between 0 (before the text) and 1 (after it), got {depth}")
-    if samples < 1 or batch_size < 1:
-        raise ExselError(f"passkey samples and batch_size must be at least 1, got {samples} and {batch_size}")
-    check_positions(model, max(lengths))
-
-
 def _questions(
     tokenizer: PreTrainedTokenizerBase, lengths: Sequence[int], depths: Sequence[float], samples: int, seed: int
-) -> list[_Question]:
-    questions = []
+) -> Iterator[_Question]:
     for row, length in enumerate(lengths):
         wanted = []
         for depth in depths:
             chance = random.Random(f"{seed} {length} {depth:g}")
             wanted += [(random_key(chance), depth) for _ in range(samples)]
         for index, document in enumerate(fit_documents(wanted, tokenizer, length)):
-            prompt, answer = _encode(document, tokenizer)
-            questions.append(_Question((row, index // samples), prompt, answer))
-    return questions
-
-
-def _encode(document: PasskeyDocument, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    ids, (size, _) = Encoder(tokenizer)([(document.prompt, False), (document.text, False)])
-    prompt, whole = ids[:size].tolist(), ids[size:].tolist()
-    if whole[:size] != prompt:
-        raise ExselError(
-            "this tokenizer makes one token of the question's end and the key's beginning, so that the key cannot be "
-            "asked for: choose one that splits words"
-        )
-    return prompt, whole[size:]
+            ids, (size, _) = encode([(document.prompt, False), (document.text, False)], tokenizer)
+            prompt, whole = ids[:size].tolist(), ids[size:].tolist()
+            if whole[:size] != prompt:
+                raise ExselError(
+                    "this tokenizer makes one token of the question's end and the key's beginning, so that the key "
+                    "cannot be asked for: choose one that splits words"
+                )
+            yield _Question((row, index // samples), prompt, whole[size:])
 
 
 def _answer(model: torch.nn.Module, batch: Sequence[_Question]) -> list[bool]:
     """Whether each key is what greedy decoding writes."""
-    longest = max(len(question.tokens) for question in batch)
-    input_ids = torch.zeros(len(batch), longest, dtype=torch.long)
-    mask = torch.zeros(len(batch), longest, dtype=torch.long)
-    for row, question in enumerate(batch):
-        # Padded on the right, where a causal model does not look.
-        input_ids[row, : len(question.tokens)] = torch.tensor(question.tokens)
-        mask[row, : len(question.tokens)] = 1
-    first = min(len(question.prompt) for question in batch) - 1
-    likeliest = _likeliest(model, input_ids, None if mask.all() else mask, first)
-    found = []
-    for row, question in enumerate(batch):
-        start = len(question.prompt) - 1 - first
-        found.append(likeliest[row, start : start + len(question.answer)].tolist() == question.answer)
-    return found
-
-
-def _likeliest(model: torch.nn.Module, input_ids: Tensor, mask: Tensor | None, first: int) -> Tensor:
-    """The likeliest next token after each position from ``first`` on, ``[batch, length - first]``."""
     device = next(model.parameters()).device
-    arguments: dict[str, Any] = {"input_ids": input_ids.to(device), "use_cache": False}
-    if mask is not None:
-        arguments["attention_mask"] = mask.to(device)
-    kept = input_ids.shape[1] - first
-    # The logits of a long text with a large vocabulary are larger than the model.
+    rows = [torch.tensor(question.prompt + question.answer, device=device) for question in batch]
+    # Padding stands on the right, where a causal model does not look.
+    arguments: dict[str, Any] = {"input_ids": pad_sequence(rows, batch_first=True), "use_cache": False}
+    if len({len(row) for row in rows}) > 1:
+        arguments["attention_mask"] = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+    first = min(len(question.prompt) for question in batch) - 1
+    kept = arguments["input_ids"].shape[1] - first
+    # The logits of a long text with a large vocabulary are larger than the model: only the last are computed.
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         arguments["logits_to_keep"] = kept
     logits: Tensor = model(**arguments).logits[:, -kept:]
-    if logits.isnan().any():
-        # They would have a largest one, and look like keys that were not found.
+    if logits.isnan().any():  # it would have a largest one, and look like a key that was not found
         raise ExselError("the model gives logits that are no numbers: its weights are of no use")
-    return logits.argmax(-1).cpu()
+    likeliest = logits.argmax(-1).tolist()
+    starts = [len(question.prompt) - 1 - first for question in batch]
+    return [
+        tokens[start : start + len(question.answer)] == question.answer
+        for question, tokens, start in zip(batch, likeliest, starts, strict=True)
+    ]

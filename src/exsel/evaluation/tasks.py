@@ -21,8 +21,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import PreTrainedTokenizerBase
 
-from exsel.data.hub_access import reason_unavailable
-from exsel.data.progress import no_progress_bars
+from exsel.data.hub_access import no_progress_bars, reason_unavailable
 from exsel.errors import ExselError, first_line
 
 #: Named sets: of each task the metrics that count.
@@ -57,7 +56,7 @@ _FEWSHOT_SEED = 1234
 
 @dataclass(frozen=True, kw_only=True)
 class TaskScore:
-    """One number of one task."""
+    """One number of one task, or of a group of tasks."""
 
     task: str
     metric: str
@@ -82,7 +81,7 @@ class TaskResult:
     requests: int
     """Continuations whose probability was asked for."""
     truncated: int
-    """How many of them began before the model's context, so that their beginnings were cut."""
+    """How many of them are longer than the model's context with their text, whose beginning was cut."""
 
     def mean(self, task_set: str) -> float | None:
         """The mean over the tasks of a named set which has one metric for each, all of them accuracies; else None."""
@@ -123,10 +122,10 @@ def load_tasks(names: Sequence[str], *, task_path: Path | None = None) -> Loaded
     wanted = list(dict.fromkeys(task for name in names for task in TASK_SETS.get(name, [name])))
     if not wanted or "" in wanted:
         raise ExselError("--tasks names nothing to evaluate: give names of tasks, separated by commas")
+    tasks: dict[str, Any] = {}
+    groups: dict[str, Any] = {}
     with _quiet():
         manager = _manager(wanted, task_path)
-        tasks: dict[str, Any] = {}
-        groups: dict[str, Any] = {}
         for name in wanted:
             found = _load(manager, name)
             tasks |= found["tasks"]
@@ -143,6 +142,59 @@ def load_tasks(names: Sequence[str], *, task_path: Path | None = None) -> Loaded
         if task not in names and any(task in own for own in sets)
     }
     return LoadedTasks(tasks=tasks, groups=groups, metrics=metrics)
+
+
+def _manager(wanted: Sequence[str], task_path: Path | None) -> Any:
+    """The index of tasks in which all that are wanted stand."""
+    if task_path is not None:
+        own = TaskManager(include_path=str(task_path), include_defaults=False)
+        # Reading the harness's own tasks takes seconds; only groups may refer to them.
+        if set(wanted) <= set(own.all_subtasks):
+            return own
+    manager = TaskManager(include_path=None if task_path is None else str(task_path))
+    for name in wanted:
+        if name not in manager.task_index:
+            near = difflib.get_close_matches(name, [*TASK_SETS, *manager.all_tasks], n=3)
+            hint = f"did you mean {' or '.join(near)}?" if near else "`lm-eval ls tasks` lists those that there are"
+            beside = "" if task_path is None else f" (nor in {task_path}: {', '.join(own.all_tasks) or 'none there'})"
+            raise ExselError(f"--tasks: no task is called {name!r}{beside}; {hint}")
+    return manager
+
+
+def _load(manager: Any, name: str) -> Any:
+    entry = manager.task_index[name]
+    source = str((entry.cfg or {}).get("dataset_path", ""))
+    on_hub = "/" in source and not Path(source).exists()
+    reason = reason_unavailable(source, "dataset") if on_hub else None
+    # Where the hub cannot be reached, its library shall look into its cache at once.
+    before = huggingface_hub.constants.HF_HUB_OFFLINE
+    huggingface_hub.constants.HF_HUB_OFFLINE = before or reason is not None
+    try:
+        with no_progress_bars():
+            return manager.load([name])
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, DatasetsError) as error:
+        remedy = (
+            "connect to the Hugging Face hub (once: the data set is kept), or define the task on local files "
+            "and name their folder with --task-path"
+        )
+        if source and not on_hub and entry.yaml_path is not None:
+            remedy = f"mend {entry.yaml_path} or the files that it names"
+        what = " ".join(filter(None, ("its data set" if source else "its data", source)))
+        raise ExselError(f"--tasks {name}: {what} cannot be loaded: {reason or first_line(error)}\n{remedy}") from error
+    finally:
+        huggingface_hub.constants.HF_HUB_OFFLINE = before
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide the harness's warnings, which are about its own command line."""
+    logger = logging.getLogger("lm_eval")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def evaluate_tasks(
@@ -177,22 +229,17 @@ def evaluate_tasks(
             task.set_config(key="num_fewshot", value=num_fewshot or 0)
         task.set_fewshot_seed(seed=_FEWSHOT_SEED)
     was_training = model.training
+    loaded = {"tasks": dict(tasks.tasks), "groups": dict(tasks.groups), "group_map": {}}
     try:
         with _quiet(), torch.compiler.set_stance("force_eager"):
-            asked = _Model(
+            asked = _CheckedModel(
                 pretrained=model,
                 tokenizer=tokenizer,
                 backend="causal",
                 batch_size=batch_size,
                 add_bos_token=None if _begins_texts(tokenizer) else False,
             )
-            results = evaluate(
-                asked,
-                {"tasks": dict(tasks.tasks), "groups": dict(tasks.groups), "group_map": {}},
-                limit=limit,
-                bootstrap_iters=0,
-                log_samples=True,
-            )
+            results = evaluate(asked, loaded, limit=limit, bootstrap_iters=0, log_samples=True)
     except OverflowError as error:
         raise ExselError("a perplexity is too large for a number: the model knows nothing of these tasks") from error
     finally:
@@ -200,7 +247,7 @@ def evaluate_tasks(
     return TaskResult(scores=tuple(_scores(results, tasks)), requests=asked.num_requests, truncated=asked.num_truncated)
 
 
-class _Model(HFLM):
+class _CheckedModel(HFLM):
     """The harness's model, which also counts the requests that do not fit into the context."""
 
     num_requests = 0
@@ -228,76 +275,13 @@ def _begins_texts(tokenizer: PreTrainedTokenizerBase) -> bool:
     return len(with_special) > len(plain) and with_special[-len(plain) :] == plain
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the harness's warnings, which are about its own command line, off the user's."""
-    logger = logging.getLogger("lm_eval")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-def _manager(wanted: Sequence[str], task_path: Path | None) -> Any:
-    """The index of tasks in which all that are wanted stand."""
-    if task_path is not None:
-        own = TaskManager(include_path=str(task_path), include_defaults=False)
-        # Groups may refer to the harness's own tasks, and to read all of those takes seconds.
-        if set(wanted) <= set(own.all_subtasks):
-            return own
-    manager = TaskManager(include_path=None if task_path is None else str(task_path))
-    for name in wanted:
-        if name not in manager.task_index:
-            known = [*TASK_SETS, *manager.all_tasks]
-            near = difflib.get_close_matches(name, known, n=3)
-            hint = f"did you mean {' or '.join(near)}?" if near else "`lm-eval ls tasks` lists those that there are"
-            beside = "" if task_path is None else f" (nor in {task_path}: {', '.join(own.all_tasks) or 'none there'})"
-            raise ExselError(f"--tasks: no task is called {name!r}{beside}; {hint}")
-    return manager
-
-
-def _load(manager: Any, name: str) -> Any:
-    entry = manager.task_index[name]
-    source = str((entry.cfg or {}).get("dataset_path", ""))
-    # The libraries below would try for most of a minute to reach a hub that is not there.
-    on_hub = "/" in source and not Path(source).exists()
-    reason = reason_unavailable(source, "dataset") if on_hub else None
-    try:
-        with no_progress_bars(), _offline(reason is not None):
-            return manager.load([name])
-    except ExselError:
-        raise
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, DatasetsError) as error:
-        what = f"its data set {source} " if source else "its data "
-        remedy = (
-            "connect to the Hugging Face hub (once: the data set is kept), or define the task on local files "
-            "and name their folder with --task-path"
-            if on_hub or entry.yaml_path is None or not source
-            else f"mend {entry.yaml_path} or the files that it names"
-        )
-        raise ExselError(f"--tasks {name}: {what}cannot be loaded: {reason or first_line(error)}\n{remedy}") from error
-
-
-@contextmanager
-def _offline(offline: bool) -> Iterator[None]:
-    """Make the hub's library look into its cache alone, where the hub cannot be reached."""
-    before = huggingface_hub.constants.HF_HUB_OFFLINE
-    huggingface_hub.constants.HF_HUB_OFFLINE = before or offline
-    try:
-        yield
-    finally:
-        huggingface_hub.constants.HF_HUB_OFFLINE = before
-
-
 def _scores(results: Mapping[str, Any], tasks: LoadedTasks) -> Iterator[TaskScore]:
     values_of = {**results["results"], **results.get("groups", {})}
     for name in [*tasks.tasks, *(group for group in tasks.groups if group in values_of)]:
-        task = tasks.tasks.get(name)
+        task, wanted = tasks.tasks.get(name), tasks.metrics.get(name)
+        version = results["versions"].get(name)
         for key, value in values_of[name].items():
             metric, comma, chosen = key.partition(",")
-            wanted = tasks.metrics.get(name)
             if not comma or metric.endswith("_stderr") or (wanted is not None and metric not in wanted):
                 continue
             yield TaskScore(
@@ -308,7 +292,7 @@ def _scores(results: Mapping[str, Any], tasks: LoadedTasks) -> Iterator[TaskScor
                 higher_is_better=results["higher_is_better"].get(name, {}).get(metric),
                 documents=None if task is None else results["n-samples"][name]["effective"],
                 fewshot=None if task is None else results["n-shot"][name],
-                version=None if results["versions"].get(name) is None else str(results["versions"][name]),
+                version=None if version is None else str(version),
             )
 
 
