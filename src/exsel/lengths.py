@@ -72,5 +72,16 @@ def check_context(context: int | None, tokens: int) -> None:
         )
 
 
+def check_length(model: nn.Module, tokens: int, *, past_context: bool) -> None:
+    """Check that a model has positions for so many tokens, and without ``past_context`` that it was made for them.
+
+    Raises:
+        ExselError: see :func:`check_positions` and :func:`check_context`.
+    """
+    check_positions(model, tokens)
+    if not past_context:
+        check_context(context_of(model.config), tokens)
+
+
 def _text_config(config: Any) -> Any:
     return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exsel.errors import ExselError, explained
-from exsel.lengths import check_context, check_positions, context_of
+from exsel.lengths import context_of
 from exsel.training.output_folder import MODEL, RUNS, checkpoints
 
 if TYPE_CHECKING:
@@ -62,9 +62,8 @@ def load_checkpoint(
     from exsel.training.saved_models import ADAPTER, is_offline, load_whole
 
     is_adapter = not causal and (Path(text) / ADAPTER).is_file()
-    source = text if is_adapter else find_model(text)
+    home = source = text if is_adapter else find_model(text)
     model = load_whole(source, causal=causal, dtype=dtype)
-    home = source
     if is_adapter and not (Path(source) / "tokenizer_config.json").is_file():
         home = model.peft_config[model.active_adapter].base_model_name_or_path
     hint = "" if causal else " (a model that reads no text goes to exsel.diagnose(model, batches) in Python)"
@@ -93,27 +92,16 @@ def read_context(text: str) -> int | None:
     return context_of(read_config(find_model(text)))
 
 
-def check_length(model: Any, tokens: int, *, past_context: bool) -> None:
-    """Check that a model can take so many tokens, and without ``past_context`` that it was made for them.
-
-    Raises:
-        ExselError: see :mod:`exsel.lengths`.
-    """
-    check_positions(model, tokens)
-    if not past_context:
-        check_context(context_of(model.config), tokens)
-
-
 def check_ids(model: Any, rows: Sequence[Sequence[int]]) -> None:
-    """Check that there are tokens, and that a model knows them.
+    """Check that there are tokens, and that a model has an embedding for each.
 
     Raises:
-        ExselError: neither.
+        ExselError: there are none, or it has not.
     """
-    if not any(rows):
+    highest = max((max(row) for row in rows if row), default=None)
+    if highest is None:
         raise ExselError("the text has no tokens: give some text to read")
     known = model.get_input_embeddings().weight.shape[0]
-    highest = max(max(row) for row in rows if row)
     if highest >= known:
         raise ExselError(
             f"the tokenizer gives the id {highest} and the model has only {known} embeddings: they do "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from exsel.cli.flags import MODEL, add_device_argument, add_past_context_argument, number, seed, whole
 
@@ -15,12 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags."""
     parser.add_argument("model", metavar="MODEL", help=MODEL)
     parser.add_argument("--prompt", required=True, help="the text to continue; - reads standard input")
-    parser.add_argument(
-        "--max-new-tokens",
-        type=whole(1),
-        metavar="N",
-        help=f"({_MOST_TOKENS}, or as many as the model's context leaves)",
-    )
+    most = f"({_MOST_TOKENS}, or as many as the model's context leaves)"
+    parser.add_argument("--max-new-tokens", type=whole(1), metavar="N", help=most)
     parser.add_argument("--greedy", action="store_true", help="always the likeliest token")
     parser.add_argument("--temperature", type=number, default=0.8, metavar="X", help="of sampling (%(default)s)")
     parser.add_argument("--top-p", type=number, default=0.95, metavar="X", help="of sampling (%(default)s)")
@@ -54,8 +51,8 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
     from transformers import LogitsProcessorList, TextStreamer, set_seed
 
-    from exsel.cli.checkpoint import check_ids, check_length, load_checkpoint
-    from exsel.lengths import context_of
+    from exsel.cli.checkpoint import check_ids, load_checkpoint
+    from exsel.lengths import check_length, context_of
     from exsel.machine import resolve_device
 
     def check_logits(_: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
@@ -73,9 +70,9 @@ def run(arguments: argparse.Namespace) -> int:
         context = None if arguments.past_context else context_of(model.config)
         most = _MOST_TOKENS if context is None else min(_MOST_TOKENS, max(1, context - given))
     check_length(model, given + most, past_context=arguments.past_context)
-    sampling: dict[str, bool | float] = {"do_sample": False}
+    sampling: dict[str, Any] = {"do_sample": not arguments.greedy}
     if not arguments.greedy:
-        sampling = {"do_sample": True, "temperature": arguments.temperature, "top_p": arguments.top_p, "top_k": 0}
+        sampling |= {"temperature": arguments.temperature, "top_p": arguments.top_p, "top_k": 0}
     set_seed(arguments.seed)
     with explained(f"{arguments.model} cannot go on with this"), torch.inference_mode():
         model.generate(
