@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from evidence.papers.experiment import Chart, Curve, Estimate, Finding, Job, Outcome, Table, Verdict
+from evidence.papers.experiment import Estimate, Finding, Job, Outcome, Table, Verdict
 from evidence.papers.training import describe_size, train_variant
 from evidence.papers.variants import BASELINE, Variant
 from exsel.report import formatting
+from exsel.report.charts import Chart, Curve
 from exsel.training.summary import reach
 
 #: A run's result, as :func:`exsel.training.run.train_run` gives it.

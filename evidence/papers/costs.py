@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from evidence.papers.experiment import Budget, Chart, Curve, Estimate, Finding, Job, Outcome, Table, Verdict
+from evidence.papers.experiment import Budget, Estimate, Finding, Job, Outcome, Table, Verdict
 from exsel.bench import block
 from exsel.bench.cases import DTYPES, SHAPES, Case
 from exsel.bench.measuring import measure
@@ -18,6 +18,7 @@ from exsel.bench.timing import Clock, make_clock
 from exsel.config import ExclusiveConfig, SelectiveConfig
 from exsel.machine import can_compile
 from exsel.models import SIZES, ExselConfig, ExselForCausalLM
+from exsel.report.charts import Chart, Curve
 from exsel.report.formatting import percent
 from exsel.training.settings import DEFAULTS
 from exsel.variants import BASELINE

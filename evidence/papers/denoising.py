@@ -24,8 +24,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evidence.papers.comparing import interval, line, verdict
-from evidence.papers.experiment import Budget, Chart, Estimate, Finding, Job, Outcome, Table
+from evidence.papers.experiment import Budget, Estimate, Finding, Job, Outcome, Table
 from exsel.functional import attention, inverse_temperature
+from exsel.report.charts import Chart
 
 VOCABULARY = 8
 SIGNAL_SHARE = 0.25

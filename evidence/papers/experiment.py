@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args, get_origin, get_type_hints
 
 from exsel.errors import ExselError
 from exsel.files import read_json
+from exsel.report.charts import Chart
 
 if TYPE_CHECKING:
     from exsel.training.monitor import Progress
@@ -117,56 +118,6 @@ class Finding:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Curve:
-    """A line, or points, of a chart; ``low`` and ``high`` draw a band, and the same label means the same colour.
-
-    Args:
-        label: in the legend.
-        x: places.
-        y: values.
-        low, high: of the interval at each place.
-        style: ``"line"``, ``"dashed"`` or ``"points"``.
-    """
-
-    label: str
-    x: tuple[float, ...]
-    y: tuple[float, ...]
-    low: tuple[float, ...] | None = None
-    high: tuple[float, ...] | None = None
-    style: Literal["line", "dashed", "points"] = "line"
-
-    def __post_init__(self) -> None:
-        if len({len(values) for values in (self.x, self.y, self.low, self.high) if values is not None}) > 1:
-            raise ValueError(f"the curve {self.label!r} has not as many values as places")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Chart:
-    """A figure as data.
-
-    Args:
-        name: unique in the experiment; part of the file's name.
-        title: over it.
-        x_label, y_label: what the axes show, with units.
-        curves: what is drawn.
-        categories: names of the places 0, 1, 2 … on the x axis: dots with their intervals by variant. Such a chart is
-            drawn with its x axis downwards, where long names have room.
-        log_x, log_y: whether an axis is logarithmic (base 2 for lengths, else 10).
-        caption: what one sees, in a sentence.
-    """
-
-    name: str
-    title: str
-    x_label: str
-    y_label: str
-    curves: tuple[Curve, ...]
-    categories: tuple[str, ...] = ()
-    log_x: bool = False
-    log_y: bool = False
-    caption: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Table:
     """More numbers than findings, as text that is shown as it is."""
 
@@ -263,7 +214,8 @@ def _typed(kind: Any, value: Any, place: str) -> Any:
     origin, arguments = get_origin(kind), get_args(kind)
     if is_dataclass(kind) and isinstance(value, dict):
         kinds = get_type_hints(kind)
-        if wrong := kinds.keys() ^ value.keys():
+        required = {field.name for field in fields(kind) if field.default is MISSING}
+        if wrong := (value.keys() - kinds.keys()) | (required - value.keys()):
             raise ValueError(f"{place} has or lacks {', '.join(map(repr, sorted(wrong)))}")
         return kind(**{name: _typed(kinds[name], each, f"{place}.{name}") for name, each in value.items()})  # type: ignore[operator]
     if origin is tuple and isinstance(value, list):

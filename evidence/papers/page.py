@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from evidence.papers import catalogue
 from evidence.papers.catalogue import READERS, Experiment
-from evidence.papers.experiment import Budget, Chart, Estimate, Finding, Outcome, Record
+from evidence.papers.experiment import Budget, Estimate, Finding, Outcome, Record
 from exsel.files import write_text
+from exsel.report.charts import Chart
 from exsel.report.formatting import MISSING, duration
+from exsel.report.looks import looks_of
 
 #: The page, and the folder of its charts beside it.
 PAGE, PICTURES = "reproduction.md", "reproduction"
@@ -63,14 +66,17 @@ def write_page(folder: Path, records: Sequence[Record], *, png: bool) -> Path:
     Returns:
         The page.
     """
-    from evidence.papers.charts import write_charts
+    from exsel.report.picture import write_picture
 
     pictures = folder / PICTURES
     pictures.mkdir(exist_ok=True)
-    for record in records:
-        stems = [pictures / picture_name(record, chart) for chart in record.outcome.charts]
-        write_charts(record.outcome.charts, stems, png=png)
     kinds = (".svg", ".png") if png else (".svg",)
+    for record in records:
+        looks = looks_of(record.outcome.charts)
+        for chart in record.outcome.charts:
+            drawn = replace(chart, name=picture_name(record, chart))
+            for kind in kinds:
+                write_picture(drawn, pictures / f"{drawn.name}{kind}", looks)
     current = {f"{name}{kind}" for name in picture_names(records) for kind in kinds}
     for old in pictures.iterdir():
         if old.suffix in (".svg", ".png") and old.name not in current:

@@ -14,13 +14,14 @@ from typing import Any
 
 import exsel
 from evidence.papers.comparing import line, verdict
-from evidence.papers.experiment import Budget, Chart, Estimate, Finding, Job, Outcome
+from evidence.papers.experiment import Budget, Estimate, Finding, Job, Outcome
 from exsel.data import PackedData, load_data
 from exsel.data.splitting import is_validation, key_of
 from exsel.data.standard_library import read_standard_library
 from exsel.evaluation.retrieval import PasskeyResult, passkey
 from exsel.files import write_json, write_text
 from exsel.machine import can_compile
+from exsel.report.charts import Chart
 from exsel.training.output_folder import MODEL as MODEL_FOLDER
 from exsel.training.run import train_run
 from exsel.training.saved_models import quiet_transformers

@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 from evidence.papers.comparing import Trained, claimed_gain, finding, interval, line, train_all, verdict
-from evidence.papers.experiment import Budget, Chart, Estimate, Finding, Job, Outcome, Table
+from evidence.papers.experiment import Budget, Estimate, Finding, Job, Outcome, Table
 from evidence.papers.training import SIZES, describe_size
 from evidence.papers.variants import BASELINE, EXCLUSIVE
 from exsel.report import formatting
+from exsel.report.charts import Chart
 
 # The paper's four rates, 1e-4, 2e-4, 4e-4 and 6e-4, over the one that it tuned for the baseline of that size.
 _RATES = (1 / 4, 1 / 2, 1.0, 3 / 2)

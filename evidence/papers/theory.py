@@ -18,9 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from evidence.papers.experiment import Budget, Chart, Curve, Estimate, Finding, Job, Outcome, Table
+from evidence.papers.experiment import Budget, Estimate, Finding, Job, Outcome, Table
 from exsel.functional import attention
 from exsel.reference import position_term
+from exsel.report.charts import Chart, Curve
 
 DIMENSION, LEARNING_RATE = 4, 0.05
 # The Schatten norm that is descended. It is smooth where the operator norm is not, and never less than it.

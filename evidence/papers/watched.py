@@ -11,10 +11,11 @@ from torch import Tensor
 
 import exsel
 from evidence.papers.comparing import line, verdict
-from evidence.papers.experiment import Chart, Curve, Estimate, Finding, Job, Outcome, Table
+from evidence.papers.experiment import Estimate, Finding, Job, Outcome, Table
 from evidence.papers.training import SIZES, TrainedRun, describe_size, train_variant
 from evidence.papers.variants import BASELINE, EXCLUSIVE, SELECTIVE, Variant
 from exsel.data import collate
+from exsel.report.charts import Chart, Curve
 
 # Sequences that a trained model is watched on, by budget.
 _SEQUENCES = {"smoke": 2, "cpu": 16, "gpu": 64}

@@ -13,8 +13,6 @@ from evidence.papers import catalogue
 from evidence.papers.catalogue import READERS, XSA, Experiment
 from evidence.papers.experiment import (
     Budget,
-    Chart,
-    Curve,
     Estimate,
     Finding,
     Job,
@@ -24,6 +22,7 @@ from evidence.papers.experiment import (
     Verdict,
     _typed,
 )
+from exsel.report.charts import Chart, Curve
 
 FIRST = Experiment("first-one", XSA, "Figure 1", "The first, with a comma", "It is so.", "fakes")
 SECOND = Experiment("second", XSA, "Table 2", "The second", "It is so too.", "fakes")

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from evidence.papers.experiment import BUDGETS, Curve, Estimate, Record
+from evidence.papers.experiment import BUDGETS, Estimate, Record
 from exsel.errors import ExselError
 from exsel.files import write_json
+from exsel.report.charts import Curve
 from papers.fakes import FIRST, make_outcome, make_record
 
 
@@ -59,7 +60,7 @@ def test_a_record_survives_its_file(budget: Any, tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"format": 99}, "no record that this version of exsel reads (format 1, got 99)"),
-        ({"outcome": {}}, "is damaged (first-one.outcome has or lacks 'charts', 'conclusion'"),
+        ({"outcome": {}}, "is damaged (first-one.outcome has or lacks 'conclusion', 'findings'"),
         ({"outcome": 1}, "first-one.outcome is 1"),
         ({"surprise": 1}, "first-one has or lacks 'surprise'"),
         ({"budget": "large"}, "first-one.budget is 'large'"),

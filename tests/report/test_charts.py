@@ -8,9 +8,10 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from evidence.papers.charts import looks, size, write_charts
-from evidence.papers.experiment import Chart, Curve
-from exsel.report import svg
+from exsel.report.charts import Chart, Curve
+from exsel.report.drawing import file_size
+from exsel.report.looks import PROPERTIES, looks_of, looks_of_labels
+from exsel.report.picture import SUFFIXES, write_picture
 
 NAMES = tuple(f"a variant with a long name, number {index} of those that were trained" for index in range(12))
 LENGTHS = (512.0, 1024.0, 2048.0, 16384.0)
@@ -60,7 +61,9 @@ CHARTS = (LINES, RATE_LINES, CATEGORIES, GROUPED, BOTH_LOG)
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("charts")
-    write_charts(CHARTS, [folder / chart.name for chart in CHARTS], png=False)
+    looks = looks_of(CHARTS)
+    for chart in CHARTS:
+        write_picture(chart, folder / f"{chart.name}.svg", looks)
     return {chart.name: (folder / f"{chart.name}.svg").read_text(encoding="utf-8") for chart in CHARTS}
 
 
@@ -72,10 +75,10 @@ def texts(source: str) -> list[str]:
 def test_each_is_a_whole_svg_in_the_readers_colours(drawn: dict[str, str], chart: Chart) -> None:
     source = drawn[chart.name]
     root = ElementTree.fromstring(source)
-    assert (root.attrib["width"], root.attrib["height"]) == tuple(map(str, size(chart)))
+    assert (root.attrib["width"], root.attrib["height"]) == tuple(map(str, file_size(chart)))
     assert root.attrib["aria-label"].startswith(chart.title)
     assert "prefers-color-scheme: dark" in source
-    assert not any(stand_in in source for stand_in in svg.PROPERTIES)
+    assert not any(stand_in in source for stand_in in PROPERTIES)
     words = " ".join(texts(source))
     assert chart.y_label in words
     assert all(word in words for word in chart.title.split())
@@ -90,8 +93,8 @@ def test_ticks_of_lengths_and_of_learning_rates(drawn: dict[str, str]) -> None:
 def test_every_category_is_named_and_has_room(drawn: dict[str, str]) -> None:
     words = " ".join(texts(drawn["categories"]))
     assert all(name in words for name in NAMES)
-    assert size(CATEGORIES)[1] > size(replace(CATEGORIES, categories=NAMES[:4]))[1]
-    assert size(GROUPED)[1] > size(CATEGORIES)[1]
+    assert file_size(CATEGORIES)[1] > file_size(replace(CATEGORIES, categories=NAMES[:4]))[1]
+    assert file_size(GROUPED)[1] > file_size(CATEGORIES)[1]
 
 
 def test_the_legend_names_every_curve_once(drawn: dict[str, str]) -> None:
@@ -104,33 +107,39 @@ def test_the_legend_names_every_curve_once(drawn: dict[str, str]) -> None:
 
 def test_a_label_looks_the_same_in_every_chart(drawn: dict[str, str]) -> None:
     by_chart = [[curve.label for curve in chart.curves] for chart in CHARTS]
-    together = looks(by_chart)
-    assert together["exclusive"] == looks([["exclusive"]])["exclusive"]
-    assert together["single runs"] == looks([["single runs"]])["single runs"]
-    assert together["baseline"].colour == svg.SERIES[0]
-    colour = svg.PROPERTIES[together["exclusive"].colour]
+    together = looks_of_labels(by_chart)
+    assert together["exclusive"] == looks_of_labels([["exclusive"]])["exclusive"]
+    assert together["single runs"] == looks_of_labels([["single runs"]])["single runs"]
+    assert together["baseline"].slot == 0
+    colour = together["exclusive"].css_colour
     assert all(f"var({colour})" in drawn[name] for name in ("lines", "rates", "grouped"))
 
 
 def test_labels_of_one_chart_differ() -> None:
     labels = [f"variant {index}" for index in range(8)]
-    assert len({look.colour for look in looks([labels]).values()}) == 8
+    assert len({look.slot for look in looks_of_labels([labels]).values()}) == 8
     many = [f"variant {index}" for index in range(40)]
-    assert len(set(looks([many]).values())) == 40
+    assert len({(look.slot, look.marker) for look in looks_of_labels([many]).values()}) == 40
     # Also where another chart has used every colour before.
-    apart = looks([many, ["a", "b", "c"]])
-    assert len({apart[label].colour for label in ("a", "b", "c")}) == 3
+    apart = looks_of_labels([many, ["a", "b", "c"]])
+    assert len({apart[label].slot for label in ("a", "b", "c")}) == 3
 
 
 def test_references_are_in_ink() -> None:
-    assert {looks([[label]])[label].colour for label in ("published", "Published SA", "bound of Lemma 1")} == {svg.INK}
-    assert len(set(looks([["bound, ρ = 0", "bound, ρ = 0.5", "loss"]]).values())) == 3
+    assert {looks_of_labels([[label]])[label].slot for label in ("published", "Published SA", "bound of Lemma 1")} == {
+        None
+    }
+    looks = looks_of_labels([["bound, ρ = 0", "bound, ρ = 0.5", "loss"]]).values()
+    assert len({(look.slot, look.marker) for look in looks}) == 3
 
 
 def test_the_same_data_gives_the_same_bytes(tmp_path: Path) -> None:
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
-        write_charts([LINES], [tmp_path / name / "lines"], png=name == "second")
-    first, second = ((tmp_path / name / "lines.svg").read_bytes() for name in ("first", "second"))
-    assert first == second
-    assert (tmp_path / "second" / "lines.png").read_bytes().startswith(b"\x89PNG")
+        for suffix in SUFFIXES:
+            write_picture(LINES, tmp_path / name / f"lines{suffix}")
+    for suffix, start in zip(SUFFIXES, (b"<svg xmlns=", b"\x89PNG", b"%PDF"), strict=True):
+        first, second = ((tmp_path / name / f"lines{suffix}").read_bytes() for name in ("first", "second"))
+        assert first == second
+        assert first.startswith(start)
+    assert len(list((tmp_path / "first").iterdir())) == len(SUFFIXES)
