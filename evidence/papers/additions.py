@@ -23,7 +23,7 @@ from exsel.nn import Temperature
 from exsel.nn.mechanisms import MechanismPass, Mechanisms
 from exsel.reference import accumulation_dtype
 from exsel.upgrading.attention_layers import Target, own_layers
-from exsel.upgrading.placing import insert
+from exsel.upgrading.upgraded_class import insert
 
 _VALUE, _OUTPUT = "v_proj", "o_proj"
 
@@ -78,10 +78,10 @@ class _Addition(Mechanisms):
 def _add(model: ExselForCausalLM, build: Callable[[Target], _Addition], *, at_output: bool = False) -> None:
     for target in own_layers(model):
         if at_output:
-            assert target.layout is not None
-            projections = {**target.layout.projections, _OUTPUT: "query"}
-            target = replace(target, layout=replace(target.layout, projections=projections))
-        insert(model.get_submodule(target.name), target, build(target))
+            assert target.projections is not None
+            packings = {**target.projections.packings, _OUTPUT: "query"}
+            target = replace(target, projections=replace(target.projections, packings=packings))
+        insert(model.get_submodule(target.name), target.projections, build(target))
 
 
 class _SinkPass(_Pass):

@@ -24,6 +24,10 @@ STOP: Mapping[str, str] = {
     "vocab_size": HOW_TO_LOAD,
 }
 
+#: Stands after the name of a model that was upgraded in memory. Nothing is found under that name, so nobody takes the
+#: plain model there for the upgraded one.
+UNSAVED = ", upgraded in memory: save_pretrained it to a folder, and load it from there by exsel.from_pretrained"
+
 _CARD = "README.md"
 #: exsel overwrites only cards with this line. A user who removes it keeps their own card.
 _OURS = "<!-- exsel writes this card anew whenever it saves the model here; to keep your own, remove this line -->"

@@ -121,8 +121,8 @@ def test_supported(layer: type[nn.Module]) -> None:
 def test_folded_heads_and_another_packing() -> None:
     model = nn.Sequential(Interleaved(), Interleaved())
     (first, _) = targets(model)
-    assert first.layout is not None
-    assert first.layout.projections == {"qkv": "heads"}
+    assert first.projections is not None
+    assert first.projections.packings == {"qkv": "heads"}
     x = torch.randn(B, T, E)
     check_model(model, lambda: model(x))
     check_alike(model[0], model[0], (B, T, E))

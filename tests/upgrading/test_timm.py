@@ -121,8 +121,8 @@ def test_packing_by_flag(heads_first: bool, packing: str) -> None:
     layer = timm.models.maxxvit.AttentionCl(32, dim_head=8, head_first=heads_first)
     model = nn.Sequential(layer)
     (target,) = targets(model)
-    assert target.layout is not None
-    assert target.layout.projections == {"qkv": packing}
+    assert target.projections is not None
+    assert target.projections.packings == {"qkv": packing}
     x = torch.randn(2, 5, 32)
     check_model(model, lambda: model(x))
     check_alike(model, layer, (2, 5, 32))

@@ -16,8 +16,8 @@ from exsel.diagnostics.sequences import Streams, Tokens
 from exsel.diagnostics.watching import watch
 from exsel.errors import ExselError
 from exsel.lengths import check_positions, context_of
+from exsel.model_folder import UNSAVED
 from exsel.nn.exclusive import Exclusive
-from exsel.upgrading.placing import UNSAVED
 
 #: Longer sequences in a model that materialises its attention matrices are worth a note.
 _MANY_TOKENS = 4096

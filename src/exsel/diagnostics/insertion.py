@@ -143,17 +143,17 @@ class WatchedInsertion:
     def _keep_projected(
         self, name: str, apply: Callable[[Tensor], Tensor], hidden_states: Tensor, packed: Tensor
     ) -> None:
-        layout, geometry = self.layer.target.layout, self.layer.target.geometry
+        projections, geometry = self.layer.target.projections, self.layer.target.geometry
         # What a layer puts through its projections later are not its tokens.
-        if name in self.seen or layout is None or geometry is None:
+        if name in self.seen or projections is None or geometry is None:
             return
         self.seen.add(name)
-        packing = layout.projections[name]
+        packing = projections.packings[name]
         for kind, part in PACKINGS[packing].split(packed, geometry).items():
             # A picture's tokens have two dimensions; written-out attention may have none for the batch.
             states = part.flatten(1, -3) if part.ndim > 3 else part.unsqueeze(0)
             self.projected[kind] = Projected(apply, packing, hidden_states, states.transpose(1, 2))
-            if kind == "value" and (layout.output is not None or self._is_own_layer()):
+            if kind == "value" and (projections.output is not None or self._is_own_layer()):
                 self.own_value = self.projected[kind].states
 
     def _is_own_layer(self) -> bool:

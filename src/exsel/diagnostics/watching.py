@@ -25,8 +25,8 @@ from exsel.nn.self_attention import SelfAttention
 from exsel.nn.temperature import Temperature
 from exsel.upgrading import attention_layers
 from exsel.upgrading.attention_layers import Target
-from exsel.upgrading.placing import insert, remove
 from exsel.upgrading.rewriting import CHILD
+from exsel.upgrading.upgraded_class import insert, remove
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def _put_in(layer: Layer, observer: Observer, stack: ExitStack) -> None:
         elif isinstance(part, Exclusive):
             stack.callback(part.register_forward_hook(watcher.tell_excluded).remove)
     if inner is None:
-        insert(module, layer.target, watcher)
+        insert(module, layer.target.projections, watcher)
         stack.callback(remove, module)
     else:
         module._modules[CHILD] = watcher

@@ -16,10 +16,10 @@ from exsel.errors import LoadError, UpgradeError
 from exsel.peft.config import AdapterConfig
 from exsel.peft.layer import AdapterLayer
 from exsel.upgrading.attention_layers import Target
-from exsel.upgrading.placing import build_mechanisms, insert, plan, remove
+from exsel.upgrading.placing import build_mechanisms, choose_layers
 from exsel.upgrading.rewriting import CHILD
 from exsel.upgrading.upgrade_model import upgrade
-from exsel.upgrading.upgraded_class import Upgraded
+from exsel.upgrading.upgraded_class import Upgraded, insert, remove
 
 # PEFT finds an adapter's parameters by its name anywhere in theirs: these names are there for another reason.
 _TAKEN = frozenset({"adapters", "temperatures", "query", "key", "value", "exclusive", "feature_proj", CHILD})
@@ -69,7 +69,7 @@ class MechanismsModel(BaseTuner):
         config: AdapterConfig = self.peft_config[adapter_name]
         self._trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         try:
-            self._steps = {step[0].name: step for step in plan(model, *config.mechanisms())}
+            self._steps = {step[0].name: step for step in choose_layers(model, *config.mechanisms())}
             super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict)
             if config.lora is not None:
                 self._inject_lora(model, adapter_name, low_cpu_mem_usage)
@@ -88,7 +88,7 @@ class MechanismsModel(BaseTuner):
     ) -> None:
         step = self._steps[current_key]
         if not isinstance(target, Upgraded):
-            insert(target, step[0], AdapterLayer())
+            insert(target, step[0].projections, AdapterLayer())
         mechanisms = build_mechanisms(target, *step)
         layer = target.get_submodule(CHILD)
         assert isinstance(layer, AdapterLayer)

@@ -1,279 +1,285 @@
-"""Where attention classes keep their queries, keys and values: one table for every architecture.
+"""What is known of attention classes by their names, as tables.
 
-A class that calls an attention function (transformers' interface, or PyTorch's) needs no row but the names of its
-projections, and these only for temperatures. A class that writes its attention out is supported by name alone: nobody
-can see from outside what lies between its projections and its mixing.
+A class is named by its package and name, ``gptj.GPTJAttention``, in timm by its module too, ``timm.eva.EvaAttention``.
+Names may have ``*`` in them. A class that calls an attention function (transformers' interface, or PyTorch's) needs no
+entry, unless the names of its projections are not among :data:`USUAL`. A class that writes its attention out needs
+one: nothing else tells what lies between its projections and its mixing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+import inspect
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, TypeVar
 
-from exsel.upgrading import architectures_vision
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True)
-class Layout:
-    """The children of an attention module that matter.
+class Projections:
+    """The projections of an attention module.
 
     Args:
-        projections: by name, how each is packed: a name in :data:`exsel.nn.projections.PACKINGS`.
-        output: only for attention that is written out: the output projection, or ``""`` where the module has none
-            and returns what it mixed. ``None``: the module calls an attention function.
-        reuses_projections: whether it puts other things than its tokens through its projections, after these.
+        packings: by the name of a child, how its output is packed: a name in :data:`exsel.nn.projections.PACKINGS`.
+        output: only for attention that is written out: the output projection, or ``""`` if there is none and the
+            module returns what it mixed. ``None``: the module calls an attention function.
+        reused: whether other things than the tokens go through the projections later.
     """
 
-    projections: Mapping[str, str]
+    packings: Mapping[str, str]
     output: str | None = None
-    reuses_projections: bool = False
+    reused: bool = False
+
+    @classmethod
+    def read(cls, text: str, output: str | None = None, reused: bool = False) -> Projections:
+        """``"q_proj k_proj v_proj"``, those of query, key and value, or ``"name:packing …"``."""
+        names = text.split()
+        if ":" not in text:
+            return cls(dict(zip(names, ("query", "key", "value"), strict=True)), output, reused)
+        return cls(dict(name.split(":") for name in names), output, reused)
 
 
-def _separate(query: str, key: str, value: str, output: str | None = None) -> Layout:
-    return Layout({query: "query", key: "key", value: "value"}, output)
-
-
-#: Tried in this order on a module that calls an attention function: the first whose children it has.
-LAYOUTS: tuple[Layout, ...] = (
-    _separate("q_proj", "k_proj", "v_proj"),
-    _separate("query", "key", "value"),
-    _separate("q", "k", "v"),
-    _separate("q_lin", "k_lin", "v_lin"),
-    _separate("linear_q", "linear_k", "linear_v"),
-    _separate("to_q", "to_k", "to_v"),
-    Layout({"to_q": "query", "to_kv": "key_value"}),
-    _separate("Wq", "Wk", "Wv"),
-    _separate("wq", "wk", "wv"),
-    Layout({"qkv": "blocks"}),
-    Layout({"qkv_proj": "blocks"}),
-    Layout({"Wqkv": "blocks"}),
-    Layout({"c_attn": "blocks"}),
-)
-
-
-def key(cls: type) -> str:
-    """A class as the tables name it: its package and name, ``gptj.GPTJAttention``; in timm the module's as well."""
-    packages = cls.__module__.split(".")
-    if packages[0] == "timm":
-        return f"timm.{packages[-1]}.{cls.__name__}"
-    return f"{packages[2] if packages[:2] == ['transformers', 'models'] else packages[0]}.{cls.__name__}"
-
-
-def _by_class(rows: tuple[tuple[Layout, str], ...]) -> dict[str, Layout]:
-    return {name: layout for layout, names in rows for name in names.split()}
-
-
-_QUERY_GATE = Layout({"q_proj": "query_gate", "k_proj": "key", "v_proj": "value"})
-
-#: By class: what the children's names do not tell. The second half is attention that is written out: it is scaled
-#: at its projections, and projected before its output projection.
-CLASSES: Mapping[str, Layout] = _by_class(
-    (
-        *((Layout({"qkv": packing}), names) for packing, names in architectures_vision.FUSED.items()),
-        (Layout({"query_key_value": "heads"}), "gpt_neox.GPTNeoXAttention persimmon.PersimmonAttention"),
-        # Another path, which reorder_and_upcast_attn switches on, writes the attention out; it is refused below.
-        (Layout({"c_attn": "blocks"}), "gpt2.GPT2Attention decision_transformer.DecisionTransformerGPT2Attention"),
-        # The query projection holds an output gate too.
+#: Of a module that calls an attention function: the first of these whose children it has.
+USUAL: tuple[Projections, ...] = tuple(
+    map(
+        Projections.read,
         (
-            _QUERY_GATE,
-            "qwen3_next.Qwen3NextAttention qwen3_5.Qwen3_5Attention qwen3_5_moe.Qwen3_5MoeAttention "
-            "qwen4_exp.Qwen4ExpTextAttention",
-        ),
-        (
-            Layout({"query_key_value": "heads"}, "dense"),
-            "bloom.BloomAttention gpt_neox_japanese.GPTNeoXJapaneseAttention",
-        ),
-        (Layout({"query_key_value": "groups"}, "dense"), "falcon.FalconAttention falcon.FalconFlashAttention2"),
-        (Layout({"qkv_proj": "four_parts"}, "out_proj"), "codegen.CodeGenAttention"),
-        (Layout({"Wqkv": "blocks"}, "out_proj"), "mpt.MptAttention"),
-        (Layout({"c_attn": "blocks"}, "c_proj"), "openai.Attention imagegpt.ImageGPTAttention"),
-        (Layout({"att_proj": "blocks"}, "out_proj"), "bark.BarkSelfAttention"),
-        (
-            Layout({"qkv": "blocks"}, "proj"),
-            "sam.SamVisionAttention sam_hq.SamHQVisionAttention seggpt.SegGptAttention vitdet.VitDetAttention "
-            "slanext.SLANeXtVisionAttention got_ocr2.GotOcr2VisionAttention mgp_str.MgpstrAttention "
-            "pp_formulanet.PPFormulaNetVisionAttention deepseek_ocr2.DeepseekOcr2SamVisionAttention "
-            "unlimited_ocr.UnlimitedOcrSamVisionAttention sam.SamVisionSdpaAttention sam_hq.SamHQVisionSdpaAttention "
-            "deepseek_ocr2.DeepseekOcr2SamVisionSdpaAttention unlimited_ocr.UnlimitedOcrSamVisionSdpaAttention",
-        ),
-        (Layout({"qkv": "blocks"}, "projection"), "blip.BlipAttention"),
-        (Layout({"qkv": "blocks"}, ""), "timesformer.TimesformerSelfAttention"),
-        (
-            _separate("q_proj", "k_proj", "v_proj", "out_proj"),
-            "gptj.GPTJAttention gpt_neo.GPTNeoSelfAttention xglm.XGLMAttention "
-            "dab_detr.DetrAttention groupvit.GroupViTAttention led.LEDDecoderAttention mvp.MvpAttention "
-            "mask2former.Mask2FormerAttention oneformer.OneFormerAttention speecht5.SpeechT5Attention "
-            "table_transformer.TableTransformerAttention trocr.TrOCRAttention fsmt.Attention",
-        ),
-        (_separate("query_proj", "key_proj", "value_proj", "out_proj"), "prophetnet.ProphetNetAttention"),
-        (
-            # Relative positions go through the same projections.
-            replace(_separate("query_proj", "key_proj", "value_proj", ""), reuses_projections=True),
-            "deberta_v2.DisentangledSelfAttention sew_d.DisentangledSelfAttention",
-        ),
-        (_separate("q_proj", "k_proj", "v_proj", "post"), "gemma4.Gemma4AudioAttention"),
-        (_separate("q_proj", "k_proj", "v_proj", ""), "gemma3n.Gemma3nAudioAttention"),
-        (_separate("q_lin", "k_lin", "v_lin", "out_lin"), "xlm.MultiHeadAttention flaubert.MultiHeadAttention"),
-        (_separate("q", "k", "v", "o"), "mpnet.MPNetSelfAttention longt5.LongT5LocalAttention"),
-        (_separate("project_q", "project_k", "project_v", "attention_out"), "cpmant.CpmAntAttention"),
-        (_separate("query", "key", "value", "dense"), "tvp.TvpAttention"),
-        (
-            _separate("linear_q", "linear_k", "linear_v", "linear_out"),
-            "fastspeech2_conformer.FastSpeech2ConformerAttention",
-        ),
-        (
-            _separate("query", "key", "value", "out_proj"),
-            "grounding_dino.GroundingDinoMultiheadAttention mm_grounding_dino.MMGroundingDinoMultiheadAttention "
-            "omdet_turbo.OmDetTurboMultiheadAttention",
-        ),
-        (
-            _separate("query", "key", "value", ""),
-            "rembert.RemBertSelfAttention megatron_bert.MegatronBertSelfAttention canine.CanineSelfAttention "
-            "flava.FlavaSelfAttention git.GitSelfAttention lxmert.LxmertAttention tapas.TapasSelfAttention "
-            "roformer.RoFormerSelfAttention visual_bert.VisualBertSelfAttention bros.BrosSelfAttention "
-            "layoutlmv3.LayoutLMv3SelfAttention blip_text.BlipTextSelfAttention blip.BlipTextSelfAttention "
-            "data2vec.Data2VecVisionSelfAttention "
-            "data2vec.Data2VecVisionSdpaSelfAttention mobilevit.MobileViTSelfAttention clap.ClapAudioSelfAttention "
-            "donut.DonutSwinSelfAttention maskformer.MaskFormerSwinSelfAttention swin2sr.Swin2SRSelfAttention "
-            "swinv2.Swinv2SelfAttention big_bird.BigBirdSelfAttention bigbird_pegasus.BigBirdPegasusSelfAttention "
-            "zoedepth.ZoeDepthMultiheadAttention layoutlmv2.LayoutLMv2SelfAttention vilt.ViltSelfAttention",
+            *("q_proj k_proj v_proj", "query key value", "q k v", "q_lin k_lin v_lin", "linear_q linear_k linear_v"),
+            *("to_q to_k to_v", "to_q:query to_kv:key_value", "Wq Wk Wv", "wq wk wv"),
+            *("qkv:blocks", "qkv_proj:blocks", "Wqkv:blocks", "c_attn:blocks"),
         ),
     )
 )
 
-#: exsel's own layers, which have the mechanisms in their code: something else may be inserted there.
-OWN: Mapping[str, Layout] = {"exsel.ExselAttention": _separate("q_proj", "k_proj", "v_proj")}
+#: Classes that call an attention function, and whose children's names do not tell the packing.
+_CALLING = {
+    "query_key_value:heads": "gpt_neox.GPTNeoXAttention persimmon.PersimmonAttention",
+    "c_attn:blocks": "gpt2.GPT2Attention decision_transformer.DecisionTransformerGPT2Attention",
+    # The query projection holds an output gate too.
+    "q_proj:query_gate k_proj:key v_proj:value": (
+        "qwen3_next.Qwen3NextAttention qwen3_5.Qwen3_5Attention qwen3_5_moe.Qwen3_5MoeAttention "
+        "qwen4_exp.Qwen4ExpTextAttention"
+    ),
+    "qkv:blocks": (
+        "timm.attention.Attention timm.beit.Attention timm.davit.WindowAttention timm.fastvit.Attention "
+        "timm.metaformer.Attention timm.swin_transformer.WindowAttention timm.eva.EvaAttention timm.volo.Attention "
+        "timm.vision_transformer_relpos.RelPosAttention timm.vision_transformer_sam.Attention "
+        "timm.attention.AttentionRope"
+    ),
+    "qkv:heads": "timm.tiny_vit.Attention",
+}
+
+#: Classes that write their attention out, by their projections and output projection. They are scaled at their
+#: projections, and projected before their output projection.
+_WRITING: Mapping[tuple[Any, ...], str] = {
+    ("query_key_value:heads", "dense"): "bloom.BloomAttention gpt_neox_japanese.GPTNeoXJapaneseAttention",
+    ("query_key_value:groups", "dense"): "falcon.FalconAttention falcon.FalconFlashAttention2",
+    ("qkv_proj:four_parts", "out_proj"): "codegen.CodeGenAttention",
+    ("Wqkv:blocks", "out_proj"): "mpt.MptAttention",
+    ("c_attn:blocks", "c_proj"): "openai.Attention imagegpt.ImageGPTAttention",
+    ("att_proj:blocks", "out_proj"): "bark.BarkSelfAttention",
+    ("qkv:blocks", "proj"): (
+        "*.*Sam*Vision*Attention seggpt.SegGptAttention vitdet.VitDetAttention mgp_str.MgpstrAttention "
+        "slanext.SLANeXtVisionAttention got_ocr2.GotOcr2VisionAttention pp_formulanet.PPFormulaNetVisionAttention"
+    ),
+    ("qkv:blocks", "projection"): "blip.BlipAttention",
+    ("qkv:blocks", ""): "timesformer.TimesformerSelfAttention",
+    ("q_proj k_proj v_proj", "out_proj"): (
+        "gptj.GPTJAttention gpt_neo.GPTNeoSelfAttention xglm.XGLMAttention dab_detr.DetrAttention "
+        "groupvit.GroupViTAttention led.LEDDecoderAttention mvp.MvpAttention mask2former.Mask2FormerAttention "
+        "oneformer.OneFormerAttention speecht5.SpeechT5Attention table_transformer.TableTransformerAttention "
+        "trocr.TrOCRAttention fsmt.Attention"
+    ),
+    ("query_proj key_proj value_proj", "out_proj"): "prophetnet.ProphetNetAttention",
+    # Relative positions go through the same projections.
+    ("query_proj key_proj value_proj", "", True): (
+        "deberta_v2.DisentangledSelfAttention sew_d.DisentangledSelfAttention"
+    ),
+    ("q_proj k_proj v_proj", "post"): "gemma4.Gemma4AudioAttention",
+    ("q_proj k_proj v_proj", ""): "gemma3n.Gemma3nAudioAttention",
+    ("q_lin k_lin v_lin", "out_lin"): "xlm.MultiHeadAttention flaubert.MultiHeadAttention",
+    ("q k v", "o"): "mpnet.MPNetSelfAttention longt5.LongT5LocalAttention",
+    ("project_q project_k project_v", "attention_out"): "cpmant.CpmAntAttention",
+    ("query key value", "dense"): "tvp.TvpAttention",
+    ("linear_q linear_k linear_v", "linear_out"): "fastspeech2_conformer.FastSpeech2ConformerAttention",
+    ("query key value", "out_proj"): (
+        "grounding_dino.GroundingDinoMultiheadAttention mm_grounding_dino.MMGroundingDinoMultiheadAttention "
+        "omdet_turbo.OmDetTurboMultiheadAttention"
+    ),
+    ("query key value", ""): (
+        "rembert.RemBertSelfAttention megatron_bert.MegatronBertSelfAttention canine.CanineSelfAttention "
+        "flava.FlavaSelfAttention git.GitSelfAttention lxmert.LxmertAttention tapas.TapasSelfAttention "
+        "roformer.RoFormerSelfAttention visual_bert.VisualBertSelfAttention bros.BrosSelfAttention "
+        "layoutlmv3.LayoutLMv3SelfAttention blip_text.BlipTextSelfAttention blip.BlipTextSelfAttention "
+        "data2vec.Data2VecVisionSelfAttention data2vec.Data2VecVisionSdpaSelfAttention vilt.ViltSelfAttention "
+        "mobilevit.MobileViTSelfAttention clap.ClapAudioSelfAttention donut.DonutSwinSelfAttention "
+        "maskformer.MaskFormerSwinSelfAttention swin2sr.Swin2SRSelfAttention swinv2.Swinv2SelfAttention "
+        "big_bird.BigBirdSelfAttention bigbird_pegasus.BigBirdPegasusSelfAttention "
+        "zoedepth.ZoeDepthMultiheadAttention layoutlmv2.LayoutLMv2SelfAttention"
+    ),
+}
+
+#: Where an attribute of the module chooses the packing: the attribute, the packing if it is true, and if it is false.
+PACKED_BY_FLAG: Mapping[str, tuple[str, str, str]] = {"timm.maxxvit.AttentionCl": ("head_first", "heads", "blocks")}
+
+#: exsel's own layers. They have the mechanisms in their code; diagnostics and experiments put other things into them.
+OWN: Mapping[str, Projections] = {"exsel.ExselAttention": Projections.read("q_proj k_proj v_proj")}
 
 _LATENT = "latent attention: what it caches are not the values that it mixes"
 _LINEAR = "linear attention: it has no softmax, and no values of its own kind"
 _REDUCED = "its keys and values are a reduced sequence: its tokens have no own values"
+_DIFFERENCE = "differential attention: its output is a difference of two attentions"
 _SPARSE = "sparse attention with code of its own for parts of the sequence"
 
-#: Children whose presence means another mathematics, and the reason for refusing.
-REFUSED_CHILDREN: Mapping[str, str] = {
-    "kv_b_proj": _LATENT,
-    "kv_a_proj_with_mqa": _LATENT,
-}
+#: Modules with a child of this name are refused, with the reason.
+REFUSED_CHILDREN: Mapping[str, str] = {"kv_b_proj": _LATENT, "kv_a_proj_with_mqa": _LATENT}
 
-#: Attributes that, when true, mean the same.
+#: Modules with an attribute of this name that is true are refused, with the reason.
 REFUSED_FLAGS: Mapping[str, str] = {
     "is_kv_shared_layer": "this layer attends with another layer's keys and values: it has none of its own",
     "rotary_value": "it rotates values too",
     "reorder_and_upcast_attn": "reorder_and_upcast_attn goes around the attention function: switch it off",
 }
 
-#: By class, with the reason.
-REFUSED_CLASSES: Mapping[str, str] = {
-    name: reason
-    for reason, names in (
-        ("differential attention: its output is a difference of two attentions", "diffllama.DiffLlamaAttention"),
-        (
-            "its keys and values are repeated over experts in an order of their own",
-            "jetmoe.JetMoeAttention",
-        ),
-        (
-            _LINEAR,
-            "minimax.MiniMaxLightningAttention olmo_hybrid.OlmoHybridLinearAttentionDecoderLayer "
-            "glm5_next.Glm5NextTextLinearAttention bailing_hybrid.BailingHybridDeltaAttention "
-            "kimi_linear.KimiLinearDeltaAttention mobilevitv2.MobileViTV2LinearSelfAttention "
-            "rwkv.RwkvSelfAttention swiftformer.SwiftFormerEfficientAdditiveAttention",
-        ),
-        (
-            _REDUCED,
-            "pvt.PvtEfficientSelfAttention pvt_v2.PvtV2SelfAttention glpn.GLPNEfficientSelfAttention "
-            "segformer.SegformerAttention hiera.HieraMaskUnitAttention",
-        ),
-        (
-            _SPARSE,
-            "big_bird.BigBirdBlockSparseAttention bigbird_pegasus.BigBirdPegasusBlockSparseAttention "
-            "longformer.LongformerSelfAttention led.LEDEncoderSelfAttention reformer.LSHSelfAttention "
-            "reformer.LocalSelfAttention pegasus_x.PegasusXGlobalLocalAttention informer.InformerProbSparseAttention",
-        ),
-        (
-            "its attention matrix is an approximation in code of its own",
-            "mra.MraSelfAttention nystromformer.NystromformerSelfAttention yoso.YosoSelfAttention",
-        ),
-        ("its queries are pooled: they are not its values' tokens", "funnel.FunnelRelMultiheadAttention"),
-        ("its values are convolved: they are not single tokens' own", "cvt.CvtSelfAttention"),
-        ("it mixes attention with convolutions", "convbert.ConvBertSelfAttention fun_asr_nano.FunAsrNanoAttention"),
-        ("it attends by autocorrelation of whole sequences", "autoformer.AutoformerAttention"),
-        ("it adds a bias to values after their projection", "deberta.DisentangledSelfAttention"),
-        ("two streams share their attention", "lilt.LiltSelfAttention luke.LukeSelfAttention"),
-        ("its projections are quantised in code of its own", "ibert.IBertSelfAttention"),
-        ("its projections are convolutions over channels first", "squeezebert.SqueezeBertSelfAttention"),
-        ("it hands its weights, not its values, to PyTorch's attention", "wavlm.WavLMAttention"),
-        (_LATENT, "deepseek_v4.DeepseekV4Attention"),
-        ("it rotates values too", "clvp.ClvpSelfAttention"),
-        ("it adds relative positions to what it mixes", "vits.VitsAttention"),
-        ("it is exclusive already, by its own code", "neomme.NeoMMEAttention"),
-        (
-            "it attends to its own and the encoder's tokens at once",
-            "t5gemma2.T5Gemma2MergedAttention diffusion_gemma.DiffusionGemmaDecoderTextAttention",
-        ),
-        (
-            "it attends to its own and to other tokens with the same weights",
-            "superglue.SuperGlueSelfAttention perceiver.PerceiverSelfAttention",
-        ),
-        ("its weights are no linear layers", "xlnet.XLNetRelativeAttention"),
-        (
-            "its projections are convolutions",
-            "janus.JanusVQVAEAttnBlock chameleon.ChameleonVQVAEEncoderAttnBlock levit.LevitAttention "
-            "emu3.Emu3VQVAEAttentionBlock",
-        ),
-        ("its queries, keys and values are made outside it", "dab_detr.DabDetrAttention"),
-        ("several streams of tokens share their keys and values", "prophetnet.ProphetNetNgramSelfAttention"),
-    )
-    for name in names.split()
-} | architectures_vision.REFUSED
-
-#: By class: what has attention in its name and is not attention among tokens with values of their own.
-LEFT_ALONE: Mapping[str, str] = {
-    name: reason
-    for reason, names in (
-        (
-            "deformable attention samples points: it has no own values",
-            "deformable_detr.DeformableDetrMultiscaleDeformableAttention d_fine.DFineMultiscaleDeformableAttention "
-            "deimv2.Deimv2MultiscaleDeformableAttention rt_detr.RTDetrMultiscaleDeformableAttention "
-            "grounding_dino.GroundingDinoMultiscaleDeformableAttention lw_detr.LwDetrMultiscaleDeformableAttention "
-            "mm_grounding_dino.MMGroundingDinoMultiscaleDeformableAttention "
-            "mask2former.Mask2FormerPixelDecoderEncoderMultiscaleDeformableAttention "
-            "oneformer.OneFormerPixelDecoderEncoderMultiscaleDeformableAttention "
-            "omdet_turbo.OmDetTurboMultiscaleDeformableAttention rf_detr.RfDetrMultiscaleDeformableAttention "
-            "pp_doclayout_v2.PPDocLayoutV2MultiscaleDeformableAttention "
-            "pp_doclayout_v3.PPDocLayoutV3MultiscaleDeformableAttention "
-            "pp_doclayout_v4.PPDocLayoutV4MultiscaleDeformableAttention "
-            "rt_detr_v2.RTDetrV2MultiscaleDeformableAttention",
-        ),
-        (
-            "it draws a map of attention and mixes nothing",
-            "detr.DetrMHAttentionMap conditional_detr.ConditionalDetrMHAttentionMap dab_detr.DabDetrMHAttentionMap "
-            "maskformer.MaskFormerDetrMHAttentionMap",
-        ),
-        (
-            "it attends to other tokens than its own",
-            "grounding_dino.GroundingDinoBiMultiHeadAttention mm_grounding_dino.MMGroundingDinoBiMultiHeadAttention "
-            "groupvit.GroupViTAssignAttention evolla.EvollaSequenceCompressorAttention "
-            "oneformer.OneFormerTextMapperAttention esmfold2.EsmFold2RowAttentionPooling",
-        ),
-        (
-            "it is no attention over tokens",
-            "slanet.SLANetAttentionGRUCell slanext.SLANeXtAttentionGRUCell patchtsmixer.PatchTSMixerGatedAttention "
-            "inkling2.Inkling2BlockAttentionResidual phi4_multimodal.Phi4MultimodalAudioRelativeAttentionBias "
-            "lxmert.LxmertAttentionOutput neomme.NeoMMEExclusiveSelfAttention cvt.CvtSelfAttentionConvProjection "
-            "cvt.CvtSelfAttentionProjection cvt.CvtSelfAttentionLinearProjection "
-            "florence2.Florence2VisionChannelAttention",
-        ),
-    )
-    for name in names.split()
+#: Classes that are refused, by the reason.
+_REFUSED = {
+    _DIFFERENCE: (
+        "diffllama.DiffLlamaAttention timm.diff_attention.DiffAttention "
+        "timm.vision_transformer.DiffParallelScalingBlock"
+    ),
+    "its keys and values are repeated over experts in an order of their own": "jetmoe.JetMoeAttention",
+    _LINEAR: (
+        "minimax.MiniMaxLightningAttention olmo_hybrid.OlmoHybridLinearAttentionDecoderLayer "
+        "glm5_next.Glm5NextTextLinearAttention bailing_hybrid.BailingHybridDeltaAttention rwkv.RwkvSelfAttention "
+        "kimi_linear.KimiLinearDeltaAttention mobilevitv2.MobileViTV2LinearSelfAttention "
+        "swiftformer.SwiftFormerEfficientAdditiveAttention"
+    ),
+    "linear attention: it has no softmax over tokens": (
+        "timm.mobilevit.LinearSelfAttention timm.swiftformer.EfficientAdditiveAttention "
+        "timm.coat.FactorAttnConvRelPosEnc timm.volo.OutlookAttention"
+    ),
+    _REDUCED: (
+        "pvt.PvtEfficientSelfAttention pvt_v2.PvtV2SelfAttention glpn.GLPNEfficientSelfAttention "
+        "segformer.SegformerAttention hiera.HieraMaskUnitAttention timm.attention2d.MultiQueryAttention2d "
+        "timm.attention2d.MultiQueryAttentionV2 timm.attention2d.Attention2d timm.nextvit.EfficientAttention "
+        "timm.pvt_v2.Attention timm.twins.GlobalSubSampleAttn"
+    ),
+    _SPARSE: (
+        "*.*BlockSparseAttention longformer.LongformerSelfAttention led.LEDEncoderSelfAttention "
+        "reformer.LSHSelfAttention reformer.LocalSelfAttention pegasus_x.PegasusXGlobalLocalAttention "
+        "informer.InformerProbSparseAttention"
+    ),
+    "its attention matrix is an approximation in code of its own": (
+        "mra.MraSelfAttention nystromformer.NystromformerSelfAttention yoso.YosoSelfAttention"
+    ),
+    "its queries are pooled: they are not its values' tokens": "funnel.FunnelRelMultiheadAttention",
+    "its queries are pooled: its outputs belong to no single token": (
+        "timm.hiera.MaskUnitAttention timm.hieradet_sam2.MultiScaleAttention timm.mvitv2.MultiScaleAttention"
+    ),
+    "its values are convolved: they are not single tokens' own": "cvt.CvtSelfAttention",
+    "its keys and values are convolved: its tokens have no own values": (
+        "timm.cpubone.ConvAttention timm.lowformer.ConvAttention timm.nextvit.ConvAttention timm.iformer.SHMA"
+    ),
+    "it mixes attention with convolutions": "convbert.ConvBertSelfAttention fun_asr_nano.FunAsrNanoAttention",
+    "it attends by autocorrelation of whole sequences": "autoformer.AutoformerAttention",
+    "it adds a bias to values after their projection": "deberta.DisentangledSelfAttention",
+    "two streams share their attention": "lilt.LiltSelfAttention luke.LukeSelfAttention",
+    "its projections are quantised in code of its own": "ibert.IBertSelfAttention",
+    "its projections are convolutions over channels first": "squeezebert.SqueezeBertSelfAttention",
+    "it hands its weights, not its values, to PyTorch's attention": "wavlm.WavLMAttention",
+    _LATENT: "deepseek_v4.DeepseekV4Attention",
+    "it rotates values too": "clvp.ClvpSelfAttention",
+    "it adds relative positions to what it mixes": "vits.VitsAttention",
+    "it is exclusive already, by its own code": "neomme.NeoMMEAttention",
+    "it attends to its own and the encoder's tokens at once": (
+        "t5gemma2.T5Gemma2MergedAttention diffusion_gemma.DiffusionGemmaDecoderTextAttention"
+    ),
+    "it attends to its own and to other tokens with the same weights": (
+        "superglue.SuperGlueSelfAttention perceiver.PerceiverSelfAttention"
+    ),
+    "its weights are no linear layers": "xlnet.XLNetRelativeAttention",
+    "its projections are convolutions": (
+        "janus.JanusVQVAEAttnBlock chameleon.ChameleonVQVAEEncoderAttnBlock levit.LevitAttention "
+        "emu3.Emu3VQVAEAttentionBlock"
+    ),
+    "its queries, keys and values are made outside it": "dab_detr.DabDetrAttention",
+    "several streams of tokens share their keys and values": "prophetnet.ProphetNetNgramSelfAttention",
+    "its attention is between channels, not tokens": (
+        "timm.xcit.XCA timm.edgenext.CrossCovarianceAttn timm.davit.ChannelAttention timm.davit.ChannelAttentionV2"
+    ),
+    "it attends in windows that are packed into a dimension of their own": (
+        "timm.nest.Attention timm.twins.LocallyGroupedAttn"
+    ),
+    "talking heads: its heads mix each other's weights, so that no head has an own value": (
+        "timm.cait.TalkingHeadAttn"
+    ),
 }
 
-#: By class, why it can be exclusive but not selective.
-REFUSED_SELECTIVE: Mapping[str, str] = {
-    "swinv2.Swinv2SelfAttention": "its scores are cosines, in which a query's temperature cancels",
-    "swin2sr.Swin2SRSelfAttention": "its scores are cosines, in which a query's temperature cancels",
-    "fsmt.Attention": "its tokens come before the batch, so that their positions are not known",
+NO_OWN_VALUES = "cross-attention has no own values"
+#: Classes that are left alone, by the reason. They have attention in their names, and do not attend to their own tokens.
+_LEFT_ALONE = {
+    NO_OWN_VALUES: "timm.cait.ClassAttn timm.volo.ClassAttention",
+    "deformable attention samples points: it has no own values": "*.*MultiscaleDeformableAttention",
+    "it draws a map of attention and mixes nothing": "*.*MHAttentionMap",
+    "it attends to other tokens than its own": (
+        "grounding_dino.GroundingDinoBiMultiHeadAttention mm_grounding_dino.MMGroundingDinoBiMultiHeadAttention "
+        "groupvit.GroupViTAssignAttention evolla.EvollaSequenceCompressorAttention "
+        "oneformer.OneFormerTextMapperAttention esmfold2.EsmFold2RowAttentionPooling"
+    ),
+    "it is no attention over tokens": (
+        "slanet.SLANetAttentionGRUCell slanext.SLANeXtAttentionGRUCell patchtsmixer.PatchTSMixerGatedAttention "
+        "inkling2.Inkling2BlockAttentionResidual phi4_multimodal.Phi4MultimodalAudioRelativeAttentionBias "
+        "lxmert.LxmertAttentionOutput neomme.NeoMMEExclusiveSelfAttention cvt.CvtSelfAttentionConvProjection "
+        "cvt.CvtSelfAttentionProjection cvt.CvtSelfAttentionLinearProjection "
+        "florence2.Florence2VisionChannelAttention"
+    ),
 }
 
-#: Names of head sizes and of numbers of heads in attention modules.
+#: Classes that can be exclusive but not selective, by the reason.
+_REFUSED_SELECTIVE = {
+    "its scores are cosines, in which a query's temperature cancels": (
+        "swinv2.Swinv2SelfAttention swin2sr.Swin2SRSelfAttention"
+    ),
+    "its tokens come before the batch, so that their positions are not known": "fsmt.Attention",
+}
+
+#: Attributes that choose between an attention function and the same attention written out, by package, and the value
+#: that an upgraded module has for them.
+SWITCHES: Mapping[str, Mapping[str, bool]] = {"timm": {"fused_attn": True}}
+
+#: Names of head sizes, of numbers of heads, and of numbers of key/value heads in attention modules.
 HEAD_DIMS = ("head_dim", "attention_head_size", "head_size", "key_value_proj_dim", "dim_per_head", "d_head")
 NUM_HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "num_attn_heads")
+NUM_KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads")
+
+
+def _by_class(rows: Iterable[tuple[_Value, str]]) -> dict[str, _Value]:
+    return {name: value for value, names in rows for name in names.split()}
+
+
+PROJECTIONS: Mapping[str, Projections] = _by_class(
+    [(Projections.read(text), names) for text, names in _CALLING.items()]
+    + [(Projections.read(*row), names) for row, names in _WRITING.items()]
+)
+REFUSED: Mapping[str, str] = _by_class(_REFUSED.items())
+LEFT_ALONE: Mapping[str, str] = _by_class(_LEFT_ALONE.items())
+REFUSED_SELECTIVE: Mapping[str, str] = _by_class(_REFUSED_SELECTIVE.items())
+
+
+def look_up(table: Mapping[str, _Value], cls: type) -> _Value | None:
+    """What ``table`` has for a class."""
+    packages = cls.__module__.split(".")
+    package = packages[2] if packages[:2] == ["transformers", "models"] else packages[0]
+    key = f"{f'timm.{packages[-1]}' if package == 'timm' else package}.{cls.__name__}"
+    if key in table:
+        return table[key]
+    return next((value for name, value in table.items() if "*" in name and fnmatchcase(key, name)), None)
+
+
+def switches(cls: type) -> dict[str, bool]:
+    """What an upgraded module of class ``cls`` has switched; see :data:`SWITCHES`."""
+    package = SWITCHES.get(cls.__module__.partition(".")[0], {})
+    annotated = {name for base in cls.__mro__ for name in inspect.get_annotations(base)} if package else set()
+    return {name: value for name, value in package.items() if name in annotated}

@@ -1,27 +1,20 @@
-"""What an upgrade would do to each attention layer of a model, decided before anything is touched."""
+"""The attention layers of a model, and what an upgrade could do to each: decided before anything is changed."""
 
 from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
 from exsel.nn.projections import PACKINGS, Geometry
-from exsel.upgrading import (
-    architectures,
-    architectures_vision,
-    code_paths,
-    diffusers_processors,
-    multihead,
-    trial,
-    upgraded_class,
-)
-from exsel.upgrading.architectures import Layout
-from exsel.upgrading.rewriting import Sites, find_sites
+from exsel.upgrading import architectures as known
+from exsel.upgrading import code_paths, diffusers_processors, multihead, trial, upgraded_class
+from exsel.upgrading.architectures import NO_OWN_VALUES, Projections, look_up
+from exsel.upgrading.rewriting import CallSites, find_sites
 from exsel.upgrading.sources import RewritingError, may_attend, replacement
 from exsel.upgrading.upgraded_class import original_class
 
@@ -31,9 +24,8 @@ _CROSS = re.compile(
 )
 _POOLING = re.compile(r"pool", re.IGNORECASE)
 _ATTENTION = re.compile(r"attention|attn|[MG][HP]SA", re.IGNORECASE)
-#: Whose classes are known by name, or attend in methods of their own.
+#: In these packages a class attends in methods of its own, or is in the tables.
 _KNOWN_PACKAGES = ("transformers", "timm", "diffusers")
-_NO_OWN_VALUES = "cross-attention has no own values"
 
 
 @dataclass(frozen=True)
@@ -43,13 +35,13 @@ class Target:
     Args:
         name: its name in the model, as ``named_modules`` has it.
         cls: the class's name.
-        exclusive, selective: why not; empty where it can be.
-        left_alone: whether it is no self-attention: not counted among the layers, and no reason to refuse a model.
-        layout: where its projections are, if that is known.
+        exclusive, selective: why it cannot be; empty where it can.
+        left_alone: whether it is no self-attention. Then it is not counted, and no reason to refuse a model.
+        projections: its projections, if they are known.
         geometry: its heads, if they are known.
-        hidden_size: the width of its input, if that is known.
-        by_name: whether its class's name alone says that it is attention: it may be a module around one.
-        methods: those of the class that an upgrade rewrites.
+        hidden_size: the width of its input, or 0.
+        by_name: whether its class's name alone says that it is attention. Then it may be a module around attention.
+        methods: the methods of the class that an upgrade rewrites.
     """
 
     name: str
@@ -57,31 +49,36 @@ class Target:
     exclusive: str = ""
     selective: str = ""
     left_alone: bool = False
-    layout: Layout | None = None
+    projections: Projections | None = None
     geometry: Geometry | None = None
     hidden_size: int = 0
     by_name: bool = False
     methods: tuple[str, ...] = ("forward",)
 
+    def refused(self, reason: str, *, left_alone: bool = False) -> Target:
+        """The same module, with a reason why it can be neither."""
+        return Target(self.name, self.cls, reason, reason, left_alone=left_alone, by_name=self.by_name)
+
 
 def targets(model: nn.Module) -> list[Target]:
     """Every attention module of ``model``, in its order."""
     modules = dict(model.named_modules())
-    sites = functools.cache(_sites)  # for this time: a class may be patched before the next
+    sites = functools.cache(_sites)  # for this call only: a class may be patched before the next
     found = [
         target
         for name, module in modules.items()
         if (target := _target(name, module, modules.get(name.rpartition(".")[0]), sites)) is not None
     ]
-    wrappers = {
+    around = {
         ".".join(target.name.split(".")[:length])
         for target in found
         if not target.left_alone and target.name
         for length in range(target.name.count(".") + 1)
     }
-    # A wrapper around attention modules, like BertAttention or a whole model, is not one itself.
-    kept = [target for target in found if not (target.name in wrappers and target.by_name)]
-    return [_as_instance(target, modules[target.name]) for target in kept]
+    # A module around attention, like BertAttention or a whole model, is not attention itself.
+    return [
+        _as_instance(target, modules[target.name]) for target in found if not (target.name in around and target.by_name)
+    ]
 
 
 def counted_layers(model: nn.Module) -> list[Target]:
@@ -90,129 +87,126 @@ def counted_layers(model: nn.Module) -> list[Target]:
 
 
 def own_layers(model: nn.Module) -> list[Target]:
-    """The attention modules of exsel's own models, for what watches them or tries things out: not for an upgrade."""
+    """The attention modules of exsel's own models. An upgrade refuses them; diagnostics and experiments use them."""
     return [
-        Target(
-            name,
-            type(module).__name__,
-            layout=layout,
-            geometry=_geometry(module, layout),
-            hidden_size=_width(module, layout),
-        )
+        _with_projections(Target(name, type(module).__name__), module, projections)
         for name, module in model.named_modules()
-        if (layout := architectures.OWN.get(architectures.key(original_class(module)))) is not None
+        if (projections := look_up(known.OWN, original_class(module))) is not None
     ]
+
+
+def _with_projections(target: Target, module: nn.Module, projections: Projections) -> Target:
+    geometry = _geometry(module, projections)
+    return replace(target, projections=projections, geometry=geometry, hidden_size=_width(module, projections))
 
 
 def _as_instance(target: Target, module: nn.Module) -> Target:
     reason = "" if target.left_alone or target.exclusive else upgraded_class.refusal(module, target.methods)
-    return Target(target.name, target.cls, reason, reason) if reason else target
+    return replace(target.refused(reason), by_name=False) if reason else target
+
+
+def _sites(cls: type) -> CallSites | RewritingError:
+    try:
+        return find_sites(cls)
+    except RewritingError as error:
+        return error
 
 
 def _target(
-    name: str, module: nn.Module, parent: nn.Module | None, sites_of: Callable[[type], Sites | RewritingError]
+    name: str, module: nn.Module, parent: nn.Module | None, sites_of: Callable[[type], CallSites | RewritingError]
 ) -> Target | None:
     cls: Any = original_class(module)
+    target = Target(name, cls.__name__)
     if isinstance(module, nn.MultiheadAttention):
-        return _multihead_target(name, module, cls, parent)
+        return _multihead_target(target, module, parent)
     if diffusers_processors.has_processor(cls):
-        return _processed_target(name, module, cls)
+        return _processed_target(target, module, cls)
     if cls.__module__.startswith(("torch.", "exsel.")) or isinstance(module, (nn.ModuleList, nn.ModuleDict)):
         return None
-    known = _known_layout(module, cls)
+    in_table = _known_projections(module, cls)
     sites = sites_of(cls)
-    calls_function = sites.all_attention() > 0 if isinstance(sites, Sites) else may_attend(cls)
-    is_attention = _ATTENTION.search(cls.__name__) and any(True for _ in module.parameters())
-    if known is None and not calls_function and not is_attention:
+    calls_function = sites.all_attention() > 0 if isinstance(sites, CallSites) else may_attend(cls)
+    has_name = _ATTENTION.search(cls.__name__) and any(True for _ in module.parameters())
+    if in_table is None and not calls_function and not has_name:
         if cls.__module__.split(".")[0] in _KNOWN_PACKAGES or not may_attend(cls):
             return None
         calls = replacement(cls, "forward") or "a function that is no method of it"
-        reason = f"{cls.__name__} attends in {calls}, into which no call can be put"
-        return Target(name, cls.__name__, reason, reason)
-    by_name = known is None and not calls_function
-
-    def refused(reason: str) -> Target:
-        return Target(name, cls.__name__, reason, reason, by_name=by_name)
-
-    if architectures.key(cls) in architectures.REFUSED_CLASSES:
-        return refused(architectures.REFUSED_CLASSES[architectures.key(cls)])
+        return target.refused(f"{cls.__name__} attends in {calls}, into which no call can be put")
+    target = replace(target, by_name=in_table is None and not calls_function)
+    if reason := look_up(known.REFUSED, cls):
+        return target.refused(reason)
     # The module's name within its layer: layers.0.crossattention.self is one, cross_encoder.layers.0.self_attn not.
     names = f"{re.split(r'[.][0-9]+[.]', name)[-1]} {cls.__name__} {type(parent).__name__}"
-    reason = architectures.LEFT_ALONE.get(architectures.key(cls), "")
-    is_across = architectures.key(cls) in architectures_vision.ACROSS or _is_true(module, "is_cross_attention")
-    if is_across or _CROSS.search(names) or _POOLING.search(names):
-        reason = _NO_OWN_VALUES
+    reason = look_up(known.LEFT_ALONE, cls)
+    if _is_true(module, "is_cross_attention") or _CROSS.search(names) or _POOLING.search(names):
+        reason = NO_OWN_VALUES
     if reason:
-        return Target(name, cls.__name__, reason, reason, left_alone=True)
-    for child, reason in architectures.REFUSED_CHILDREN.items():
-        if hasattr(module, child):
-            return refused(reason)
-    for flag, reason in architectures.REFUSED_FLAGS.items():
-        if _is_true(module, flag):
-            return refused(reason)
+        return replace(target.refused(reason, left_alone=True), by_name=False)
+    for reason in _reasons_of_attributes(module):
+        return target.refused(reason)
     if isinstance(sites, RewritingError):
-        return refused(f"{cls.__name__} {sites}")
-    assert isinstance(sites, Sites)
-    writes_out = known is not None and known.output is not None
-    if (patch := replacement(cls, "forward")) and (writes_out or not calls_function):
-        return refused(f"its forward was replaced by {patch}, which calls no attention function: take that back first")
-    if not writes_out and not calls_function:
-        return refused(f"{cls.__name__} calls no attention function")
-    if not writes_out and (reason := code_paths.refusal(module, cls, sites, architectures_vision.switches(cls))):
-        return refused(reason)
-    methods = ("forward", *sites.names())
-    layout = known or _layout(module)
-    if layout is None:
-        reason = f"the projections of {cls.__name__} are not known here"
-        return Target(name, cls.__name__, selective=reason, methods=methods)
-    geometry = _geometry(module, layout)
-    if geometry is None:
-        reason = f"the heads of {cls.__name__} are not known here"
-        return Target(name, cls.__name__, selective=reason, methods=methods)
-    tried = layout if known is not None else _tried(module, cls, layout)
-    if tried is None:
+        return target.refused(f"{cls.__name__} {sites}")
+    if reason := _reason_of_code(module, cls, sites, in_table):
+        return target.refused(reason)
+    target = replace(target, by_name=False, methods=("forward", *sites.all_methods()))
+    projections = in_table or _usual_projections(module)
+    if projections is None:
+        return replace(target, selective=f"the projections of {cls.__name__} are not known here")
+    if _geometry(module, projections) is None:
+        return replace(target, selective=f"the heads of {cls.__name__} are not known here")
+    if in_table is None:
+        projections = _tried(module, cls, projections)
+    if projections is None:
         reason = f"in which order {cls.__name__} packs its fused projection could not be found by trying it"
-        return Target(name, cls.__name__, selective=reason, methods=methods)
-    layout = tried
-    return Target(
-        name,
-        cls.__name__,
-        selective=architectures.REFUSED_SELECTIVE.get(architectures.key(cls), ""),
-        layout=layout,
-        geometry=geometry,
-        hidden_size=_width(module, layout),
-        methods=methods,
-    )
+        return replace(target, selective=reason)
+    target = replace(target, selective=look_up(known.REFUSED_SELECTIVE, cls) or "")
+    return _with_projections(target, module, projections)
 
 
-def _multihead_target(
-    name: str, module: nn.MultiheadAttention, cls: type[nn.Module], parent: nn.Module | None
-) -> Target:
-    own_name = name.rsplit(".", 1)[-1]
+def _reasons_of_attributes(module: nn.Module) -> Iterator[str]:
+    yield from (reason for child, reason in known.REFUSED_CHILDREN.items() if hasattr(module, child))
+    yield from (reason for flag, reason in known.REFUSED_FLAGS.items() if _is_true(module, flag))
+
+
+def _reason_of_code(module: nn.Module, cls: type, sites: CallSites, in_table: Projections | None) -> str:
+    """Why calls in the class's methods cannot go through the mechanisms; empty where they can."""
+    writes_out = in_table is not None and in_table.output is not None
+    calls_function = sites.all_attention() > 0
+    if (patch := replacement(cls, "forward")) and (writes_out or not calls_function):
+        return f"its forward was replaced by {patch}, which calls no attention function: take that back first"
+    if writes_out:
+        return ""
+    if not calls_function:
+        return f"{cls.__name__} calls no attention function"
+    return code_paths.refusal(module, cls, sites, known.switches(cls))
+
+
+def _multihead_target(target: Target, module: nn.MultiheadAttention, parent: nn.Module | None) -> Target:
+    own_name = target.name.rsplit(".", 1)[-1]
     # In PyTorch's decoder layer, and in copies of it.
     is_decoders = own_name == "multihead_attn" and isinstance(getattr(parent, "self_attn", None), nn.Module)
-    across = is_decoders or multihead.is_across(module) or _POOLING.search(type(parent).__name__)
-    if across or _CROSS.search(own_name) or _CROSS.search(type(parent).__name__):
-        return Target(name, cls.__name__, _NO_OWN_VALUES, _NO_OWN_VALUES, left_alone=True)
-    if reason := multihead.refusal(cls):
-        return Target(name, cls.__name__, reason, reason)
-    geometry = multihead.geometry(module)
-    return Target(name, cls.__name__, layout=multihead.LAYOUT, geometry=geometry, hidden_size=module.embed_dim)
+    has_other_keys = module.kdim != module.embed_dim
+    names = f"{own_name} {type(parent).__name__}"
+    if is_decoders or has_other_keys or _POOLING.search(type(parent).__name__) or _CROSS.search(names):
+        return target.refused(NO_OWN_VALUES, left_alone=True)
+    if reason := multihead.refusal(original_class(module)):
+        return target.refused(reason)
+    geometry = Geometry(module.num_heads, module.num_heads, module.head_dim)
+    return replace(target, projections=multihead.PROJECTIONS, geometry=geometry, hidden_size=module.embed_dim)
 
 
-def _processed_target(name: str, module: nn.Module, cls: type[nn.Module]) -> Target:
-    if diffusers_processors.is_across(module) or _CROSS.search(name.rpartition(".")[2]):
-        return Target(name, cls.__name__, _NO_OWN_VALUES, _NO_OWN_VALUES, left_alone=True)
+def _processed_target(target: Target, module: nn.Module, cls: type[nn.Module]) -> Target:
+    if _is_true(module, "is_cross_attention") or _CROSS.search(target.name.rpartition(".")[2]):
+        return target.refused(NO_OWN_VALUES, left_alone=True)
     exclusive, selective = diffusers_processors.refusals(module, cls)
     geometry = diffusers_processors.geometry(module)
-    return Target(
-        name,
-        cls.__name__,
-        exclusive,
-        selective,
-        layout=None if geometry is None else diffusers_processors.LAYOUT,
+    return replace(
+        target,
+        exclusive=exclusive,
+        selective=selective,
+        projections=None if geometry is None else diffusers_processors.PROJECTIONS,
         geometry=geometry,
-        hidden_size=_features(getattr(module, "to_q", None) or nn.Identity(), "in") or 0,
+        hidden_size=_features(getattr(module, "to_q", None), "in") or 0,
     )
 
 
@@ -220,70 +214,59 @@ def _is_true(module: nn.Module, attribute: str) -> bool:
     return getattr(module, attribute, None) is True
 
 
-def _sites(cls: type) -> Sites | RewritingError:
-    try:
-        return find_sites(cls)
-    except RewritingError as error:
-        return error
-
-
-def _known_layout(module: nn.Module, cls: type) -> Layout | None:
-    key = architectures.key(cls)
-    if key in architectures_vision.FUSED_BY_FLAG:
-        flag, packing, other_packing = architectures_vision.FUSED_BY_FLAG[key]
-        return Layout({"qkv": packing if getattr(module, flag) else other_packing})
-    layout = architectures.CLASSES.get(key)
-    if layout is None or any(getattr(module, name, None) is None for name in layout.projections):
+def _known_projections(module: nn.Module, cls: type) -> Projections | None:
+    if (choice := look_up(known.PACKED_BY_FLAG, cls)) is not None:
+        flag, packing, other_packing = choice
+        return Projections({"qkv": packing if getattr(module, flag) else other_packing})
+    found = look_up(known.PROJECTIONS, cls)
+    if found is None or any(getattr(module, name, None) is None for name in found.packings):
         return None
-    return layout
+    return found
 
 
-def _tried(module: nn.Module, cls: type, layout: Layout) -> Layout | None:
-    """``layout``, found by the names of children alone, with the packing that a fused projection has indeed."""
-    projections = list(layout.projections.items())
-    if len(projections) > 1 or cls.__module__.startswith("transformers."):
-        return layout
-    name = projections[0][0]
-    candidates = []
-    for packing in ("blocks", "heads", "groups"):
-        geometry = _geometry(module, Layout({name: packing}))
-        if geometry is not None and (packing != "groups" or geometry.num_heads != geometry.num_kv_heads):
-            candidates.append((packing, geometry))
-    packing_found = trial.packing_of(module, cls, name, _width(module, layout), candidates)
-    return None if packing_found is None else Layout({name: packing_found})
-
-
-def _layout(module: nn.Module) -> Layout | None:
-    for layout in architectures.LAYOUTS:
-        if all(isinstance(getattr(module, name, None), nn.Module) for name in layout.projections):
-            return layout
+def _usual_projections(module: nn.Module) -> Projections | None:
+    for projections in known.USUAL:
+        if all(isinstance(getattr(module, name, None), nn.Module) for name in projections.packings):
+            return projections
     return None
 
 
-def _features(module: nn.Module, direction: str) -> int | None:
-    """The number of outputs or inputs of a linear layer, quantised, adapted or transposed as it may be."""
+def _tried(module: nn.Module, cls: type, projections: Projections) -> Projections | None:
+    """``projections``, known by their names alone; of a fused one, the packing that it has when it is tried."""
+    if len(projections.packings) > 1 or cls.__module__.startswith("transformers."):
+        return projections
+    (name,) = projections.packings
+    candidates = []
+    for packing in ("blocks", "heads", "groups"):
+        geometry = _geometry(module, Projections({name: packing}))
+        if geometry is not None and (packing != "groups" or geometry.num_heads != geometry.num_kv_heads):
+            candidates.append((packing, geometry))
+    found = trial.packing_of(module, cls, name, _width(module, projections), candidates)
+    return None if found is None else Projections({name: found})
+
+
+def _features(module: Any, direction: str) -> int | None:
+    """The number of outputs or inputs of a linear layer, which may be quantised, adapted or transposed."""
     module = getattr(module, "base_layer", module)
     module = getattr(module, "linear", module)
     names = {"out": ("out_features", "nf"), "in": ("in_features", "nx")}[direction]
-    for name in names:
-        if isinstance(getattr(module, name, None), int):
-            return int(getattr(module, name))
-    return None
+    return next((size for name in names if isinstance(size := getattr(module, name, None), int)), None)
 
 
-def _width(module: nn.Module, layout: Layout) -> int:
-    return _features(getattr(module, next(iter(layout.projections))), "in") or 0
+def _width(module: nn.Module, projections: Projections) -> int:
+    return _features(getattr(module, next(iter(projections.packings))), "in") or 0
 
 
-def _geometry(module: nn.Module, layout: Layout) -> Geometry | None:
-    sizes = {name: _features(getattr(module, name, None) or nn.Identity(), "out") for name in layout.projections}
-    if None in sizes.values():
-        return None
-    totals = {layout.projections[name]: int(size or 0) for name, size in sizes.items()}
-    head_dim = _first_int(module, architectures.HEAD_DIMS)
-    num_heads = _first_int(module, architectures.NUM_HEADS) or _first_int(
-        getattr(module, "config", None), architectures.NUM_HEADS
-    )
+def _geometry(module: nn.Module, projections: Projections) -> Geometry | None:
+    """The heads by which all projections have the widths that they have."""
+    totals = {}
+    for name, kind in projections.packings.items():
+        if (size := _features(getattr(module, name, None), "out")) is None:
+            return None
+        totals[kind] = size
+    config = getattr(module, "config", None)
+    head_dim = _first_int(module, known.HEAD_DIMS)
+    num_heads = _first_int(module, known.NUM_HEADS) or _first_int(config, known.NUM_HEADS)
     first = next(iter(totals))
     if head_dim is None and num_heads is None:
         return None
@@ -304,23 +287,14 @@ def _geometry(module: nn.Module, layout: Layout) -> Geometry | None:
 def _possible_kv_heads(
     module: nn.Module, num_heads: int | None, totals: Mapping[str, int], head_dim: int | None
 ) -> list[int]:
-    possible = []
-    if "value" in totals and head_dim:
-        possible.append(totals["value"] // head_dim)
+    possible = [totals["value"] // head_dim if "value" in totals and head_dim else None]
     for holder in (module, getattr(module, "config", None)):
-        for name in ("num_key_value_heads", "num_kv_heads", "n_kv_heads"):
-            value = _first_int(holder, (name,))
-            possible += [] if value is None else [value]
-    if num_heads is not None:
-        possible.append(num_heads)
-    return [kv_heads for kv_heads in possible if kv_heads > 0]
+        possible += [_first_int(holder, (name,)) for name in known.NUM_KV_HEADS]
+    return [kv_heads for kv_heads in [*possible, num_heads] if kv_heads is not None and kv_heads > 0]
 
 
 def _first_int(holder: Any, names: tuple[str, ...]) -> int | None:
     # What the object itself holds: a configuration's properties may speak for all layers, or refuse to.
     values = getattr(holder, "__dict__", {})
-    for name in names:
-        value = values.get(name)
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
-    return None
+    found = (values.get(name) for name in names)
+    return next((value for value in found if isinstance(value, int) and not isinstance(value, bool)), None)

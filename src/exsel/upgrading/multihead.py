@@ -1,8 +1,8 @@
 """PyTorch's own attention layer, :class:`torch.nn.MultiheadAttention`, with the mechanisms in its forward pass.
 
-Its forward pass lies in one function of PyTorch's (and, for inference, in one kernel), into which no call can be put:
-here it is written again. ``TransformerEncoderLayer`` reads the weights and goes around it for inference where it can:
-:func:`methods` makes its own conditions say that it cannot.
+Its forward pass is one function of PyTorch's, or one kernel in inference, into which no call can be put. So it is
+written here again. ``TransformerEncoderLayer`` reads the weights and goes around the layer in inference where it can;
+:func:`methods` has its own conditions say that it cannot.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -18,23 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from exsel.nn.mechanisms import MechanismPass
-from exsel.nn.projections import Geometry
-from exsel.upgrading.architectures import Layout
+from exsel.upgrading.architectures import Projections
 from exsel.upgrading.rewriting import READ
 from exsel.upgrading.sources import replacement
 
-#: The projections, by the names that :func:`forward` gives them.
-LAYOUT = Layout({"query": "query", "key": "key", "value": "value"})
-
-
-def geometry(module: nn.MultiheadAttention) -> Geometry:
-    """The heads of ``module``."""
-    return Geometry(module.num_heads, module.num_heads, module.head_dim)
-
-
-def is_across(module: nn.MultiheadAttention) -> bool:
-    """Whether ``module`` is made for keys of another width than its queries: it can only attend across."""
-    return bool(module.kdim != module.embed_dim)
+#: By the names that :func:`forward` gives them.
+PROJECTIONS = Projections.read("query key value")
 
 
 def refusal(cls: type) -> str:
@@ -44,6 +33,19 @@ def refusal(cls: type) -> str:
     if cls.forward is not nn.MultiheadAttention.forward:  # type: ignore[attr-defined]
         return f"{cls.__name__} has a forward of its own in the place of nn.MultiheadAttention's"
     return ""
+
+
+def methods(cls: type) -> dict[str, Any]:
+    """What a subclass of ``cls``, an ``nn.MultiheadAttention``, needs.
+
+    PyTorch asks for the property before it goes around :func:`forward` in inference. Nothing else reads it.
+    """
+    original: Any = cls.forward  # type: ignore[attr-defined]
+    return {
+        "forward": forward,
+        "_qkv_same_embed_dim": property(lambda self: False),
+        READ: {"forward": (original, original, original.__code__)},
+    }
 
 
 def forward(
@@ -59,7 +61,7 @@ def forward(
 ) -> tuple[Tensor, Tensor | None]:
     """``nn.MultiheadAttention.forward`` with the mechanisms; arguments, shapes and results are its own.
 
-    With a boolean or float ``key_padding_mask`` a token's position is counted over the tokens that are not padding.
+    With a ``key_padding_mask`` a token's position is counted over the tokens that are not padding.
 
     Raises:
         RuntimeError: ``key`` is not ``query``: cross-attention has no own values. Or a mask of a wrong shape.
@@ -95,19 +97,21 @@ def forward(
     use_causal_hint = is_causal and key_padding_mask is None and not need_weights
     padding = _as_bias(key_padding_mask, query.dtype)
     mask = None if use_causal_hint else _as_bias(attn_mask, query.dtype)
-    insertion: MechanismPass = self._exsel_begin(position_ids=None if padding is None else _positions(padding))
-    heads = _project(self, insertion, query, query if same_value else value)
-    states = _Extended(self.bias_k, self.bias_v, self.add_zero_attn)
+    # 0-based, counted over the tokens that are not padding.
+    positions = None if padding is None else (padding != float("-inf")).long().cumsum(-1) - 1
+    layer_pass: MechanismPass = self._exsel_begin(position_ids=positions)
+    heads = _project(self, layer_pass, query, query if same_value else value)
     keys, values = heads["key"], heads["value"]
-    if states.num_extra:
-        keys, values = insertion.update(states, keys, values)
-    mixed, weights = insertion.attend(
+    num_extra = int(self.bias_k is not None) + int(self.add_zero_attn)
+    if num_extra:
+        keys, values = layer_pass.update(SimpleNamespace(update=functools.partial(_extend, self)), keys, values)
+    mixed, weights = layer_pass.attend(
         functools.partial(_attend, need_weights=need_weights),
         self,
         heads["query"],
         keys,
         values,
-        attn_mask=_merged(mask, padding, query.shape[0], self.num_heads, query.shape[1], states.num_extra),
+        attn_mask=_merged(mask, padding, query.shape[0], self.num_heads, query.shape[1], num_extra),
         dropout_p=self.dropout if self.training else 0.0,
         is_causal=use_causal_hint,
     )
@@ -118,75 +122,39 @@ def forward(
         output, weights = output.squeeze(0), None if weights is None else weights.squeeze(0)
     elif not self.batch_first:
         output = output.transpose(0, 1)
-    return insertion.end((output, weights))  # type: ignore[no-any-return]
+    return layer_pass.end((output, weights))  # type: ignore[no-any-return]
 
 
-def methods(cls: type) -> dict[str, Any]:
-    """What a subclass of ``cls``, an ``nn.MultiheadAttention``, needs, and what is there now.
+def _extend(module: Any, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Key and value ``[B, H, T, D]`` with the layer's learned ones and zeros, which are no token's own, behind them."""
 
-    The property is what PyTorch asks first before it goes around :func:`forward` for inference; nothing else reads it
-    there.
-    """
-    there: Any = cls.forward  # type: ignore[attr-defined]
-    return {
-        "forward": forward,
-        "_qkv_same_embed_dim": property(lambda self: False),
-        READ: {"forward": (there, there, there.__code__)},
-    }
-
-
-@dataclass(frozen=True)
-class _Extended:
-    """The keys and values that the layer has beside its tokens': not selected, and nobody's own."""
-
-    bias_k: Tensor | None
-    bias_v: Tensor | None
-    zero: bool
-
-    @property
-    def num_extra(self) -> int:
-        return int(self.bias_k is not None) + int(self.zero)
-
-    def update(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Key and value ``[B, H, T, D]`` and what comes after them."""
-        return self._extended(key, self.bias_k), self._extended(value, self.bias_v)
-
-    def _extended(self, states: Tensor, bias: Tensor | None) -> Tensor:
-        batch, num_heads, _, head_dim = states.shape
+    def extended(states: Tensor, bias: Tensor | None) -> Tensor:
+        shape = (states.shape[0], states.shape[1], 1, states.shape[3])
         parts = [states]
         if bias is not None:
-            parts.append(bias.to(states.dtype).reshape(1, num_heads, 1, head_dim).expand(batch, -1, -1, -1))
-        if self.zero:
-            parts.append(states.new_zeros(batch, num_heads, 1, head_dim))
+            parts.append(bias.to(states.dtype).reshape(1, *shape[1:]).expand(shape))
+        if module.add_zero_attn:
+            parts.append(states.new_zeros(shape))
         return torch.cat(parts, dim=-2)
 
+    return extended(key, module.bias_k), extended(value, module.bias_v)
 
-def _project(module: Any, insertion: MechanismPass, query: Tensor, value: Tensor) -> dict[str, Tensor]:
-    """By kind ``[B, H, T, D]``."""
-    bias = module.in_proj_bias
-    width = module.embed_dim
-    if module.in_proj_weight is None:
-        biases = (None, None, None) if bias is None else bias.chunk(3)
-        packed = {
-            "query": F.linear(query, module.q_proj_weight, biases[0]),
-            "key": F.linear(query, module.k_proj_weight, biases[1]),
-            "value": F.linear(value, module.v_proj_weight, biases[2]),
-        }
-    elif value is query:
-        packed = dict(
-            zip(("query", "key", "value"), F.linear(query, module.in_proj_weight, bias).chunk(3, dim=-1), strict=True)
-        )
+
+def _project(module: Any, layer_pass: MechanismPass, query: Tensor, value: Tensor) -> dict[str, Tensor]:
+    """Query, key and value ``[B, H, T, D]`` by name."""
+    bias, sources = module.in_proj_bias, (query, query, value)
+    if module.in_proj_weight is not None and value is query:
+        packed = F.linear(query, module.in_proj_weight, bias).chunk(3, dim=-1)
     else:
-        weights = module.in_proj_weight.split([2 * width, width])
-        biases = (None, None) if bias is None else bias.split([2 * width, width])
-        both = F.linear(query, weights[0], biases[0]).chunk(2, dim=-1)
-        packed = {"query": both[0], "key": both[1], "value": F.linear(value, weights[1], biases[1])}
-    sources = {"query": query, "key": query, "value": value}
+        separate = (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)
+        weights = separate if module.in_proj_weight is None else module.in_proj_weight.chunk(3)
+        biases = (None, None, None) if bias is None else bias.chunk(3)
+        packed = tuple(map(F.linear, sources, weights, biases))
     return {
-        kind: insertion.project(kind, _returning(states), sources[kind])
+        kind: layer_pass.project(kind, _returning(states), source)
         .unflatten(-1, (module.num_heads, module.head_dim))
         .transpose(1, 2)
-        for kind, states in packed.items()
+        for kind, states, source in zip(PROJECTIONS.packings, packed, sources, strict=True)
     }
 
 
@@ -215,7 +183,7 @@ def _attend(
 
 
 def _as_bias(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """What is added to the scores, of a mask that is boolean (True: may *not* attend) or is added itself."""
+    """A mask that is boolean (True: may *not* attend) or is added itself, as what is added to the scores."""
     if mask is None:
         return None
     if mask.dtype == torch.bool:
@@ -225,15 +193,10 @@ def _as_bias(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return mask.to(dtype)
 
 
-def _positions(padding: Tensor) -> Tensor:
-    """0-based ``[B, T]``, counted over the tokens that are not padding."""
-    return (padding != float("-inf")).long().cumsum(-1) - 1
-
-
 def _merged(
     mask: Tensor | None, padding: Tensor | None, batch: int, num_heads: int, num_tokens: int, num_extra: int
 ) -> Tensor | None:
-    """Both masks over all heads, ``[B or 1, H or 1, T or 1, S]``; what comes after the tokens is never masked."""
+    """Both masks over all heads, ``[B or 1, H or 1, T or 1, S]``; keys that are no token's own are never masked."""
     if mask is not None:
         per_head = (batch * num_heads, num_tokens, num_tokens)
         if mask.shape not in (per_head, per_head[1:]):

@@ -1,26 +1,20 @@
-"""Put mechanisms into chosen attention layers, and take them out again."""
+"""Which layers of a model get which mechanisms, and the mechanisms put into them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from torch import nn
 
 from exsel.config import ExclusiveConfig, SelectiveConfig, resolve_layers
 from exsel.errors import UpgradeError
 from exsel.nn.mechanisms import Mechanisms
-from exsel.upgrading import attention_layers, upgraded_class, wrapped_methods
-from exsel.upgrading.attention_layers import Target
-from exsel.upgrading.rewriting import CHILD
-from exsel.upgrading.upgraded_class import original_class
+from exsel.upgrading.architectures import Projections
+from exsel.upgrading.attention_layers import Target, counted_layers
+from exsel.upgrading.upgraded_class import insert, original_class, upgraded_class
 
 #: A layer, and which mechanisms it gets.
 Step = tuple[Target, ExclusiveConfig | None, SelectiveConfig | None]
-
-#: After the name of the model that was upgraded: nobody finds what was upgraded under it, and so nobody takes the plain
-#: one for it.
-UNSAVED = ", upgraded in memory: save_pretrained it to a folder, and load it from there by exsel.from_pretrained"
 
 
 def layers_of(config: ExclusiveConfig | SelectiveConfig | None, count: int) -> frozenset[int]:
@@ -28,26 +22,22 @@ def layers_of(config: ExclusiveConfig | SelectiveConfig | None, count: int) -> f
     return frozenset() if config is None else resolve_layers(config.layers, count)
 
 
-def plan(model: nn.Module, exclusive: ExclusiveConfig | None, selective: SelectiveConfig | None) -> list[Step]:
-    """What goes where, before anything is touched: the layers that get one of the two, and which.
+def choose_layers(model: nn.Module, exclusive: ExclusiveConfig | None, selective: SelectiveConfig | None) -> list[Step]:
+    """The layers that get one of the two mechanisms, and which.
 
     Raises:
         UpgradeError: nothing asked for, no layer that could be upgraded, or a layer named that cannot be.
     """
     if exclusive is None and selective is None:
         raise UpgradeError("upgrade needs exclusive or selective: True, or a configuration")
-    found = attention_layers.counted_layers(model)
+    found = counted_layers(model)
     if not found:
         if any(type(module).__module__.startswith("exsel.") for module in model.modules()):
             raise UpgradeError(
                 f"{type(model).__name__} has both mechanisms in its own code: choose them in its configuration"
             )
         raise UpgradeError(f"{type(model).__name__} has no self-attention that could be upgraded")
-    layers = {
-        "exclusive": layers_of(exclusive, len(found)),
-        "selective": layers_of(selective, len(found)),
-    }
-    implementation = getattr(getattr(model, "config", None), "_attn_implementation", None)
+    layers = {"exclusive": layers_of(exclusive, len(found)), "selective": layers_of(selective, len(found))}
     steps = []
     for index, target in enumerate(found):
         for name, indices in layers.items():
@@ -56,44 +46,52 @@ def plan(model: nn.Module, exclusive: ExclusiveConfig | None, selective: Selecti
                 remedy = f"leave it out with {name.capitalize()}Config(layers={possible})" if possible else "none can"
                 where = f"{target.name or 'the model'} (layer {index}, {target.cls})"
                 raise UpgradeError(f"{where} cannot be {name}: {reason}; {remedy}")
-        chosen = (
+        step = (
+            target,
             exclusive if index in layers["exclusive"] else None,
             selective if index in layers["selective"] else None,
         )
-        if chosen[0] is not None and chosen[0].strength == "learned" and target.geometry is None:
-            raise UpgradeError(f"{target.name} ({target.cls}) cannot learn its strength: its heads are not known here")
-        has_parameters = chosen[1] is not None or (chosen[0] is not None and chosen[0].strength == "learned")
-        if has_parameters and any(
-            hasattr(part, "device_mesh") for part in model.get_submodule(target.name).parameters()
-        ):
-            raise UpgradeError(
-                f"{target.name} is distributed already, which new parameters would not be: upgrade before fully_shard, "
-                "or save the upgraded model and load it distributed"
-            )
-        if target.layout is not None and target.layout.output is not None and implementation == "exsel":
-            raise UpgradeError(
-                f"{target.name} ({target.cls}) writes its attention out, and cannot read the masks of "
-                'attn_implementation="exsel": load the model with "eager"'
-            )
-        if any(chosen):
-            steps.append((target, *chosen))
+        if any(step[1:]):
+            _check(model, *step)
+            steps.append(step)
     return steps
+
+
+def _check(
+    model: nn.Module, target: Target, exclusive: ExclusiveConfig | None, selective: SelectiveConfig | None
+) -> None:
+    where = f"{target.name} ({target.cls})"
+    has_learned_strength = exclusive is not None and exclusive.strength == "learned"
+    if has_learned_strength and target.geometry is None:
+        raise UpgradeError(f"{where} cannot learn its strength: its heads are not known here")
+    parameters = model.get_submodule(target.name).parameters()
+    if (selective or has_learned_strength) and any(hasattr(parameter, "device_mesh") for parameter in parameters):
+        raise UpgradeError(
+            f"{target.name} is distributed already, which new parameters would not be: upgrade before fully_shard, "
+            "or save the upgraded model and load it distributed"
+        )
+    implementation = getattr(getattr(model, "config", None), "_attn_implementation", None)
+    if target.projections is not None and target.projections.output is not None and implementation == "exsel":
+        raise UpgradeError(
+            f"{where} writes its attention out, and cannot read the masks of "
+            'attn_implementation="exsel": load the model with "eager"'
+        )
 
 
 def build_mechanisms(
     module: nn.Module, target: Target, exclusive: ExclusiveConfig | None, selective: SelectiveConfig | None
 ) -> Mechanisms:
     """The mechanisms of ``module``, on its device; an MLP's W' in its dtype (float32 where that is quantised)."""
-    layer_index = getattr(module, "layer_idx", getattr(module, "layer_id", None))
+    projections = target.projections or Projections({})
     mechanisms = Mechanisms(
         target.geometry,
         exclusive,
         selective,
-        projections={} if target.layout is None else dict(target.layout.projections),
-        scales_projections=target.layout is not None and target.layout.output is not None,
-        reuses_projections=target.layout is not None and target.layout.reuses_projections,
+        projections=dict(projections.packings),
+        scales_projections=projections.output is not None,
+        reuses_projections=projections.reused,
         hidden_size=target.hidden_size,
-        layer_index=layer_index,
+        layer_index=getattr(module, "layer_idx", getattr(module, "layer_id", None)),
         has_window=_has_window(module),
     )
     device = next((parameter.device for parameter in module.parameters()), None)
@@ -115,35 +113,11 @@ def _has_window(module: nn.Module) -> bool:
 
 
 def insert_all(model: nn.Module, steps: Iterable[Step]) -> None:
-    """Put new mechanisms into the layers of ``steps``; all that can fail comes before the first change."""
+    """Put new mechanisms into the layers of ``steps``. Everything that can fail comes before the first change."""
     parts = []
     for target, exclusive, selective in steps:
         module = model.get_submodule(target.name)
-        _upgraded_class(module, target)
-        parts.append((module, target, build_mechanisms(module, target, exclusive, selective)))
-    for module, target, mechanisms in parts:
-        insert(module, target, mechanisms)
-
-
-def _upgraded_class(module: nn.Module, target: Target) -> Any:
-    """The class that :func:`insert` gives ``module``."""
-    projections = {} if target.layout is None else target.layout.projections
-    output = None if target.layout is None else target.layout.output
-    return upgraded_class.upgraded_class(type(module), tuple(projections.items()), output)
-
-
-def insert(module: nn.Module, target: Target, child: nn.Module) -> None:
-    """Have the forward pass of ``module`` go through ``child``, which begins an insertion as Mechanisms do."""
-    upgraded = _upgraded_class(module, target)
-    module._modules[CHILD] = child
-    module.__class__ = upgraded
-    wrapped_methods.remember(module)
-    upgraded_class.rebind(module)
-
-
-def remove(module: nn.Module) -> None:
-    """The inverse of :func:`insert`."""
-    cls = original_class(module)
-    del module._modules[CHILD]
-    module.__class__ = cls
-    upgraded_class.rebind(module)
+        upgraded_class(original_class(module), target.projections)
+        parts.append((module, target.projections, build_mechanisms(module, target, exclusive, selective)))
+    for part in parts:
+        insert(*part)

@@ -1,14 +1,14 @@
-"""The forward pass of an attention class with calls to an :class:`exsel.nn.layer_pass.LayerPass` put into it.
+"""The forward pass of an attention class, with the calls in which the mechanisms take part going through them.
 
-What one would do by hand, in a copy of the modelling file: at the layer's projections, its cache and its attention
-function the call goes through the insertion. The rest of the method stays as it is, line numbers too, so that norms,
-gates, caches and whichever attention function is chosen keep their places, and a traceback shows the original's lines.
+The result is what one would write by hand in a copy of the modelling file: the calls of the layer's projections, its
+cache and its attention function go through a :class:`exsel.nn.mechanisms.MechanismPass`. All else stays as it is, line
+numbers too. So norms, gates, caches and any attention function keep their places, and a traceback shows the original's
+lines.
 """
 
 from __future__ import annotations
 
 import ast
-import functools
 import inspect
 import re
 import types
@@ -20,69 +20,92 @@ import torch.nn.functional as F
 
 from exsel.upgrading.sources import Method, RewritingError, content, may_attend, read
 
-#: The local variable that holds the insertion; the child module that holds the parameters; the method of an upgraded
-#: layer that begins an insertion.
-INSERTION = "_exsel"
+#: The local variable that holds the pass; the child module that holds the parameters; the method of an upgraded layer
+#: that begins a pass.
+PASS = "_exsel"
 CHILD = "exsel"
 BEGIN = "_exsel_begin"
-#: Among an upgraded class's attributes: what the original class had, by name, when it was rewritten.
+#: The attribute of an upgraded class that says what the original class had, by name, when it was rewritten.
 READ = "exsel_read"
 
 #: Names of a cache among the parameters of attention modules.
 CACHES = ("past_key_values", "past_key_value", "layer_past", "cache")
 _MASKS = ("attention_mask", "mask")
 _CONTEXTS = ("key_value_states", "encoder_hidden_states", "context", "memory")
-#: Names of two inputs that are one tensor in self-attention. Only of classes that are not swept by the tests.
+#: Names of two inputs that are one tensor in self-attention, in classes outside transformers.
 _QUERIES_AND_KEYS = (("query", "key"), ("queries", "keys"), ("q", "k"))
 
 
 @dataclass
-class Sites:
-    """What a method calls: the places found in it, and the methods of the class in which others lie."""
+class CallSites:
+    """The calls in a method in which the mechanisms take part.
+
+    Args:
+        method: the method.
+        layer: the name of its parameter that is the layer.
+        attention: the number of calls of an attention function.
+        projections: the layer's attributes that it calls.
+        methods: the calls in those methods of the layer that it calls.
+    """
 
     method: Method
+    layer: str
     attention: int = 0
     projections: set[str] = field(default_factory=set)
-    methods: dict[str, Sites] = field(default_factory=dict)
+    methods: dict[str, CallSites] = field(default_factory=dict)
 
     def all_attention(self) -> int:
-        """Over this method and those it calls."""
+        """The calls of an attention function in this method and those it calls."""
         return self.attention + sum(sites.all_attention() for sites in self.methods.values())
 
-    def names(self) -> set[str]:
-        """Of the methods in which others lie, and of those in these."""
-        return set(self.methods).union(*(sites.names() for sites in self.methods.values()))
+    def all_methods(self) -> dict[str, CallSites]:
+        """The methods that this one calls, and those that they call."""
+        return self.methods | {
+            name: sites for inner in self.methods.values() for name, sites in inner.all_methods().items()
+        }
 
-    def all_projections(self) -> set[str]:
-        """Over this method and those it calls."""
-        return self.projections.union(*(sites.all_projections() for sites in self.methods.values()))
+    def kind(self, call: ast.Call) -> tuple[str, str]:
+        """The method of a pass that ``call`` goes through, and the attribute of the layer that it calls, if any.
+
+        The method is ``"of_layer"`` for a call of an attribute, a projection or another method.
+        """
+        if _is_sdpa(call, self.method):
+            return "sdpa", ""
+        if isinstance(call.func, ast.Name) and call.func.id == "dispatch_attention_fn":  # diffusers' function
+            return "sdpa_tokens_first", ""
+        if _is_attention_function(call, self.layer):
+            return "attend", ""
+        if (name := attribute_of(call.func, self.layer)) is not None:
+            return "of_layer", name
+        if _is_cache_update(call):
+            return "update", ""
+        return "linear", self._linear_of(call) or ""
+
+    def _linear_of(self, call: ast.Call) -> str | None:
+        """``name`` of ``F.linear(x, self.name.weight, …)``, a projection that the layer computes itself."""
+        if _named_value(call.func, self.method.function) is F.linear:
+            weights = [*call.args[1:2], *(keyword.value for keyword in call.keywords if keyword.arg == "weight")]
+            for weight in weights:
+                if isinstance(weight, ast.Attribute) and weight.attr == "weight":
+                    return attribute_of(weight.value, self.layer)
+        return None
 
 
-def attribute_of(node: ast.expr, receiver: str) -> str | None:
-    """``name`` of the expression ``receiver.name``."""
-    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == receiver:
-        return node.attr
+def attribute_of(node: ast.AST, name: str) -> str | None:
+    """``attribute`` of the expression ``name.attribute``."""
+    match node:
+        case ast.Attribute(value=ast.Name(id=found), attr=attribute) if found == name:
+            return attribute
     return None
 
 
-def is_sdpa(call: ast.Call, method: Method) -> bool:
-    """Whether ``call``, in ``method``, is one of PyTorch's attention, under whatever name it was imported."""
+def _is_sdpa(call: ast.Call, method: Method) -> bool:
+    """Whether ``call`` is one of PyTorch's attention, under whatever name it was imported."""
     found = _named_value(call.func, method.function)
     if found is not None:
         return found is F.scaled_dot_product_attention
     path = ast.unparse(call.func)  # imported in the function itself
     return path.endswith("scaled_dot_product_attention") and not path.startswith(f"{method.receiver}.")
-
-
-def _linear_of(call: ast.Call, method: Method) -> str | None:
-    """``name`` of ``F.linear(x, self.name.weight, …)``: a projection that the layer does itself."""
-    if _named_value(call.func, method.function) is not F.linear:
-        return None
-    weights = [*call.args[1:2], *(keyword.value for keyword in call.keywords if keyword.arg == "weight")]
-    for weight in weights:
-        if isinstance(weight, ast.Attribute) and weight.attr == "weight":
-            return attribute_of(weight.value, method.receiver)
-    return None
 
 
 def _named_value(expression: ast.expr, function: types.FunctionType) -> Any:
@@ -100,200 +123,197 @@ def _named_value(expression: ast.expr, function: types.FunctionType) -> Any:
     return function.__globals__.get(expression.id)
 
 
-def is_attention_function(call: ast.Call, receiver: str) -> bool:
-    """``attention_interface(self, query, key, value, …)``: transformers' convention."""
-    if not re.search("attention|attn", ast.unparse(call.func)):
-        return False
-    if not call.args or not (isinstance(call.args[0], ast.Name) and call.args[0].id == receiver):
+def _is_attention_function(call: ast.Call, layer: str) -> bool:
+    """Whether ``call`` is ``attention_interface(self, query, key, value, …)``, transformers' convention."""
+    if not call.args or not (isinstance(call.args[0], ast.Name) and call.args[0].id == layer):
         return False
     if any(isinstance(argument, ast.Starred) for argument in call.args[:4]):
         return False
-    return len(call.args) >= 4 or {"query", "key", "value"} <= {keyword.arg for keyword in call.keywords}
+    has_states = len(call.args) >= 4 or {"query", "key", "value"} <= {keyword.arg for keyword in call.keywords}
+    return has_states and re.search("attention|attn", ast.unparse(call.func)) is not None
 
 
 def _is_cache_update(call: ast.Call) -> bool:
     return isinstance(call.func, ast.Attribute) and call.func.attr == "update" and len(call.args) >= 3
 
 
-def find_sites(cls: type, name: str = "forward", seen: frozenset[str] = frozenset()) -> Sites:
-    """The places in method ``name`` of ``cls``, and in the methods that it calls on itself.
+def find_sites(cls: type, name: str = "forward", seen: frozenset[str] = frozenset(), *, place: int = 0) -> CallSites:
+    """The calls in method ``name`` of ``cls``, and in the methods of the layer that it calls.
+
+    Args:
+        cls: an attention module's class, or a class whose method gets the layer.
+        name: of the method.
+        seen: methods that this one was called by.
+        place: of the layer among the method's parameters.
 
     Raises:
         RewritingError: no source to read, or a wrapper that is not known.
     """
     method = read(cls, name)
-    sites = Sites(method)
+    if len(method.parameters) <= place:
+        raise RewritingError(f"has a {name} that does not take the layer first")
+    sites = CallSites(method, method.parameters[place])
     for node in ast.walk(method.definition):
         if not isinstance(node, ast.Call):
             continue
-        called = attribute_of(node.func, method.receiver)
-        if is_sdpa(node, method) or is_attention_function(node, method.receiver):
+        kind, called = sites.kind(node)
+        if kind in ("sdpa", "sdpa_tokens_first", "attend"):
             sites.attention += 1
-        elif called is not None:
-            if called not in seen | {name} and isinstance(
-                inspect.getattr_static(cls, called, None), types.FunctionType
-            ):
-                try:
-                    sites.methods[called] = find_sites(cls, called, seen | {name})
-                except RewritingError:
-                    # As it is, it stays: what lies in it is not seen, but it is no attention.
-                    if may_attend(cls, called):
-                        raise
-            else:
-                sites.projections.add(called)
-        elif (name_of_linear := _linear_of(node, method)) is not None:
-            sites.projections.add(name_of_linear)
+        elif kind == "of_layer" and place == 0 and _is_method(cls, called):
+            if called in seen | {name}:
+                continue
+            try:
+                sites.methods[called] = find_sites(cls, called, seen | {name})
+            except RewritingError:
+                # A method that cannot be read stays as it is. That is no loss unless it attends.
+                if may_attend(cls, called):
+                    raise
+        elif called:
+            sites.projections.add(called)
     return sites
 
 
-class _Rewriter(ast.NodeTransformer):
-    def __init__(
-        self,
-        method: Method,
-        projections: Mapping[str, str],
-        output: str | None,
-        methods: Mapping[str, Sites],
-    ):
-        self.method = method
-        self.projections = projections
-        self.output = output
-        self.methods = methods
-        self.depth = 0
-        self.wraps_returns = False
-
-    def visit_Call(self, node: ast.Call) -> ast.AST:
-        self.generic_visit(node)
-        called = attribute_of(node.func, self.method.receiver)
-        calls_function = self.output is None
-        if calls_function and is_sdpa(node, self.method):
-            call = through("sdpa", node.func, *node.args, keywords=node.keywords)
-        elif calls_function and is_attention_function(node, self.method.receiver):
-            call = through("attend", node.func, *node.args, keywords=node.keywords)
-        elif calls_function and _is_cache_update(node):
-            assert isinstance(node.func, ast.Attribute)
-            call = through("update", node.func.value, *node.args, keywords=node.keywords)
-        elif (name := _linear_of(node, self.method)) in self.projections:
-            source = [*node.args[:1], *(keyword.value for keyword in node.keywords if keyword.arg == "input")]
-            rest = [keyword for keyword in node.keywords if keyword.arg != "input"]
-            call = through("project", ast.Constant(name), node.func, *source, *node.args[1:], keywords=rest)
-        elif called in self.projections:
-            call = through("project", ast.Constant(called), node.func, *node.args, keywords=node.keywords)
-        elif called is not None and called == self.output:
-            mixed = through("mixed", node.args[0])
-            call = ast.Call(node.func, [mixed, *node.args[1:]], node.keywords)
-        elif called in self.methods:
-            receiver = ast.Name(self.method.receiver, ast.Load())
-            function = ast.Attribute(receiver, rewritten_name(str(called)), ast.Load())
-            call = ast.Call(function, [ast.Name(INSERTION, ast.Load()), *node.args], node.keywords)
-        else:
-            return node
-        return ast.copy_location(call, node)
-
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
-        self.depth += 1
-        self.generic_visit(node)
-        self.depth -= 1
-        return node
-
-    def visit_Lambda(self, node: ast.Lambda) -> ast.AST:
-        return node
-
-    def visit_Return(self, node: ast.Return) -> ast.AST:
-        self.generic_visit(node)
-        if self.depth > 1 or not self.wraps_returns:
-            return node
-        value = node.value if node.value is not None else ast.Constant(None)
-        end = "end_mixed" if self.output == "" else "end"  # it returns what it mixed
-        return ast.copy_location(ast.Return(through(end, value)), node)
-
-
-def through(method: str, *arguments: ast.expr, keywords: list[ast.keyword] | None = None) -> ast.Call:
-    """The call ``_exsel.method(…)``."""
-    function = ast.Attribute(ast.Name(INSERTION, ast.Load()), method, ast.Load())
-    return ast.Call(function, list(arguments), keywords or [])
-
-
-def rewritten_name(method: str) -> str:
-    """The name of a method's rewritten form, beside the original."""
-    return f"_exsel_{method}"
-
-
-def _with_sites(sites: Sites, projections: Mapping[str, str], output: str | None) -> dict[str, Sites]:
-    """The methods that are to be rewritten, by name: those in which a place lies."""
-    found: dict[str, Sites] = {}
-    for name, inner in sites.methods.items():
-        calls = inner.all_projections()
-        if inner.all_attention() or calls & set(projections) or (output is not None and output in calls):
-            found[name] = inner
-            found |= _with_sites(inner, projections, output)
-    return found
+def _is_method(cls: type, name: str) -> bool:
+    return isinstance(inspect.getattr_static(cls, name, None), types.FunctionType)
 
 
 def rewrite(cls: type, projections: Mapping[str, str], output: str | None) -> dict[str, Any]:
-    """The methods of ``cls`` through an insertion, by name, and what they were: what a subclass of it needs.
+    """The methods that a subclass of ``cls`` needs to go through the mechanisms, by name.
 
     Args:
         cls: an attention module's class.
         projections: its projections, and how each is packed.
-        output: for a class whose attention is written out: its output projection, at whose input the mixed values
-            are; ``""``: it has none, and its forward returns them. ``None`` for a class that calls an attention
-            function.
+        output: for a class whose attention is written out, its output projection, whose input is what was mixed, or
+            ``""`` if its forward returns what was mixed. ``None`` for a class that calls an attention function.
 
     Raises:
         RewritingError: no source to read, or a wrapper that is not known.
     """
     sites = find_sites(cls)
-    inner = _with_sites(sites, projections, output)
-    found = {name: other.method for name, other in {"forward": sites, **inner}.items()}
+    inner = _with_calls(sites, {*projections, output})
     methods: dict[str, Any] = {}
-    for name, method in found.items():
-        rewriter = _Rewriter(method, projections, output, inner)
-        if name == "forward":
-            methods[name] = method.rewritten(functools.partial(_rewrite_forward, rewriter))
-        else:
-            methods[rewritten_name(name)] = method.rewritten(functools.partial(_rewrite_inner, rewriter))
-    return {**methods, READ: {name: method.as_read for name, method in found.items()}}
+    for name, found in {"forward": sites, **inner}.items():
+        is_forward = name == "forward"
+
+        def change(definition: ast.FunctionDef, found: CallSites = found, is_forward: bool = is_forward) -> None:
+            _rewrite_calls(definition, found, projections, output, inner)
+            if is_forward:
+                _end(definition, output)
+                _begin(definition, found.layer, _arguments_of_begin(found))
+            else:
+                (definition.args.posonlyargs or definition.args.args).insert(1, ast.arg(PASS))
+
+        methods[name if is_forward else f"_exsel_{name}"] = found.method.rewritten(change)
+    return {**methods, READ: {name: found.method.as_read for name, found in {"forward": sites, **inner}.items()}}
 
 
-def _rewrite_forward(rewriter: _Rewriter, definition: ast.FunctionDef) -> None:
-    rewriter.wraps_returns = True
-    rewriter.visit(definition)
-    begin(definition, rewriter.method.receiver, _call_of_begin(rewriter.method))
+def rewrite_processor(sites: CallSites, projections: Mapping[str, str], arguments: Iterable[str]) -> types.FunctionType:
+    """The method of ``sites``, to which the layer is given, through the layer's mechanisms.
+
+    Args:
+        sites: its calls.
+        projections: see :func:`rewrite`.
+        arguments: of the call that begins a pass.
+    """
+
+    def change(definition: ast.FunctionDef) -> None:
+        _rewrite_calls(definition, sites, projections, None, {})
+        _end(definition, None)
+        _begin(definition, sites.layer, arguments)
+
+    return sites.method.rewritten(change)
 
 
-def _rewrite_inner(rewriter: _Rewriter, definition: ast.FunctionDef) -> None:
-    rewriter.visit(definition)
-    (definition.args.posonlyargs or definition.args.args).insert(1, ast.arg(INSERTION))
+def _with_calls(sites: CallSites, names: set[str | None]) -> dict[str, CallSites]:
+    """The methods that are to be rewritten: those that attend, or call one of ``names``, or a method that does."""
+    found: dict[str, CallSites] = {}
+    for name, inner in sites.methods.items():
+        both = [inner, *inner.all_methods().values()]
+        if inner.all_attention() or any(not each.projections.isdisjoint(names) for each in both):
+            found |= {name: inner, **_with_calls(inner, names)}
+    return found
 
 
-def begin(definition: ast.FunctionDef, layer: str, arguments: Iterable[str]) -> None:
+def _nodes(root: ast.AST, depth: int = 0) -> Iterator[tuple[ast.AST, int]]:
+    """The nodes below ``root`` outside lambdas, inner ones first, and in how many inner functions each lies."""
+    for node in ast.iter_child_nodes(root):
+        if not isinstance(node, ast.Lambda):
+            yield from _nodes(node, depth + isinstance(node, ast.FunctionDef))
+            yield node, depth
+
+
+def _rewrite_calls(
+    definition: ast.FunctionDef,
+    sites: CallSites,
+    projections: Mapping[str, str],
+    output: str | None,
+    methods: Mapping[str, CallSites],
+) -> None:
+    for call in [node for node, _ in _nodes(definition) if isinstance(node, ast.Call)]:
+        kind, name = sites.kind(call)
+        if name and name in projections:
+            if kind == "linear":
+                call.args += [keyword.value for keyword in call.keywords if keyword.arg == "input"]
+                call.keywords = [keyword for keyword in call.keywords if keyword.arg != "input"]
+            _through("project", call, ast.Constant(name), call.func)
+        elif name and name == output:
+            call.args[0] = ast.Call(_method("mixed"), [call.args[0]], [])
+        elif name and name in methods:
+            assert isinstance(call.func, ast.Attribute)
+            call.func.attr = f"_exsel_{name}"
+            call.args.insert(0, ast.Name(PASS, ast.Load()))
+        elif kind == "update" and output is None:
+            assert isinstance(call.func, ast.Attribute)
+            _through("update", call, call.func.value)
+        elif kind in ("sdpa", "sdpa_tokens_first", "attend") and output is None:
+            _through(kind, call, call.func)
+
+
+def _method(name: str) -> ast.expr:
+    return ast.Attribute(ast.Name(PASS, ast.Load()), name, ast.Load())
+
+
+def _through(method: str, call: ast.Call, *first: ast.expr) -> None:
+    """Make ``call`` one of a pass's ``method``, with further first arguments."""
+    call.func, call.args = _method(method), [*first, *call.args]
+
+
+def _end(definition: ast.FunctionDef, output: str | None) -> None:
+    for node, depth in list(_nodes(definition)):
+        if isinstance(node, ast.Return) and depth == 0:
+            value = node.value if node.value is not None else ast.Constant(None)
+            node.value = ast.Call(_method("end_mixed" if output == "" else "end"), [value], [])
+
+
+def _begin(definition: ast.FunctionDef, layer: str, arguments: Iterable[str]) -> None:
     """Have the method begin with ``_exsel = layer._exsel_begin(…)``."""
-    statement = ast.parse(f"{INSERTION} = {layer}.{BEGIN}({', '.join(arguments)})").body[0]
+    statement = ast.parse(f"{PASS} = {layer}.{BEGIN}({', '.join(arguments)})").body[0]
     for node in ast.walk(statement):
         ast.copy_location(node, definition)
     definition.body.insert(0 if ast.get_docstring(definition) is None else 1, statement)
 
 
-def _call_of_begin(method: Method) -> Iterator[str]:
+def _arguments_of_begin(sites: CallSites) -> Iterator[str]:
     """The positions, the cache and what else the method is called with, as :meth:`Mechanisms.begin` takes them."""
+    method = sites.method
     arguments = method.definition.args
     names = [*method.parameters[1:], *(argument.arg for argument in arguments.kwonlyargs)]
-    if "position_ids" in names:
-        yield "position_ids=position_ids"
-    elif arguments.kwarg is not None:
-        yield f"position_ids={arguments.kwarg.arg}.get('position_ids')"
+
+    def given(name: str, found: list[str]) -> Iterator[str]:
+        if found:
+            yield f"{name}={found[0]}"
+        elif arguments.kwarg is not None:
+            yield f"{name}={arguments.kwarg.arg}.get({name!r})"
+
+    yield from given("position_ids", [name for name in names if name == "position_ids"])
     yield from [f"cache={name}" for name in CACHES if name in names][:1]
     contexts = [f"None if {name} is {names[0]} else {name}" for name in _CONTEXTS if name in names]
     if not method.function.__module__.startswith("transformers."):
         contexts += [f"None if {k} is {q} else {k}" for q, k in _QUERIES_AND_KEYS if {q, k} <= set(names)]
     yield from [f"context={context}" for context in contexts][:1]
-    masks = [name for name in _MASKS if name in names]
-    if masks:
-        yield f"attention_mask={masks[0]}"
-    elif arguments.kwarg is not None:
-        yield f"attention_mask={arguments.kwarg.arg}.get('attention_mask')"
-    # One module may be several layers of a cache: its own call says which.
+    yield from given("attention_mask", [name for name in _MASKS if name in names])
+    # One module may be several layers of a cache. Then its own call of the cache says which.
     calls = (node for node in ast.walk(method.definition) if isinstance(node, ast.Call))
     for index in [call.args[2] for call in calls if _is_cache_update(call)][:1]:
-        if {name.id for name in ast.walk(index) if isinstance(name, ast.Name)} <= {method.receiver, *names}:
+        if {name.id for name in ast.walk(index) if isinstance(name, ast.Name)} <= {sites.layer, *names}:
             yield f"layer_index={ast.unparse(index)}"

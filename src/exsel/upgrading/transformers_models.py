@@ -25,13 +25,12 @@ from transformers.models.auto.auto_factory import _BaseAutoModelClass
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from exsel.errors import LoadError, UpgradeError
-from exsel.model_folder import MODEL_TYPE, STOP, check_weights, write_card
+from exsel.model_folder import MODEL_TYPE, STOP, UNSAVED, check_weights, write_card
 from exsel.nn.exclusive import check_strengths
 from exsel.nn.mechanisms import Mechanisms
 from exsel.tensor_parallel import are_heads_divided, heads_plan
 from exsel.upgrading.description import Description, check, describe, restore
 from exsel.upgrading.folder_checks import PLACES, check_files, damage
-from exsel.upgrading.placing import UNSAVED
 from exsel.upgrading.rewriting import CHILD
 from exsel.upgrading.upgraded_class import Upgraded
 from exsel.upgrading.wrapped_methods import Guarded, remember, wrap

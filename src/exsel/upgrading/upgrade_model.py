@@ -9,9 +9,10 @@ from torch import nn
 
 from exsel.config import ExclusiveArgument, ExclusiveConfig, SelectiveArgument, SelectiveConfig
 from exsel.errors import UpgradeError
+from exsel.model_folder import UNSAVED
 from exsel.nn.mechanisms import Mechanisms
 from exsel.upgrading import diffusers_processors, upgraded_class, wrapped_methods
-from exsel.upgrading.placing import UNSAVED, insert_all, plan, remove
+from exsel.upgrading.placing import choose_layers, insert_all
 from exsel.upgrading.rewriting import CHILD, READ
 from exsel.upgrading.upgraded_class import Upgraded
 
@@ -51,8 +52,7 @@ def upgrade(
     """
     if any(isinstance(module, Upgraded) for module in model.modules()):
         raise UpgradeError(f"this {type(model).__name__} is upgraded already: exsel.downgrade(model) it first")
-    steps = plan(model, ExclusiveConfig.read(exclusive), SelectiveConfig.read(selective))
-    insert_all(model, steps)
+    insert_all(model, choose_layers(model, ExclusiveConfig.read(exclusive), SelectiveConfig.read(selective)))
     for module in model.modules():
         if isinstance(path := module.__dict__.get("name_or_path"), str):
             # Where transformers found the model; what is there now is not this one, which PEFT would take it for.
@@ -81,7 +81,7 @@ def downgrade(model: Model) -> Model:
     if any(upgraded_class.refusal(module) for module in upgraded):
         raise UpgradeError("the forward of an upgraded module was replaced on the instance: take that back first")
     for module in upgraded:
-        remove(module)
+        upgraded_class.remove(module)
     for module in model.modules():
         if isinstance(path := module.__dict__.get("name_or_path"), str):
             module.__dict__["name_or_path"] = path.removesuffix(UNSAVED)

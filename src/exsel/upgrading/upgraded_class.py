@@ -1,64 +1,63 @@
-"""What one module runs: the forward pass of its class, or something that was put in its place.
+"""The class of an upgraded attention module, and what replaces its forward pass before and after the upgrade.
 
-Before an upgrade, a forward pass of the instance's own is one that a change of class would not reach. accelerate's
-hooks are such, on every module of a model that it has spread over devices. They keep the class's forward pass beside
-their own and call it, so that it can be exchanged; anything else is refused.
+Before an upgrade an instance may have a forward pass of its own, which a change of class does not reach. accelerate's
+hooks put one on every module of a model that is spread over devices. They keep the class's forward pass beside their
+own and call it, so it can be exchanged there. Anything else is refused.
 
-After an upgrade, whatever replaces a forward pass may go around the mechanisms: :class:`Upgraded` sees at each call
-whether something was replaced, and whether the call has come through to the insertion all the same.
+After an upgrade whatever replaces a forward pass may go around the mechanisms. :class:`Upgraded` sees at each call
+whether something was replaced, and whether the call has reached the mechanisms all the same.
 """
 
 from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 from torch import nn
 
 from exsel.errors import UpgradeError
 from exsel.nn.mechanisms import Mechanisms
-from exsel.upgrading import architectures_vision, diffusers_processors, multihead
+from exsel.upgrading import diffusers_processors, multihead
+from exsel.upgrading.architectures import Projections, switches
 from exsel.upgrading.rewriting import CHILD, rewrite
 from exsel.upgrading.sources import Read, content, described
 from exsel.upgrading.wrapped_methods import Guarded, remember
 
-#: Where accelerate keeps the forward pass that its hook stands in for, and the hook. A hook that was removed leaves
-#: the class's forward pass on the instance.
+#: Where accelerate keeps the forward pass that its hook replaces, and the hook. A hook that was removed leaves the
+#: class's forward pass on the instance.
 _KEPT, _HOOK = "_old_forward", "_hf_hook"
-#: Where an upgraded module with a replaced forward pass keeps the one through which its last call has come.
+#: Where an upgraded module with a replaced forward pass notes which one its last call came through.
 _PASSED = "_exsel_passed"
 
 
 class Upgraded(Guarded):
-    """What every upgraded attention module is beside what it was.
-
-    Its class is made anew for the original class, and holds the rewritten methods.
+    """The base of every upgraded attention module's class, which holds the rewritten methods of the original class.
 
     Attributes:
         exsel_original: the original class.
-        exsel_layout: by which its methods were rewritten: the projections and the output projection.
-        exsel_read: what the original class had, by name, when they were: what is called, the function in it that has
-            the source, and its code.
+        exsel_projections: the names and packings of the projections, and the output projection, of the rewriting.
+        exsel_read: for each rewritten method what the original class had then: what is called, the function in it that
+            has the source, and its code.
         exsel_forward: the rewritten forward pass.
     """
 
     exsel_original: ClassVar[type[nn.Module]]
-    exsel_layout: ClassVar[tuple[tuple[tuple[str, str], ...], str | None]]
+    exsel_projections: ClassVar[tuple[tuple[tuple[str, str], ...], str | None]]
     exsel_read: ClassVar[Mapping[str, Read]]
     exsel_forward: ClassVar[types.FunctionType]
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         # Its class has no name under which pickle could find it.
         reduced: Any = super().__reduce_ex__(protocol)
-        return _new, (self.exsel_original, *self.exsel_layout), *reduced[2:]
+        return _new, (self.exsel_original, *self.exsel_projections), *reduced[2:]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """As the module; but no forward pass that goes around the mechanisms.
+        """As the original module, unless its forward pass goes around the mechanisms.
 
         Raises:
-            RuntimeError: what would be lost, and to what.
+            RuntimeError: naming what replaced the forward pass.
         """
         if fault := _bypassed(self):
             raise RuntimeError(f"{fault}. Take it back, or exsel.downgrade(model), put it there, and upgrade again")
@@ -77,7 +76,7 @@ class Upgraded(Guarded):
         return result
 
     def _exsel_begin(self, **call: Any) -> Any:
-        """The insertion with which the rewritten forward pass begins."""
+        """The pass with which the rewritten forward pass begins."""
         own = self.__dict__
         if _PASSED in own:
             own[_PASSED] = own.get("forward", type(self).forward)  # type: ignore[attr-defined]
@@ -90,68 +89,76 @@ def original_class(module: nn.Module) -> type[nn.Module]:
     return cls
 
 
-#: By original class and layout. A class that was patched since is made anew.
+#: By original class and projections. A class that was patched since is made anew.
 _MADE: dict[tuple[Any, ...], Any] = {}
 
 
-def upgraded_class(cls: Any, projections: tuple[tuple[str, str], ...], output: str | None) -> Any:
-    """The subclass of ``cls`` with the methods that the layout, its projections and its output, gives it.
+def upgraded_class(cls: Any, projections: Projections | None) -> Any:
+    """The subclass of ``cls`` that goes through the mechanisms.
 
     Raises:
         RewritingError: a method that cannot be rewritten.
     """
-    made = _MADE.get((cls, projections, output))
+    if projections is None:
+        return _upgraded_class(cls, (), None)
+    return _upgraded_class(cls, tuple(projections.packings.items()), projections.output)
+
+
+def _upgraded_class(cls: Any, packings: tuple[tuple[str, str], ...], output: str | None) -> Any:
+    made = _MADE.get((cls, packings, output))
     if made is None or made.forward is not made.exsel_forward or _replaced(made):
-        methods = _methods(cls, dict(projections), output)
-        switched = {name: property(_returning(value)) for name, value in architectures_vision.switches(cls).items()}
-        described = {"__module__": cls.__module__, "__doc__": cls.__doc__, "exsel_layout": (projections, output)}
-        known = {"exsel_original": cls, "exsel_forward": methods["forward"]}
-        made = type(cls.__name__, (Upgraded, cls), {**described, **known, **switched, **methods})
-        _MADE[cls, projections, output] = made
+        if issubclass(cls, nn.MultiheadAttention):
+            methods = multihead.methods(cls)
+        elif diffusers_processors.has_processor(cls):
+            methods = diffusers_processors.methods(cls)
+        else:
+            methods = rewrite(cls, dict(packings), output)
+        members = {
+            "__module__": cls.__module__,
+            "__doc__": cls.__doc__,
+            "exsel_original": cls,
+            "exsel_projections": (packings, output),
+            "exsel_forward": methods["forward"],
+            **{name: property(lambda _, value=value: value) for name, value in switches(cls).items()},
+            **methods,
+        }
+        made = _MADE[cls, packings, output] = type(cls.__name__, (Upgraded, cls), members)
     return made
 
 
-def _new(cls: Any, projections: tuple[tuple[str, str], ...], output: str | None) -> Any:
-    upgraded = upgraded_class(cls, projections, output)
+def _new(cls: Any, packings: tuple[tuple[str, str], ...], output: str | None) -> Any:
+    upgraded = _upgraded_class(cls, packings, output)
     return remember(upgraded.__new__(upgraded))
 
 
-def _methods(cls: Any, projections: dict[str, str], output: str | None) -> Mapping[str, Any]:
-    if issubclass(cls, nn.MultiheadAttention):
-        return multihead.methods(cls)
-    return (
-        diffusers_processors.methods(cls)
-        if diffusers_processors.has_processor(cls)
-        else rewrite(cls, projections, output)
-    )
+def insert(module: nn.Module, projections: Projections | None, child: nn.Module) -> None:
+    """Have the forward pass of ``module`` go through ``child``, which begins a pass as :class:`Mechanisms` do."""
+    upgraded = upgraded_class(module.__class__, projections)
+    module._modules[CHILD] = child
+    module.__class__ = upgraded
+    remember(module)
+    _rebind(module)
 
 
-def _returning(value: bool) -> Callable[[Any], bool]:
-    return lambda _: value
+def remove(module: nn.Module) -> None:
+    """The inverse of :func:`insert`."""
+    cls = original_class(module)
+    del module._modules[CHILD]
+    module.__class__ = cls
+    _rebind(module)
 
 
-def _replaced(cls: Any) -> str:
-    """Of the methods that the upgraded class ``cls`` was made of, one that its original class has no more."""
-    for name, (attribute, function, code) in cls.exsel_read.items():
-        if getattr(cls.exsel_original, name, None) is not attribute or function.__code__ is not code:
-            return str(name)
-    return ""
-
-
-def _bypassed(module: Any) -> str:
-    """Which method that was rewritten has been replaced where an upgraded module does not look; empty: none."""
-    cls, own = type(module), module.__dict__
-    if name := _replaced(cls):
-        by = described(getattr(cls.exsel_original, name, None))
-        return f"{cls.__name__}.{name} was replaced by {by} since this layer was upgraded, which would not run"
-    for name in cls.exsel_read:
-        if name != "forward" and name in own:
-            return f"{name} of this upgraded {cls.__name__} was replaced by {described(own[name])}, which would not run"
-    return ""
+def _rebind(module: nn.Module) -> None:
+    """After a change of class: the instance's own forward pass, if it has one, becomes the new class's."""
+    own = vars(module)
+    own.pop(_PASSED, None)
+    for name in (_KEPT, "forward"):
+        if isinstance(own.get(name), types.MethodType):
+            own[name] = types.MethodType(type(module).forward, module)
 
 
 def refusal(module: nn.Module, names: Iterable[str] = ("forward",)) -> str:
-    """Why the class's methods ``names`` are not what ``module`` runs, or not with new parameters; else empty."""
+    """Why ``module`` does not run the methods ``names`` of its class, or not with new parameters; empty if it does."""
     own = vars(module)
     runs = own.get(_KEPT) if _HOOK in own else own.get("forward")
     if "forward" in own and not _is_of_class(runs, module):
@@ -165,42 +172,55 @@ def refusal(module: nn.Module, names: Iterable[str] = ("forward",)) -> str:
     return ""
 
 
+def _replaced(cls: Any) -> str:
+    """The name of a method that the original class of the upgraded class ``cls`` does not have any more, or nothing."""
+    for name, (attribute, function, code) in cls.exsel_read.items():
+        if getattr(cls.exsel_original, name, None) is not attribute or function.__code__ is not code:
+            return str(name)
+    return ""
+
+
+def _bypassed(module: Any) -> str:
+    """Which rewritten method was replaced where the upgraded module does not look, in words; empty if none was."""
+    cls, own = type(module), module.__dict__
+    if name := _replaced(cls):
+        by = described(getattr(cls.exsel_original, name, None))
+        return f"{cls.__name__}.{name} was replaced by {by} since this layer was upgraded, which would not run"
+    for name in cls.exsel_read:
+        if name != "forward" and name in own:
+            return f"{name} of this upgraded {cls.__name__} was replaced by {described(own[name])}, which would not run"
+    return ""
+
+
 def check_whole(model: nn.Module) -> None:
     """Check that every module of ``model`` that has mechanisms computes with them, as far as can be seen.
 
     Raises:
-        UpgradeError: a module whose class or forward pass was replaced since it was upgraded. A forward pass that was
-            put around the upgraded one is none such if it holds that one, or the last call has come through it.
+        UpgradeError: a module whose class or forward pass was replaced since it was upgraded. A forward pass around the
+            upgraded one passes if it holds that one, or if the last call came through it.
     """
     for name, module in model.named_modules():
-        if not isinstance(module, Upgraded):
-            if isinstance(module._modules.get(CHILD), Mechanisms):
-                raise UpgradeError(
-                    f"{name or type(module).__name__} was upgraded, and has been given the class "
-                    f"{type(module).__qualname__} since, which computes without its mechanisms: take that back first"
-                )
-            continue
-        own: dict[str, Any] = vars(module)
-        forward = own.get("forward", type(module).forward)  # type: ignore[attr-defined]
-        fault = _bypassed(module) or diffusers_processors.fault(module)
-        if not fault and not (
-            forward is type(module).exsel_forward
-            or own.get(_PASSED) is forward
-            or (_HOOK in own and _is_of_class(own.get(_KEPT), module))  # type: ignore[arg-type]
-            or _holds(forward, module)
-        ):
-            fault = f"its forward pass was replaced by {described(forward)}, which may compute without its mechanisms"
-        if fault:
-            raise UpgradeError(f"{name or type(module).__name__} is upgraded, and {fault}: take that back first")
+        if isinstance(module, Upgraded):
+            if fault := _bypassed(module) or diffusers_processors.fault(module) or _replaced_forward(module):
+                raise UpgradeError(f"{name or type(module).__name__} is upgraded, and {fault}: take that back first")
+        elif isinstance(module._modules.get(CHILD), Mechanisms):
+            raise UpgradeError(
+                f"{name or type(module).__name__} was upgraded, and has been given the class "
+                f"{type(module).__qualname__} since, which computes without its mechanisms: take that back first"
+            )
 
 
-def rebind(module: nn.Module) -> None:
-    """After a change of class: have the instance's own forward pass, if there is one, be the new class's."""
-    own = vars(module)
-    own.pop(_PASSED, None)
-    for name in (_KEPT, "forward"):
-        if isinstance(own.get(name), types.MethodType):
-            own[name] = types.MethodType(type(module).forward, module)
+def _replaced_forward(module: Any) -> str:
+    own: dict[str, Any] = vars(module)
+    forward = own.get("forward", type(module).forward)
+    if (
+        forward is type(module).exsel_forward
+        or own.get(_PASSED) is forward
+        or (_HOOK in own and _is_of_class(own.get(_KEPT), module))
+        or _holds(forward, module)
+    ):
+        return ""
+    return f"its forward pass was replaced by {described(forward)}, which may compute without its mechanisms"
 
 
 def _is_of_class(forward: Any, module: nn.Module) -> bool:
@@ -208,7 +228,7 @@ def _is_of_class(forward: Any, module: nn.Module) -> bool:
 
 
 def _holds(function: Any, module: Any, depth: int = 4) -> bool:
-    """Whether ``function`` has the rewritten forward pass of ``module`` among what it refers to."""
+    """Whether ``function`` refers to the rewritten forward pass of ``module``."""
     if type(module).exsel_forward in (function, getattr(function, "__func__", None)):
         return True
     if depth == 0:
