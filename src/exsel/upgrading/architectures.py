@@ -218,7 +218,7 @@ _REFUSED = {
 }
 
 NO_OWN_VALUES = "cross-attention has no own values"
-#: Classes that are left alone, by the reason. They have attention in their names, and do not attend to their own tokens.
+#: Classes that are left alone, by the reason: they do not attend to their own tokens, whatever their names say.
 _LEFT_ALONE = {
     NO_OWN_VALUES: "timm.cait.ClassAttn timm.volo.ClassAttention",
     "deformable attention samples points: it has no own values": "*.*MultiscaleDeformableAttention",

@@ -1,13 +1,12 @@
 """What a saved model says of its mechanisms, and the mechanisms put back as it says.
 
-The description names modules, not layers: a model's class decides how many layers are counted, and one checkpoint
-loads into several classes. Names are those in the base model, without the prefix that a task head's model adds.
+The description names modules, not layers: which layers are counted depends on a model's class, and one checkpoint loads
+into several classes. Names are those in the base model, without the prefix that a class with a task's head adds.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any, TypedDict
 
 from torch import nn
@@ -21,12 +20,14 @@ from exsel.upgrading.rewriting import CHILD
 from exsel.upgrading.upgraded_class import Upgraded, check_whole
 from exsel.version import __version__
 
-#: The version of :class:`Description`'s form; a reader of one form refuses a later one.
+#: The version of :class:`Description`'s form. A reader of one form refuses a later one.
 FORMAT = 1
+
+_Mechanisms = tuple[ExclusiveConfig | None, SelectiveConfig | None]
 
 
 class Upgrade(TypedDict):
-    """Modules that were upgraded alike; both configurations without their ``layers``, which the names are."""
+    """Modules that were upgraded alike; both configurations without their ``layers``, for which the names stand."""
 
     modules: list[str]
     exclusive: dict[str, Any] | None
@@ -48,7 +49,7 @@ def describe(model: nn.Module) -> Description | None:
         UpgradeError: mechanisms that a saved model cannot carry, such as those of an adapter.
     """
     check_whole(model)
-    alike: dict[tuple[ExclusiveConfig | None, SelectiveConfig | None], list[str]] = {}
+    alike: dict[tuple[Any, Any], list[str]] = {}
     for name, module in model.named_modules():
         if not isinstance(module, Upgraded):
             continue
@@ -56,7 +57,7 @@ def describe(model: nn.Module) -> Description | None:
         if not isinstance(mechanisms, Mechanisms):
             raise UpgradeError(f"{name} has its mechanisms from an adapter: save the adapter, or merge it first")
         both = (_everywhere(mechanisms.exclusive_config), _everywhere(mechanisms.selective_config))
-        alike.setdefault(both, []).append(_base_name(model, name))
+        alike.setdefault(both, []).append(_name_in_base(model, name))
     if not alike:
         return None
     upgrades: list[Upgrade] = [
@@ -66,6 +67,20 @@ def describe(model: nn.Module) -> Description | None:
     return {"format": FORMAT, "version": __version__, "upgrades": upgrades}
 
 
+def _everywhere(config: Any) -> Any:
+    return None if config is None else dataclasses.replace(config, layers="all")
+
+
+def _values(config: ExclusiveConfig | SelectiveConfig | None) -> dict[str, Any] | None:
+    if config is None:
+        return None
+    return {name: value for name, value in config.to_dict().items() if name != "layers"}
+
+
+def _damaged(what: str) -> LoadError:
+    return LoadError(f"the configuration's 'exsel' entry {what}: it is damaged")
+
+
 def check(description: Any) -> Description:
     """``description`` if it is one that this version reads.
 
@@ -73,31 +88,50 @@ def check(description: Any) -> Description:
         LoadError: a later format, or anything that :func:`describe` would not have written.
     """
     if not isinstance(description, dict) or type(description.get("format")) is not int:
-        raise LoadError(f"the configuration's 'exsel' entry has no format: {description!r:.80}; it is damaged")
+        raise _damaged(f"has no format: {description!r:.80}")
     if description["format"] > FORMAT:
         raise LoadError(
             f"this model was saved by exsel {description.get('version')} in format {description['format']}, and exsel "
             f"{__version__} reads up to format {FORMAT}: pip install -U 'exsel>={description.get('version')}'"
         )
     if description["format"] < 1:
-        raise LoadError(f"the configuration's 'exsel' entry has format {description['format']}: it is damaged")
+        raise _damaged(f"has format {description['format']}")
     upgrades = description.get("upgrades")
     if not isinstance(upgrades, list) or not upgrades:
-        raise LoadError("the configuration's 'exsel' entry names no upgraded modules: it is damaged")
-    read, seen = set(), set()
+        raise _damaged("names no upgraded modules")
+    seen: set[object] = set()
     for upgrade in upgrades:
-        mechanisms = _configurations(upgrade)
-        if mechanisms in read:
-            raise LoadError("the configuration's 'exsel' entry has the same mechanisms twice: it is damaged")
-        read.add(mechanisms)
+        mechanisms = _mechanisms(upgrade)
         names = upgrade.get("modules")
+        if mechanisms in seen:
+            raise _damaged("has the same mechanisms twice")
         if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
-            raise LoadError(f"the configuration's 'exsel' entry has modules {names!r:.80}: it is damaged")
-        for name in names:
-            if name in seen:
-                raise LoadError(f"the configuration's 'exsel' entry has the module {name!r:.80} twice: it is damaged")
-            seen.add(name)
+            raise _damaged(f"has modules {names!r:.80}")
+        for one in (mechanisms, *names):
+            if one in seen:
+                raise _damaged(f"has the module {one!r:.80} twice")
+            seen.add(one)
     return description  # type: ignore[return-value]
+
+
+def _mechanisms(upgrade: Any) -> _Mechanisms:
+    """The configurations of an :class:`Upgrade`."""
+    if not isinstance(upgrade, dict):
+        raise _damaged(f"has {upgrade!r:.80} for an upgrade")
+    if unknown := set(upgrade) - set(Upgrade.__annotations__):
+        raise _damaged(f"has {min(unknown)!r:.80} in an upgrade")
+    exclusive, selective = upgrade.get("exclusive"), upgrade.get("selective")
+    if exclusive is None and selective is None:
+        raise _damaged("has an upgrade without a mechanism")
+    try:
+        if any("layers" in values for values in (exclusive, selective) if values is not None):
+            raise ValueError("an upgrade has layers, which its modules are")
+        return (
+            None if exclusive is None else ExclusiveConfig.from_dict(exclusive),
+            None if selective is None else SelectiveConfig.from_dict(selective),
+        )
+    except (TypeError, ValueError) as error:
+        raise LoadError(f"the configuration's 'exsel' entry is damaged: {error}") from error
 
 
 def restore(model: nn.Module, description: Description) -> None:
@@ -106,20 +140,20 @@ def restore(model: nn.Module, description: Description) -> None:
     A class that builds a part of the saved model, as an encoder alone, gets that part's mechanisms.
 
     Raises:
-        LoadError: the model's attention modules are not those that were upgraded; nothing is changed then.
+        LoadError: the model's attention modules are not those that were upgraded. Then nothing is changed.
     """
-    found = {_base_name(model, target.name): target for target in targets(model)}
+    found = {_name_in_base(model, target.name): target for target in targets(model)}
     base = _base(model) or model
     steps: list[Step] = []
     missing = []
     for upgrade in description["upgrades"]:
-        exclusive, selective = _configurations(upgrade)
+        exclusive, selective = _mechanisms(upgrade)
         for name in upgrade["modules"]:
             target = found.get(name)
             if target is not None:
-                for reason in (target.exclusive if exclusive else "", target.selective if selective else ""):
-                    if reason:
-                        raise LoadError(f"{target.name} was saved upgraded and cannot be here: {reason}")
+                reason = (exclusive and target.exclusive) or (selective and target.selective)
+                if reason:
+                    raise LoadError(f"{target.name} was saved upgraded and cannot be here: {reason}")
                 steps.append((target, exclusive, selective))
             elif hasattr(base, name.split(".")[0]) or hasattr(model, name.split(".")[0]):
                 missing.append(name)
@@ -132,37 +166,6 @@ def restore(model: nn.Module, description: Description) -> None:
     insert_all(model, steps)
 
 
-def _configurations(upgrade: Any) -> tuple[ExclusiveConfig | None, SelectiveConfig | None]:
-    if not isinstance(upgrade, dict):
-        raise LoadError(f"the configuration's 'exsel' entry has {upgrade!r:.80} for an upgrade: it is damaged")
-    if unknown := set(upgrade) - set(Upgrade.__annotations__):
-        raise LoadError(f"the configuration's 'exsel' entry has {min(unknown)!r:.80} in an upgrade: it is damaged")
-    try:
-        exclusive, selective = upgrade.get("exclusive"), upgrade.get("selective")
-        if any("layers" in values for values in (exclusive, selective) if values is not None):
-            raise ValueError("an upgrade has layers, which its modules are")
-        read = (
-            None if exclusive is None else ExclusiveConfig.from_dict(exclusive),
-            None if selective is None else SelectiveConfig.from_dict(selective),
-        )
-    except (TypeError, ValueError) as error:
-        raise LoadError(f"the configuration's 'exsel' entry is damaged: {error}") from error
-    if not any(read):
-        raise LoadError("the configuration's 'exsel' entry has an upgrade without a mechanism: it is damaged")
-    return read
-
-
-def _everywhere(config: Any) -> Any:
-    return None if config is None else dataclasses.replace(config, layers="all")
-
-
-def _values(config: ExclusiveConfig | SelectiveConfig | None) -> dict[str, Any] | None:
-    if config is None:
-        return None
-    values: Mapping[str, Any] = config.to_dict()
-    return {name: value for name, value in values.items() if name != "layers"}
-
-
 def _base(model: nn.Module) -> nn.Module | None:
     """The base model inside a model with a task's head, as transformers names it."""
     prefix = getattr(model, "base_model_prefix", "")
@@ -170,7 +173,5 @@ def _base(model: nn.Module) -> nn.Module | None:
     return base if isinstance(base, nn.Module) else None
 
 
-def _base_name(model: nn.Module, name: str) -> str:
-    if _base(model) is None:
-        return name
-    return name.removeprefix(f"{model.base_model_prefix}.")
+def _name_in_base(model: nn.Module, name: str) -> str:
+    return name if _base(model) is None else name.removeprefix(f"{model.base_model_prefix}.")

@@ -1,10 +1,10 @@
-"""Upgraded transformers models as folders: the configuration that wraps the base model's, and what loads it.
+"""Upgraded models of transformers: their configuration, how they are saved, and what loads them.
 
-A program without exsel must not load such a folder and drop its mechanisms in silence. So ``config.json`` has a
-model type of its own, which ``AutoModel`` refuses, around the base model's configuration, and entries that stop a
-class that does not look at the model type. Tokenizers read neither. With exsel, the configuration is an instance of
-the base model's own configuration class, upgraded: a subclass under the same name, by which the Auto classes find one
-that builds the base model and puts its mechanisms in.
+A program without exsel must not load such a model and drop its mechanisms in silence. So ``config.json`` has a model
+type of its own, which ``AutoModel`` refuses, around the base model's configuration, and entries that stop a class that
+does not look at the model type. Tokenizers read neither. With exsel, the configuration is an instance of a subclass of
+the base model's configuration class, under the same name. The Auto classes find a loader for it, which builds the base
+model and puts its mechanisms in.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import functools
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -37,45 +36,44 @@ from exsel.upgrading.wrapped_methods import Guarded, remember, wrap
 
 _PREFIX = "Upgraded"
 _ENTRY = "exsel"
-#: Those that a configuration's own takes though the model's needs them too.
+#: Arguments of ``from_pretrained`` that a configuration's own takes away, though the model's needs them too.
 _SHARED = ("dtype", "torch_dtype", "quantization_config")
 
 
 class UpgradedFields(Guarded):
-    """What an upgraded configuration is beside what it was: ``exsel``, and how it is written."""
+    """The base of every upgraded configuration's class: what it has beside the plain class, and how it is written."""
 
     plain_class: ClassVar[type[Any]]
     exsel: Description
-    #: No code in the folder: what trl asks of a class that transformers does not have under the name in its file.
+    #: trl asks for it if transformers does not have a class of the name in the file. Empty: no code in the folder.
     auto_map: ClassVar[dict[str, str]] = {}
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As the plain class; the values may be the wrapping ones too."""
+        """As the plain class; the values may be those of ``config.json`` too."""
         if config_dict.get("model_type") == MODEL_TYPE:
             return read_config(config_dict, **kwargs)
         return super().from_dict(config_dict, **kwargs)  # type: ignore[misc]
 
     def to_dict(self) -> dict[str, Any]:
-        """As the plain class; PEFT asks for it when it puts an adapter around the model."""
+        """As the plain class. PEFT calls it when it puts an adapter around the model."""
         guard()
         values: dict[str, Any] = super().to_dict()  # type: ignore[misc]
         return values
 
     def to_json_string(self, use_diff: bool = True) -> str:
-        """The wrapping configuration."""
+        """The content of ``config.json``: the plain configuration, wrapped."""
         base = json.loads(super().to_json_string(use_diff))  # type: ignore[misc]
         del base[_ENTRY]
-        names = _plain_names(base.get("architectures") or [])
-        base["architectures"] = names
-        wrapping = {
+        base["architectures"] = names = _plain_names(base.get("architectures") or [])
+        values = {
             "model_type": MODEL_TYPE,
             "architectures": [_PREFIX + name for name in names],
             **STOP,
             _ENTRY: {**self.exsel, "base": base},
             "transformers_version": base.get("transformers_version"),
         }
-        return json.dumps(wrapping, indent=2, sort_keys=True) + "\n"
+        return json.dumps(values, indent=2, sort_keys=True) + "\n"
 
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
         """As the plain class, and a model card beside it."""
@@ -96,10 +94,10 @@ class UpgradedFields(Guarded):
 
 
 class UpgradingLoader:
-    """Builds the base model and puts the mechanisms in: what the Auto classes find for an upgraded configuration.
+    """Builds the base model and puts the mechanisms in. The Auto classes find it for an upgraded configuration.
 
-    A subclass of the base model's class, for all that ``from_pretrained`` asks it; but what it builds is the base
-    model's class itself.
+    It is a subclass of the base model's class, since ``from_pretrained`` asks for that class's attributes; but what it
+    builds is of the base model's class itself.
     """
 
     model_class: ClassVar[type[Any]]
@@ -115,7 +113,7 @@ class UpgradingLoader:
         with damage(f"{cls.model_class.__name__} cannot be built as its configuration says"):
             model = cls.model_class(_without_fields(copy.deepcopy(config)), *args, **kwargs)
             restore(model, config.exsel)
-        mark(model, config._name_or_path)
+        update_configuration(model, config._name_or_path)
         _divide_with_heads(model)
         return model
 
@@ -130,14 +128,21 @@ class UpgradingLoader:
             raise LoadError("upgraded models are read from safetensors files alone: leave use_safetensors out")
         with_info = kwargs.pop("output_loading_info", False)
         check_files(folder, **kwargs)
-        if isinstance(config, PreTrainedConfig) and not isinstance(config, UpgradedFields):
-            raise LoadError(f"{folder} is an upgraded model, and this configuration is not: leave config out")
         if not isinstance(config, UpgradedFields):
-            config, kwargs = _config_of(folder if config is None else config, kwargs)
+            if isinstance(config, PreTrainedConfig):
+                raise LoadError(f"{folder} is an upgraded model, and this configuration is not: leave config out")
+            kept = {name: kwargs[name] for name in (*PLACES, *_SHARED) if name in kwargs}
+            given = {name: value for name, value in kwargs.items() if name not in _SHARED}
+            config, rest = AutoConfig.from_pretrained(
+                folder if config is None else config, return_unused_kwargs=True, trust_remote_code=False, **given
+            )
+            if not isinstance(config, UpgradedFields):
+                raise LoadError(f"{folder} is no upgraded model: load it with exsel.from_pretrained, or its own class")
+            kwargs = {**rest, **kept}
         model, info = super().from_pretrained(  # type: ignore[misc]
             folder, *args, config=config, use_safetensors=True, output_loading_info=True, **kwargs
         )
-        is_part = cls.__name__ not in (config.architectures or ())
+        is_part = cls.__name__ not in (getattr(config, "architectures", None) or ())
         check_weights(folder, model, info, may_miss_head=is_part, may_have_other_head=is_part)
         check_strengths(model, folder)
         return (model, info) if with_info else model
@@ -170,7 +175,7 @@ def read_config(values: dict[str, Any], **kwargs: Any) -> Any:
 
 @functools.cache
 def upgraded_config_class(plain_class: Any) -> Any:
-    """The subclass of a configuration's class that an upgraded model's has, under the same name."""
+    """The upgraded subclass of a configuration's class, under the same name; the Auto classes get its loaders."""
 
     def initialise(self: Any, *args: Any, **kwargs: Any) -> None:
         guard()
@@ -187,36 +192,37 @@ def upgraded_config_class(plain_class: Any) -> Any:
     upgraded = type(plain_class)(plain_class.__name__, (UpgradedFields, plain_class), members)
     for mapping in _auto_mappings(_BaseAutoModelClass):
         if plain_class in mapping:
-            found = mapping[plain_class]
-            loaders = [loader_class(cls, upgraded) for cls in (found if isinstance(found, (list, tuple)) else [found])]
-            mapping.register(
-                upgraded, tuple(loaders) if isinstance(found, (list, tuple)) else loaders[0], exist_ok=True
-            )
+            loaders = tuple(_loader_class(cls, upgraded) for cls in _as_tuple(mapping[plain_class]))
+            is_one = not isinstance(mapping[plain_class], (list, tuple))
+            mapping.register(upgraded, loaders[0] if is_one else loaders, exist_ok=True)
     return upgraded
 
 
 @functools.cache
-def loader_class(model_class: Any, config_class: Any) -> Any:
+def _loader_class(model_class: Any, config_class: Any) -> Any:
     """The :class:`UpgradingLoader` of a model's class with an upgraded configuration's class."""
     members = {"__module__": __name__, "model_class": model_class, "config_class": config_class}
     return type(model_class)(_PREFIX + model_class.__name__, (UpgradingLoader, model_class), members)
 
 
 def _auto_mappings(auto_class: Any) -> Iterator[Any]:
-    """From a configuration's class to one or several model classes: what each Auto class goes by."""
+    """From a configuration's class to one or several model classes: one mapping for each Auto class."""
     if auto_class._model_mapping is not None:
         yield auto_class._model_mapping
     for subclass in auto_class.__subclasses__():
         yield from _auto_mappings(subclass)
 
 
+def _as_tuple(found: Any) -> tuple[Any, ...]:
+    return tuple(found) if isinstance(found, (list, tuple)) else (found,)
+
+
 def model_class_of(config: Any) -> Any:
-    """The class that saved a model of this configuration, or its loader; ``None``: there is none of that name."""
+    """The class that saved a model of this configuration, or its loader; ``None`` if there is none of that name."""
     config_class: Any = type(config)
     for name in config.architectures or ():
         for mapping in _auto_mappings(_BaseAutoModelClass):
-            found = mapping.get(config_class, None)
-            for model_class in found if isinstance(found, (list, tuple)) else [found]:
+            for model_class in _as_tuple(mapping.get(config_class, None)):
                 if model_class is not None and model_class.__name__ == name:
                     return model_class
         model_class = getattr(transformers, name.removeprefix(_PREFIX), None)
@@ -225,18 +231,8 @@ def model_class_of(config: Any) -> Any:
             and issubclass(model_class, PreTrainedModel)
             and isinstance(config, getattr(model_class, "config_class", None) or ())
         ):
-            return loader_class(model_class, config_class) if isinstance(config, UpgradedFields) else model_class
+            return _loader_class(model_class, config_class) if isinstance(config, UpgradedFields) else model_class
     return None
-
-
-def _config_of(folder: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The configuration in ``folder``, and the arguments of ``from_pretrained`` that are left for the model."""
-    kept = {name: kwargs[name] for name in (*PLACES, *_SHARED) if name in kwargs}
-    given = {name: value for name, value in kwargs.items() if name not in _SHARED}
-    config, rest = AutoConfig.from_pretrained(folder, return_unused_kwargs=True, trust_remote_code=False, **given)
-    if not isinstance(config, UpgradedFields):
-        raise LoadError(f"{folder} is no upgraded model: load it with exsel.from_pretrained, or a class of its own")
-    return config, {**rest, **kept}
 
 
 def _new_config(plain_class: Any) -> Any:
@@ -248,11 +244,10 @@ def _new_config(plain_class: Any) -> Any:
 def _divide_with_heads(model: Any) -> None:
     """Where the model's plan for tensor parallelism divides a layer's heads, have it divide its mechanisms too."""
     for name, module in model.named_modules():
-        if not isinstance(module, Upgraded):
-            continue
-        mechanisms: Any = getattr(module, CHILD)
-        if are_heads_divided(model._tp_plan, [f"{name}.{projection}" for projection in mechanisms.projections]):
-            model._tp_plan.update(heads_plan(mechanisms, f"{name}.{CHILD}"))
+        if isinstance(module, Upgraded):
+            mechanisms: Any = getattr(module, CHILD)
+            if are_heads_divided(model._tp_plan, [f"{name}.{projection}" for projection in mechanisms.projections]):
+                model._tp_plan.update(heads_plan(mechanisms, f"{name}.{CHILD}"))
 
 
 def _in_short(names: list[str]) -> str:
@@ -263,37 +258,32 @@ def _plain_names(names: list[str]) -> list[str]:
     return [name.removeprefix(_PREFIX) for name in names]
 
 
-def mark(model: nn.Module, name: str | None = None) -> None:
-    """Have the configuration of each transformers model in ``model`` say what it is now.
+def update_configuration(model: nn.Module, name: str | None = None) -> None:
+    """Have the configuration of each transformers model in ``model`` say which mechanisms the model has now.
 
-    It gets one of its own, since plain models may have been built with the same.
+    Where that changes, the model gets another configuration: plain models may have been built with the same one.
 
     Args:
-        model: upgraded.
-        name: where it can be found; ``None``: nowhere.
+        model: upgraded, or downgraded again.
+        name: where the upgraded model can be found; ``None``: nowhere.
     """
     guard()
     for whole in _whole_models(model):
-        description = describe(whole)
-        if description is None:
+        before, description = whole.config, describe(whole)
+        if description == (before.exsel if isinstance(before, UpgradedFields) else None):
             continue
-        before = whole.config
-        config = copy.copy(before)
-        config.__class__ = upgraded_config_class(_plain_class(before))
-        remember(config)
-        config.exsel = description
-        config._name_or_path = f"{before._name_or_path}{UNSAVED}" if name is None else name
-        _exchange(whole, before, config)
-
-
-def unmark(model: nn.Module) -> None:
-    """The inverse of :func:`mark`, where nothing is upgraded any more."""
-    for whole in _whole_models(model):
-        if isinstance(whole.config, UpgradedFields) and describe(whole) is None:
-            before = whole.config
-            config = _without_fields(before)
-            config._name_or_path = config._name_or_path.removesuffix(UNSAVED)
-            _exchange(whole, before, config)
+        after = _without_fields(before)
+        if description is not None:
+            plain_name = after._name_or_path
+            after = copy.copy(before)
+            after.__class__ = upgraded_config_class(_plain_class(before))
+            remember(after)
+            after.exsel = description
+            after._name_or_path = f"{plain_name}{UNSAVED}" if name is None else name
+        for module in whole.modules():
+            for attribute, value in vars(module).items():
+                if value is before:
+                    vars(module)[attribute] = after
 
 
 def _whole_models(model: nn.Module) -> list[Any]:
@@ -303,63 +293,29 @@ def _whole_models(model: nn.Module) -> list[Any]:
     return [whole for child in model.children() for whole in _whole_models(child)]
 
 
-def _exchange(model: nn.Module, before: Any, config: Any) -> None:
-    for module in model.modules():
-        for name, value in vars(module).items():
-            if value is before:
-                vars(module)[name] = config
-
-
 def _plain_class(config: Any) -> Any:
     return config.plain_class if isinstance(config, UpgradedFields) else type(config)
 
 
 def _without_fields(config: Any) -> Any:
-    """A copy as the plain class."""
+    """A copy as the plain class, under the name of the plain model."""
     plain: Any = copy.copy(config)
-    plain.__class__ = config.plain_class
-    del plain.__dict__[_ENTRY]
+    plain.__class__ = _plain_class(config)
+    plain.__dict__.pop(_ENTRY, None)
     if plain.architectures is not None:
         plain.architectures = _plain_names(plain.architectures)
+    plain._name_or_path = plain._name_or_path.removesuffix(UNSAVED)
     return plain
 
 
-@contextmanager
-def _described(model: Any) -> Iterator[None]:
-    """Within, the configuration of ``model`` says which of its modules are upgraded, and how."""
-    description = describe(model)
-    config = model.config
-    if description is None and not isinstance(config, UpgradedFields):
-        yield
-        return
-    plain_class = _plain_class(config)
-    own_code = plain_class.__module__.startswith("transformers_modules.") or model.is_remote_code()
-    if description is not None and (own_code or plain_class.model_type not in CONFIG_MAPPING):
-        raise UpgradeError(
-            f"{type(model).__name__} has code that transformers would not find again from a folder: register it with "
-            "the Auto classes, or exsel.downgrade(model) and save what is left"
-        )
-    before = type(config), config.__dict__.pop(_ENTRY, None)
-    config.__class__ = plain_class
-    if description is not None:
-        config.__class__ = upgraded_config_class(plain_class)
-        config.exsel = description
-    try:
-        yield
-    finally:
-        config.__class__ = before[0]
-        config.__dict__.pop(_ENTRY, None)
-        if before[1] is not None:
-            config.exsel = before[1]
-
-
 def _check_base(model: nn.Module, adapters: Mapping[str, Any], names: Iterable[str]) -> None:
-    """Before adapters are saved: whether the upgraded model around which they were put can be found.
+    """Before adapters are saved: check that the upgraded model that they belong to can be found.
 
     Raises:
         UpgradeError: it lies in no folder.
     """
-    if not any(isinstance(getattr(module, CHILD), Mechanisms) for module in model.modules() if _is_upgraded(module)):
+    children = (getattr(module, CHILD) for module in model.modules() if isinstance(module, Upgraded))
+    if not any(isinstance(child, Mechanisms) for child in children):
         return
     for name in names:
         base = adapters[name].base_model_name_or_path or model.__dict__.get("name_or_path")
@@ -371,15 +327,11 @@ def _check_base(model: nn.Module, adapters: Mapping[str, Any], names: Iterable[s
             )
 
 
-def _is_upgraded(module: nn.Module) -> bool:
-    return isinstance(module, Upgraded)
-
-
 def guard() -> None:
     """Have transformers and PEFT save what is upgraded as such, and build nothing plain from what says it is upgraded.
 
-    transformers goes by methods of every model, since any model may have an upgraded part that it knows nothing of.
-    PEFT saves no adapter whose base is upgraded and in no folder, once it is imported.
+    Methods of every transformers model are wrapped, since any model may have an upgraded part. PEFT, once it is
+    imported, saves no adapter whose base is upgraded and in no folder.
     """
     wrap(PreTrainedModel, __init__=_building, save_pretrained=_saving)
     peft_model = sys.modules.get("peft.peft_model")
@@ -405,8 +357,16 @@ def _saving(save: Callable[..., Any]) -> Callable[..., Any]:
         if getattr(self, "_hf_peft_config_loaded", False):
             _check_base(self, self.peft_config, self.active_adapters())
             return save(self, *args, **kwargs)  # an adapter alone, without a configuration
-        with _described(self):
-            return save(self, *args, **kwargs)
+        update_configuration(self)
+        plain_class = _plain_class(self.config)
+        has_own_code = plain_class.__module__.startswith("transformers_modules.") or self.is_remote_code()
+        is_known = not has_own_code and plain_class.model_type in CONFIG_MAPPING
+        if isinstance(self.config, UpgradedFields) and not is_known:
+            raise UpgradeError(
+                f"{type(self).__name__} has code that transformers would not find again from a folder: register it "
+                "with the Auto classes, or exsel.downgrade(model) and save what is left"
+            )
+        return save(self, *args, **kwargs)
 
     return guarded
 

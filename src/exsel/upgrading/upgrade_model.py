@@ -31,11 +31,11 @@ def upgrade(
         model: a transformers, timm or diffusers model, or any module with attention layers of a known kind:
             PyTorch's own, and classes that call ``scaled_dot_product_attention``. See :func:`exsel.support`.
         exclusive: ``True``, a strength, or an :class:`exsel.ExclusiveConfig`; see :meth:`exsel.ExclusiveConfig.read`.
-        selective: ``True`` or an :class:`exsel.SelectiveConfig`; see :meth:`exsel.SelectiveConfig.read`. As it starts,
-            without its positional term the model computes what it did before, and with it nearly so.
+        selective: ``True`` or an :class:`exsel.SelectiveConfig`; see :meth:`exsel.SelectiveConfig.read`. At its start
+            the model computes what it did before if there is no positional term, and nearly so if there is one.
 
     ``layers`` of either configuration counts the self-attention layers in the model's order, encoder before decoder,
-    as :func:`exsel.support` numbers them; cross-attention is left alone.
+    as :func:`exsel.support` numbers them. Cross-attention is left alone.
 
     Returns:
         ``model``. It trains, compiles, caches, generates and saves as before; :func:`exsel.from_pretrained` loads what
@@ -55,14 +55,14 @@ def upgrade(
     insert_all(model, choose_layers(model, ExclusiveConfig.read(exclusive), SelectiveConfig.read(selective)))
     for module in model.modules():
         if isinstance(path := module.__dict__.get("name_or_path"), str):
-            # Where transformers found the model; what is there now is not this one, which PEFT would take it for.
+            # transformers found the plain model there. PEFT would take that one for this one.
             module.__dict__["name_or_path"] = path + UNSAVED
     diffusers_processors.guard_saving()
     if "transformers.modeling_utils" in sys.modules:
         from exsel.upgrading import transformers_models
 
-        # From here on a transformers model that is this one, or holds it, says and is saved as what it is.
-        transformers_models.mark(model)
+        # From here on every transformers model in it says, and is saved as, what it is.
+        transformers_models.update_configuration(model)
     return model
 
 
@@ -86,6 +86,6 @@ def downgrade(model: Model) -> Model:
         if isinstance(path := module.__dict__.get("name_or_path"), str):
             module.__dict__["name_or_path"] = path.removesuffix(UNSAVED)
     if "exsel.upgrading.transformers_models" in sys.modules:
-        sys.modules["exsel.upgrading.transformers_models"].unmark(model)
+        sys.modules["exsel.upgrading.transformers_models"].update_configuration(model)
     wrapped_methods.release()
     return model

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 from torch import nn
@@ -119,11 +119,15 @@ def _upgraded_class(cls: Any, packings: tuple[tuple[str, str], ...], output: str
             "exsel_original": cls,
             "exsel_projections": (packings, output),
             "exsel_forward": methods["forward"],
-            **{name: property(lambda _, value=value: value) for name, value in switches(cls).items()},
+            **{name: property(_returning(value)) for name, value in switches(cls).items()},
             **methods,
         }
         made = _MADE[cls, packings, output] = type(cls.__name__, (Upgraded, cls), members)
     return made
+
+
+def _returning(value: bool) -> Callable[[Any], bool]:
+    return lambda _: value
 
 
 def _new(cls: Any, packings: tuple[tuple[str, str], ...], output: str | None) -> Any:
