@@ -13,12 +13,10 @@ from torch import Tensor
 import exsel
 from budget import assert_within_budget
 from exsel import reference
-from exsel.dispatch import HAS_TRITON, Backend
+from exsel.dispatch import Backend
 
 LOW = [torch.float32, torch.bfloat16, torch.float16]
 HEADS = [(1, 1), (3, 3), (6, 2), (4, 1)]
-
-needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="needs Triton")
 
 
 def leaf(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -222,9 +220,6 @@ class TestAttention:
             ("sdpa", {"sliding_window": 2}, []),
             ("sdpa", {"cu_seqlens": torch.arange(34)}, range(33)),
             ("sdpa", {"attn_mask": torch.eye(33).bool()}, range(33)),
-            pytest.param("triton", {"is_causal": True}, [0], marks=needs_triton),
-            pytest.param("triton", {"is_causal": True, "sliding_window": 1}, range(33), marks=needs_triton),
-            pytest.param("triton", {"cu_seqlens": torch.arange(34)}, range(33), marks=needs_triton),
         ],
     )
     def test_rows_of_few_keys(

@@ -26,7 +26,7 @@ def measure(name: str, subjects: Sequence[str], flags: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--part", default="")
     known, flags = parser.parse_known_args(flags)
-    is_ours = {"-h", "--help", "--out", "--overwrite", "--tune"}.isdisjoint(flags)
+    is_ours = {"-h", "--help", "--out", "--overwrite"}.isdisjoint(flags)
     if not is_ours or not re.fullmatch(r"[a-z0-9-]*", known.part):
         print(
             f"usage: python -m evidence.benchmarks.{name} [--part lower-case-name] [flags of exsel bench that say "

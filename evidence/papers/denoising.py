@@ -135,7 +135,7 @@ class Heads(nn.Module):
         value = tokens @ self.v_proj[which].mT
         tau = None
         if self.weight.requires_grad:
-            tau = inverse_temperature(value, self.weight[which], backend="reference")
+            tau = inverse_temperature(value, self.weight[which])
         mixed = attention(query, tokens, value, scale=1.0, value_scale=tau, backend="reference")
         output: Tensor = mixed @ self.o_proj[which].mT
         return output.squeeze(-2)

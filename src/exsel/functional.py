@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,10 +11,10 @@ from torch import Tensor
 from exsel import dispatch, reference
 from exsel.dispatch import Backend
 from exsel.kernels import sdpa
-from exsel.kernels.call import Call
 from exsel.kernels.exclude import exclude as exclude_pass
 from exsel.kernels.exclude import exclude_directly
-from exsel.kernels.registration import is_plain, is_watched
+from exsel.kernels.operators import is_plain, is_watched
+from exsel.kernels.sdpa import Call
 
 #: The least norm that a value is divided by.
 EPS = 1e-12
@@ -23,24 +22,18 @@ EPS = 1e-12
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def _given(**arguments: Any) -> dict[str, Any]:
-    return {name: argument for name, argument in arguments.items() if argument is not None}
-
-
-def _check_tensors(**tensors: Tensor) -> None:
-    """Tensors with memory of the usual kind, on one device."""
-    devices: dict[str, torch.device] = {}
+def _check_tensors(required: dict[str, Tensor], optional: dict[str, Tensor | None]) -> None:
+    """Tensors with memory of the usual kind, on one device; what is optional may be None."""
+    tensors = required | {name: tensor for name, tensor in optional.items() if tensor is not None}
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
         if tensor.layout != torch.strided or tensor.is_nested:
             kind = "a nested" if tensor.is_nested else f"a {str(tensor.layout).removeprefix('torch.')}"
             raise TypeError(f"{name} must be a dense tensor, got {kind} one")
-        devices[name] = tensor.device
-    if len(set(devices.values())) > 1:
-        raise ValueError(
-            f"all tensors must be on one device, got {', '.join(f'{name} on {devices[name]}' for name in devices)}"
-        )
+    if len({tensor.device for tensor in tensors.values()}) > 1:
+        places = ", ".join(f"{name} on {tensor.device}" for name, tensor in tensors.items())
+        raise ValueError(f"all tensors must be on one device, got {places}")
 
 
 def _check_floating(**tensors: Tensor | None) -> None:
@@ -54,10 +47,10 @@ def _check_floating(**tensors: Tensor | None) -> None:
 
 def _check_own_value(shape: tuple[int, ...], dtype: torch.dtype, own_value: Tensor) -> None:
     """Against the shape [..., H, T, D] and dtype of attention's output y."""
+    shapes = f"got {tuple(shape)} and {tuple(own_value.shape)}"
     if len(shape) < 3 or own_value.ndim != len(shape):
         raise ValueError(
-            "y and own_value must be [..., heads, tokens, head_dim] with equally many dimensions, "
-            f"got {tuple(shape)} and {tuple(own_value.shape)}"
+            f"y and own_value must be [..., heads, tokens, head_dim] with equally many dimensions, {shapes}"
         )
     if own_value.shape[:-3] != shape[:-3] or own_value.shape[-2:] != shape[-2:]:
         raise ValueError(
@@ -65,10 +58,7 @@ def _check_own_value(shape: tuple[int, ...], dtype: torch.dtype, own_value: Tens
             f"got {tuple(own_value.shape)} for y {tuple(shape)}. With a key/value cache pass the new tokens' values"
         )
     if min(shape[-3], own_value.shape[-3], shape[-1]) < 1:
-        raise ValueError(
-            "y and own_value must have at least one head and a head_dim of at least 1, "
-            f"got {tuple(shape)} and {tuple(own_value.shape)}"
-        )
+        raise ValueError(f"y and own_value must have at least one head and a head_dim of at least 1, {shapes}")
     if shape[-3] % own_value.shape[-3]:
         raise ValueError(
             f"the {shape[-3]} heads of y must be a multiple of the {own_value.shape[-3]} heads of own_value"
@@ -80,26 +70,22 @@ def _check_own_value(shape: tuple[int, ...], dtype: torch.dtype, own_value: Tens
 def _check_strength(strength: float | Tensor | None) -> None:
     if isinstance(strength, Tensor):
         _check_floating(strength=strength)
-        return
-    if isinstance(strength, bool) or not (strength is None or isinstance(strength, (int, float))):
+    elif isinstance(strength, bool) or not (strength is None or isinstance(strength, (int, float))):
         raise TypeError(f"strength must be a number, a tensor or None (which is 1), got {strength!r}")
-    if strength is not None and not math.isfinite(strength):
+    elif strength is not None and not math.isfinite(strength):
         raise ValueError(f"strength must be finite, got {strength}")
 
 
-def _expand_strength(name: str, strength: float | Tensor | None, y: Tensor) -> Tensor | None:
+def _expand_strength(strength: float | Tensor | None, y: Tensor) -> Tensor | None:
     """None for 1, else α as [..., H, T] (a view)."""
-    if strength is None:
-        return None
     if not isinstance(strength, Tensor):
-        return None if strength == 1 else y.new_tensor(strength).expand(y.shape[:-1])
-    if strength.ndim == 1 and strength.shape[0] == y.shape[-3]:
-        strength = strength.unsqueeze(-1)
+        return None if strength is None or strength == 1 else y.new_tensor(strength).expand(y.shape[:-1])
+    by_token = strength.unsqueeze(-1) if strength.ndim == 1 and strength.shape[0] == y.shape[-3] else strength
     try:
-        return strength.expand(y.shape[:-1])
+        return by_token.expand(y.shape[:-1])
     except RuntimeError:
         raise ValueError(
-            f"{name} must be a number, one number a head [{y.shape[-3]}], or broadcast to "
+            f"strength must be a number, one number a head [{y.shape[-3]}], or broadcast to "
             f"{tuple(y.shape[:-1])}; got {tuple(strength.shape)}"
         ) from None
 
@@ -109,13 +95,12 @@ def exclude(
     own_value: Tensor,
     *,
     strength: float | Tensor | None = None,
-    gate: Tensor | None = None,
     eps: float = EPS,
     backend: Backend = "auto",
 ) -> Tensor:
     """Exclusive self-attention's projection: remove from each head's output its component along the own value.
 
-        z_i = g_i (y_i − α (y_i · v̂_i) v̂_i),    v̂_i = v_i / max(‖v_i‖, eps)
+        z_i = y_i − α (y_i · v̂_i) v̂_i,    v̂_i = v_i / max(‖v_i‖, eps)
 
     A zero value leaves y as it is. Sums accumulate in float32 (float64 for float64). In the paper's symbols: y is
     y, ``own_value`` is v, ``strength`` is α (absent there: 1).
@@ -126,11 +111,9 @@ def exclude(
             *current* tokens' values, not the cache's. Never repeated in memory.
         strength: α: ``None`` or 1 for the projection; another number, one a head ``[H]``, or anything that
             broadcasts to ``[..., H, T]``. Differentiable.
-        gate: g: multiplies the result, in the same pass; in the shapes that a strength tensor may have.
-            Differentiable.
         eps: the least norm that v is divided by, as in ``torch.nn.functional.normalize``.
         backend: ``"auto"``; ``"sdpa"``: one pass in C++ on the CPU and in Triton on a GPU, where these can be had;
-            ``"triton"``; or ``"reference"``. All are differentiable twice.
+            or ``"reference"``. All are differentiable twice.
 
     Returns:
         z, with the shape and dtype of y.
@@ -142,22 +125,16 @@ def exclude(
     Source: Zhai, "Exclusive Self Attention", arXiv:2603.09078 (2026), Section 3. The strength is follow-up work.
     """
     is_one = strength is None or (type(strength) in (int, float) and strength == 1)
-    is_usual = is_one and gate is None and backend == "auto" and eps > 0
-    if is_usual and (direct := exclude_directly(y, own_value, eps)) is not None:
+    if is_one and backend == "auto" and eps > 0 and (direct := exclude_directly(y, own_value, eps)) is not None:
         return direct
-    by_token = strength if isinstance(strength, Tensor) else None
-    _check_tensors(y=y, own_value=own_value, **_given(strength=by_token, gate=gate))
-    _check_floating(y=y, own_value=own_value, gate=gate)
+    _check_tensors({"y": y, "own_value": own_value}, {"strength": strength if isinstance(strength, Tensor) else None})
+    _check_floating(y=y, own_value=own_value)
     _check_strength(strength)
     _check_own_value(y.shape, y.dtype, own_value)
     if not eps > 0:
         raise ValueError(f"eps must be positive, got {eps}")
-    alpha = _expand_strength("strength", strength, y)
-    factor = None if gate is None else _expand_strength("gate", gate, y)
-    if dispatch.choose_pass(backend, y) == "reference":
-        z = reference.exclude(y, own_value, alpha, eps)
-        return z if factor is None else (z * factor.unsqueeze(-1)).to(z.dtype)
-    return exclude_pass(y, own_value, alpha, factor, eps, "triton" if backend == "triton" else "sdpa")
+    run = reference.exclude if dispatch.choose_backend(backend) == "reference" else exclude_pass
+    return run(y, own_value, _expand_strength(strength, y), eps)
 
 
 def _check_broadcast(name: str, x: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -230,9 +207,8 @@ def attention(
         sliding_window: how many tokens each token sees (to either side unless causal), itself among them.
         cu_seqlens: integers ``[N + 1]``, from 0 to T: where each of N packed sequences begins and the last one ends,
             as FlashAttention's; a token sees its own sequence only. Needs T = S; the batch then is 1.
-        backend: ``"auto"`` (see :func:`explain_backend`), ``"sdpa"``: PyTorch's kernels and ours around them,
-            ``"triton"``: our fused kernels, or ``"reference"``. One that cannot run a call says so, and is never
-            replaced by another.
+        backend: ``"auto"`` (see :func:`explain_backend`), ``"sdpa"``: PyTorch's kernels with our passes around them,
+            or ``"reference"``. One that cannot run a call says so, and is never replaced by another.
 
     Returns:
         ``[..., H, T, Dv]`` in the query's dtype.
@@ -240,42 +216,19 @@ def attention(
     Raises:
         ValueError: shapes that do not fit; ``attn_mask`` with ``is_causal``; ``exclusive`` without an own value
             where T ≠ S (cross-attention has none); ``own_value`` or ``strength`` without ``exclusive``; tensors on
-            several devices; an unknown backend, or one that cannot run this.
+            several devices; an unknown backend.
         TypeError: tensors that are not floating-point, or of several dtypes; an ``exclusive`` that is no boolean, or
             a ``strength`` that is one.
 
     Source: Zhai, arXiv:2603.09078 (2026), Section 3; Zhang et al., NeurIPS 2024, arXiv:2411.12892, Definition 1.
     """
     call = _read_call(
-        query=query,
-        key=key,
-        value=value,
-        attn_mask=attn_mask,
-        dropout_p=dropout_p,
-        is_causal=is_causal,
-        scale=scale,
-        enable_gqa=enable_gqa,
-        exclusive=exclusive,
-        strength=strength,
-        own_value=own_value,
-        query_scale=query_scale,
-        value_scale=value_scale,
-        sliding_window=sliding_window,
-        cu_seqlens=cu_seqlens,
-    )
-    chosen = dispatch.choose_backend(backend, call)
-    if chosen == "triton":
-        from exsel.kernels import fused
-
-        return fused.attention(call, EPS)
-    mask = call.attn_mask
-    is_banded = call.sliding_window is not None or call.cu_seqlens is not None
-    if is_banded:
-        band = reference.allowed(
-            call.query.shape[-2], call.key.shape[-2], call.is_causal, call.sliding_window, call.cu_seqlens, query.device
-        )
-        mask = band if mask is None else mask & band if mask.dtype == torch.bool else mask.masked_fill(~band, -math.inf)
-    call = replace(call, attn_mask=mask, is_causal=call.is_causal and not is_banded)
+        query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, exclusive, strength, own_value,
+        query_scale, value_scale, sliding_window, cu_seqlens,
+    )  # fmt: skip
+    chosen = dispatch.choose_backend(backend)
+    if call.is_banded:
+        call = replace(call, attn_mask=_banded_mask(call), is_causal=False)
     if chosen == "sdpa":
         return sdpa.attention(call, EPS)
     y = reference.attention(
@@ -290,6 +243,22 @@ def attention(
         call.value_scale,
     )
     return y if call.own_value is None else reference.exclude(y, call.own_value, call.strength, EPS)
+
+
+def _banded_mask(call: Call) -> Tensor:
+    """The mask of a call, with its causality, window and packed sequences in it."""
+    band = reference.allowed(
+        call.query.shape[-2],
+        call.key.shape[-2],
+        call.is_causal,
+        call.sliding_window,
+        call.cu_seqlens,
+        call.query.device,
+    )
+    mask = call.attn_mask
+    if mask is None:
+        return band
+    return mask & band if mask.dtype == torch.bool else mask.masked_fill(~band, -math.inf)
 
 
 def explain_backend(
@@ -318,30 +287,14 @@ def explain_backend(
     Raises:
         ValueError, TypeError: what :func:`attention` would raise.
     """
-    return dispatch.explain(
-        backend,
-        _read_call(
-            query=query,
-            key=key,
-            value=value,
-            attn_mask=attn_mask,
-            dropout_p=dropout_p,
-            is_causal=is_causal,
-            scale=scale,
-            enable_gqa=enable_gqa,
-            exclusive=exclusive,
-            strength=strength,
-            own_value=own_value,
-            query_scale=query_scale,
-            value_scale=value_scale,
-            sliding_window=sliding_window,
-            cu_seqlens=cu_seqlens,
-        ),
-    )
+    call = _read_call(
+        query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, exclusive, strength, own_value,
+        query_scale, value_scale, sliding_window, cu_seqlens,
+    )  # fmt: skip
+    return dispatch.explain(backend, call)
 
 
 def _read_call(
-    *,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -361,19 +314,15 @@ def _read_call(
     """The checked arguments of :func:`attention`, in autocast's dtype where it is on."""
     if not isinstance(exclusive, bool):
         raise TypeError(f"exclusive must be True or False, got {exclusive!r}: a number or tensor is the strength")
-    _check_tensors(
-        query=query,
-        key=key,
-        value=value,
-        **_given(
-            attn_mask=attn_mask,
-            strength=strength if isinstance(strength, Tensor) else None,
-            own_value=own_value,
-            query_scale=query_scale,
-            value_scale=value_scale,
-            cu_seqlens=cu_seqlens,
-        ),
-    )
+    optional = {
+        "attn_mask": attn_mask,
+        "strength": strength if isinstance(strength, Tensor) else None,
+        "own_value": own_value,
+        "query_scale": query_scale,
+        "value_scale": value_scale,
+        "cu_seqlens": cu_seqlens,
+    }
+    _check_tensors({"query": query, "key": key, "value": value}, optional)
     _check_floating(
         query=query, key=key, value=value, own_value=own_value, query_scale=query_scale, value_scale=value_scale
     )
@@ -422,7 +371,7 @@ def _read_call(
         key=key,
         value=value,
         own_value=own_value,
-        strength=_expand_strength("strength", strength, query),
+        strength=_expand_strength(strength, query),
         query_scale=None if query_scale is None else _check_broadcast("query_scale", query_scale, query.shape[:-1]),
         value_scale=None if value_scale is None else _check_broadcast("value_scale", value_scale, value.shape[:-1]),
         attn_mask=attn_mask,
@@ -458,11 +407,12 @@ def inverse_temperature(
     *,
     position: Tensor | None = None,
     position_logit: Tensor | None = None,
-    backend: Backend = "auto",
 ) -> Tensor:
     """Selective self-attention's inverse temperature: it multiplies, so a higher τ makes a spikier row.
 
         τ = tanh(w · GELU(x)) + 1 + σ(a) log n
+
+    A chain of PyTorch operators, which ``torch.compile`` fuses.
 
     Args:
         features: x ``[..., H, T, D]``: each head's query, key or value before rotary embedding and norm
@@ -470,20 +420,17 @@ def inverse_temperature(
         weight: w ``[H, D]``, or ``[1, D]`` for one that all heads share.
         position: n ``[..., T]``, the 1-based position of each token within its own sequence.
         position_logit: a ``[H]`` or ``[1]``; ``None``: without the log n term.
-        backend: ``"triton"``: one pass over x forward and one backward; else the chain of PyTorch operators, which
-            ``torch.compile`` fuses.
 
     Returns:
         τ ``[..., H, T]`` in float32 (float64 for float64): near 1 it does not fit into fewer bits.
 
     Raises:
-        ValueError: shapes that do not fit, one of ``position`` and ``position_logit`` without the other, or a
-            backend that is unknown or cannot run this.
+        ValueError: shapes that do not fit, or one of ``position`` and ``position_logit`` without the other.
         TypeError: ``features`` or ``weight`` that are not floating-point.
 
     Source: Zhang et al., NeurIPS 2024, arXiv:2411.12892, Definition 1 and Section 3.
     """
-    _check_tensors(features=features, weight=weight, **_given(position=position, position_logit=position_logit))
+    _check_tensors({"features": features, "weight": weight}, {"position": position, "position_logit": position_logit})
     _check_floating(features=features, weight=weight, position_logit=position_logit)
     if features.ndim < 3 or weight.ndim != 2 or weight.shape[1] != features.shape[-1]:
         raise ValueError(
@@ -501,8 +448,4 @@ def inverse_temperature(
                 f"position_logit must be [{features.shape[-3]}] or [1], one number a head or one for all; got "
                 f"{tuple(position_logit.shape)}"
             )
-    if dispatch.choose_temperature(backend, features) == "triton":
-        from exsel.kernels import fused
-
-        return fused.inverse_temperature(features, weight, position, position_logit)
     return reference.inverse_temperature(features, weight, position, position_logit)

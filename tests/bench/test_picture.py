@@ -23,7 +23,7 @@ def test_svg_and_png(tmp_path: Path) -> None:
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
     words = {element.text for element in root.iter() if element.tag.endswith("text")}
     assert {"exsel sdpa", "eager normalize", "tokens", "2k", "4k", "1.4b, exclusive"} <= words
-    assert "exsel triton" not in words  # it was not measured: no line, no entry
+    assert "compiled dot" not in words  # it was not measured: no line, no entry
 
 
 def test_it_follows_light_and_dark(tmp_path: Path) -> None:

@@ -17,9 +17,16 @@ PLAN = Plan(
     dtype="float32",
     shapes=(Shape("2x1x16", 2, 1, 16),),
     seq_lens=(16, 32),
-    contenders=("eager normalize", "exsel triton"),
+    contenders=("eager normalize", "compiled normalize"),
     rounds=2,
 )
+
+
+@pytest.fixture(autouse=True)
+def _no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A contender that is refused."""
+    monkeypatch.setattr("exsel.bench.attention.can_compile", lambda: False)
+
 
 #: What readers of ``bench.json`` may rely on.
 RECORD = {

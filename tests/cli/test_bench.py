@@ -21,13 +21,17 @@ from exsel.bench.timing import CpuClock, Work
 from exsel.machine import can_compile
 
 SMALL = ["--device", "cpu", "--shapes", "2x1x16", "--rounds", "2"]
-QUICK = ["--contenders", "eager normalize,exsel auto,exsel triton"]
+QUICK = ["--contenders", "eager normalize,compiled normalize,exsel auto"]
+NO_COMPILER = ("exsel.bench.attention.can_compile", lambda: False)
 
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, Path]:
     folder = tmp_path_factory.mktemp("bench") / "out"
-    return run_main("bench", "attention", "decode", *SMALL, *QUICK, "--seq-lens", "16", "--out", folder), folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(*NO_COMPILER)  # so that a contender is refused
+        outcome = run_main("bench", "attention", "decode", *SMALL, *QUICK, "--seq-lens", "16", "--out", folder)
+    return outcome, folder
 
 
 def test_it_ends_with_a_table_and_files(measured: tuple[Outcome, Path]) -> None:
@@ -37,10 +41,9 @@ def test_it_ends_with_a_table_and_files(measured: tuple[Outcome, Path]) -> None:
     assert re.match(r"Case +Group +Contender +ms +Forward +Backward +Whole +Kept for backward$", lines[0])
     assert re.match(r"attention 2x1x16, 256 × 16 tokens +baseline +stock +[\d.,]+ +1\.000× +1\.000×", lines[1])
     assert any(re.search(r" exclusive +exsel auto +[\d.,]+ +\d+\.\d{3}×", line) for line in lines)
-    assert any(re.search(r" exclusive +exsel triton +–( +–)+$", line) for line in lines)
-    assert any(
-        line.startswith("exsel triton, not measured (attention 2x1x16, 256 × 16 tokens and 2 more): ") for line in lines
-    )
+    assert any(re.search(r" exclusive +compiled normalize +–( +–)+$", line) for line in lines)
+    refusal = "compiled normalize, not measured (attention 2x1x16, 256 × 16 tokens and 2 more): "
+    assert any(line.startswith(refusal) for line in lines)
     assert f"numbers: {folder / 'bench.json'}" in lines
     names = {"bench.json", "attention.svg", "attention.png", "decode.svg", "decode.png"}
     assert {path.name for path in folder.iterdir()} == names
@@ -110,6 +113,7 @@ def test_interrupted_it_keeps_what_it_has(tmp_path: Path, monkeypatch: pytest.Mo
         return original(clock, work)
 
     monkeypatch.setattr(CpuClock, "time", time)
+    monkeypatch.setattr(*NO_COMPILER)
     outcome = run_main("bench", *SMALL, *QUICK, "--seq-lens", "16", "--rounds", "99", "--out", tmp_path / "out")
     assert outcome.code == 130
     assert "marked partial" in outcome.err.splitlines()[-1]
@@ -142,7 +146,6 @@ def refuse_work(*_: Any, **__: Any) -> None:
         (["block", "--shapes", "llama"], "--shapes llama: blocks and models come in the sizes"),
         (["block", "--model", "9b"], "--model 9b: blocks and models come in the sizes"),
         (["block", "--model", "2.7b", "--shapes", "tiny"], None),
-        (["--tune", "chip.json", "--device", "cpu"], "--tune times Triton's kernels on a GPU"),
     ],
 )
 def test_mistakes(arguments: list[str], message: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,12 +19,29 @@ import exsel
 from exsel import reference
 from exsel.dispatch import Backend
 from exsel.kernels import exclude as exclude_operators
-from exsel.kernels import fused, sdpa
+from exsel.kernels import sdpa, stock
 from exsel.kernels.exclude import HAS_TRITON
 
 needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="needs Triton")
-#: The fused kernels of attention: no rule chooses them, and the interpreter takes minutes for them.
-FUSED = pytest.param("triton", marks=[needs_triton, pytest.mark.slow])
+
+
+@pytest.fixture(params=["cpp", pytest.param("triton", marks=needs_triton)])
+def language(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The passes in C++ (or PyTorch, without a compiler), or in Triton's interpreter, as on a GPU."""
+    if request.param == "triton":
+        from exsel.kernels import triton_passes
+
+        for module in (exclude_operators, sdpa):
+            monkeypatch.setattr(module, "passes_for", lambda x: triton_passes)
+    language: str = request.param
+    return language
+
+
+@pytest.fixture
+def operators_when_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compilers are given the operators, as on a GPU, and not the formulas."""
+    for module in (exclude_operators, sdpa):
+        monkeypatch.setattr(module, "is_traced_for_cpu", lambda x: False)
 
 
 def leaf(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -35,16 +52,17 @@ def strengths(kind: str) -> Tensor | None:
     return {"none": None, "head": torch.rand(4)[None, :, None].expand(2, 4, 7).requires_grad_()}[kind]
 
 
+def fixed(*tensors: Tensor | None) -> list[Tensor | None]:
+    """Without gradients, which are the business of the autograd function around an operator."""
+    return [None if x is None else x.detach() for x in tensors]
+
+
 @pytest.mark.parametrize("kind", ["none", "head"])
-@pytest.mark.parametrize("with_gate", [False, True])
-@pytest.mark.parametrize("backend", ["sdpa", pytest.param("triton", marks=needs_triton)])
-def test_exclude_passes_opcheck(kind: str, with_gate: bool, backend: str) -> None:
-    y, v = leaf(2, 4, 7, 8), leaf(2, 2, 7, 8)
-    gate = leaf(2, 4, 7) if with_gate else None
-    strength = strengths(kind)
-    torch.library.opcheck(exclude_operators._exclude, (y, v, strength, gate, 1e-12, backend))
-    dz = torch.randn(2, 4, 7, 8)
-    torch.library.opcheck(exclude_operators._exclude_backward, (dz, y, v, strength, gate, 1e-12, backend))
+@pytest.mark.usefixtures("language")
+def test_exclude_passes_opcheck(kind: str) -> None:
+    inputs = fixed(leaf(2, 4, 7, 8), leaf(2, 2, 7, 8), strengths(kind))
+    torch.library.opcheck(exclude_operators._exclude, (*inputs, 1e-12))
+    torch.library.opcheck(exclude_operators._exclude_backward, (torch.randn(2, 4, 7, 8), *inputs, 1e-12))
 
 
 @pytest.mark.parametrize("kind", ["none", "head"])
@@ -54,44 +72,12 @@ def test_stock_attention_passes_opcheck(kind: str, masked: bool, tokens: int) ->
     q, k, v = leaf(2, 4, tokens, 8), leaf(2, 2, tokens, 8), leaf(2, 2, tokens, 8)
     mask = torch.zeros(2, 4, tokens, tokens) if masked else None
     strength = None if kind == "none" else torch.rand(2, 4, tokens).requires_grad_()
-    torch.library.opcheck(sdpa._attention, (q, k, v, v.detach(), strength, mask, not masked, 0.3, 1e-12))
-    z, logsumexp, along = sdpa._attention(q, k, v, v, strength, mask, not masked, 0.3, 1e-12)
-    saved = [None if x is None else x.detach() for x in (q, k, v, v, strength, mask, z, logsumexp, along)]
-    torch.library.opcheck(sdpa._attention_backward, (torch.randn_like(z), *saved, not masked, 0.3, 1e-12))
-
-
-@pytest.mark.slow
-@needs_triton
-@pytest.mark.parametrize("exclusive", [False, True])
-@pytest.mark.parametrize("selective", [False, True])
-def test_fused_attention_passes_opcheck(exclusive: bool, selective: bool) -> None:
-    q, k, v = leaf(2, 4, 7, 16), leaf(2, 2, 7, 16), leaf(2, 2, 7, 16)
-    scales = (leaf(2, 4, 7), leaf(2, 2, 7)) if selective else (None, None)
-    strength = leaf(2, 4, 7) if exclusive and selective else None
-    options = (exclusive, True, None, 0.3, 1e-12)
-    torch.library.opcheck(fused._attention, (q, k, v, strength, *scales, None, *options))
-    z, logsumexp, along = (x.detach() for x in fused._attention(q, k, v, strength, *scales, None, *options))
-    inputs = [None if x is None else x.detach() for x in (q, k, v, strength, *scales)]
+    inputs = fixed(q, k, v, v, strength, mask)
+    torch.library.opcheck(sdpa._attention, (*inputs, not masked, 0.3, 1e-12))
+    results = sdpa._attention(*inputs, not masked, 0.3, 1e-12)
     torch.library.opcheck(
-        fused._attention_backward, (torch.randn_like(z), *inputs, None, z, logsumexp, along, *options)
+        sdpa._attention_backward, (torch.randn_like(results[0]), *inputs, *results, not masked, 0.3, 1e-12)
     )
-
-
-@pytest.mark.slow
-@needs_triton
-def test_decode_and_temperature_pass_opcheck() -> None:
-    q, k, v, own = (
-        torch.randn(2, 4, 3, 16),
-        torch.randn(2, 2, 9, 16),
-        torch.randn(2, 2, 9, 16),
-        torch.randn(2, 2, 3, 16),
-    )
-    mask = torch.rand(2, 4, 3, 9) < 0.8
-    torch.library.opcheck(fused._decode, (q, k, v, own, None, None, None, mask, 0.3, 1e-12))
-    x, weight, logit, position = leaf(2, 4, 7, 8), leaf(4, 8), leaf(4), torch.arange(1, 8).expand(2, 7)
-    torch.library.opcheck(fused._inverse_temperature, (x, weight, position, logit))
-    inputs = (x.detach(), weight.detach(), position, logit.detach())
-    torch.library.opcheck(fused._inverse_temperature_backward, (torch.randn(2, 4, 7), *inputs))
 
 
 def saved_bytes(run: Callable[[], Tensor]) -> int:
@@ -110,16 +96,16 @@ def saved_bytes(run: Callable[[], Tensor]) -> int:
 
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("backend", ["sdpa", FUSED])
+@pytest.mark.usefixtures("language")
 def test_saves_four_bytes_a_token_and_head_more_than_plain_attention(
-    heads: tuple[int, int], dtype: torch.dtype, backend: Backend
+    heads: tuple[int, int], dtype: torch.dtype
 ) -> None:
     """With what follows it, which saves its own input: z."""
     q, k, v = leaf(2, heads[0], 33, 16, dtype=dtype), *(leaf(2, heads[1], 33, 16, dtype=dtype) for _ in range(2))
     weight = leaf(16, 16, dtype=dtype)
 
     def run(exclusive: bool) -> Tensor:
-        z = exsel.attention(q, k, v, is_causal=True, enable_gqa=True, exclusive=exclusive, backend=backend)
+        z = exsel.attention(q, k, v, is_causal=True, enable_gqa=True, exclusive=exclusive, backend="sdpa")
         return z @ weight
 
     more = saved_bytes(lambda: run(True)) - saved_bytes(lambda: run(False))
@@ -133,58 +119,59 @@ def test_saves_four_bytes_a_token_and_head_more_than_plain_attention(
     assert saved_bytes(lambda: run(True)) < eager
 
 
-@pytest.mark.parametrize("backend", ["sdpa", FUSED])
+@pytest.mark.usefixtures("language")
 class TestAttentionOperator:
     def inputs(self) -> list[Tensor]:
         return [leaf(2, 4, 20, 16), leaf(2, 2, 20, 16), leaf(2, 2, 20, 16), leaf(2, 4, 20), leaf(2, 2, 20), leaf(4)]
 
-    def run(self, inputs: list[Tensor], backend: Backend) -> Tensor:
+    def run(self, inputs: list[Tensor]) -> Tensor:
         q, k, v, tau_q, tau_v, strength = inputs
         return exsel.attention(q, k, v, is_causal=True, enable_gqa=True, exclusive=True, strength=strength,
-                               query_scale=tau_q, value_scale=tau_v, backend=backend)  # fmt: skip
+                               query_scale=tau_q, value_scale=tau_v, backend="sdpa")  # fmt: skip
 
-    def test_same_bits_on_every_run(self, backend: Backend) -> None:
+    def test_same_bits_on_every_run(self) -> None:
         inputs, dz = self.inputs(), torch.randn(2, 4, 20, 16)
 
         def once() -> tuple[Tensor, ...]:
-            z = self.run(inputs, backend)
+            z = self.run(inputs)
             return z, *torch.autograd.grad(z, inputs, dz)
 
         for first, second in zip(once(), once(), strict=True):
             assert torch.equal(first, second)
 
-    def test_gradient_checkpointing(self, backend: Backend) -> None:
+    def test_gradient_checkpointing(self) -> None:
         inputs, dz = self.inputs(), torch.randn(2, 4, 20, 16)
-        plain = torch.autograd.grad(self.run(inputs, backend), inputs, dz)
+        plain = torch.autograd.grad(self.run(inputs), inputs, dz)
         checkpointed = torch.utils.checkpoint.checkpoint(
-            lambda *given: self.run(list(given), backend), *inputs, use_reentrant=False
+            lambda *given: self.run(list(given)), *inputs, use_reentrant=False
         )
         torch.testing.assert_close(torch.autograd.grad(checkpointed, inputs, dz), plain, rtol=0, atol=0)
 
-    def test_compiled_equals_eager(self, backend: Backend) -> None:
+    @pytest.mark.usefixtures("operators_when_compiled")
+    def test_compiled_equals_eager(self) -> None:
         torch.compiler.reset()
         inputs, dz = self.inputs(), torch.randn(2, 4, 20, 16)
-        compiled = torch.compile(lambda *given: self.run(list(given), backend), fullgraph=True, backend="aot_eager")
-        got, expected = compiled(*inputs), self.run(inputs, backend)
+        compiled = torch.compile(lambda *given: self.run(list(given)), fullgraph=True, backend="aot_eager")
+        got, expected = compiled(*inputs), self.run(inputs)
         torch.testing.assert_close(got, expected)
         torch.testing.assert_close(torch.autograd.grad(got, inputs, dz), torch.autograd.grad(expected, inputs, dz))
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-    def test_autocast(self, backend: Backend, dtype: torch.dtype) -> None:
+    def test_autocast(self, dtype: torch.dtype) -> None:
         inputs = self.inputs()
         with torch.autocast("cpu", dtype=dtype):
-            z = self.run(inputs, backend)
+            z = self.run(inputs)
         assert z.dtype == dtype
         low = [x.to(dtype) for x in inputs[:3]] + inputs[3:]
-        torch.testing.assert_close(z, self.run(low, backend), rtol=0, atol=0)
+        torch.testing.assert_close(z, self.run(low), rtol=0, atol=0)
         assert all(x.dtype == torch.float32 for x in torch.autograd.grad(z.float().sum(), inputs))
 
-    def test_gradient_of_one_input_alone(self, backend: Backend) -> None:
+    def test_gradient_of_one_input_alone(self) -> None:
         inputs, dz = self.inputs(), torch.randn(2, 4, 20, 16)
-        everything = torch.autograd.grad(self.run(inputs, backend), inputs, dz)
+        everything = torch.autograd.grad(self.run(inputs), inputs, dz)
         for index in range(len(inputs)):
             alone = [x.detach().requires_grad_(index == place) for place, x in enumerate(inputs)]
-            (got,) = torch.autograd.grad(self.run(alone, backend), alone[index], dz)
+            (got,) = torch.autograd.grad(self.run(alone), alone[index], dz)
             torch.testing.assert_close(got, everything[index], rtol=0, atol=0)
 
 
@@ -203,13 +190,6 @@ def test_vmap_of_stock_attention() -> None:
     torch.testing.assert_close(torch.func.vmap(torch.func.grad(loss))(q, k, v), expected)
 
 
-@needs_triton
-def test_vmap_of_the_fused_kernel_is_refused_with_a_remedy() -> None:
-    q = torch.randn(3, 1, 2, 20, 16)
-    with pytest.raises(NotImplementedError, match=r"cannot be mapped by vmap.*backend='sdpa'"):
-        torch.func.vmap(lambda q: exsel.attention(q, q, q, is_causal=True, exclusive=True, backend="triton"))(q)
-
-
 @pytest.mark.parametrize("kv_heads", [4, 2])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kernel", ["flash", "cudnn", "efficient"])
@@ -220,7 +200,7 @@ def test_traces_for_a_gpu_without_one(
     if kernel == "efficient" and kv_heads == 2:
         pytest.skip("never chosen with grouped heads")
     # PyTorch's own choice needs a build with CUDA.
-    monkeypatch.setattr(sdpa, "_stock_kernel", lambda *_: kernel)
+    monkeypatch.setattr(stock, "choose_kernel", lambda *_: kernel)
     with FakeTensorMode(), torch.no_grad():
         q = torch.empty(2, 64, 4, 64, dtype=dtype, device="cuda").transpose(1, 2)
         k, v = (torch.empty(2, kv_heads, 64, 64, dtype=dtype, device="cuda") for _ in range(2))
@@ -267,9 +247,9 @@ def test_the_negative_bit() -> None:
 
     def everything(y: Tensor, v: Tensor, tau: Tensor) -> tuple[Tensor, ...]:
         z = exsel.exclude(y, v)
-        gated = exsel.exclude(y, v, strength=tau, gate=tau)
+        halved = exsel.exclude(y, v, strength=tau)
         attended = exsel.attention(y, v, v, exclusive=True, strength=tau, query_scale=tau, value_scale=tau)
-        return z, gated, attended
+        return z, halved, attended
 
     plain = tuple(x.resolve_neg().detach().requires_grad_() for x in (y, v, tau))
     got, expected = everything(y, v, tau), everything(*plain)
@@ -288,7 +268,6 @@ def test_the_negative_bit() -> None:
 def test_tangents_are_carried_or_refused(name: str, with_gradient: bool) -> None:
     """Forward-mode differentiation, also where no other is recorded."""
     y, v, direction = (torch.randn(1, 2, 3, 16) for _ in range(3))
-    backends: list[Backend] = ["sdpa", "triton"] if HAS_TRITON else ["sdpa"]
 
     def run(y: Tensor, backend: Backend) -> Tensor:
         if name == "exclude":
@@ -302,12 +281,10 @@ def test_tangents_are_carried_or_refused(name: str, with_gradient: bool) -> None
             dual = forward_ad.make_dual(y, direction)
             tangent = forward_ad.unpack_dual(run(dual, "auto")).tangent
             torch.testing.assert_close(tangent, expected)
-            for backend in backends:
-                with pytest.raises(NotImplementedError, match="no forward-mode derivative: use backend='reference'"):
-                    run(dual, backend)
-        for backend in backends:
-            with pytest.raises((RuntimeError, NotImplementedError), match=r"jvp|forward"):
-                torch.func.jvp(lambda y, backend=backend: run(y, backend), (y,), (direction,))
+            with pytest.raises(NotImplementedError, match="no forward-mode derivative: use backend='reference'"):
+                run(dual, "sdpa")
+        with pytest.raises((RuntimeError, NotImplementedError), match=r"jvp|forward"):
+            torch.func.jvp(lambda y: run(y, "sdpa"), (y,), (direction,))
 
 
 @pytest.mark.parametrize("with_gradient", [True, False])
@@ -328,15 +305,16 @@ def test_tensors_that_stand_for_others(with_gradient: bool) -> None:
         torch.testing.assert_close(traced(-y, 2 * v), both(-y, 2 * v))
 
 
-@pytest.mark.parametrize("backend", ["sdpa", FUSED])
-def test_compiled_for_every_length(backend: Backend) -> None:
+@pytest.mark.parametrize("traced", ["formulas", "operators"])
+def test_compiled_for_every_length(traced: str, request: pytest.FixtureRequest) -> None:
     """Traced once, with the sizes as symbols, two calls in one graph."""
+    if traced == "operators":
+        request.getfixturevalue("operators_when_compiled")
     torch.compiler.reset()
 
     def run(q: Tensor, k: Tensor, v: Tensor, tau: Tensor) -> Tensor:
-        z = exsel.attention(q, k, v, is_causal=True, enable_gqa=True, exclusive=True, query_scale=tau,
-                            backend=backend)  # fmt: skip
-        return exsel.exclude(z, v, strength=0.5, backend=backend)
+        z = exsel.attention(q, k, v, is_causal=True, enable_gqa=True, exclusive=True, query_scale=tau)
+        return exsel.exclude(z, v, strength=0.5)
 
     compiled = torch.compile(run, fullgraph=True, dynamic=True, backend="aot_eager")
     for batch, tokens in ((3, 20), (5, 24)):  # no two sizes alike
@@ -385,7 +363,7 @@ def test_mistakes_are_named(arguments: dict[str, Any], message: str) -> None:
         exsel.attention(**arguments, enable_gqa=True)
 
 
-@pytest.mark.parametrize("backend", ["reference", "sdpa", FUSED])
+@pytest.mark.parametrize("backend", ["reference", "sdpa"])
 @pytest.mark.parametrize("window", [None, 1, 5, 100])
 @pytest.mark.parametrize("boundaries", [None, (0, 3, 3, 4, 20)])
 @pytest.mark.parametrize("is_causal", [True, False])

@@ -64,7 +64,6 @@ class Case:
     v: Tensor
     dout: Tensor
     strength: Tensor | None = None
-    gate: Tensor | None = None
     layout: Callable[[int, int, int, int, torch.dtype], Tensor] = contiguous
 
     @staticmethod
@@ -75,7 +74,6 @@ class Case:
         dtype: torch.dtype,
         *,
         strength: str = "none",
-        gate: bool = False,
         layout: Callable[[int, int, int, int, torch.dtype], Tensor] = contiguous,
     ) -> Case:
         heads, kv_heads = group
@@ -93,7 +91,6 @@ class Case:
             v=v,
             dout=dout,
             strength={"none": None, "head": per_head, "token": per_token}[strength],
-            gate=torch.randn(batch, heads, tokens, dtype=accumulation(dtype)) if gate else None,
             layout=layout,
         )
 
@@ -107,28 +104,26 @@ class Case:
         return self.layout(batch, heads, tokens, dim, like.dtype)
 
     def run(self, language: ModuleType, *, from_output: bool) -> list[Tensor]:
-        """out, along, dy, dv, and the gradients of what is given of strength and gate."""
+        """out, along, dy, dv, and the gradient of the strength where one is given."""
         out, along, dy, dv = self.fresh(self.y), self.scalars, self.fresh(self.y), self.fresh(self.v)
         dstrength = None if self.strength is None else self.scalars
-        dgate = None if self.gate is None else self.scalars
-        language.project(self.y, self.v, self.strength, self.gate, EPS, out, along)
+        language.project(self.y, self.v, self.strength, EPS, out, along)
         x, saved = (out, along) if from_output else (self.y, None)
-        language.project_backward(self.dout, x, self.v, self.strength, self.gate, EPS, saved, dy, dv, dstrength, dgate)
-        return [x for x in (out, along, dy, dv, dstrength, dgate) if x is not None]
+        language.project_backward(self.dout, x, self.v, self.strength, EPS, saved, dy, dv, dstrength)
+        return [x for x in (out, along, dy, dv, dstrength) if x is not None]
 
     def plain(self, dtype: torch.dtype) -> list[Tensor]:
         """What run() should give, by autograd through the reference, computed in ``dtype``."""
         y, v = (x.to(dtype, copy=True).requires_grad_() for x in (self.y, self.v))
-        strength, gate = (
-            None if x is None else x.to(accumulation(dtype), copy=True).requires_grad_()
-            for x in (self.strength, self.gate)
-        )
+        strength = None
+        if self.strength is not None:
+            strength = self.strength.to(accumulation(dtype), copy=True).requires_grad_()
         wide_y, wide_v = y.to(accumulation(dtype)), v.to(accumulation(dtype))
         unit = wide_v / torch.linalg.vector_norm(wide_v, dim=-1, keepdim=True).clamp_min(EPS)
         along = (wide_y * unit.repeat_interleave(y.shape[1] // v.shape[1], dim=1)).sum(-1)
         z = reference.exclude(wide_y, wide_v, strength, EPS)
-        out = (z if gate is None else z * gate.unsqueeze(-1)).to(dtype)
-        leaves = [x for x in (y, v, strength, gate) if x is not None]
+        out = z.to(dtype)
+        leaves = [x for x in (y, v, strength) if x is not None]
         return [out.detach(), along.detach(), *torch.autograd.grad(out, leaves, self.dout.to(dtype))]
 
     def check(self, language: ModuleType, *, from_output: bool) -> None:
@@ -152,11 +147,10 @@ class TestAgainstReference:
 
     @pytest.mark.parametrize("dtype", DTYPES)
     @pytest.mark.parametrize("strength", ["none", "head", "token"])
-    @pytest.mark.parametrize("gate", [False, True], ids=["", "gate"])
-    def test_options(self, language: ModuleType, dtype: torch.dtype, strength: str, gate: bool) -> None:
+    def test_options(self, language: ModuleType, dtype: torch.dtype, strength: str) -> None:
         for dim in (33, 64):
-            case = Case.random((6, 2), 7, dim, dtype, strength=strength, gate=gate)
-            for from_output in (False,) if gate else (False, True):
+            case = Case.random((6, 2), 7, dim, dtype, strength=strength)
+            for from_output in (False, True):
                 case.check(language, from_output=from_output)
 
     @pytest.mark.parametrize("dtype", DTYPES)
@@ -177,21 +171,19 @@ class TestAgainstReference:
     def test_without_along(self, language: ModuleType) -> None:
         case = Case.random((6, 2), 7, 64, torch.float32)
         out = torch.empty_like(case.y)
-        language.project(case.y, case.v, None, None, EPS, out)
+        language.project(case.y, case.v, None, EPS, out)
         assert torch.equal(out, case.run(language, from_output=False)[0])
 
     @pytest.mark.parametrize("dtype", DTYPES)
     @pytest.mark.parametrize("dim", [33, 64])
     @pytest.mark.parametrize("size", [1.0, 0.0])
     def test_in_place(self, language: ModuleType, dtype: torch.dtype, dim: int, size: float) -> None:
-        case = Case.random((6, 2), 7, dim, dtype, strength="token", gate=True)
+        case = Case.random((6, 2), 7, dim, dtype, strength="token")
         case.v *= size
         expected = case.run(language, from_output=False)
         dy, dv = case.dout.clone(), torch.empty_like(case.v)
-        language.project_backward(
-            dy, case.y, case.v, case.strength, case.gate, EPS, None, dy, dv, case.scalars, case.scalars
-        )
-        language.project(case.y, case.v, case.strength, case.gate, EPS, case.y)
+        language.project_backward(dy, case.y, case.v, case.strength, EPS, None, dy, dv, case.scalars)
+        language.project(case.y, case.v, case.strength, EPS, case.y)
         for got, wanted in zip((case.y, dy, dv), (expected[0], *expected[2:4]), strict=True):
             assert torch.equal(got, wanted)
 
@@ -272,7 +264,7 @@ class TestRange:
         other = reference.exclude(torch.randn_like(v).double(), v.double(), None, EPS)
         y = (30 * v.double() + across * other).float()
         z = torch.empty_like(y)
-        language.project(y, v, None, None, EPS, z)
+        language.project(y, v, None, EPS, z)
         cosine = torch.nn.functional.cosine_similarity(z.double(), v.double(), dim=-1)
         assert (cosine.abs() < 1e-6).all()
 
@@ -281,7 +273,7 @@ class TestFormulas:
     """What autograd differentiates a second time."""
 
     def leaves(self) -> list[Tensor]:
-        shapes = ((1, 4, 2, 3), (1, 2, 2, 3), (1, 4, 2), (1, 4, 2))
+        shapes = ((1, 4, 2, 3), (1, 2, 2, 3), (1, 4, 2))
         return [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
 
     @pytest.mark.parametrize("eps", [1e-12, 1e3])
@@ -289,12 +281,12 @@ class TestFormulas:
         leaves = self.leaves()
         dout = torch.randn_like(leaves[0]).requires_grad_()
 
-        def forward(y: Tensor, v: Tensor, strength: Tensor, gate: Tensor) -> Tensor:
-            return passes.forward_formula(y, v, strength, gate, eps)
+        def forward(y: Tensor, v: Tensor, strength: Tensor) -> Tensor:
+            return passes.forward_formula(y, v, strength, eps)
 
         def backward(*inputs: Tensor) -> tuple[Tensor | None, ...]:
-            dout, y, v, strength, gate = inputs
-            return passes.backward_formula(dout, y, v, strength, gate, eps)
+            dout, y, v, strength = inputs
+            return passes.backward_formula(dout, y, v, strength, eps)
 
         torch.testing.assert_close(
             torch.autograd.grad(forward(*leaves), leaves, dout.detach()), backward(dout, *leaves)
@@ -302,15 +294,15 @@ class TestFormulas:
         assert torch.autograd.gradcheck(backward, (dout, *leaves))
 
     def test_vmap(self) -> None:
-        y, v, strength, gate = (torch.stack([x.detach(), x.detach() + 1]) for x in self.leaves())
+        y, v, strength = (torch.stack([x.detach(), x.detach() + 1]) for x in self.leaves())
         dout = torch.randn_like(y)
 
-        def both(dout: Tensor, y: Tensor, v: Tensor, strength: Tensor, gate: Tensor) -> tuple[Tensor, ...]:
-            gradients = passes.backward_formula(dout, y, v, strength, gate, EPS)
-            return (passes.forward_formula(y, v, strength, gate, EPS), *(x for x in gradients if x is not None))
+        def both(dout: Tensor, y: Tensor, v: Tensor, strength: Tensor) -> tuple[Tensor, ...]:
+            gradients = passes.backward_formula(dout, y, v, strength, EPS)
+            return (passes.forward_formula(y, v, strength, EPS), *(x for x in gradients if x is not None))
 
-        got = torch.func.vmap(both)(dout, y, v, strength, gate)
-        each = [both(*row) for row in zip(dout, y, v, strength, gate, strict=True)]
+        got = torch.func.vmap(both)(dout, y, v, strength)
+        each = [both(*row) for row in zip(dout, y, v, strength, strict=True)]
         torch.testing.assert_close(got, tuple(torch.stack(x) for x in zip(*each, strict=True)))
 
 
@@ -352,7 +344,7 @@ class TestCpp:
         check_conversions(torch.bfloat16)
         check_conversions(torch.float16)
         for dtype in DTYPES:
-            Case.random((6, 2), 33, 64, dtype, strength="token", gate=True).check(cpp, from_output=False)
+            Case.random((6, 2), 33, 64, dtype, strength="token").check(cpp, from_output=False)
 
 
 def check_conversions(dtype: torch.dtype) -> None:
@@ -361,10 +353,10 @@ def check_conversions(dtype: torch.dtype) -> None:
     for dim in (1, 64):
         y = every[every.isfinite()].view(1, 1, -1, dim)
         out = torch.empty_like(y)
-        cpp.project(y, torch.zeros_like(y), None, None, EPS, out)
+        cpp.project(y, torch.zeros_like(y), None, EPS, out)
         assert torch.equal(out.view(torch.int16), y.view(torch.int16))
-    gate = every_float().view(1, 1, -1)
-    y = torch.ones(1, 1, gate.shape[-1], 1, dtype=dtype)
-    out = torch.empty_like(y)
-    cpp.project(y, torch.zeros_like(y), None, gate, EPS, out)
-    torch.testing.assert_close(out.flatten(), gate.flatten().to(dtype), rtol=0, atol=0, equal_nan=True)
+    tau = every_float().view(1, 1, -1)
+    ones = torch.ones(1, 1, tau.shape[-1], 1, dtype=dtype)
+    out = torch.empty_like(ones)
+    cpp.scale(ones, tau, out)
+    torch.testing.assert_close(out.flatten(), tau.flatten().to(dtype), rtol=0, atol=0, equal_nan=True)

@@ -2,5 +2,5 @@
 
 ``cases`` (what is measured), ``timing`` (how one pass is), ``measuring`` (rounds of contenders), ``plain_forms`` (what
 people write by hand), a module for each subject (``attention``, ``decode``, ``block``, ``step``), ``table`` and
-``picture`` (what is shown), ``tuning`` (the search behind ``--tune``).
+``picture`` (what is shown).
 """

@@ -17,7 +17,6 @@ from exsel.bench.measuring import Contender, Refused
 from exsel.bench.plain_forms import dot_form, normalize_form, scale_form
 from exsel.bench.timing import Clock, Work
 from exsel.dispatch import Backend
-from exsel.errors import first_line
 from exsel.machine import can_compile
 
 STOCK = ("baseline", "stock")
@@ -122,7 +121,7 @@ def contenders(case: Case, clock: Clock, wanted: Collection[str]) -> list[Conten
         for name, backend in OURS.items():
             if name in wanted:
                 call = ours(backend)[group]
-                add(name, group, lambda b=backend, c=call, g=group: accepted(b, work(c, g), case.device))  # type: ignore[misc]
+                add(name, group, lambda c=call, g=group: work(c, g))  # type: ignore[misc]
     return chosen
 
 
@@ -140,28 +139,6 @@ def compiled(call: Form) -> Form:
         raise Refused("torch.compile needs a C++ compiler (g++ or clang++), and there is none")
     wrapped: Form = torch.compile(call, dynamic=False, fullgraph=True)
     return wrapped
-
-
-def accepted(backend: str, work: Work, device: torch.device) -> Work:
-    """The work of one of our backends.
-
-    Raises:
-        Refused: an explicit backend does not take the case, in its own words.
-    """
-    if backend == "triton" and device.type != "cuda":
-        raise Refused("Triton's kernels need a GPU: on a CPU they are only interpreted")
-    if backend == "auto":
-        return work
-    try:
-        work.run()
-    except (ValueError, NotImplementedError) as error:
-        raise Refused(str(error)) from error
-    except Exception as error:
-        if type(error).__module__.partition(".")[0] != "triton":
-            raise
-        # A kernel that does not fit on this chip: a gap in the table, and the other contenders go on.
-        raise Refused(f"Triton: {first_line(error)}") from error
-    return work
 
 
 def check_output(work: Work, expected: Tensor, largest: float) -> None:

@@ -107,28 +107,6 @@ def jobs(plan: Plan) -> list[_Job]:
     return planned
 
 
-def tuning_cases(plan: Plan) -> list[Case]:
-    """A case a head dimension, for ``--tune``: 4096 tokens, or the longest of ``--seq-lens``.
-
-    Raises:
-        ExselError: one does not fit into the memory.
-    """
-    tokens = max(plan.seq_lens or (4096,))
-    shapes = {shape.head_dim: shape for shape in plan.shapes or [SHAPES[name] for name in DEFAULT_SHAPES]}
-    cases = [
-        Case(
-            shape=shape,
-            tokens=tokens,
-            batch=batch_of(tokens, _TOKENS_IN_ALL["cuda"]),
-            device=torch.device(plan.device),
-            dtype=DTYPES[plan.dtype],
-        )
-        for shape in shapes.values()
-    ]
-    check_memory(cases)
-    return cases
-
-
 def contenders_of(job: _Job, clock: Clock, wanted: Collection[str]) -> list[Contender]:
     """What is measured in a case."""
     if job.subject == "attention":

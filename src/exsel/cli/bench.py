@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exsel.cli.flags import listed, whole
-from exsel.cli.outputs import check_file, check_out
+from exsel.cli.outputs import check_out
 
 if TYPE_CHECKING:
     from exsel.bench.session import Plan
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=listed(str),
         metavar="NAME[,NAME…]",
         help="of attention and decode, beside stock: eager normalize, compiled normalize, compiled dot, exsel auto, "
-        "exsel reference, exsel sdpa, exsel triton (all but the reference)",
+        "exsel reference, exsel sdpa (all but the reference)",
     )
     parser.add_argument("--model", metavar="SIZE", help="the size whose training step block times (by device)")
     parser.add_argument(
@@ -54,12 +54,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=whole(1),
         metavar="N",
         help="of every contender in turn (as a minute a case allows, at least 5)",
-    )
-    parser.add_argument(
-        "--tune",
-        type=Path,
-        metavar="FILE",
-        help="instead: search the Triton kernels' configurations for this GPU and write them there",
     )
     parser.add_argument(
         "--out",
@@ -76,8 +70,6 @@ def run(arguments: argparse.Namespace) -> int:
     from exsel.errors import require_all
 
     require_all("train")
-    if arguments.tune is not None:
-        return _tune(arguments)
     check_out(arguments, _holds_results, "`exsel bench`")
     plan = _plan(arguments)
 
@@ -164,26 +156,3 @@ def _holds_results(folder: Path) -> bool:
         return False
     record = read_json(path)
     return isinstance(record, dict) and {"format", "command", "rows"} <= record.keys()
-
-
-def _tune(arguments: argparse.Namespace) -> int:
-    from exsel.errors import ExselError
-    from exsel.machine import resolve_device
-
-    path: Path = arguments.tune
-    if resolve_device(arguments.device) != "cuda":
-        raise ExselError("--tune times Triton's kernels on a GPU, and there is none: run it where --device cuda works")
-    check_file("--tune", path)
-    plan = _plan(arguments)
-
-    from exsel.bench.session import tuning_cases
-    from exsel.bench.timing import CudaClock
-    from exsel.bench.tuning import tune
-    from exsel.cli.bench_display import make_display
-    from exsel.files import read_object, write_json
-
-    found = read_object(path) if path.exists() else {}
-    with make_display() as display:
-        tune(tuning_cases(plan), CudaClock(), display, found, keep=lambda found: write_json(path, found))
-    print(f"configurations: {path}")
-    return 0

@@ -54,9 +54,8 @@ _ABANDONED_SECONDS: Final = 3600
 
 #: The dtypes that the passes know, by their number in passes.cpp.
 DTYPES: Final = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-_VIEWS: Final = 11
-# struct Arguments of passes.cpp.
-_ARGUMENTS: Final = struct.Struct(f"@9qd{5 * _VIEWS}q")
+# struct Arguments of passes.cpp: nine numbers, eps, and nine views of a pointer and four strides.
+_ARGUMENTS: Final = struct.Struct(f"@9qd{9 * 5}q")
 _NOT_GIVEN: Final = (0, 0, 0, 0, 0)
 # A second thread pays from 72 KiB moved on (2 cores of a Xeon, threads awake); waking one costs more.
 _BYTES_PER_THREAD: Final = 1 << 17
@@ -94,61 +93,52 @@ def in_words() -> str:
 
 
 def project(
-    y: Tensor,
-    own_value: Tensor,
-    strength: Tensor | None,
-    gate: Tensor | None,
-    eps: float,
-    out: Tensor,
-    along: Tensor | None = None,
+    y: Tensor, own_value: Tensor, strength: Tensor | None, eps: float, out: Tensor, along: Tensor | None = None
 ) -> None:
     """As :func:`exsel.kernels.passes.project`, on CPU tensors [B, H, T, D]; ``available()`` must be True."""
-    views = (y, own_value, strength, gate, along, out, None, None, None, None, None)
-    _call(_library().exsel_project, y, own_value, eps, views, 3, False)
+    _call("exsel_project", y, own_value, eps, (y, own_value, strength, along, out, None, None, None, None), 3)
 
 
 def project_backward(
-    dout: Tensor,
+    dz: Tensor,
     x: Tensor,
     own_value: Tensor,
     strength: Tensor | None,
-    gate: Tensor | None,
     eps: float,
     along: Tensor | None,
     dy: Tensor | None,
     dv: Tensor | None,
     dstrength: Tensor | None = None,
-    dgate: Tensor | None = None,
     *,
     accumulate: bool = False,
 ) -> None:
     """As :func:`exsel.kernels.passes.project_backward`, on CPU tensors; ``available()`` must be True."""
-    assert along is None or gate is None, "y cannot be told from a gated output"
-    views = (x, own_value, strength, gate, along, None, dout, dy, dv, dstrength, dgate)
-    _call(_library().exsel_project_backward, x, own_value, eps, views, 5, accumulate)
+    views = (x, own_value, strength, along, None, dz, dy, dv, dstrength)
+    _call("exsel_project_backward", x, own_value, eps, views, 5, accumulate)
 
 
 def scale(x: Tensor, tau: Tensor, out: Tensor) -> None:
     """Write τ ⊙ x into ``out``: x and out [B, H, T, D], τ [B, H, T] in float32 (float64 for float64)."""
-    views = (x, None, tau, None, None, out, None, None, None, None, None)
-    _call(_library().exsel_scale, x, x, 0.0, views, 2, False)
+    _call("exsel_scale", x, x, 0.0, (x, None, tau, None, out, None, None, None, None), 2)
 
 
 def scale_backward(dout: Tensor, x: Tensor, tau: Tensor, dx: Tensor, dtau: Tensor) -> None:
     """Write the gradients of :func:`scale`, τ ⊙ dout and dout·x."""
-    views = (x, None, tau, None, None, None, dout, dx, None, dtau, None)
-    _call(_library().exsel_scale, x, x, 0.0, views, 3, False)
+    _call("exsel_scale", x, x, 0.0, (x, None, tau, None, None, dout, dx, None, dtau), 3)
 
 
 def _call(
-    function: ctypes._NamedFuncPointer,
+    name: str,
     x: Tensor,
     own_value: Tensor,
     eps: float,
     views: tuple[Tensor | None, ...],
     passes: int,
-    accumulate: bool,
+    accumulate: bool = False,
 ) -> None:
+    """Call a function of the library, on one thread for each :data:`_BYTES_PER_THREAD` that it moves."""
+    outcome = _outcome()
+    assert outcome.library is not None, outcome.why_not
     batches, heads, tokens, head_dim = x.shape
     threads = min(torch.get_num_threads(), 1 + passes * x.nbytes // _BYTES_PER_THREAD)
     has_scalars = any(tensor is not None and tensor.ndim == 3 for tensor in views)
@@ -161,21 +151,8 @@ def _call(
             packed += tensor.stride()
             if tensor.ndim == 3:
                 packed.append(0)
-    function(
-        _ARGUMENTS.pack(
-            DTYPES[x.dtype],
-            batches,
-            heads,
-            own_value.shape[1],
-            tokens,
-            head_dim,
-            threads,
-            has_scalars,
-            accumulate,
-            eps,
-            *packed,
-        )
-    )
+    sizes = (DTYPES[x.dtype], batches, heads, own_value.shape[1], tokens, head_dim, threads, has_scalars, accumulate)
+    getattr(outcome.library, name)(_ARGUMENTS.pack(*sizes, eps, *packed))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,12 +176,6 @@ def _outcome() -> _Outcome:
             if _found is None:
                 _found = _find()
     return _found
-
-
-def _library() -> ctypes.CDLL:
-    outcome = _outcome()
-    assert outcome.library is not None, outcome.why_not
-    return outcome.library
 
 
 def _find() -> _Outcome:

@@ -14,48 +14,48 @@ import torch
 from torch import Tensor
 
 from exsel.kernels import cpp, passes
-from exsel.kernels.passes import accumulation_dtype
-from exsel.kernels.registration import differentiable, fold_batch, is_plain, is_watched, register_vmap
+from exsel.kernels.operators import differentiable, fold_batch, is_plain, is_watched
+from exsel.reference import accumulation_dtype
 
 #: Whether Triton can be imported.
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
-def runs_triton(x: Tensor, backend: str) -> bool:
-    """Whether the passes over tensors like x are Triton's."""
-    return backend == "triton" or (x.is_cuda and x.dtype != torch.float64 and HAS_TRITON)
-
-
-def passes_for(x: Tensor, backend: str) -> ModuleType:
+def passes_for(x: Tensor) -> ModuleType:
     """The module with ``project`` and ``project_backward`` for tensors like x."""
-    if runs_triton(x, backend):
-        from exsel.kernels.triton import project
+    if _runs_triton(x):
+        from exsel.kernels import triton_passes
 
-        return project
-    if x.device.type == "cpu" and cpp.available():
-        return cpp
-    return passes
+        return triton_passes
+    return cpp if x.device.type == "cpu" and cpp.available() else passes
 
 
-def exclude(
-    y: Tensor, own_value: Tensor, strength: Tensor | None, gate: Tensor | None, eps: float, backend: str
-) -> Tensor:
-    """As :func:`exsel.reference.exclude`, times ``gate``; twice differentiable."""
-    if is_traced_for_cpu(y) and backend != "triton":
-        traced: Tensor = _Traced.apply(y, own_value, strength, gate, float(eps))  # type: ignore[no-untyped-call]
+def passes_in_words(x: Tensor) -> str:
+    """What :func:`passes_for` chooses, without compiling anything for the answer."""
+    if x.device.type == "cpu":
+        return cpp.in_words()
+    return "one Triton kernel" if _runs_triton(x) else "several PyTorch operators"
+
+
+def _runs_triton(x: Tensor) -> bool:
+    return x.is_cuda and x.dtype != torch.float64 and HAS_TRITON
+
+
+def exclude(y: Tensor, own_value: Tensor, strength: Tensor | None, eps: float) -> Tensor:
+    """As :func:`exsel.reference.exclude`; twice differentiable."""
+    if is_traced_for_cpu(y):
+        traced: Tensor = _Traced.apply(y, own_value, strength, float(eps))  # type: ignore[no-untyped-call]
         return traced
-    dtype = accumulation_dtype(y.dtype)
-    strength = None if strength is None else fold_batch(strength.to(dtype), 2)
-    gate = None if gate is None else fold_batch(gate.to(dtype), 2)
-    z: Tensor = _exclude_with_gradient(fold_batch(y, 3), fold_batch(own_value, 3), strength, gate, float(eps), backend)
+    alpha = None if strength is None else fold_batch(strength.to(accumulation_dtype(y.dtype)), 2)
+    z: Tensor = _exclude_with_gradient(fold_batch(y, 3), fold_batch(own_value, 3), alpha, float(eps))
     return z.reshape(y.shape)
 
 
 def exclude_directly(y: Tensor, own_value: Tensor, eps: float) -> Tensor | None:
     """:func:`exclude` of strength 1 by the C++ pass with nothing around it, as for one token on a cache.
 
-    ``None`` where anything is at work that must see an operator, or where y ``[B, H, T, D]`` and own_value
-    ``[B, Hkv, T, D]`` do not fit each other, which is for somebody else to say.
+    ``None`` where something must see an operator, and where y ``[B, H, T, D]`` and own_value ``[B, Hkv, T, D]`` do not
+    fit each other: the caller checks them and names the fault.
     """
     if torch.is_grad_enabled() or is_watched() or not (is_plain(y) and is_plain(own_value)):
         return None
@@ -67,21 +67,21 @@ def exclude_directly(y: Tensor, own_value: Tensor, eps: float) -> Tensor | None:
     if batches != own_batches or rest != own_rest or heads % own_heads or not cpp.available():
         return None
     z = torch.empty_like(y)
-    cpp.project(y, own_value, None, None, eps, z)
+    cpp.project(y, own_value, None, eps, z)
     return z
 
 
 def is_traced_for_cpu(x: Tensor) -> bool:
-    """Whether a compiler is at work that will make one loop of the passes and of what stands around them on the CPU."""
+    """Whether a compiler is at work that will fuse the passes' formulas with what stands around them on the CPU."""
     return torch.compiler.is_compiling() and x.device.type == "cpu"
 
 
 class _Traced(torch.autograd.Function):
-    """The passes' formulas, for a compiler to see through; an operator it could not."""
+    """The passes' formulas, which a compiler can see through; an operator it could not."""
 
     @staticmethod
-    def forward(y: Tensor, own_value: Tensor, strength: Tensor | None, gate: Tensor | None, eps: float) -> Tensor:
-        return passes.forward_formula(y, own_value, strength, gate, eps)
+    def forward(y: Tensor, own_value: Tensor, strength: Tensor | None, eps: float) -> Tensor:
+        return passes.forward_formula(y, own_value, strength, eps)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -90,103 +90,62 @@ class _Traced(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dz: Tensor) -> tuple[Tensor | None, ...]:
-        y, own_value, strength, gate = ctx.saved_tensors
-        return *passes.backward_formula(dz, y, own_value, strength, gate, ctx.eps), None
+        y, own_value, strength = ctx.saved_tensors
+        return *passes.backward_formula(dz, y, own_value, strength, ctx.eps), None
 
 
 @torch.library.custom_op("exsel::exclude", mutates_args=())
-def _exclude(
-    y: Tensor, own_value: Tensor, strength: Tensor | None, gate: Tensor | None, eps: float, backend: str
-) -> Tensor:
+def _exclude(y: Tensor, own_value: Tensor, strength: Tensor | None, eps: float) -> Tensor:
     z = torch.empty_like(y)
-    passes_for(y, backend).project(y, own_value, strength, gate, eps, z, None)
+    passes_for(y).project(y, own_value, strength, eps, z)
     return z
-
-
-@_exclude.register_fake
-def _(y: Tensor, own_value: Tensor, strength: Tensor | None, gate: Tensor | None, eps: float, backend: str) -> Tensor:
-    return torch.empty_like(y)
 
 
 @torch.library.custom_op("exsel::exclude_backward", mutates_args=())
 def _exclude_backward(
-    dz: Tensor,
-    y: Tensor,
-    own_value: Tensor,
-    strength: Tensor | None,
-    gate: Tensor | None,
-    eps: float,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dy, dv, dstrength, dgate = _empty_gradients(dz, y, own_value, strength, gate, eps, backend)
-    passes_for(y, backend).project_backward(
-        dz,
-        y,
-        own_value,
-        strength,
-        gate,
-        eps,
-        None,
-        dy,
-        dv,
-        None if strength is None else dstrength,
-        None if gate is None else dgate,
-    )
-    return dy, dv, dstrength, dgate
+    dz: Tensor, y: Tensor, own_value: Tensor, strength: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    dy, dv, dstrength = _empty_gradients(dz, y, own_value, strength, eps)
+    wanted = None if strength is None else dstrength
+    passes_for(y).project_backward(dz, y, own_value, strength, eps, None, dy, dv, wanted)
+    return dy, dv, dstrength
 
 
-@_exclude_backward.register_fake
 def _empty_gradients(
-    dz: Tensor,
-    y: Tensor,
-    own_value: Tensor,
-    strength: Tensor | None,
-    gate: Tensor | None,
-    eps: float,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """dy, dv, dα and dg; the last two of no size where there is no strength or gate."""
-
-    def by_token(given: Tensor | None) -> Tensor:
-        shape = (y.shape[0], 0) if given is None else y.shape[:-1]
-        return y.new_empty(shape, dtype=accumulation_dtype(y.dtype))
-
-    return torch.empty_like(y), torch.empty_like(own_value), by_token(strength), by_token(gate)
+    dz: Tensor, y: Tensor, own_value: Tensor, strength: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dy, dv and dα, the last of no size where there is no strength."""
+    shape = (y.shape[0], 0) if strength is None else y.shape[:-1]
+    return torch.empty_like(y), torch.empty_like(own_value), y.new_empty(shape, dtype=accumulation_dtype(y.dtype))
 
 
-register_vmap(_exclude)
-register_vmap(_exclude_backward)
+_exclude.register_fake(lambda y, own_value, strength, eps: torch.empty_like(y))
+_exclude_backward.register_fake(_empty_gradients)
 
 
 def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    *tensors, ctx.eps, ctx.backend = inputs
+    *tensors, ctx.eps = inputs
     ctx.save_for_backward(*tensors)
 
 
 def _gradients(ctx: Any, dz: Tensor) -> tuple[Tensor | None, ...]:
-    y, own_value, strength, gate = ctx.saved_tensors
-    dy, dv, dstrength, dgate = _exclude_backward_with_gradient(dz, y, own_value, strength, gate, ctx.eps, ctx.backend)
-    return dy, dv, None if strength is None else dstrength, None if gate is None else dgate, None, None
+    y, own_value, strength = ctx.saved_tensors
+    dy, dv, dstrength = _exclude_backward_with_gradient(dz, y, own_value, strength, ctx.eps)
+    return dy, dv, None if strength is None else dstrength, None
 
 
 def _second_gradients(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
     """By PyTorch's own derivative of the backward's formula."""
-    inputs = ctx.saved_tensors
-    present = [x for x in inputs if x is not None]
+    *tensors, strength = ctx.saved_tensors
+    if strength is not None:
+        tensors.append(strength)
 
-    def formula(*given: Tensor) -> tuple[Tensor, ...]:
-        left = iter(given)
-        dz, y, own_value, strength, gate = (None if x is None else next(left) for x in inputs)
-        assert dz is not None
-        assert y is not None
-        assert own_value is not None
-        results = passes.backward_formula(dz, y, own_value, strength, gate, ctx.eps)
+    def formula(dz: Tensor, y: Tensor, own_value: Tensor, *strength: Tensor) -> tuple[Tensor, ...]:
+        results = passes.backward_formula(dz, y, own_value, strength[0] if strength else None, ctx.eps)
         return tuple(x for x in results if x is not None)
 
-    has_gradient = (True, True, inputs[3] is not None, inputs[4] is not None)
-    cotangents = tuple(gradient for gradient, has in zip(gradients, has_gradient, strict=True) if has)
-    found = iter(torch.func.vjp(formula, *present)[1](cotangents))
-    return *(None if x is None else next(found) for x in inputs), None, None
+    found = torch.func.vjp(formula, *tensors)[1](gradients[: len(tensors) - 1])
+    return *found, *(None,) * (5 - len(found))
 
 
 _exclude_with_gradient = differentiable(_exclude, _gradients, _save_inputs)

@@ -168,9 +168,9 @@ struct View {
 struct Arguments {
   int64_t dtype, batches, heads, kv_heads, tokens, head_dim, threads, has_scalars, accumulate;
   double eps;
-  View x, own_value, strength, gate, along;
-  View out;                             // of the forward
-  View dout, dy, dv, dstrength, dgate;  // of the backward; accumulate: into what dv holds
+  View x, own_value, strength, along;
+  View out;                      // of the forward
+  View dout, dy, dv, dstrength;  // of the backward; accumulate: into what dv holds
 };
 
 enum Dtype : int64_t { kFloat32, kFloat64, kBFloat16, kFloat16 };
@@ -178,16 +178,14 @@ enum Dtype : int64_t { kFloat32, kFloat64, kBFloat16, kFloat16 };
 // The numbers of one query head's token; null: not given.
 template <class A>
 struct Scalars {
-  const A *strength = nullptr, *gate = nullptr;
-  A *along = nullptr, *dstrength = nullptr, *dgate = nullptr;
+  const A* strength = nullptr;
+  A *along = nullptr, *dstrength = nullptr;
 
   Scalars(const Arguments& a, int64_t b, int64_t h, int64_t t) {
     if (!a.has_scalars) return;
     strength = a.strength.at<A>(b, h, t);
-    gate = a.gate.at<A>(b, h, t);
     along = a.along.at<A>(b, h, t);
     dstrength = a.dstrength.at<A>(b, h, t);
-    dgate = a.dgate.at<A>(b, h, t);
   }
 };
 
@@ -338,26 +336,19 @@ COLD void project_any(const A* y, const A* v, int64_t n, A eps, const Scalars<A>
   const A is_unit = direction(v, n, eps, unit.data).is_unit, c = dot(y, unit.data, n);
   if (of.along) *of.along = finite(c / kSmall<A>);
   exclude(y, unit.data, is_unit, c, of.strength, z, n);
-  if (of.gate)
-    for (int64_t i = 0; i < n; i++) z[i] *= *of.gate;
 }
 
 // Adds to dv, from 0 if is_first; no dy or dv: not wanted.
 template <class A>
-COLD void backward_any(const A* dout, const A* x, const A* v, int64_t n, A eps, const Scalars<A>& of, A* dy, A* dv,
+COLD void backward_any(const A* dz, const A* x, const A* v, int64_t n, A eps, const Scalars<A>& of, A* dy, A* dv,
                        bool is_first) {
-  Row<A, 0> unit_row(n), dz_row(n), z_row(n);
-  A *const unit = unit_row.data, *const dz = dz_row.data, *const z = z_row.data;
+  Row<A, 0> unit_row(n);
+  A* const unit = unit_row.data;
   const auto [length, is_unit] = direction(v, n, eps, unit);
   const A alpha = of.strength ? *of.strength : 1;
-  for (int64_t i = 0; i < n; i++) dz[i] = of.gate ? *of.gate * dout[i] : dout[i];
   // c, s and length are 2⁻⁸ of themselves.
   const A s = dot(dz, unit, n), c = of.along ? *of.along * kSmall<A> : dot(x, unit, n);
   if (of.dstrength) *of.dstrength = -(c * s) * kLargeOverSmall<A>;
-  if (of.dgate) {
-    exclude(x, unit, is_unit, c, of.strength, z, n);
-    *of.dgate = dot(dout, z, n);
-  }
   // Below eps the norm is a constant and its derivative, the terms in v̂, is absent.
   const A taken = of.along ? c * (is_unit - alpha) : c * is_unit;
   for (int64_t i = 0; i < n; i++) {
@@ -404,32 +395,25 @@ inline bool project_ordinary(const A* y, const A* v, int64_t n, A squares, A inv
   if (__builtin_expect(!Ordinary<A>::product(p), 0)) return false;
   if (of.along) *of.along = p / std::sqrt(squares);
   const A left = exclude_ordinary(y, v, p * inverse, inverse, of.strength, rest, n);
-  const A gate = of.gate ? *of.gate : 1;
-  for (int64_t i = 0; i < n; i += kBlock<A>) put(z + i, (block(rest + i) + left * block(v + i)) * gate);
+  for (int64_t i = 0; i < n; i += kBlock<A>) put(z + i, block(rest + i) + left * block(v + i));
   return true;
 }
 
 // Adds to dv, from 0 if is_first; no dy or dv: not wanted.
 template <class A>
-inline bool backward_ordinary(const A* dout, const A* x, const A* v, int64_t n, A squares, A inverse,
-                              const Scalars<A>& of, A* rest, A* dy, A* dv, bool is_first) {
-  const A alpha = of.strength ? *of.strength : 1, gate = of.gate ? *of.gate : 1;
-  const A p = of.along ? *of.along * std::sqrt(squares) : dot(x, v, n), q = gate * dot(dout, v, n);
+inline bool backward_ordinary(const A* dz, const A* x, const A* v, int64_t n, A squares, A inverse,
+                              const Scalars<A>& of, A* dy, A* dv, bool is_first) {
+  const A alpha = of.strength ? *of.strength : 1;
+  const A p = of.along ? *of.along * std::sqrt(squares) : dot(x, v, n), q = dot(dz, v, n);
   if (__builtin_expect(!(Ordinary<A>::product(p) && Ordinary<A>::product(q)), 0)) return false;
   const A of_y = p * inverse, of_dz = q * inverse;  // c / ‖v‖ and s / ‖v‖
   if (of.dstrength) *of.dstrength = -p * of_dz;
-  if (of.dgate) {
-    const A left = exclude_ordinary(x, v, of_y, inverse, of.strength, rest, n);
-    Block<A> products = {};
-    for (int64_t i = 0; i < n; i += kBlock<A>) products += block(dout + i) * (block(rest + i) + left * block(v + i));
-    *of.dgate = sum<A>(products);
-  }
   const A taken = of.along ? of_y * (1 - alpha) : of_y, excluded = alpha * of_dz, times_dz = alpha * of_y;
   for (int64_t i = 0; i < n; i += kBlock<A>) {
-    const Block<A> own = block(v + i), dz = gate * block(dout + i);
-    const Block<A> term = (of_dz * own - dz) * times_dz + (taken * own - block(x + i)) * excluded;
+    const Block<A> own = block(v + i), to_dz = block(dz + i);
+    const Block<A> term = (of_dz * own - to_dz) * times_dz + (taken * own - block(x + i)) * excluded;
     if (dv) put(dv + i, is_first ? term : block(dv + i) + term);
-    if (dy) put(dy + i, dz - excluded * own);
+    if (dy) put(dy + i, to_dz - excluded * own);
   }
   return true;
 }
@@ -503,7 +487,7 @@ void backward_chunk(const Arguments& a, int64_t begin, int64_t end) {
   const int64_t n = N ? N : a.head_dim, whole = round_up(n, kBlock<A>), group = a.heads / a.kv_heads;
   const A eps = A(a.eps);
   const Ordinary<A> ordinary(eps);
-  Row<A, N> v_row(n), x_row(n), dout_row(n), dy_row(n), dv_row(n), rest(n);
+  Row<A, N> v_row(n), x_row(n), dz_row(n), dy_row(n), dv_row(n);
   over_tokens(a, begin, end, [&](int64_t b, int64_t kv, int64_t t) {
     const A* const v = load<T>(a.own_value.at<const Stored>(b, kv, t), a.own_value.element, v_row.data, n);
     const A squares = dot(v, v, whole), inverse = 1 / squares;
@@ -514,12 +498,12 @@ void backward_chunk(const Arguments& a, int64_t begin, int64_t end) {
     for (int64_t h = kv * group; h < (kv + 1) * group; h++) {
       const Scalars<A> of(a, b, h, t);
       const A* const x = load<T>(a.x.at<const Stored>(b, h, t), a.x.element, x_row.data, n);
-      const A* const dout = load<T>(a.dout.at<const Stored>(b, h, t), a.dout.element, dout_row.data, n);
+      const A* const dz = load<T>(a.dout.at<const Stored>(b, h, t), a.dout.element, dz_row.data, n);
       Stored* const dy_out = a.dy.at<Stored>(b, h, t);
       A* const dy = dy_out ? target<T>(dy_out, a.dy.element, dy_row.data, n) : nullptr;
       const bool is_first = h == kv * group && !a.accumulate;
-      if (!is_ordinary || !backward_ordinary(dout, x, v, whole, squares, inverse, of, rest.data, dy, dv, is_first))
-        backward_any(dout, x, v, whole, eps, of, dy, dv, is_first);
+      if (!is_ordinary || !backward_ordinary(dz, x, v, whole, squares, inverse, of, dy, dv, is_first))
+        backward_any(dz, x, v, whole, eps, of, dy, dv, is_first);
       if (dy) store<T>(dy_out, a.dy.element, dy, n);
     }
     if (dv) store<T>(dv_out, a.dv.element, dv, n);

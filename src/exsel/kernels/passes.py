@@ -1,11 +1,11 @@
-"""The projection as a pass of its own, in plain PyTorch: what runs where nothing is compiled.
+"""The projection in plain PyTorch: what runs where nothing is compiled, and what a compiler is given to fuse.
 
-Bytes to move: read y and v, write z (forward); read dz, y and v, write dy and dv (backward). The formulas here are
-several eager passes; they become one loop forward and one backward under ``torch.compile``, and are one loop each in
-C++ (:mod:`exsel.kernels.cpp`) and in Triton, which must match their numerics.
+Bytes to move: read y and v, write z (forward); read dz, y and v, write dy and dv (backward). These formulas are several
+eager passes, and one loop each under ``torch.compile``, in C++ (:mod:`exsel.kernels.cpp`) and in Triton
+(:mod:`exsel.kernels.triton_passes`), which have the same numerics.
 
 Shapes: query heads H, key/value heads Hkv with H a multiple of Hkv, tokens T, head dimension D. In low precision
-every per-token number is float32.
+every number of which a token has one is float32.
 """
 
 from __future__ import annotations
@@ -15,32 +15,27 @@ import math
 import torch
 from torch import Tensor
 
-# Sums run over 2⁻⁸ v̂ and products use 2⁸ v̂, so that y·v̂ may exceed the largest float where z does not. Both numbers are
-# written out: one that is a module's is a symbol to a compiler of dynamic shapes, which fails over it in a second call.
+from exsel.reference import accumulation_dtype
+
+# Sums run over 2⁻⁸ v̂ and products use 2⁸ v̂, so that y·v̂ may exceed the largest float where z does not. Both factors are
+# literals here: under dynamic shapes torch.compile makes a symbol of a module's constant and fails in a second call.
 
 
 def project(
-    y: Tensor,
-    own_value: Tensor,
-    strength: Tensor | None,
-    gate: Tensor | None,
-    eps: float,
-    out: Tensor,
-    along: Tensor | None = None,
+    y: Tensor, own_value: Tensor, strength: Tensor | None, eps: float, out: Tensor, along: Tensor | None = None
 ) -> None:
-    """Write g (y − α (y·v̂) v̂) with v̂ = v / max(‖v‖, eps) into ``out``.
+    """Write z = y − α (y·v̂) v̂ with v̂ = v / max(‖v‖, eps) into ``out``.
 
     Args:
         y: [..., H, T, D].
         own_value: v [..., Hkv, T, D], of y's dtype.
         strength: α [..., H, T] in float32 (float64 for float64 tensors); None: 1.
-        gate: g, as strength; None: 1.
         eps: the floor of ‖v‖, > 0.
         out: as y; may be y itself.
         along: receives y·v̂ [..., H, T], in strength's dtype, at most the largest number of it.
     """
-    result, c = _forward(y, own_value, strength, gate, eps)
-    out.copy_(result)
+    z, c = _forward(y, own_value, strength, eps)
+    out.copy_(z)
     if along is not None:
         # Infinity would become NaN in the backward, times 0.
         largest = torch.finfo(along.dtype).max
@@ -48,122 +43,97 @@ def project(
 
 
 def project_backward(
-    dout: Tensor,
+    dz: Tensor,
     x: Tensor,
     own_value: Tensor,
     strength: Tensor | None,
-    gate: Tensor | None,
     eps: float,
     along: Tensor | None,
     dy: Tensor | None,
     dv: Tensor | None,
     dstrength: Tensor | None = None,
-    dgate: Tensor | None = None,
     *,
     accumulate: bool = False,
 ) -> None:
-    """Write the gradients of :func:`project`.
+    """Write the gradients of :func:`project`; a target that is None is not wanted.
 
     Args:
-        dout: the gradient of ``out``, [..., H, T, D].
+        dz: the gradient of ``out``, [..., H, T, D].
         x: y; or ``out``, if ``along`` is given.
         own_value: as in the forward.
         strength: as in the forward.
-        gate: as in the forward; None if ``along`` is given.
         eps: as in the forward.
         along: what the forward wrote; None: computed from y.
-        dy: receives the gradient of y, [..., H, T, D]; may be ``dout`` itself. None, as for dv: not wanted.
+        dy: receives the gradient of y, [..., H, T, D]; may be ``dz`` itself.
         dv: receives the gradient of v, summed over each group of query heads, [..., Hkv, T, D].
         dstrength: receives the gradient of α, [..., H, T].
-        dgate: receives the gradient of g, [..., H, T].
         accumulate: add to what dv holds.
     """
-    gradients = backward_formula(dout, x, own_value, strength, gate, eps, along)
-    for target, gradient in zip((dy, dv, dstrength, dgate), gradients, strict=True):
+    gradients = backward_formula(dz, x, own_value, strength, eps, along)
+    for target, gradient in zip((dy, dv, dstrength), gradients, strict=True):
         if target is not None:
             assert gradient is not None
             target.copy_(gradient + dv if accumulate and target is dv else gradient)
 
 
-def forward_formula(y: Tensor, own_value: Tensor, strength: Tensor | None, gate: Tensor | None, eps: float) -> Tensor:
+def forward_formula(y: Tensor, own_value: Tensor, strength: Tensor | None, eps: float) -> Tensor:
     """What :func:`project` writes, as a function that autograd and vmap can follow."""
-    return _forward(y, own_value, strength, gate, eps)[0]
+    return _forward(y, own_value, strength, eps)[0]
 
 
 def backward_formula(
-    dout: Tensor,
-    x: Tensor,
-    own_value: Tensor,
-    strength: Tensor | None,
-    gate: Tensor | None,
-    eps: float,
-    along: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    dz: Tensor, x: Tensor, own_value: Tensor, strength: Tensor | None, eps: float, along: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """What :func:`project_backward` writes, as a function that autograd and vmap can follow.
 
-    With dz = g dout and s = dz·v̂:  dy = dz − α s v̂;  dv = −(α / ‖v‖)(c (dz − s v̂) + s (y − c v̂)), summed over the
-    group;  dα = −c s;  dg = dout·(y − α c v̂).
+    With c = y·v̂ and s = dz·v̂:  dy = dz − α s v̂;  dv = −(α / ‖v‖)(c (dz − s v̂) + s (y − c v̂)), summed over the group;
+    dα = −c s.
 
     Returns:
-        dy, dv, dα (None without strength), dg (None without gate).
+        dy, dv, and dα (None without strength).
     """
-    assert along is None or gate is None, "y cannot be told from a gated output"
     num_kv_heads, dtype = own_value.shape[-3], accumulation_dtype(x.dtype)
     unit, length, is_unit = _direction(_by_token(own_value, num_kv_heads, dtype), eps)
-    grouped_x, grouped_dout = _by_token(x, num_kv_heads, dtype), _by_token(dout, num_kv_heads, dtype)
+    grouped_x, grouped_dz = _by_token(x, num_kv_heads, dtype), _by_token(dz, num_kv_heads, dtype)
     alpha = 1.0 if strength is None else _per_row(strength, num_kv_heads, dtype)
-    dz = grouped_dout if gate is None else grouped_dout * _per_row(gate, num_kv_heads, dtype)
     # c, s and length are 2⁻⁸ of themselves.
-    s = _dot(dz, unit)
-    # Below eps the norm is a constant and its derivative, the terms in v̂, is absent.
+    s = _dot(grouped_dz, unit)
+    # Below eps the norm is a constant, and its derivative, the terms in v̂, is absent.
     if along is None:
         c = _dot(grouped_x, unit)
         taken = c * is_unit
     else:
         c = _per_row(along, num_kv_heads, dtype) * 2.0**-8
         taken = c * (is_unit - alpha)
-    across_dz = torch.addcmul(dz, unit, s * is_unit, value=-(2.0**16))
+    across_dz = torch.addcmul(grouped_dz, unit, s * is_unit, value=-(2.0**16))
     across_y = torch.addcmul(grouped_x, unit, taken, value=-(2.0**16))
-    dy = torch.addcmul(dz, unit, alpha * s, value=-(2.0**16))
+    dy = torch.addcmul(grouped_dz, unit, alpha * s, value=-(2.0**16))
     dv = across_dz * (alpha * c / length) + across_y * (alpha * s / length)
-    dstrength = dgate = None
-    if strength is not None:
-        dstrength = _by_head(-(c * s) * 2.0**16, strength.dtype).squeeze(-1)
-    if gate is not None:
-        z = _exclude(grouped_x, unit, is_unit, alpha)[0]
-        dgate = _by_head(_dot(grouped_dout, z), gate.dtype).squeeze(-1)
-    return _by_head(dy, x.dtype), _by_head(-dv.sum(dim=-2, keepdim=True), own_value.dtype), dstrength, dgate
+    dstrength = None if strength is None else _by_head(-(c * s) * 2.0**16, strength.dtype).squeeze(-1)
+    return _by_head(dy, x.dtype), _by_head(-dv.sum(dim=-2, keepdim=True), own_value.dtype), dstrength
 
 
-def _forward(
-    y: Tensor, own_value: Tensor, strength: Tensor | None, gate: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor]:
+def _forward(y: Tensor, own_value: Tensor, strength: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
     """What :func:`project` writes, and 2⁻⁸ y·v̂ [..., H, T]."""
     num_kv_heads, dtype = own_value.shape[-3], accumulation_dtype(y.dtype)
     unit, _, is_unit = _direction(_by_token(own_value, num_kv_heads, dtype), eps)
-    alpha = 1.0 if strength is None else _per_row(strength, num_kv_heads, dtype)
-    z, c = _exclude(_by_token(y, num_kv_heads, dtype), unit, is_unit, alpha)
-    if gate is not None:
-        z = z * _per_row(gate, num_kv_heads, dtype)
-    return _by_head(z, y.dtype), _by_head(c, dtype).squeeze(-1)
-
-
-def _exclude(y: Tensor, unit: Tensor, is_unit: Tensor, alpha: Tensor | float) -> tuple[Tensor, Tensor]:
-    """The excluded y − α (y·v̂) v̂ and 2⁻⁸ y·v̂ of ``unit`` = 2⁻⁸ v̂, all as :func:`_by_token` groups them."""
-    c = _dot(y, unit)
+    grouped_y = _by_token(y, num_kv_heads, dtype)
+    c = _dot(grouped_y, unit)
     # unit first: 2¹⁶ · 2⁻⁸ v̂ is representable where 2¹⁶ c need not be.
-    rest = torch.addcmul(y, unit, c, value=-(2.0**16))
+    rest = torch.addcmul(grouped_y, unit, c, value=-(2.0**16))
     # The projection once more: it removes what rounding left of v̂ (see the reference), by 2 − ‖v̂‖² ≈ 1/‖v̂‖² for
     # a v̂ that rounding made too long or too short.
     left = -_dot(rest, unit) * (2 - _dot(unit, unit) * 2.0**16) * is_unit
-    if not isinstance(alpha, float):
+    if strength is not None:
+        alpha = _per_row(strength, num_kv_heads, dtype)
         left = alpha * left + (1 - alpha) * c
-    return torch.addcmul(rest, unit, left, value=2.0**16), c
+    z = torch.addcmul(rest, unit, left, value=2.0**16)
+    return _by_head(z, y.dtype), _by_head(c, dtype).squeeze(-1)
 
 
 def _direction(v: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """2⁻⁸ v̂ [..., D], 2⁻⁸ max(‖v‖, eps) [..., 1], and whether ‖v‖ > eps as 0 or 1 [..., 1]."""
-    # Scaled by a power of two where its squares could overflow or vanish: products only, no division an element.
+    # Scaled by a power of two where its squares could overflow or vanish, which costs no division an element.
     exponent = 1024 if v.dtype == torch.float64 else 128
     largest = torch.linalg.vector_norm(v.detach(), ord=math.inf, dim=-1, keepdim=True)
     one = torch.ones_like(largest)
@@ -176,11 +146,6 @@ def _direction(v: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     floor = eps * scale
     length = torch.maximum(norm, floor)
     return scaled * (2.0**-8 / length), length * (2.0**-8 * unscale), (norm > floor).to(v.dtype)
-
-
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float64 for float64, else float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

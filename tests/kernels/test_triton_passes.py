@@ -14,7 +14,8 @@ from torch import Tensor
 
 from budget import assert_within_budget
 from exsel import reference
-from exsel.kernels.triton.project import project, project_backward
+from exsel.kernels import triton_passes
+from exsel.kernels.triton_passes import project, project_backward
 
 EPS = 1e-12
 
@@ -28,14 +29,13 @@ class Case:
     batch_size: int = 2
     layout: str = "bhtd"
     strength: str | None = None
-    gate: bool = False
     from_z: bool = False
 
     def __str__(self) -> str:
         heads, kv_heads = self.heads
         name = f"{str(self.dtype)[6:]}-{self.layout}-{self.batch_size}x{heads}:{kv_heads}x{self.tokens}x{self.head_dim}"
         name += f"-strength by {self.strength}" if self.strength else ""
-        return name + ("-gate" if self.gate else "") + ("-from z" if self.from_z else "")
+        return name + ("-from z" if self.from_z else "")
 
     def empty(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """y [B, H, T, D] and v [B, Hkv, T, D] in this layout, and the memory that they are views of."""
@@ -52,15 +52,12 @@ class Case:
         memory = torch.empty(batch_size, tokens, heads + 2 * kv_heads, head_dim, dtype=self.dtype, device=device)
         return memory[:, :, :heads].transpose(1, 2), memory[:, :, heads + kv_heads :].transpose(1, 2), memory
 
-    def per_token(self, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
-        """Strength and gate [B, H, T]."""
+    def per_token(self, device: torch.device) -> Tensor | None:
+        """Strength [B, H, T]."""
         shape = (self.batch_size, self.heads[0], self.tokens)
-        strength = None
         if self.strength == "head":
-            strength = torch.rand(self.heads[0], device=device)[None, :, None].expand(shape)
-        elif self.strength == "token":
-            strength = torch.rand(shape, device=device) * 2 - 0.5
-        return strength, torch.rand(shape[0], shape[2], shape[1], device=device).mT if self.gate else None
+            return torch.rand(self.heads[0], device=device)[None, :, None].expand(shape)
+        return torch.rand(shape[0], shape[2], shape[1], device=device).mT * 2 - 0.5 if self.strength else None
 
 
 def sampled() -> list[Case]:
@@ -70,7 +67,6 @@ def sampled() -> list[Case]:
     for dtype, heads, tokens in itertools.product(
         [torch.float32, torch.bfloat16, torch.float16], [(1, 1), (3, 3), (6, 2), (4, 1)], [1, 2, 7, 33, 130]
     ):
-        from_z = lot.random() < 0.4
         cases.append(
             Case(
                 dtype,
@@ -80,23 +76,16 @@ def sampled() -> list[Case]:
                 batch_size=lot.choice([1, 2]),
                 layout=lot.choice(["bhtd", "bthd", "fused"]),
                 strength=lot.choice([None, "head", "token"]),
-                gate=not from_z and lot.random() < 0.5,
-                from_z=from_z,
+                from_z=lot.random() < 0.5,
             )
         )
     return [
         *cases,
         Case(torch.bfloat16, tokens=7, head_dim=192, layout="bthd", strength="token"),
         Case(torch.bfloat16, tokens=7, head_dim=256, layout="fused", from_z=True),
-        Case(tokens=5, head_dim=3, gate=True),
-        Case(tokens=3, head_dim=520, gate=True),
+        Case(tokens=5, head_dim=3, strength="head"),
+        Case(tokens=3, head_dim=520, strength="token"),
     ]
-
-
-def chain(y: Tensor, v: Tensor, strength: Tensor | None, gate: Tensor | None, eps: float = EPS) -> Tensor:
-    """What the kernel computes, in the reference's steps."""
-    z = reference.exclude(y, v, strength, eps)
-    return z if gate is None else (z * gate.unsqueeze(-1)).to(y.dtype)
 
 
 def expected(
@@ -104,40 +93,37 @@ def expected(
 ) -> list[Tensor]:
     """The reference's output and its gradients by each of ``inputs`` that is not None, in their dtype or another."""
     leaves = [None if x is None else x.detach().to(dtype or x.dtype).requires_grad_() for x in inputs]
-    y, v, strength, gate = leaves
+    y, v, strength = leaves
     assert y is not None
     assert v is not None
-    out = chain(y, v, strength, gate, eps)
+    out = reference.exclude(y, v, strength, eps)
     return [out.detach(), *torch.autograd.grad(out, [x for x in leaves if x is not None], dout.to(out.dtype))]
 
 
-def ours(
-    case: Case, dout: Tensor, inputs: tuple[Tensor, Tensor, Tensor | None, Tensor | None], eps: float = EPS
-) -> list[Tensor]:
+def ours(case: Case, dout: Tensor, inputs: tuple[Tensor, Tensor, Tensor | None], eps: float = EPS) -> list[Tensor]:
     """As :func:`expected`, by the kernels; outputs begin as NaN and lie in memory as the inputs do."""
-    y, v, strength, gate = inputs
+    y, v, strength = inputs
     out, _, out_memory = case.empty(y.device)
     along = torch.empty(y.shape[:3], device=y.device)
-    project(y, v, strength, gate, eps, out, along)
+    project(y, v, strength, eps, out, along)
     dy, dv, gradient_memory = case.empty(y.device)
     dstrength = None if strength is None else torch.empty_like(along)
-    dgate = None if gate is None else torch.empty_like(along)
     if case.from_z:
-        project_backward(dout, out, v, strength, None, eps, along, dy, dv, dstrength)
+        project_backward(dout, out, v, strength, eps, along, dy, dv, dstrength)
     else:
-        project_backward(dout, y, v, strength, gate, eps, None, dy, dv, dstrength, dgate)
+        project_backward(dout, y, v, strength, eps, None, dy, dv, dstrength)
     # Nothing is written beside the outputs.
     assert out_memory.isnan().sum() == out_memory.numel() - out.numel()
     assert gradient_memory.isnan().sum() == gradient_memory.numel() - dy.numel() - dv.numel()
-    return [x for x in (out, dy, dv, dstrength, dgate) if x is not None]
+    return [x for x in (out, dy, dv, dstrength) if x is not None]
 
 
-def draw(case: Case, device: torch.device) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor | None, Tensor | None]]:
-    """dout, and y, v, strength and gate."""
+def draw(case: Case, device: torch.device) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor | None]]:
+    """dout, and y, v and strength."""
     dout, (y, v, _) = case.empty(device)[0], case.empty(device)
     for x in (dout, y, v):
         x.normal_()
-    return dout, (y, v, *case.per_token(device))
+    return dout, (y, v, case.per_token(device))
 
 
 class TestAgainstTheReference:
@@ -170,38 +156,35 @@ class TestAgainstTheReference:
 
     def test_along(self, device: torch.device) -> None:
         case = Case(layout="bthd")
-        _, (y, v, _, _) = draw(case, device)
+        _, (y, v, _) = draw(case, device)
         along = torch.empty(y.shape[:3], device=device)
-        project(y, v, None, None, EPS, torch.empty_like(y), along)
+        project(y, v, None, EPS, torch.empty_like(y), along)
         unit = F.normalize(v.double(), dim=-1).repeat_interleave(3, dim=1)
         torch.testing.assert_close(along.double(), (y.double() * unit).sum(-1), rtol=1e-5, atol=1e-5)
 
     @pytest.mark.parametrize("config", [{"BLOCK_T": 1, "num_warps": 1}, {"BLOCK_T": 16, "num_warps": 2}])
-    def test_any_configuration(self, config: dict[str, int], device: torch.device) -> None:
-        case = Case(heads=(2, 1), tokens=19, head_dim=33, strength="token", gate=True)
-        dout, (y, v, strength, gate) = draw(case, device)
-        default, own = torch.empty_like(y), torch.empty_like(y)
-        project(y, v, strength, gate, EPS, default)
-        project(y, v, strength, gate, EPS, own, config=config)
-        torch.testing.assert_close(own, default)
-        gradients = [(torch.empty_like(y), torch.empty_like(v)) for _ in range(2)]
-        project_backward(dout, y, v, strength, gate, EPS, None, *gradients[0])
-        project_backward(dout, y, v, strength, gate, EPS, None, *gradients[1], config=config)
-        torch.testing.assert_close(*gradients)
+    def test_any_configuration(
+        self, config: dict[str, int], device: torch.device, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        case = Case(heads=(2, 1), tokens=19, head_dim=33, strength="token")
+        dout, inputs = draw(case, device)
+        default = ours(case, dout, inputs)
+        monkeypatch.setattr(triton_passes, "launch_config", lambda *_: config)
+        torch.testing.assert_close(ours(case, dout, inputs), default)
 
 
 class TestInPlace:
     @pytest.mark.parametrize("layout", ["bhtd", "bthd", "fused"])
     def test_forward_and_backward(self, layout: str, device: torch.device) -> None:
-        case = Case(torch.bfloat16, layout=layout, tokens=70, gate=True, strength="head")
-        dout, (y, v, strength, gate) = draw(case, device)
+        case = Case(torch.bfloat16, layout=layout, tokens=70, strength="head")
+        dout, (y, v, strength) = draw(case, device)
         apart, dy, dv = torch.empty_like(y), torch.empty_like(y), torch.empty_like(v)
-        project(y, v, strength, gate, EPS, apart)
-        project_backward(dout, y, v, strength, gate, EPS, None, dy, dv)
+        project(y, v, strength, EPS, apart)
+        project_backward(dout, y, v, strength, EPS, None, dy, dv)
         in_y = y.clone()
-        project(in_y, v, strength, gate, EPS, in_y)
+        project(in_y, v, strength, EPS, in_y)
         assert torch.equal(in_y, apart)
-        project_backward(dout, y, v, strength, gate, EPS, None, dout, v)
+        project_backward(dout, y, v, strength, EPS, None, dout, v)
         assert torch.equal(dout, dy)
         assert torch.equal(v, dv)
 
@@ -217,7 +200,7 @@ class TestOrthogonality:
             reference.exclude(torch.randn_like(v).double(), v.double(), None, EPS), dim=-1
         )
         z = torch.empty_like(v)
-        project((along * v.double() + across * other).float(), v, None, None, EPS, z)
+        project((along * v.double() + across * other).float(), v, None, EPS, z)
         counted = z.double().norm(dim=-1) > 1e-3 * v.double().norm(dim=-1)
         assert counted.any()
         cosine = (z.double() * v).sum(-1).abs() / (z.double().norm(dim=-1) * v.double().norm(dim=-1))
@@ -240,10 +223,10 @@ class TestRange:
         case = Case(dtype, tokens=9, head_dim=16, strength=strength)
         if device.type == "cpu" and dtype == torch.bfloat16 and 0 < size < torch.finfo(dtype).tiny:
             pytest.skip("Triton's interpreter reads bfloat16 numbers below the smallest normal one as other numbers")
-        dout, (y, v, alpha, _) = draw(case, device)
+        dout, (y, v, alpha) = draw(case, device)
         v.copy_((torch.rand(v.shape, dtype=torch.float64, device=device) * 2 - 1) * size)
-        got = ours(case, dout, (y, v, alpha, None))
-        exact = expected(dout, (y, v, alpha, None), torch.float64)
+        got = ours(case, dout, (y, v, alpha))
+        exact = expected(dout, (y, v, alpha), torch.float64)
         rounding = torch.finfo(dtype).eps
         for ours_, true in zip(got[:2], exact[:2], strict=True):
             torch.testing.assert_close(ours_.double(), true, rtol=2 * rounding, atol=max(1e-5, rounding))
@@ -258,16 +241,16 @@ class TestRange:
     def test_one_dimension(self, device: torch.device) -> None:
         """v̂ is 1 or −1: z and its derivatives are 0."""
         case = Case(head_dim=1)
-        dout, (y, v, _, _) = draw(case, device)
-        out, dy, dv = ours(case, dout, (y, v, None, None))
+        dout, (y, v, _) = draw(case, device)
+        out, dy, dv = ours(case, dout, (y, v, None))
         assert ((out / y).abs() < 1e-6).all()
         assert ((dy / dout).abs() < 1e-6).all()
         assert ((dv * v).abs() < 1e-6 * (y * dout).abs().max()).all()
 
     def test_zero_value(self, device: torch.device) -> None:
         case = Case(torch.bfloat16)
-        dout, (y, v, _, _) = draw(case, device)
-        out, dy, dv = ours(case, dout, (y, v.zero_(), None, None))
+        dout, (y, v, _) = draw(case, device)
+        out, dy, dv = ours(case, dout, (y, v.zero_(), None))
         assert torch.equal(out, y)
         assert torch.equal(dy, dout)
         assert not dv.any()
@@ -283,8 +266,8 @@ class TestRange:
             v[..., ::2] *= -1
         y, dout = v.clone(), torch.randn(1, 1, 2, 16, device=device).to(dtype)
         out, dy, dv = (torch.empty_like(v) for _ in range(3))
-        project(y, v, None, None, EPS, out)
-        project_backward(dout, y, v, None, None, EPS, None, dy, dv)
+        project(y, v, None, EPS, out)
+        project_backward(dout, y, v, None, EPS, None, dy, dv)
         assert (out.double().abs() < 1e-6 * largest).all(), "y = v leaves nothing"
         assert dy.isfinite().all()
         assert dv.isfinite().all()

@@ -1,0 +1,117 @@
+"""What every operator needs beside its kernel, so that autograd, ``torch.func``, vmap and compilers compose with it.
+
+An operator takes and returns tensors whose first dimension is the batch; the kernel behind it reads their memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._functorch.utils import unwrap_dead_wrappers
+from torch._library.custom_ops import CustomOpDef
+from torch.autograd import forward_ad
+
+
+def is_watched() -> bool:
+    """Whether a compiler, a transform or a tracer is at work, which must see operators and not memory."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._get_tracing_state() is not None
+        or is_forward_mode()
+    )
+
+
+def is_forward_mode() -> bool:
+    """Whether derivatives are taken forward (``torch.func.jvp`` too), which our operators do not do."""
+    return forward_ad._current_level >= 0
+
+
+def is_plain(x: Tensor) -> bool:
+    """Whether a tensor may be read by its pointer and strides: its numbers are what lies there, and nothing more."""
+    is_itself = type(x) in (Tensor, torch.nn.Parameter) and x.layout == torch.strided and not x.is_nested
+    return is_itself and x.device.type != "meta" and not (x.is_neg() or x._is_zerotensor())
+
+
+def fold_batch(x: Tensor, trailing: int) -> Tensor:
+    """x with all dimensions before the last ``trailing`` as one, also where there are none, or no elements."""
+    if x.ndim == trailing:
+        return x.unsqueeze(0)
+    return x if x.ndim == trailing + 1 else x.flatten(0, -trailing - 1)
+
+
+def differentiable(
+    op: CustomOpDef,
+    backward: Callable[..., Any],
+    setup_context: Callable[[Any, tuple[Any, ...], Any], None],
+) -> Callable[..., Any]:
+    """Give ``op`` a gradient and a rule for vmap; return the function to call instead of ``op``.
+
+    One autograd function serves eager calls, ``torch.func`` and ``torch.compile``. Where nothing is watching, it calls
+    the kernel itself: an operator in Python takes longer than a small attention.
+    """
+    _register_vmap(op)
+    operator, kernel = op._opoverload, op._init_fn
+
+    def run(*args: Any) -> Any:
+        is_direct = not is_watched() and all(is_plain(x) for x in args if isinstance(x, Tensor))
+        return kernel(*args) if is_direct else operator(*args)
+
+    methods = {"forward": run, "setup_context": setup_context, "backward": backward}
+    members: dict[str, Any] = {name: staticmethod(method) for name, method in methods.items()}
+    function: type[torch.autograd.Function] = type(
+        op._qualname.replace("::", "_"), (torch.autograd.Function,), {"generate_vmap_rule": True, **members}
+    )
+    # Function.apply reads forward's signature at every call, which takes longer than a small kernel; without transforms
+    # nothing needs it.
+    apply_directly = super(torch.autograd.Function, function).apply  # type: ignore[misc]
+
+    def apply(*args: Any) -> Any:
+        is_compiling = torch.compiler.is_compiling()
+        if not is_compiling and is_forward_mode() and any(map(_has_tangent, args)):
+            raise NotImplementedError(f"{op._qualname} has no forward-mode derivative: use backend='reference'")
+        if is_compiling or torch._C._are_functorch_transforms_active():
+            return function.apply(*args) if torch.is_grad_enabled() else run(*args)
+        args = unwrap_dead_wrappers(args)  # a graph that torch.func made may outlive its transform
+        return apply_directly(*args) if torch.is_grad_enabled() else run(*args)
+
+    return apply
+
+
+def _has_tangent(x: Any) -> bool:
+    return isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None
+
+
+def without_gradient(op: CustomOpDef, remedy: str) -> Callable[..., Any]:
+    """The function to call for an operator that has no gradient, where gradients may be recorded."""
+
+    def refuse(ctx: Any, *gradients: Any) -> Any:
+        raise RuntimeError(f"{op._qualname} has no derivative: {remedy}")
+
+    return differentiable(op, refuse, lambda ctx, inputs, output: None)
+
+
+def _register_vmap(op: CustomOpDef) -> None:
+    """Under vmap the mapped dimension joins the batch."""
+
+    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
+        def fold(argument: Any, dim: int | None) -> Any:
+            if not isinstance(argument, Tensor):
+                return argument
+            mapped = argument.expand(info.batch_size, *argument.shape) if dim is None else argument.movedim(dim, 0)
+            return mapped.flatten(0, 1)
+
+        def unfold(result: Tensor) -> Tensor:
+            unfolded: Tensor = result.unflatten(0, (info.batch_size, -1))
+            return unfolded
+
+        results = op(*(fold(argument, dim) for argument, dim in zip(args, in_dims, strict=True)))
+        if isinstance(results, Tensor):
+            return unfold(results), 0
+        return tuple(unfold(result) for result in results), (0,) * len(results)
+
+    op.register_vmap(rule)
