@@ -10,7 +10,7 @@ import pytest
 from exsel.config import SelectiveConfig
 from exsel.data import PackedData
 from exsel.errors import ExselError
-from exsel.training.compare import compare, plan
+from exsel.training.compare import compare, plan_runs
 from exsel.training.run import Interrupted
 from exsel.variants import VARIANTS
 from training.small_runs import Watcher, metrics, small_settings
@@ -22,7 +22,7 @@ def compared(
 ) -> tuple[dict[str, Any], Path]:
     # A temperature that begins at exactly 1: the positional terms left out.
     selective = SelectiveConfig(position=False, value_position=False)
-    runs = plan(
+    runs = plan_runs(
         small_settings(model_file, selective=selective),
         variants=["selective", "baseline"],
         learning_rates=[1e-2],
@@ -33,7 +33,7 @@ def compared(
 
 
 def test_plan_orders_and_names_the_runs(model_file: Path) -> None:
-    runs = plan(
+    runs = plan_runs(
         small_settings(model_file), variants=["exclusive", "baseline"], learning_rates=[1e-3, 1e-4], seeds=[1, 0]
     )
     assert list(runs) == [
@@ -52,7 +52,7 @@ def test_plan_orders_and_names_the_runs(model_file: Path) -> None:
 
 def test_learning_rates_that_hardly_differ_are_runs_of_their_own(model_file: Path) -> None:
     rates = [1e-3, 1.0000001e-3]
-    assert len(plan(small_settings(model_file), variants=["baseline"], learning_rates=rates, seeds=[0])) == 2
+    assert len(plan_runs(small_settings(model_file), variants=["baseline"], learning_rates=rates, seeds=[0])) == 2
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_learning_rates_that_hardly_differ_are_runs_of_their_own(model_file: Pat
 def test_plans_that_cannot_be(model_file: Path, changes: dict[str, Any], message: str) -> None:
     values: dict[str, Any] = {"variants": ["baseline"], "learning_rates": [1e-3], "seeds": [0], **changes}
     with pytest.raises(ExselError, match=message):
-        plan(small_settings(model_file), **values)
+        plan_runs(small_settings(model_file), **values)
 
 
 def test_results_are_json_and_say_it_all(compared: tuple[dict[str, Any], Path]) -> None:
@@ -170,7 +170,7 @@ def test_an_interrupted_comparison_goes_on(model_file: Path, data: PackedData, t
     settings = small_settings(model_file)
 
     def run(folder: Path, progress: Watcher, *, resume: bool = False, **changes: Any) -> dict[str, Any]:
-        runs = plan(
+        runs = plan_runs(
             settings, **{"variants": ["baseline", "exclusive"], "learning_rates": [1e-2], "seeds": [0], **changes}
         )
         return compare(runs, data, folder, command="", progress=progress, resume=resume)
@@ -194,7 +194,7 @@ def test_an_interrupted_comparison_goes_on(model_file: Path, data: PackedData, t
     # More runs of the same kind can be added; runs of another kind cannot, and nothing is trained to find out.
     more = run(tmp_path / "run", Watcher(), resume=True, seeds=[0, 1])
     assert [one["loss"] for one in more["runs"]][:2] == [one["loss"] for one in whole["runs"]]
-    other = plan(
+    other = plan_runs(
         small_settings(model_file, weight_decay=0.0), variants=["baseline"], learning_rates=[1e-2], seeds=[7, 0]
     )
     watcher = Watcher()

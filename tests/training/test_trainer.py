@@ -13,8 +13,10 @@ from transformers import TrainingArguments
 from exsel.config import ExclusiveConfig, SelectiveConfig
 from exsel.data import PackedData, collate
 from exsel.models import ExselForCausalLM
-from exsel.training.run import build_model, new_parameters
-from exsel.training.trainer import BlockOrder, ExselTrainer, scalar_names, step_losses
+from exsel.training.mechanism_parameters import mechanism_parameters, scalar_names
+from exsel.training.metrics import Metrics
+from exsel.training.run import build_model
+from exsel.training.trainer import BlockOrder, ExselTrainer
 from training.small_runs import Watcher, metrics, small_data, small_settings, train
 
 
@@ -22,9 +24,7 @@ def groups(model: ExselForCausalLM, folder: Path) -> list[dict[str, Any]]:
     arguments = TrainingArguments(
         output_dir=str(folder), learning_rate=1e-3, weight_decay=0.1, use_cpu=True, report_to="none"
     )
-    trainer = ExselTrainer(
-        model=model, args=arguments, selective_learning_rate=0.5, losses=[], save_record=lambda _path: None
-    )
+    trainer = ExselTrainer(model=model, args=arguments, selective_learning_rate=0.5, metrics=Metrics(folder=folder))
     return trainer.create_optimizer().param_groups
 
 
@@ -56,7 +56,7 @@ def test_parameter_groups(model_file: Path, data: PackedData, tmp_path: Path, to
             expected = (1e-3, 0.1)
         assert kind == expected, name
     assert {name for name, kind in found.items() if kind == (0.5, 0.0)} == scalar_names(model)
-    assert new_parameters(model) == sum(
+    assert sum(value.numel() for value in mechanism_parameters(model).values()) == sum(
         parameter.numel()
         for name, parameter in model.named_parameters()
         if "temperatures" in name or "exclusive" in name
@@ -66,16 +66,16 @@ def test_parameter_groups(model_file: Path, data: PackedData, tmp_path: Path, to
 def test_a_plain_model_has_no_scalars(model_file: Path, data: PackedData, tmp_path: Path) -> None:
     model = build_model(small_settings(model_file), data)
     assert scalar_names(model) == set()
-    assert new_parameters(model) == 0
+    assert mechanism_parameters(model) == {}
     assert [group["lr"] for group in groups(model, tmp_path)] == [1e-3, 1e-3]
 
 
 def test_step_losses_take_whole_steps_off() -> None:
-    losses = [torch.tensor(value) for value in (1.0, 2.0, 3.0, 4.0, 5.0)]
-    assert step_losses(losses, 2) == [3.0, 7.0]
-    assert losses == [torch.tensor(5.0)]
-    assert step_losses(losses, 2) == []
-    assert step_losses([], 1) == []
+    record = Metrics(folder=Path(), losses=[torch.tensor(value) for value in (1.0, 2.0, 3.0, 4.0, 5.0)])
+    assert record.take_losses(2) == [3.0, 7.0]
+    assert record.losses == [torch.tensor(5.0)]
+    assert record.take_losses(2) == []
+    assert Metrics(folder=Path()).take_losses(1) == []
 
 
 def mean_loss(model: nn.Module, rows: list[Any]) -> float:

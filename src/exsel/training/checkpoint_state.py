@@ -12,14 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-OPTIMIZER_TENSORS = "optimizer.safetensors"
-OPTIMIZER_VALUES = "optimizer.json"
-RANDOM_TENSORS = "random.safetensors"
-RANDOM_VALUES = "random.json"
+OPTIMIZER_TENSORS, OPTIMIZER_VALUES = "optimizer.safetensors", "optimizer.json"
+RANDOM_TENSORS, RANDOM_VALUES = "random.safetensors", "random.json"
 
 
 def save_optimizer(folder: Path, optimizer: dict[str, Any], scheduler: dict[str, Any]) -> None:
-    """Save two state dictionaries."""
+    """Save two state dictionaries: tensors by the index of their parameter and their name, all else as JSON."""
     tensors: dict[str, Tensor] = {}
     values: dict[str, dict[str, Any]] = {}
     for index, state in optimizer["state"].items():
@@ -45,12 +43,8 @@ def load_optimizer(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def save_random(folder: Path) -> None:
     """Save the states of Python's, NumPy's and PyTorch's random generators."""
-    version, internal, gauss_next = random.getstate()
-    kind, keys, position, has_gauss, cached = np.random.get_state()
-    values = {
-        "python": [version, list(internal), gauss_next],
-        "numpy": [kind, np.asarray(keys).tolist(), int(position), int(has_gauss), float(cached)],
-    }
+    kind, keys, *position = np.random.get_state()
+    values = {"python": random.getstate(), "numpy": [kind, np.asarray(keys).tolist(), *position]}
     tensors = {"cpu": torch.random.get_rng_state()}
     if torch.cuda.is_available():
         tensors |= {f"cuda.{index}": state for index, state in enumerate(torch.cuda.get_rng_state_all())}
@@ -63,11 +57,11 @@ def load_random(folder: Path) -> None:
     values = json.loads((folder / RANDOM_VALUES).read_text(encoding="utf-8"))
     version, internal, gauss_next = values["python"]
     random.setstate((version, tuple(internal), gauss_next))
-    kind, keys, position, has_gauss, cached = values["numpy"]
-    np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
+    kind, keys, *position = values["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *position))
     tensors = load_file(folder / RANDOM_TENSORS)
-    torch.random.set_rng_state(tensors["cpu"])
-    if torch.cuda.is_available():
-        for index in range(torch.cuda.device_count()):
-            if f"cuda.{index}" in tensors:
-                torch.cuda.set_rng_state(tensors[f"cuda.{index}"], index)
+    torch.random.set_rng_state(tensors.pop("cpu"))
+    for name, state in tensors.items():
+        index = int(name.removeprefix("cuda."))
+        if index < torch.cuda.device_count():
+            torch.cuda.set_rng_state(state, index)

@@ -24,31 +24,16 @@ from exsel.version import __version__
 _SCHEMA = 1
 # What of the settings differs from run to run and so belongs to the runs, not to the comparison.
 _PER_RUN = ("variant", "seed", "learning_rate")
-# What says how the model computes; transformers' configurations say a good deal more.
+# Of a model's configuration, what says how the model computes.
 _MODEL_FIELDS = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "max_position_embeddings",
-    "norm",
-    "norm_eps",
-    "mlp",
-    "embedding_norm",
-    "qk_norm",
-    "sliding_window",
-    "layer_types",
-    "rope_parameters",
-    "attention_dropout",
-    "initializer_range",
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "head_dim", "max_position_embeddings", "norm", "norm_eps", "mlp", "embedding_norm"),
+    *("qk_norm", "sliding_window", "layer_types", "rope_parameters", "attention_dropout", "initializer_range"),
     "tie_word_embeddings",
 )
 
 
-def plan(
+def plan_runs(
     settings: Settings, *, variants: Sequence[str], learning_rates: Sequence[float], seeds: Sequence[int]
 ) -> dict[str, Settings]:
     """The runs of a comparison by name, in order: those of a seed together, the baseline first.
@@ -61,13 +46,15 @@ def plan(
             raise ExselError(f"--{what} names nothing to run")
         if len(set(values)) < len(values):
             raise ExselError(f"--{what} names the same one twice: {', '.join(map(str, values))}")
-    runs = {}
-    for learning_rate in learning_rates:
-        for seed in seeds:
-            for variant in sorted(variants, key=lambda name: list(VARIANTS).index(name) if name in VARIANTS else 0):
-                run = replace(settings, variant=variant, learning_rate=learning_rate, seed=seed)
-                runs[f"{variant}-lr{learning_rate}-seed{seed}"] = run
-    return runs
+    order = list(VARIANTS)
+    return {
+        f"{variant}-lr{learning_rate}-seed{seed}": replace(
+            settings, variant=variant, learning_rate=learning_rate, seed=seed
+        )
+        for learning_rate in learning_rates
+        for seed in seeds
+        for variant in sorted(variants, key=lambda name: order.index(name) if name in order else 0)
+    }
 
 
 def compare(
@@ -82,7 +69,7 @@ def compare(
     """Train all runs and write ``results.json`` and ``report.html``.
 
     Args:
-        runs: from :func:`plan`.
+        runs: from :func:`plan_runs`.
         data: loaded as they say.
         folder: where everything goes, a folder for each run below ``runs``.
         command: that was given, for the record.
@@ -106,19 +93,16 @@ def compare(
             title = f"{settings.variant} ({index} of {len(runs)})"
             entry = train_run(settings, data, own, name=title, progress=progress, resume=resume)
             entries.append({**entry, "directory": str(own.relative_to(folder))})
-        results = _results(runs, entries, data, command=command, started=started)
+        results = _results(list(runs.values()), entries, data, command=command, started=started)
         write_json(folder / RESULTS, results)
         write_report(results, folder / REPORT)
     return results
 
 
 def _results(
-    runs: dict[str, Settings], entries: list[dict[str, Any]], data: PackedData, *, command: str, started: str
+    runs: list[Settings], entries: list[dict[str, Any]], data: PackedData, *, command: str, started: str
 ) -> dict[str, Any]:
-    first = next(iter(runs.values()))
-    config = first.to_dict()
-    for name in _PER_RUN:
-        del config[name]
+    first = runs[0]
     model_config = first.model_config(data.description.vocab_size, None).to_dict()
     return {
         "schema": _SCHEMA,
@@ -127,10 +111,10 @@ def _results(
         "started": started,
         "git_revision": git_revision(),
         "config": {
-            **config,
-            "variants": list(dict.fromkeys(run.variant for run in runs.values())),
-            "lr": list(dict.fromkeys(run.learning_rate for run in runs.values())),
-            "seeds": list(dict.fromkeys(run.seed for run in runs.values())),
+            **{name: value for name, value in first.to_dict().items() if name not in _PER_RUN},
+            "variants": list(dict.fromkeys(run.variant for run in runs)),
+            "lr": list(dict.fromkeys(run.learning_rate for run in runs)),
+            "seeds": list(dict.fromkeys(run.seed for run in runs)),
             "steps": first.steps,
         },
         "data": asdict(data.description),

@@ -6,13 +6,11 @@ One of exsel's own gets them in its configuration, since its modelling code has 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import set_seed
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
@@ -77,7 +75,7 @@ def sketch_source(settings: Settings) -> nn.Module:
         if isinstance(config, ExselConfig):
             return ExselForCausalLM(_own_config(config, settings))
         model: nn.Module = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
-        return model if has == settings.variant else _upgraded(model, settings)
+        return model if has == settings.variant else upgrade(model, **settings.mechanisms)
 
 
 def load_source(settings: Settings) -> Any:
@@ -88,19 +86,26 @@ def load_source(settings: Settings) -> Any:
     """
     source = str(settings.source)
     config = read_source(source)
-    has = source_variant(config)
     model = load_whole(source, called=f"--from {source}", dtype=torch.float32)
     set_seed(settings.seed)
-    if has != settings.variant:
-        if isinstance(config, ExselConfig):
-            plain = model
-            model = ExselForCausalLM(_own_config(plain.config, settings))
-            loading = model.load_state_dict(plain.state_dict(), strict=False)
-            assert mechanism_names(model).issuperset(loading.missing_keys), loading.missing_keys
-            assert not loading.unexpected_keys, loading.unexpected_keys
-        else:
-            _upgraded(model, settings)
-    return model
+    if source_variant(config) == settings.variant:
+        return model
+    if not isinstance(config, ExselConfig):
+        return upgrade(model, **settings.mechanisms)
+    own = ExselForCausalLM(_own_config(model.config, settings))
+    loading = own.load_state_dict(model.state_dict(), strict=False)
+    assert mechanism_names(own).issuperset(loading.missing_keys), loading.missing_keys
+    assert not loading.unexpected_keys, loading.unexpected_keys
+    return own
+
+
+def _own_config(config: ExselConfig, settings: Settings) -> ExselConfig:
+    """The configuration with the mechanisms of the settings, where it is plain."""
+    if source_variant(config) == settings.variant:
+        return config
+    mechanisms = {name: value.to_dict() for name, value in settings.mechanisms.items() if value is not None}
+    own: ExselConfig = ExselConfig.from_dict({**deepcopy(config).to_dict(), **mechanisms})
+    return own
 
 
 def check_source(model: Any, settings: Settings, vocab_size: int) -> None:
@@ -122,57 +127,22 @@ def check_source(model: Any, settings: Settings, vocab_size: int) -> None:
             f"--from {source}: its tokenizer has ids up to {vocab_size - 1} and the model only {rows} embeddings: "
             "they do not belong together"
         )
-    _check_causal(model, rows, source)
-    if settings.pack == "isolate":
-        _check_isolation(model, rows, source)
-
-
-def _own_config(config: ExselConfig, settings: Settings) -> ExselConfig:
-    """The configuration with the mechanisms of the settings, where it is plain."""
-    mechanisms = VARIANTS[settings.variant]
-    if source_variant(config) == settings.variant:
-        return config
-    changes = {name: getattr(settings, name).to_dict() for name in mechanisms}
-    own: ExselConfig = ExselConfig.from_dict({**deepcopy(config).to_dict(), **changes})
-    return own
-
-
-def _upgraded(model: Any, settings: Settings) -> Any:
-    mechanisms = VARIANTS[settings.variant]
-    return upgrade(
-        model,
-        exclusive=settings.exclusive if "exclusive" in mechanisms else None,
-        selective=settings.selective if "selective" in mechanisms else None,
-    )
-
-
-@torch.no_grad()
-def _check_causal(model: Any, vocab_size: int, source: str) -> None:
-    """An encoder has a language model's head too, and would learn to copy the token that it should predict."""
-    tokens = (torch.arange(24) * 7 + 3).remainder(vocab_size).unsqueeze(0)
-    others = tokens.clone()
-    others[:, 16:] = (tokens[:, 16:] + 1).remainder(vocab_size)
-    logits = _logits(model, tokens)
+    tokens = (torch.arange(32) * 7 + 3).remainder(rows).unsqueeze(0)
+    was_training = model.training
+    model.eval()
+    with torch.no_grad(), explained("the model of --from cannot be used"):
+        logits = _logits(model, tokens)
+        later = torch.cat((tokens[:, :16], (tokens[:, 16:] + 1).remainder(rows)), dim=1)
+        is_causal = _close(logits[:, :16], _logits(model, later)[:, :16])
+        is_isolated = settings.pack != "isolate" or _isolates(model, tokens)
+    model.train(was_training)
     if not logits.isfinite().all():
         raise ExselError(f"--from {source}: the model gives logits that are no numbers: its weights are of no use")
-    if not _close(logits[:, :16], _logits(model, others)[:, :16]):
+    if not is_causal:  # an encoder with a language model's head would learn to copy the token it should predict
         raise ExselError(
             f"--from {source}: in this {type(model).__name__} tokens see those after them, so that predicting the "
             "next one would mean nothing"
         )
-
-
-@torch.no_grad()
-def _check_isolation(model: Any, vocab_size: int, source: str) -> None:
-    """A second document must be to the model what it is alone: attention, positions and temperatures."""
-    tokens = (torch.arange(32) * 7 + 3).remainder(vocab_size).unsqueeze(0)
-    positions = torch.arange(16).repeat(2).unsqueeze(0)
-    is_isolated = "position_ids" in inspect.signature(model.forward).parameters
-    if is_isolated:
-        with _strong_positions(model):
-            together = _logits(model, tokens, position_ids=positions)[:, 16:]
-            alone = _logits(model, tokens[:, 16:], position_ids=positions[:, 16:])
-        is_isolated = _close(together, alone)
     if not is_isolated:
         raise ExselError(
             f"--from {source}: {type(model).__name__} does not keep documents apart by their positions: "
@@ -180,31 +150,29 @@ def _check_isolation(model: Any, vocab_size: int, source: str) -> None:
         )
 
 
-def _logits(model: Any, tokens: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
-    was_training = model.training
-    with explained("the model of --from cannot be used"):
-        logits: torch.Tensor = model.eval()(input_ids=tokens, use_cache=False, **inputs).logits
-    model.train(was_training)
-    return logits
-
-
-def _close(logits: torch.Tensor, others: torch.Tensor) -> bool:
-    return bool((logits - others).abs().max() <= _TOLERANCE * others.abs().max())
-
-
-@contextmanager
-def _strong_positions(model: nn.Module) -> Iterator[None]:
-    """Within, σ(a) = 0.5 in every temperature: a position counted wrongly shows."""
-    logits = [
-        module.position_logit
-        for module in model.modules()
-        if isinstance(module, Temperature) and module.position_logit is not None
-    ]
+def _isolates(model: Any, tokens: Tensor) -> bool:
+    """Whether a second document is to the model what it is alone: attention, positions and temperatures."""
+    if "position_ids" not in inspect.signature(model.forward).parameters:
+        return False
+    positions = torch.arange(16).repeat(2).unsqueeze(0)
+    # With σ(a) = 0.5 in every temperature, a position that is counted wrongly shows.
+    temperatures = [module for module in model.modules() if isinstance(module, Temperature)]
+    logits = [module.position_logit for module in temperatures if module.position_logit is not None]
     values = [logit.clone() for logit in logits]
-    for logit in logits:
-        logit.zero_()
     try:
-        yield
+        for logit in logits:
+            logit.zero_()
+        together = _logits(model, tokens, position_ids=positions)[:, 16:]
+        return _close(together, _logits(model, tokens[:, 16:], position_ids=positions[:, 16:]))
     finally:
         for logit, value in zip(logits, values, strict=True):
             logit.copy_(value)
+
+
+def _logits(model: Any, tokens: Tensor, **inputs: Tensor) -> Tensor:
+    logits: Tensor = model(input_ids=tokens, use_cache=False, **inputs).logits
+    return logits
+
+
+def _close(logits: Tensor, others: Tensor) -> bool:
+    return bool((logits - others).abs().max() <= _TOLERANCE * others.abs().max())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from torch import nn
 
 from exsel.nn import Exclusive, Temperature
@@ -10,34 +12,20 @@ from exsel.nn import Exclusive, Temperature
 def scalar_names(model: nn.Module) -> set[str]:
     """The names of the mechanisms' per-head parameters: w or u, a, γ (of an MLP temperature not its matrix W')."""
     return {
-        f"{module_name}.{name}"
-        for module_name, module in model.named_modules()
-        if isinstance(module, (Temperature, Exclusive))
-        for name, _ in module.named_parameters(recurse=False)
+        f"{prefix}.{name}" for prefix, module in _parts(model) for name, _ in module.named_parameters(recurse=False)
     }
 
 
 def mechanism_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """All of the mechanisms' parameters, by name."""
-    return {
-        f"{module_name}.{name}": parameter
-        for module_name, module in model.named_modules()
-        if isinstance(module, (Exclusive, Temperature))
-        for name, parameter in module.named_parameters()
-    }
+    return {f"{prefix}.{name}": value for prefix, module in _parts(model) for name, value in module.named_parameters()}
 
 
 def mechanism_names(model: nn.Module) -> set[str]:
-    """The names of all that the mechanisms have in the state dict."""
-    names = {
-        f"{module_name}.{name}"
-        for module_name, module in model.named_modules()
-        if isinstance(module, (Exclusive, Temperature))
-        for name in module.state_dict()
-    }
+    """The names of all that the mechanisms have in the state dict: parameters and buffers."""
+    names = {f"{prefix}.{name}" for prefix, module in _parts(model) for name in module.state_dict()}
     return {*names, "model.token_log_frequency"}
 
 
-def new_parameters(model: nn.Module) -> int:
-    """How many parameters the mechanisms brought."""
-    return sum(parameter.numel() for parameter in mechanism_parameters(model).values())
+def _parts(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, (Exclusive, Temperature)))

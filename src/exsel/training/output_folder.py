@@ -1,32 +1,28 @@
-"""What lies where in an output folder, whether a folder is one, and how one is emptied."""
+"""What lies where in an output folder: whether a folder is one, how something is saved there, how one is emptied."""
 
 from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from exsel.errors import ExselError
+from exsel.errors import ExselError, first_line
 from exsel.files import MANIFEST, read_json
 
 # Of a run.
-SETTINGS = "settings.json"
-METRICS = "metrics.jsonl"
-RESULT = "result.json"
-MODEL = "model"
-CHECKPOINT = "checkpoint-"
-# Where a checkpoint and a model are put together, to be renamed when they are whole.
-CHECKPOINT_STAGING = ".saving"
-MODEL_STAGING = ".model"
-# Of a comparison; below RUNS a folder for each run (of a lone run: TensorBoard's).
-RESULTS = "results.json"
-REPORT = "report.html"
-RUNS = "runs"
+SETTINGS, METRICS, RESULT = "settings.json", "metrics.jsonl", "result.json"
+MODEL, CHECKPOINT = "model", "checkpoint-"
+# A checkpoint and a model are put together in these folders, and renamed when they are whole.
+CHECKPOINT_STAGING, MODEL_STAGING = ".saving", ".model"
+# Of a comparison, with a folder for each run below RUNS. In the folder of a lone run, RUNS is TensorBoard's.
+RESULTS, REPORT, RUNS = "results.json", "report.html", "runs"
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in a run's folder, oldest first."""
-    # Not what a user has put there under a name like it, such as checkpoint-7-backup or checkpoint-².
+    # A user's own checkpoint-7-backup or checkpoint-² is none of them.
     names = ((path, re.fullmatch(rf"{CHECKPOINT}([1-9][0-9]{{0,17}})", path.name)) for path in folder.glob("*"))
     found = {int(match[1]): path for path, match in names if match and path.is_dir()}
     return [found[step] for step in sorted(found)]
@@ -38,9 +34,42 @@ def last_good(folder: Path) -> str:
     return f"the last good checkpoint is {found[-1]}" if found else "no checkpoint had been saved"
 
 
+@contextmanager
+def or_go_on(failure: str, folder: Path) -> Iterator[None]:
+    """Within, an error of the disk says what failed, and from where the run in ``folder`` can go on.
+
+    Raises:
+        ExselError: instead of the disk's or of safetensors' error.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise ExselError(
+            f"{failure} ({first_line(error)}); {last_good(folder)}. Mend that, then go on with --resume"
+        ) from error
+
+
+@contextmanager
+def staged(folder: Path, name: str, what: str) -> Iterator[Path]:
+    """A path in ``folder`` to put something together at, which is gone afterwards: rename what is whole.
+
+    Raises:
+        ExselError: see :func:`or_go_on`.
+    """
+    staging = folder / name
+    shutil.rmtree(staging, ignore_errors=True)
+    try:
+        with or_go_on(f"{what} could not be saved in {folder}", folder):
+            yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
 def is_run(folder: Path) -> bool:
     """Whether a folder holds a run, whole or begun: judged by what its settings say, not by the file's name."""
-    # Damaged settings beside a record are still a run's, which whoever reads them will say.
+    # Damaged settings beside a record are still a run's; reading them later reports the damage.
     return _has_keys(folder / SETTINGS, {"variant", "seq_len"}, damaged=(folder / METRICS).is_file())
 
 
@@ -51,7 +80,7 @@ def is_comparison(folder: Path) -> bool:
 
 
 def clear_output(folder: Path) -> None:
-    """Remove a run or a comparison from a folder, which stays, and nothing that was put there beside it."""
+    """Remove a run or a comparison from a folder; the folder itself and other files in it stay."""
     has_results = is_comparison(folder)
     for run in _runs(folder):
         _clear_run(run)
@@ -76,7 +105,7 @@ def _clear_run(folder: Path) -> None:
         events.unlink()
         _remove_if_empty(events.parent)
     _remove_if_empty(folder / RUNS)
-    # Last what tells that this is a run, so that a removal that was cut short can be repeated.
+    # The files by which is_run knows a run go last, so that a removal that was cut short can be repeated.
     for name in (MANIFEST, RESULT, METRICS, SETTINGS):
         (folder / name).unlink(missing_ok=True)
 

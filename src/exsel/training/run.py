@@ -11,19 +11,18 @@ from typing import Any
 
 import torch
 from datasets import IterableDataset
-from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import nn
 from transformers import TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from exsel.data import PackedData, collate
 from exsel.diagnostics import similarity_bias
-from exsel.errors import ExselError, LoadError, first_line
+from exsel.errors import ExselError, LoadError
 from exsel.files import MANIFEST, check_sealed, locked, read_object, seal, write_json
 from exsel.models import ExselForCausalLM
-from exsel.training.disk import KEPT_CHECKPOINTS
-from exsel.training.mechanism_parameters import new_parameters
-from exsel.training.monitor import Interruption, Monitor, Progress, Record
+from exsel.training.mechanism_parameters import mechanism_parameters
+from exsel.training.metrics import Metrics
+from exsel.training.monitor import Monitor, Progress
 from exsel.training.output_folder import (
     CHECKPOINT,
     METRICS,
@@ -32,17 +31,19 @@ from exsel.training.output_folder import (
     RESULT,
     SETTINGS,
     checkpoints,
-    last_good,
+    staged,
 )
-from exsel.training.run_model import build_model
+from exsel.training.run_model import KEPT_CHECKPOINTS, build_model
 from exsel.training.saved_models import quiet_transformers
 from exsel.training.settings import Settings
 from exsel.training.trainer import ExselTrainer
 
 # Blocks over which the similarity bias is taken.
 _SIMILARITY_BLOCKS = 8
+# Points of the training curve in a result; metrics.jsonl has every step.
+_CURVE_POINTS = 1000
 # How the hashes in a run's settings are called in words.
-_NAMES = {"data_sha256": "what the data holds", "model_sha256": "model"}
+_HASHES = {"data_sha256": "what the data holds", "model_sha256": "model"}
 _ABSENT = object()
 
 
@@ -97,28 +98,14 @@ def _train(
     settings: Settings, data: PackedData, folder: Path, *, name: str, progress: Progress, model: Any
 ) -> dict[str, Any]:
     write_json(folder / SETTINGS, _content(settings, data))
-    saved = checkpoints(folder)
-    checkpoint = saved[-1] if saved else None
-    step = 0
-    if checkpoint is not None:
-        step = _check_checkpoint(checkpoint, instead=saved[-2] if len(saved) > 1 else None)
+    checkpoint, step = _last_checkpoint(folder)
     if model is None:
         model = build_model(settings, data)
-    record = Record.begin(folder / METRICS, checkpoint)
-    losses: list[Tensor] = []
-    interruption = Interruption()
-    monitor = Monitor(
-        settings=settings,
-        folder=folder,
-        validation=data.validation,
-        losses=losses,
-        record=record,
-        progress=progress,
-        interruption=interruption,
-    )
+    metrics = Metrics.begin(folder, checkpoint)
+    monitor = Monitor(settings=settings, validation=data.validation, metrics=metrics, progress=progress)
     train = data.train
     if isinstance(train, IterableDataset):
-        # Over and over, so that every step is whole; blocks at hand are repeated by the trainer's own order.
+        # A stream is repeated, so that every step is whole; other blocks are repeated by the trainer's BlockOrder.
         train = train.shuffle(seed=settings.seed, buffer_size=1000).repeat(None)
     with quiet_transformers():
         trainer = ExselTrainer(
@@ -129,30 +116,29 @@ def _train(
             processing_class=data.tokenizer,
             callbacks=[monitor],
             selective_learning_rate=settings.selective_learning_rate,
-            losses=losses,
-            save_record=record.save,
+            metrics=metrics,
         )
         trainer.remove_callback(PrinterCallback)
         monitor.log = trainer.log
         progress.start(name, settings.steps, step)
         try:
-            with interruption.listen():
+            with monitor.interruption.listen():
                 compile_seconds = _compile(model, settings, data)
                 trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         finally:
             progress.finish()
-        done = trainer.state.global_step
-        if interruption.signal is not None and done < settings.steps:
-            raise Interrupted(interruption.signal, done)
+        signal, done = monitor.interruption.signal, trainer.state.global_step
+        if signal is not None and done < settings.steps:
+            raise Interrupted(signal, done)
         result = _result(settings, data, model, monitor, compile_seconds)
         _save_model(model, data, folder)
     write_json(folder / RESULT, result)
     seal(folder, (folder / name for name in (SETTINGS, METRICS, RESULT, MODEL)))
     for leftover in checkpoints(folder):
         shutil.rmtree(leftover)
-    if interruption.signal is not None:
-        # Asked to stop when there was nothing left to stop: whatever was to come after this run is not begun.
-        raise Interrupted(interruption.signal, done)
+    if signal is not None:
+        # This run was finished before it could stop; the runs that were to follow it are not begun.
+        raise Interrupted(signal, done)
     return result
 
 
@@ -164,16 +150,15 @@ def check_begun(folder: Path, settings: Settings, data: PackedData, *, resume: b
     """
     if not (folder / SETTINGS).exists():
         names = (METRICS, RESULT, MANIFEST, MODEL)
-        rest = [*checkpoints(folder), *(path for name in names if (path := folder / name).exists())]
-        if rest:
+        if rest := [*checkpoints(folder), *(path for name in names if (path := folder / name).exists())]:
             raise ExselError(f"{rest[0]} is of a run whose {SETTINGS} is missing: choose another folder")
         return
     if not resume:
         raise ExselError(f"{folder} holds a run: resume it, or choose another folder")
     found, content = read_object(folder / SETTINGS), _content(settings, data)
     changed = [name for name in {**content, **found} if found.get(name, _ABSENT) != content.get(name, _ABSENT)]
-    # A file may be moved, and what it says must stay.
-    if named := [_NAMES.get(name, name) for name in changed if name != "model"]:
+    # The model's file may have moved as long as its hash is the same.
+    if named := [_HASHES.get(name, name) for name in changed if name != "model"]:
         raise ExselError(
             f"{folder} was begun with other settings ({', '.join(named)}): repeat the command that began it "
             "with --resume added, or use another --out"
@@ -193,8 +178,7 @@ def finished(folder: Path) -> dict[str, Any] | None:
             raise ExselError(f"{rest} is of a finished run whose {MANIFEST} is missing: {remedy}")
         return None
     try:
-        names = check_sealed(folder)
-        if not names.issuperset((SETTINGS, METRICS, RESULT)):
+        if not check_sealed(folder).issuperset((SETTINGS, METRICS, RESULT)):
             raise LoadError(f"{folder / MANIFEST} lacks files: it is damaged")
     except LoadError as error:
         raise ExselError(f"{error}: {remedy}") from error
@@ -206,16 +190,17 @@ def _content(settings: Settings, data: PackedData) -> dict[str, Any]:
     return {**settings.to_dict(), "data_sha256": data.sha256(), "model_sha256": settings.model_sha256()}
 
 
-def _check_checkpoint(checkpoint: Path, *, instead: Path | None) -> int:
-    """The step after which a checkpoint was saved.
-
-    Args:
-        checkpoint: to go on from.
-        instead: the one before.
+def _last_checkpoint(folder: Path) -> tuple[Path | None, int]:
+    """The checkpoint to go on from, and the step after which it was saved; ``None`` and 0 to begin.
 
     Raises:
         ExselError: something in it is missing, has changed or was not saved with it.
     """
+    saved = checkpoints(folder)
+    if not saved:
+        return None, 0
+    *others, checkpoint = saved
+    step = int(checkpoint.name.removeprefix(CHECKPOINT))
     try:
         if not (checkpoint / MANIFEST).is_file():
             raise LoadError(f"{MANIFEST} is missing")
@@ -224,20 +209,19 @@ def _check_checkpoint(checkpoint: Path, *, instead: Path | None) -> int:
             name = path.relative_to(checkpoint).as_posix()
             if path.is_file() and not path.name.startswith(".") and name not in {MANIFEST, *names}:
                 raise LoadError(f"{name} was not saved with it")
-        step = int(checkpoint.name.removeprefix(CHECKPOINT))
         if read_object(checkpoint / "trainer_state.json").get("global_step") != step:
             raise LoadError("it was saved after another step")
     except ExselError as error:
-        before = "begin anew" if instead is None else f"go on from {instead}"
+        before = f"go on from {others[-1]}" if others else "begin anew"
         raise ExselError(f"checkpoint {checkpoint} cannot be read ({error}): delete that folder to {before}") from error
-    return step
+    return checkpoint, step
 
 
 def _arguments(settings: Settings, folder: Path) -> TrainingArguments:
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=settings.steps,
-        per_device_train_batch_size=settings.batch_size // settings.accumulation,
+        per_device_train_batch_size=settings.micro_batch_size,
         gradient_accumulation_steps=settings.accumulation,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine_with_min_lr",
@@ -262,21 +246,20 @@ def _arguments(settings: Settings, folder: Path) -> TrainingArguments:
         remove_unused_columns=False,
         dataloader_pin_memory=settings.device != "cpu",
     )
-    # One GPU, also where there are several: over all of them Trainer would multiply the batch.
+    # Trainer would multiply the batch by the number of GPUs.
     arguments._n_gpu = min(1, arguments.n_gpu)
     return arguments
 
 
 def _compile(model: Any, settings: Settings, data: PackedData) -> float:
-    """Compile the layers where asked, and run one step without consequence; the seconds that took."""
+    """Compile the layers where asked, run one step that changes nothing, and return the seconds that it took."""
     device, dtype = torch.device(settings.device), getattr(torch, settings.dtype)
     torch.compiler.reset()
     if settings.compile:
         for layer in _layers(model):
             layer.compile()
-    part = settings.batch_size // settings.accumulation
-    rows = [row for _, row in zip(range(part), data.train, strict=False)]
-    rows = (rows * part)[:part]
+    rows = [row for _, row in zip(range(settings.micro_batch_size), data.train, strict=False)]
+    rows = (rows * settings.micro_batch_size)[: settings.micro_batch_size]
     batch = {name: tensor.to(device) for name, tensor in collate(rows).items()}
     start = time.perf_counter()
     model.to(device).train()
@@ -290,7 +273,7 @@ def _compile(model: Any, settings: Settings, data: PackedData) -> float:
 
 
 def _layers(model: Any) -> list[nn.Module]:
-    """The layers, which share one compilation; the model itself where they cannot be told."""
+    """The layers, which share one compilation; the model itself where it has no list of layers."""
     count = model.config.get_text_config(decoder=True).num_hidden_layers
     stacks = (list(module) for module in model.modules() if isinstance(module, nn.ModuleList))
     return next((layers for layers in stacks if len(layers) == count), [model])
@@ -299,62 +282,45 @@ def _layers(model: Any) -> list[nn.Module]:
 def _result(
     settings: Settings, data: PackedData, model: Any, monitor: Monitor, compile_seconds: float
 ) -> dict[str, Any]:
-    lines = monitor.record.lines
-    curve = [line for line in lines if "validation_loss" in line]
-    loss = curve[-1]["validation_loss"]
-    step_seconds = monitor.record.step_seconds()
+    lines = monitor.metrics.lines
+    validated = [line for line in lines if "validation_loss" in line]
+    loss = validated[-1]["validation_loss"]
+    step_seconds = monitor.metrics.step_seconds()
     quartiles = statistics.quantiles(step_seconds, n=4) if len(step_seconds) > 1 else [0.0] * 3
-    similarity_blocks = data.validation.select(range(min(_SIMILARITY_BLOCKS, len(data.validation))))
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+    similarity = None
+    if isinstance(model, ExselForCausalLM):
+        blocks = data.validation.select(range(min(_SIMILARITY_BLOCKS, len(data.validation))))
+        device = torch.device(settings.device)
+        similarity = similarity_bias(model, blocks, batch_size=settings.micro_batch_size, device=device)
     return {
         "variant": settings.variant,
         "seed": settings.seed,
         "learning_rate": settings.learning_rate,
-        "parameters": parameters,
-        "new_parameters": new_parameters(model),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "new_parameters": sum(parameter.numel() for parameter in mechanism_parameters(model).values()),
         "trained_parameters": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
         "loss": loss,
         "bits_per_byte": loss / math.log(2) / data.description.bytes_per_token,
         "steps": settings.steps,
         "tokens": settings.steps * settings.tokens_per_step,
-        "train_seconds": monitor.record.seconds,
+        "train_seconds": monitor.metrics.seconds,
         "compile_seconds": compile_seconds,
         "ms_per_step": statistics.median(step_seconds) * 1e3,
         "ms_per_step_spread": (quartiles[2] - quartiles[0]) * 1e3,
         "peak_memory_bytes": monitor.peak_memory,
-        "train_curve": [{key: line[key] for key in ("step", "tokens", "seconds", "loss")} for line in _thinned(lines)],
-        "validation_curve": [
-            {**{key: line[key] for key in ("step", "tokens", "seconds")}, "loss": line["validation_loss"]}
-            for line in curve
-        ],
-        "similarity": similarity_bias(
-            model,
-            similarity_blocks,
-            batch_size=settings.batch_size // settings.accumulation,
-            device=torch.device(settings.device),
-        )
-        if isinstance(model, ExselForCausalLM)
-        else None,
+        "train_curve": _curve(lines[:: math.ceil(len(lines) / _CURVE_POINTS)], "loss"),
+        "validation_curve": _curve(validated, "validation_loss"),
+        "similarity": similarity,
     }
 
 
-def _thinned(lines: list[dict[str, Any]], most: int = 1000) -> list[dict[str, Any]]:
-    """Every n-th line, so that a long run's result stays small; metrics.jsonl has them all."""
-    return lines[:: -(-len(lines) // most)] if lines else []
+def _curve(lines: list[dict[str, Any]], loss: str) -> list[dict[str, Any]]:
+    return [{**{key: line[key] for key in ("step", "tokens", "seconds")}, "loss": line[loss]} for line in lines]
 
 
 def _save_model(model: Any, data: PackedData, folder: Path) -> None:
-    staging = folder / MODEL_STAGING
-    shutil.rmtree(staging, ignore_errors=True)
-    try:
+    with staged(folder, MODEL_STAGING, "the model") as staging:
         model.save_pretrained(staging)
         data.tokenizer.save_pretrained(staging)
         shutil.rmtree(folder / MODEL, ignore_errors=True)
         staging.rename(folder / MODEL)
-    except (OSError, SafetensorError) as error:
-        raise ExselError(
-            f"the model could not be saved in {folder} ({first_line(error)}); {last_good(folder)}. "
-            "Mend that, then go on with --resume"
-        ) from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)

@@ -1,7 +1,10 @@
-"""A run's model: on paper, with new weights, or one that exists."""
+"""A run's model: without memory for its weights, with new weights, or one that exists; and the disk that it needs."""
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +18,8 @@ from exsel.training import finetuning
 from exsel.training.mechanism_parameters import mechanism_parameters
 from exsel.training.settings import Settings
 
+#: Checkpoints kept while a run goes on: the second is there in case the first turns out to be unreadable.
+KEPT_CHECKPOINTS = 2
 # Blocks in which the tokens are counted for token="frequency".
 _COUNTED_BLOCKS = 10_000
 
@@ -29,17 +34,17 @@ def sketch_model(settings: Settings, vocab_size: int) -> nn.Module:
     Raises:
         ExselError: it cannot be built, or not be upgraded as the settings say.
     """
-    if settings.source is not None:
-        sketch = finetuning.sketch_source(settings)
-        if settings.train == "new" and not mechanism_parameters(sketch):
-            raise ExselError(
-                f"--train new: nothing would train, since --variant {settings.variant} as it is here adds no "
-                "parameters; use --train all, or --exclusive strength=learned, or a selective variant"
-            )
-        return sketch
-    config = settings.model_config(vocab_size, None)
-    with explained(f"--model {settings.model} cannot be built"), torch.device("meta"):
-        return ExselForCausalLM(config)
+    if settings.source is None:
+        config = settings.model_config(vocab_size, None)
+        with explained(f"--model {settings.model} cannot be built"), torch.device("meta"):
+            return ExselForCausalLM(config)
+    sketch = finetuning.sketch_source(settings)
+    if settings.train == "new" and not mechanism_parameters(sketch):
+        raise ExselError(
+            f"--train new: nothing would train, since --variant {settings.variant} as it is here adds no "
+            "parameters; use --train all, or --exclusive strength=learned, or a selective variant"
+        )
+    return sketch
 
 
 def build_model(settings: Settings, data: PackedData) -> Any:
@@ -71,9 +76,41 @@ def _new_model(settings: Settings, data: PackedData) -> ExselForCausalLM:
     config.bos_token_id = data.tokenizer.bos_token_id
     set_seed(settings.seed)
     model = ExselForCausalLM(config)
-    if config.exclusive is not None or config.selective is not None:
+    if any(settings.mechanisms.values()):
         # An MLP temperature draws weights of its own, which must not shift those of the layers after it.
         plain = type(config).from_dict({**config.to_dict(), "exclusive": None, "selective": None})
         set_seed(settings.seed)
         model.load_state_dict(ExselForCausalLM(plain).state_dict(), strict=False)
     return model
+
+
+def check_disk(runs: Sequence[Settings], vocab_size: int, folder: Path) -> None:
+    """Check that the runs' models and the checkpoints of one run at a time fit on the disk.
+
+    Args:
+        runs: of a comparison, or the only one.
+        vocab_size: of their data.
+        folder: of all of them; what it holds already counts as free, since it is kept or replaced.
+
+    Raises:
+        ExselError: they do not fit, or one of the models cannot be built (see :func:`sketch_model`).
+    """
+    weights, checkpoints = zip(*(_sizes(settings, vocab_size) for settings in runs), strict=True)
+    # While a checkpoint is written, there is one more than is kept.
+    needed = sum(weights) + max(checkpoints) * (KEPT_CHECKPOINTS + 1)
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    held = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    free = shutil.disk_usage(existing).free + held
+    if free < needed:
+        raise ExselError(
+            f"--out {folder} has {free / 2**20:,.0f} MiB free, and the models and checkpoints of this need "
+            f"{needed / 2**20:,.0f} MiB: free some disk or choose another folder"
+        )
+
+
+def _sizes(settings: Settings, vocab_size: int) -> tuple[int, int]:
+    """Bytes of the weights, and of a checkpoint: with the optimizer's two averages of each weight that trains."""
+    model = sketch_model(settings, vocab_size)
+    trained = mechanism_parameters(model).values() if settings.train == "new" else model.parameters()
+    weights, averages = (4 * sum(parameter.numel() for parameter in some) for some in (model.parameters(), trained))
+    return weights, weights + 2 * averages

@@ -6,19 +6,19 @@ import functools
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 import exsel.models  # noqa: F401 (registers the model's type)
 from exsel.data.hub_access import reason_unavailable
-from exsel.errors import ExselError, LoadError, explained, first_line, require
+from exsel.errors import LoadError, explained, require
 from exsel.upgrading.folder_checks import check_inside
 from exsel.upgrading.loading import load, load_config
 
@@ -45,24 +45,9 @@ def load_whole(source: str, *, called: str | None = None, causal: bool = True, d
     options: dict[str, Any] = {"local_files_only": is_offline(source)}
     if dtype is not None:
         options["dtype"] = dtype
-    try:
-        with quiet_transformers():
-            model, _ = load(source, AutoModelForCausalLM if causal else None, **options)
-    except ExselError as error:
-        raise ExselError(f"{called} cannot be loaded: {error}") from error
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
-        if is_offline(source):
-            raise ExselError(
-                f"{called}: neither a folder with a saved model nor one on the hub ({first_line(error)})"
-            ) from error
-        raise ExselError(f"{called} cannot be loaded: {first_line(error)}") from error
+    with _loading(source, called), quiet_transformers():
+        model, _ = load(source, AutoModelForCausalLM if causal else None, **options)
     return model
-
-
-@functools.cache
-def is_offline(source: str) -> bool:
-    """Whether a model is to be had from this machine alone: no folder, and not on the hub for this user."""
-    return not Path(source).exists() and reason_unavailable(source, "model") is not None
 
 
 def read_config(source: str, called: str | None = None) -> Any:
@@ -74,11 +59,19 @@ def read_config(source: str, called: str | None = None) -> Any:
     Raises:
         ExselError: there is none, or it is unreadable.
     """
-    called = called or source
-    offline = is_offline(source)
-    what = ": neither a folder with a saved model nor one on the hub" if offline else " cannot be loaded"
-    with explained(f"{called}{what}"):
-        return load_config(source, local_files_only=offline)
+    with _loading(source, called or source):
+        return load_config(source, local_files_only=is_offline(source))
+
+
+@functools.cache
+def is_offline(source: str) -> bool:
+    """Whether a model can come from this machine alone: it is no folder, and the hub does not give it to this user."""
+    return not Path(source).exists() and reason_unavailable(source, "model") is not None
+
+
+def _loading(source: str, called: str) -> AbstractContextManager[None]:
+    what = ": neither a folder with a saved model nor one on the hub" if is_offline(source) else " cannot be loaded"
+    return explained(f"{called}{what}")
 
 
 def _load_adapter(source: str, called: str, dtype: torch.dtype | None) -> Any:
@@ -88,14 +81,14 @@ def _load_adapter(source: str, called: str, dtype: torch.dtype | None) -> Any:
     import exsel.peft  # noqa: F401 (registers the mechanisms as methods)
 
     weights = Path(source, "adapter_model.safetensors")
-    if not weights.is_file():
-        raise ExselError(f"{called} cannot be loaded: it holds no {weights.name}, and pickle files can run code")
     with explained(f"{called} cannot be loaded"):
+        if not weights.is_file():
+            raise LoadError(f"it holds no {weights.name}, and pickle files can run code")
         for path in (weights, Path(source, ADAPTER)):
             check_inside(path, Path(source))
         base = PeftConfig.from_pretrained(source).base_model_name_or_path
-    if not base:
-        raise ExselError(f"{called} cannot be loaded: its {ADAPTER} does not name the model that it belongs to")
+        if not base:
+            raise LoadError(f"its {ADAPTER} does not name the model that it belongs to")
     model = load_whole(base, called=f"{base}, the model of {called},", causal=False, dtype=dtype)
     with explained(f"{called} cannot be loaded"), quiet_transformers(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Found missing adapter keys")  # they are an error below

@@ -119,9 +119,9 @@ class Settings:
         if self.batch_size % self.accumulation:
             raise ExselError(f"--accumulation {self.accumulation} must divide --batch-size {self.batch_size}")
         for name, value in (("lr", self.learning_rate), ("selective-lr", self.selective_learning_rate)):
-            if not (math.isfinite(value) and value > 0):
+            if not 0 < value < math.inf:
                 raise ExselError(f"--{name} must be a positive number, got {value}")
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+        if not 0 <= self.weight_decay < math.inf:
             raise ExselError(f"--weight-decay must be 0 or a positive number, got {self.weight_decay}")
         if self.save_every < 0:
             raise ExselError(f"--save-every must be 0 (only at the end) or more, got {self.save_every}")
@@ -145,6 +145,18 @@ class Settings:
         """Steps of the run."""
         return self.tokens // self.tokens_per_step
 
+    @property
+    def micro_batch_size(self) -> int:
+        """Sequences that are computed at once."""
+        return self.batch_size // self.accumulation
+
+    @property
+    def mechanisms(self) -> dict[str, Any]:
+        """The configurations of the variant's mechanisms, and ``None`` of those that it does not have."""
+        return {
+            name: getattr(self, name) if name in VARIANTS[self.variant] else None for name in ("exclusive", "selective")
+        }
+
     def evaluation_steps(self) -> list[int]:
         """The steps after which the validation loss is taken, evenly spread; the last is the last step."""
         count = min(self.evaluations, self.steps)
@@ -156,22 +168,15 @@ class Settings:
         Raises:
             ExselError: no such size or file, a configuration of another architecture, or one that cannot be.
         """
-        mechanisms = VARIANTS[self.variant]
-        changes: dict[str, Any] = {
-            "vocab_size": vocab_size,
-            "eos_token_id": eos_token_id,
-            "bos_token_id": None,
-            "pad_token_id": None,
-            "max_position_embeddings": self.seq_len,
-            "exclusive": self.exclusive if "exclusive" in mechanisms else None,
-            "selective": self.selective if "selective" in mechanisms else None,
-        }
         values = SIZES[self.model] if self.model in SIZES else _read_config(self.model)
+        tokens = {"vocab_size": vocab_size, "eos_token_id": eos_token_id, "bos_token_id": None, "pad_token_id": None}
         try:
-            config: ExselConfig = ExselConfig.from_dict({**values, **changes})
-            return config
+            config: ExselConfig = ExselConfig.from_dict(
+                {**values, **tokens, "max_position_embeddings": self.seq_len, **self.mechanisms}
+            )
         except (ValueError, TypeError) as error:
             raise ExselError(f"--model {self.model}: {error}") from error
+        return config
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types."""

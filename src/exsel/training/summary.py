@@ -21,43 +21,39 @@ def summarise(runs: Sequence[Run], tokens_per_step: int) -> list[dict[str, Any]]
         tokens_per_step: of every run.
     """
     groups: dict[tuple[str, float], list[Run]] = {}
-    for run in runs:
-        groups.setdefault((run["variant"], run["learning_rate"]), []).append(run)
-    order = list(VARIANTS)
+    for variant in VARIANTS:
+        for run in sorted(runs, key=lambda run: float(run["learning_rate"])):
+            if run["variant"] == variant:
+                groups.setdefault((variant, run["learning_rate"]), []).append(run)
     rows = []
-    for (variant, learning_rate), members in sorted(
-        groups.items(), key=lambda item: (order.index(item[0][0]), item[0])
-    ):
-        baselines = {run["seed"]: run for run in groups.get((BASELINE, learning_rate), [])}
+    for (variant, learning_rate), members in groups.items():
+        baselines = {run["seed"]: run for run in groups.get((BASELINE, learning_rate), []) if variant != BASELINE}
         pairs = [(run, baselines[run["seed"]]) for run in members if run["seed"] in baselines]
-        is_compared = variant != BASELINE and bool(pairs)
         step = statistics.median(run["ms_per_step"] for run in members)
+        parameters, new_parameters = members[0]["parameters"], members[0]["new_parameters"]
         rows.append(
             {
                 "variant": variant,
                 "learning_rate": learning_rate,
                 "best": False,
-                "parameters": members[0]["parameters"],
-                "new_parameters": members[0]["new_parameters"],
-                "new_parameters_percent": 100
-                * members[0]["new_parameters"]
-                / (members[0]["parameters"] - members[0]["new_parameters"]),
+                "parameters": parameters,
+                "new_parameters": new_parameters,
+                "new_parameters_percent": 100 * new_parameters / (parameters - new_parameters),
                 "loss": _over_seeds([run["loss"] for run in members]),
                 "bits_per_byte": _over_seeds([run["bits_per_byte"] for run in members]),
-                "difference": _over_seeds([run["loss"] - base["loss"] for run, base in pairs]) if is_compared else None,
+                "difference": _over_seeds([run["loss"] - base["loss"] for run, base in pairs]) if pairs else None,
                 "ms_per_step": {
                     "median": step,
                     "spread": statistics.median(run["ms_per_step_spread"] for run in members),
                 },
                 "tokens_per_second": tokens_per_step / step * 1e3,
                 "peak_memory_bytes": max(run["peak_memory_bytes"] for run in members),
-                "reach": _mean_reach(pairs) if is_compared else None,
+                "reach": _mean_reach(pairs) if pairs else None,
             }
         )
-    for variant in order:
+    for variant in {row["variant"] for row in rows}:
         own = [row for row in rows if row["variant"] == variant]
-        if own:
-            min(own, key=lambda row: row["loss"]["mean"])["best"] = True
+        min(own, key=lambda row: row["loss"]["mean"])["best"] = True
     return rows
 
 
@@ -66,40 +62,30 @@ def reach(curve: Sequence[Mapping[str, float]], loss: float) -> tuple[float, flo
     previous = None
     for point in curve:
         if point["loss"] <= loss:
-            if previous is None:
-                return float(point["tokens"]), float(point["seconds"])
-            share = (previous["loss"] - loss) / (previous["loss"] - point["loss"])
-            return (
-                previous["tokens"] + share * (point["tokens"] - previous["tokens"]),
-                previous["seconds"] + share * (point["seconds"] - previous["seconds"]),
-            )
+            before = previous or point
+            fall = before["loss"] - point["loss"]
+            share = (before["loss"] - loss) / fall if fall else 0.0
+            tokens, seconds = (before[key] + share * (point[key] - before[key]) for key in ("tokens", "seconds"))
+            return tokens, seconds
         previous = point
     return None
 
 
 def _over_seeds(values: list[float]) -> dict[str, Any]:
-    return {
-        "mean": statistics.fmean(values),
-        "spread": statistics.stdev(values) if len(values) > 1 else None,
-        "values": values,
-    }
+    spread = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": statistics.fmean(values), "spread": spread, "values": values}
 
 
 def _mean_reach(pairs: list[tuple[Run, Run]]) -> dict[str, float] | None:
     """The mean over the seeds; None unless every seed's run got there."""
-    reached = [reach(run["validation_curve"], base["loss"]) for run, base in pairs]
-    found = [place for place in reached if place is not None]
+    places = [(reach(run["validation_curve"], base["loss"]), base) for run, base in pairs]
+    found = [(*place, base) for place, base in places if place is not None]
     if len(found) < len(pairs):
         return None
-    bases = [base for _, base in pairs]
     return {
-        "loss": statistics.fmean(base["loss"] for base in bases),
-        "tokens": statistics.fmean(tokens for tokens, _ in found),
-        "seconds": statistics.fmean(seconds for _, seconds in found),
-        "tokens_ratio": statistics.fmean(
-            tokens / base["tokens"] for (tokens, _), base in zip(found, bases, strict=True)
-        ),
-        "seconds_ratio": statistics.fmean(
-            seconds / base["train_seconds"] for (_, seconds), base in zip(found, bases, strict=True)
-        ),
+        "loss": statistics.fmean(base["loss"] for _, _, base in found),
+        "tokens": statistics.fmean(tokens for tokens, _, _ in found),
+        "seconds": statistics.fmean(seconds for _, seconds, _ in found),
+        "tokens_ratio": statistics.fmean(tokens / base["tokens"] for tokens, _, base in found),
+        "seconds_ratio": statistics.fmean(seconds / base["train_seconds"] for _, seconds, base in found),
     }

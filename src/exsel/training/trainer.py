@@ -1,28 +1,27 @@
 """transformers' Trainer with what this project promises beyond it.
 
 Checkpoints that appear whole or not at all and hold nothing pickled; a parameter group for the temperatures'
-scalars; the loss of every single step on record; a stop at the first loss that is not a number.
+scalars; the loss of every single step on record; the same blocks in the same order for the same seed.
 """
 
 from __future__ import annotations
 
-import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainingArguments
 
-from exsel.errors import ExselError, first_line
+from exsel.errors import ExselError
 from exsel.files import seal
 from exsel.training import checkpoint_state
 from exsel.training.mechanism_parameters import scalar_names
-from exsel.training.output_folder import CHECKPOINT, CHECKPOINT_STAGING, METRICS, checkpoints, last_good
+from exsel.training.metrics import Metrics
+from exsel.training.output_folder import CHECKPOINT, CHECKPOINT_STAGING, checkpoints, last_good, staged
 from exsel.upgrading import from_pretrained
 
 
@@ -31,24 +30,16 @@ class ExselTrainer(Trainer):
 
     Args:
         selective_learning_rate: peak of the scalars' learning rate; it follows the same schedule.
-        losses: where each step's loss goes, one tensor a micro-batch: whoever reads it empties it.
-        save_record: writes the record of the steps so far into a file of a checkpoint.
+        metrics: the record, which gets each micro-batch's loss and goes into each checkpoint.
     """
 
     optimizer: Any
 
     def __init__(
-        self,
-        *,
-        args: TrainingArguments,
-        selective_learning_rate: float,
-        losses: list[Tensor],
-        save_record: Callable[[Path], None],
-        **kwargs: Any,
+        self, *, args: TrainingArguments, selective_learning_rate: float, metrics: Metrics, **kwargs: Any
     ) -> None:
         self.selective_learning_rate = selective_learning_rate
-        self.losses = losses
-        self.save_record = save_record
+        self.metrics = metrics
         super().__init__(args=args, **kwargs)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -57,21 +48,17 @@ class ExselTrainer(Trainer):
             model = self.model if model is None else model
             scalars = scalar_names(model)
             decayed = set(self.get_decay_parameter_names(model)) - scalars
-            groups: dict[str, list[nn.Parameter]] = {"decayed": [], "plain": [], "scalar": []}
+            groups: dict[str, dict[str, Any]] = {
+                "decayed": {"params": [], "weight_decay": self.args.weight_decay},
+                "plain": {"params": [], "weight_decay": 0.0},
+                "scalar": {"params": [], "weight_decay": 0.0, "lr": self.selective_learning_rate},
+            }
             for name, parameter in model.named_parameters():
                 if parameter.requires_grad:
                     kind = "scalar" if name in scalars else "decayed" if name in decayed else "plain"
-                    groups[kind].append(parameter)
+                    groups[kind]["params"].append(parameter)
             optimizer_cls, optimizer_kwargs = self.get_optimizer_cls_and_kwargs(self.args, model)
-            extra: dict[str, dict[str, float]] = {
-                "decayed": {"weight_decay": self.args.weight_decay},
-                "plain": {"weight_decay": 0.0},
-                "scalar": {"weight_decay": 0.0, "lr": self.selective_learning_rate},
-            }
-            self.optimizer = optimizer_cls(
-                [{"params": parameters, **extra[kind]} for kind, parameters in groups.items() if parameters],
-                **optimizer_kwargs,
-            )
+            self.optimizer = optimizer_cls([group for group in groups.values() if group["params"]], **optimizer_kwargs)
         optimizer: torch.optim.Optimizer = self.optimizer
         return optimizer
 
@@ -84,7 +71,7 @@ class ExselTrainer(Trainer):
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Trainer's step; the loss goes on record as it is, without waiting for the device."""
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
-        self.losses.append(loss.detach())
+        self.metrics.losses.append(loss.detach())
         return loss
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -92,91 +79,49 @@ class ExselTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save into a folder of another name and rename it when all is there."""
+        folder, step = Path(self.args.output_dir), self.state.global_step
         for name, parameter in self.model.named_parameters():
             if not torch.isfinite(parameter).all():
                 raise ExselError(
-                    f"{name} holds values that are not finite after step {self.state.global_step}; "
-                    f"{last_good(Path(self.args.output_dir))}. Try a lower --lr"
+                    f"{name} holds values that are not finite after step {step}; {last_good(folder)}. Try a lower --lr"
                 )
-        folder = Path(self.args.output_dir)
-        staging = folder / CHECKPOINT_STAGING
-        shutil.rmtree(staging, ignore_errors=True)
-        try:
+        with staged(folder, CHECKPOINT_STAGING, f"the checkpoint after step {step}") as staging:
             super()._save_checkpoint(model, trial)
-            name = f"{CHECKPOINT}{self.state.global_step}"
-            (staging / name / "training_args.bin").unlink(missing_ok=True)  # a pickle, and settings.json says it all
-            self.save_record(staging / name / METRICS)
-            seal(staging / name, (staging / name).iterdir())
-            shutil.rmtree(folder / name, ignore_errors=True)
-            (staging / name).rename(folder / name)
-        except (OSError, SafetensorError) as error:
-            raise ExselError(
-                f"the checkpoint after step {self.state.global_step} could not be saved in {folder} "
-                f"({first_line(error)}); {last_good(folder)}. Mend that, then go on with --resume"
-            ) from error
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+            saved = staging / f"{CHECKPOINT}{step}"
+            (saved / "training_args.bin").unlink(missing_ok=True)  # a pickle; settings.json says the same
+            self.metrics.save(saved)
+            seal(saved, saved.iterdir())
+            shutil.rmtree(folder / saved.name, ignore_errors=True)
+            saved.rename(folder / saved.name)
         for old in checkpoints(folder)[: -self.args.save_total_limit]:
             shutil.rmtree(old)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
-            super()._save_optimizer_and_scheduler(output_dir)
-        elif self.args.should_save:
-            checkpoint_state.save_optimizer(
-                Path(output_dir), self.optimizer.state_dict(), self.lr_scheduler.state_dict()
-            )
+        checkpoint_state.save_optimizer(Path(output_dir), self.optimizer.state_dict(), self.lr_scheduler.state_dict())
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        checkpoint_state.save_random(Path(output_dir))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Trainer's own cannot read an upgraded configuration, and passes over what is missing."""
-        if model is not None or self.is_deepspeed_enabled or self.is_fsdp_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
         saved = from_pretrained(resume_from_checkpoint, dtype=torch.float32)
         self.model.load_state_dict(saved.state_dict())
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is None or self.is_deepspeed_enabled or self.is_fsdp_enabled:
-            super()._load_optimizer_and_scheduler(checkpoint)
-            return
-        optimizer, scheduler = checkpoint_state.load_optimizer(Path(checkpoint))
-        self.optimizer.load_state_dict(optimizer)
-        self.lr_scheduler.load_state_dict(scheduler)
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        checkpoint_state.save_random(Path(output_dir))
+        if checkpoint is not None:
+            optimizer, scheduler = checkpoint_state.load_optimizer(Path(checkpoint))
+            self.optimizer.load_state_dict(optimizer)
+            self.lr_scheduler.load_state_dict(scheduler)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
             checkpoint_state.load_random(Path(checkpoint))
 
 
-def step_losses(losses: list[Tensor], parts: int) -> list[float]:
-    """The losses of whole steps on record, oldest first, taken off it; waits for the device."""
-    whole = len(losses) // parts * parts
-    taken = torch.stack(losses[:whole]).view(-1, parts).sum(1).tolist() if whole else []
-    del losses[:whole]
-    return [float(loss) for loss in taken]
-
-
-def stop_if_not_finite(losses: list[float], first_step: int, folder: Path) -> None:
-    """Stop at the first loss that is not a number.
-
-    Raises:
-        ExselError: naming the step and the last good checkpoint.
-    """
-    for offset, loss in enumerate(losses):
-        if not math.isfinite(loss):
-            raise ExselError(
-                f"the loss became {loss} at step {first_step + offset}; {last_good(folder)}. "
-                "Try a lower --lr, more warm-up or --dtype float32"
-            )
-
-
 class BlockOrder(Sampler[int]):
-    """The blocks of a whole run in order: one permutation of all after the other, cut where the run ends.
+    """The blocks that a run reads, in order: one permutation of all after the other, cut where the run ends.
 
-    Every step is whole, also where the blocks run out in the middle of one; and the order is told by its arguments
+    Every step is whole, also where the blocks run out in the middle of one. The order depends on the arguments
     alone, so that variants read the same and a resumed run goes on where it stopped.
 
     Args:
@@ -186,17 +131,13 @@ class BlockOrder(Sampler[int]):
     """
 
     def __init__(self, blocks: int, *, length: int, seed: int) -> None:
-        self.blocks = blocks
-        self.length = length
-        self.seed = seed
+        self.blocks, self.length, self.seed = blocks, length, seed
 
     def __len__(self) -> int:
         return self.length
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed)
-        left = self.length
-        while left > 0:
-            order = torch.randperm(self.blocks, generator=generator)[:left]
-            left -= len(order)
-            yield from order.tolist()
+        for start in range(0, self.length, self.blocks):
+            order = torch.randperm(self.blocks, generator=generator)
+            yield from order[: self.length - start].tolist()
