@@ -25,6 +25,13 @@ class LoadError(ExselError):
     """A file or folder that does not hold, whole and safe to read, what it is asked for."""
 
 
+class MissingPackageError(ImportError):
+    """A package that is not installed, or too old; the message says so and, where it is one of exsel's, how to get it.
+
+    The command line shows its text and exits with 2. Any other ``ImportError`` is a bug and keeps its traceback.
+    """
+
+
 def first_line(error: BaseException) -> str:
     """What another library's error says, in one line."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
@@ -50,8 +57,11 @@ def explained(what: str) -> Iterator[None]:
     """
     try:
         yield
-    except ImportError:
-        raise
+    except ImportError as error:
+        # Other libraries report a package that they need without a module's name; a broken import has one.
+        if error.name is not None or isinstance(error, MissingPackageError):
+            raise
+        raise MissingPackageError(f"{what}: {first_line(error)}") from error
     except ExselError as error:
         raise ExselError(f"{what}: {error}") from error
     except Exception as error:
@@ -75,22 +85,22 @@ def require(module: str, extra: str) -> ModuleType:
     """Import ``module``, which the extra ``exsel[extra]`` installs.
 
     Raises:
-        ImportError: with the command that installs it.
+        MissingPackageError: with the command that installs it.
     """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name != module.split(".")[0]:
             raise
-        raise ImportError(f"{module} is not installed: pip install 'exsel[{extra}]'") from error
+        raise MissingPackageError(f"{module} is not installed: pip install 'exsel[{extra}]'") from error
 
 
 def require_all(extra: str) -> None:
     """Check that everything of ``exsel[extra]`` is installed, and import nothing.
 
     Raises:
-        ImportError: with the command that installs it.
+        MissingPackageError: with the command that installs it.
     """
     for module in EXTRAS[extra]:
         if importlib.util.find_spec(module) is None:
-            raise ImportError(f"{module} is not installed: pip install 'exsel[{extra}]'")
+            raise MissingPackageError(f"{module} is not installed: pip install 'exsel[{extra}]'")

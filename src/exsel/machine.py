@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from exsel.errors import ExselError
+from exsel.errors import ExselError, require
 from exsel.version import __version__
 
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "triton")
@@ -42,8 +42,7 @@ def can_compile() -> bool:
 
 def describe_machine(device: str) -> dict[str, Any]:
     """The machine and the versions, for the record."""
-    import psutil
-
+    psutil = require("psutil", "train")
     versions = {}
     for package in _PACKAGES:
         try:

@@ -136,6 +136,32 @@ def test_more_memory_than_there_is(flags: list[str], tmp_path: Path, monkeypatch
         assert_refused(outcome, "this does not fit into the memory")
 
 
+@pytest.mark.parametrize("command", [["train"], ["compare"], ["support", "somewhere"]])
+def test_an_extra_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, command: list[str]) -> None:
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "transformers" else find_spec(name))
+    assert_refused(run_main(*command), "transformers is not installed: pip install 'exsel[")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ImportError("cannot import name 'sharpen' from 'exsel.functional'", name="exsel.functional"),
+        ModuleNotFoundError("No module named 'exsel.sharpening'", name="exsel.sharpening"),
+        ImportError("cannot import name 'tokenise' from 'transformers'", name="transformers"),
+    ],
+)
+def test_a_broken_import_is_a_traceback(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: ImportError
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("exsel.data.load_data", fail)
+    with pytest.raises(ImportError, match=str(error)):
+        run_main("train", *flags, "--out", tmp_path / "out")
+
+
 @pytest.mark.parametrize("target", ["/no/such/folder/file.json", "/", "/dev/null", "x" * 250])
 @pytest.mark.parametrize("command", [["eval", "somewhere"], ["support", "somewhere"]])
 def test_where_the_numbers_cannot_go_is_said_first(

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
-from exsel.errors import ExselError, first_line, is_out_of_memory
+from exsel.errors import ExselError, MissingPackageError, first_line, is_out_of_memory
 from exsel.version import __version__
 
 #: What each command does; its module is ``exsel.cli.NAME`` with ``add_arguments(parser)`` and ``run(arguments) -> int``
@@ -64,7 +64,7 @@ def run_command(program: str, commands: Mapping[str, tuple[str, str]], arguments
     try:
         _check_words(given)
         code: int = importlib.import_module(commands[parsed.command][0]).run(parsed)
-    except (ExselError, ImportError) as error:
+    except (ExselError, MissingPackageError) as error:
         return _refuse(str(error))
     except OSError as error:
         # A full disk, a folder without permission, a vanished file: the system's words name it.

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exsel.cli.flags import listed, number, seed
-from exsel.cli.training import add_training_arguments
+from exsel.cli.outputs import command_line
+from exsel.cli.training import add_training_arguments, build_settings, run_session
 from exsel.errors import require_all
 from exsel.variants import BASELINE, VARIANTS
 
@@ -34,16 +35,17 @@ def run(arguments: argparse.Namespace) -> int:
     """Check, load, train all, print the table."""
     require_all("train")
     from exsel.cli.display import print_table
-    from exsel.cli.outputs import command_line
-    from exsel.cli.training import build_settings, default_learning_rate, run_session
     from exsel.report import HEADINGS, headline, spread_sentence, summary_rows
-    from exsel.training.compare import compare, plan
+    from exsel.training.compare import compare, plan_runs
     from exsel.training.output_folder import REPORT, RESULTS
 
     variants = [name for name in arguments.variants if name]
-    learning_rates = arguments.lr or [default_learning_rate(arguments.model)]
-    settings = build_settings(arguments, variant=BASELINE, learning_rate=learning_rates[0], seed=arguments.seeds[0])
-    runs = plan(settings, variants=variants, learning_rates=learning_rates, seeds=arguments.seeds)
+    rates = arguments.lr or []
+    settings = build_settings(
+        arguments, variant=BASELINE, learning_rate=rates[0] if rates else None, seed=arguments.seeds[0]
+    )
+    rates = rates or [settings.learning_rate]
+    runs = plan_runs(settings, variants=variants, learning_rates=rates, seeds=arguments.seeds)
     command = command_line(arguments.given)
 
     def work(data: PackedData, folder: Path, progress: Progress) -> None:

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--against", metavar="MODEL", help="another model on the same text, shown side by side")
     text = parser.add_argument_group("text", "by default the held-out part of the Python standard library's source")
     text.add_argument("--text", nargs="+", default=[], metavar="TEXT", help="these texts instead of --data")
-    add_data_arguments(text)  # type: ignore[arg-type]
+    add_data_arguments(text)
     text.add_argument(
         "--seq-len", type=whole(2), metavar="N", help=f"tokens a sequence ({_SEQ_LEN}; of --text, the model's context)"
     )

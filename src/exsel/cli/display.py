@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 console = Console(highlight=False)
@@ -25,13 +25,11 @@ def print_table(rows: Sequence[Mapping[str, str]], headings: Mapping[str, str]) 
             table.add_row(*(row[key] for key in keys))
         console.print(table)
         return
-    widths = [max(len(headings[key]), *(len(row[key]) for row in rows)) for key in keys]
-    for line in ([headings[key] for key in keys], *([row[key] for key in keys] for row in rows)):
-        cells = [
-            line[0].ljust(widths[0]),
-            *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)),
-        ]
-        print("  ".join(cells).rstrip(), flush=True)
+    lines = [[row[key] for key in keys] for row in (headings, *rows)]
+    first, *others = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for name, *cells in lines:
+        padded = [name.ljust(first), *(cell.rjust(width) for cell, width in zip(cells, others, strict=True))]
+        print("  ".join(padded).rstrip(), flush=True)
 
 
 def make_progress() -> BarProgress | LineProgress:
@@ -40,11 +38,9 @@ def make_progress() -> BarProgress | LineProgress:
 
 
 class BarProgress:
-    """A bar a run, with the latest losses and the speed."""
+    """A bar a run, with the latest losses and the speed; see :class:`exsel.training.monitor.Progress`."""
 
-    def __init__(self) -> None:
-        self._bars: Progress | None = None
-        self._task: TaskID | None = None
+    _bars: Progress | None = None
 
     def start(self, name: str, steps: int, done: int) -> None:
         """Begin a bar."""
@@ -58,13 +54,13 @@ class BarProgress:
             expand=True,
         )
         self._bars.start()
-        self._task = self._bars.add_task(name, total=steps, completed=done, detail="compiling …")
+        self._bars.add_task(name, total=steps, completed=done, detail="compiling …")
 
     def advance(self, step: int, loss: float, validation_loss: float | None, tokens_per_second: float) -> None:
         """Move the bar."""
         assert self._bars is not None
-        assert self._task is not None
-        self._bars.update(self._task, completed=step, detail=_detail(loss, validation_loss, tokens_per_second))
+        detail = _detail(loss, validation_loss, tokens_per_second)
+        self._bars.update(self._bars.task_ids[0], completed=step, detail=detail)
 
     def note(self, text: str) -> None:
         """Print above the bar."""
@@ -74,17 +70,11 @@ class BarProgress:
         """Leave the bar as it is."""
         if self._bars is not None:
             self._bars.stop()
-            self._bars = self._task = None
+            self._bars = None
 
 
 class LineProgress:
     """A plain line at the start, ten or so on the way, and at least one a minute."""
-
-    def __init__(self) -> None:
-        self._name = ""
-        self._steps = 0
-        self._next = 0
-        self._printed_at = 0.0
 
     def start(self, name: str, steps: int, done: int) -> None:
         """Say which run begins."""
@@ -120,12 +110,11 @@ def warn(text: str) -> None:
 
 @contextmanager
 def evaluation_progress(what: str = "evaluating") -> Iterator[Callable[[int, int], None] | None]:
-    """Something to tell how many blocks (or batches) are done of how many; None where nobody looks."""
+    """A function to tell how many blocks (or batches) are done of how many; None off a terminal."""
     if not console.is_terminal:
         yield None
         return
-    with Progress(
-        TextColumn(what, style="bold"), BarColumn(), MofNCompleteColumn(), console=console, transient=True
-    ) as bars:
+    columns = (TextColumn(what, style="bold"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=console, transient=True) as bars:
         task = bars.add_task("", total=None)
         yield lambda done, total: bars.update(task, completed=done, total=total)

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags."""
     parser.add_argument("model", metavar="MODEL", help=MODEL)
     loss = parser.add_argument_group("loss", "evaluated if --data or neither --passkey nor --tasks is given")
-    add_data_arguments(loss)  # type: ignore[arg-type]
+    add_data_arguments(loss)
     loss.add_argument("--seq-len", type=whole(1), metavar="N", help="tokens a sequence (the model's context)")
     loss.add_argument("--pack", choices=["concat", "isolate"], default="concat", help="as in training (%(default)s)")
     loss.add_argument("--max-sequences", type=whole(1), metavar="N", help="at most N sequences, evenly spread (all)")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Value = TypeVar("Value")
 
@@ -13,8 +13,8 @@ Value = TypeVar("Value")
 MODEL = "a run's folder, a folder with a model that transformers saved (upgraded or not), or a name on the hub"
 
 
-def add_data_arguments(parser: argparse.ArgumentParser) -> None:
-    """--data and --text-field."""
+def add_data_arguments(parser: Any) -> None:
+    """--data and --text-field, for a parser or a group of its flags."""
     parser.add_argument(
         "--data",
         nargs="+",
@@ -24,32 +24,24 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         "(passkey[:length=N,count=N,seed=N]), or a Hugging Face data set (name or name:config; streamed); "
         "default: the Python standard library's own source",
     )
-    parser.add_argument(
-        "--text-field", default="text", metavar="NAME", help="the field that holds the text (%(default)s)"
-    )
+    text = "the field that holds the text (%(default)s)"
+    parser.add_argument("--text-field", default="text", metavar="NAME", help=text)
 
 
 def add_json_argument(parser: argparse.ArgumentParser) -> None:
     """--json."""
-    parser.add_argument(
-        "--json",
-        type=Path,
-        metavar="FILE",
-        help="also write the answers there; - to standard output, and the rest to standard error",
-    )
+    text = "also write the answers there; - to standard output, and the rest to standard error"
+    parser.add_argument("--json", type=Path, metavar="FILE", help=text)
 
 
 def add_past_context_argument(parser: argparse.ArgumentParser) -> None:
     """--past-context."""
-    parser.add_argument(
-        "--past-context",
-        action="store_true",
-        help="also take sequences longer than those that the model was made for, if it has positions for them",
-    )
+    text = "also take sequences longer than those that the model was made for, if it has positions for them"
+    parser.add_argument("--past-context", action="store_true", help=text)
 
 
-def add_device_argument(parser: argparse.ArgumentParser) -> None:
-    """--device."""
+def add_device_argument(parser: Any) -> None:
+    """--device, for a parser or a group of its flags."""
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (%(default)s)")
 
 
@@ -74,7 +66,7 @@ def whole(least: int, most: int = _MOST) -> Callable[[str], int]:
     return read
 
 
-#: Of a flag that takes a seed.
+#: The type of a flag that takes a seed.
 seed = whole(0, 2**32 - 1)
 
 
@@ -86,15 +78,6 @@ def number(text: str) -> float:
         raise argparse.ArgumentTypeError(f"not a number: {text!r}") from None
 
 
-def listed(kind: Callable[[str], Value]) -> Callable[[str], list[Value]]:
-    """The type of a flag that takes values with commas between."""
-
-    def read(text: str) -> list[Value]:
-        return [kind(part.strip()) for part in text.split(",")]
-
-    return read
-
-
 def count(text: str) -> int:
     """The type of a flag that takes a count, of which k, m and b are thousands, millions and billions."""
     scales = {"k": 10**3, "m": 10**6, "b": 10**9}
@@ -103,3 +86,8 @@ def count(text: str) -> int:
         return whole(1)(str(int(float(digits.replace("_", "")) * scale)))
     except (ValueError, OverflowError):
         raise argparse.ArgumentTypeError(f"not a number: {text!r} (examples: 819200, 500k, 2.5b)") from None
+
+
+def listed(kind: Callable[[str], Value]) -> Callable[[str], list[Value]]:
+    """The type of a flag that takes values with commas between."""
+    return lambda text: [kind(part.strip()) for part in text.split(",")]

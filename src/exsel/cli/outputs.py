@@ -16,23 +16,8 @@ from typing import Any
 from exsel.errors import ExselError
 from exsel.files import locked, write_json
 
-# Of a file, in bytes: 255 on the file systems there are, and some for the temporary name.
+# Of a file's name, in bytes: file systems take 255, and a temporary name adds some.
 _LONGEST_NAME = 249
-
-
-def check_folder(folder: Path) -> None:
-    """Check that an output folder is one, or can be made.
-
-    Raises:
-        ExselError: it is a file, or cannot be written.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise ExselError(f"--out {folder} is a file: name a folder")
-    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    if not existing.is_dir():
-        raise ExselError(f"--out {folder} cannot be made: {existing} is a file")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise ExselError(f"--out {folder} cannot be written: no permission to write into {existing}")
 
 
 def check_out(arguments: argparse.Namespace, is_ours: Callable[[Path], bool], writer: str) -> bool:
@@ -54,7 +39,13 @@ def check_out(arguments: argparse.Namespace, is_ours: Callable[[Path], bool], wr
     resumes: bool = getattr(arguments, "resume", False)
     if resumes and arguments.overwrite:
         raise ExselError("--resume keeps what is there and --overwrite replaces it: give one of them")
-    check_folder(folder)
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if folder.exists() and not folder.is_dir():
+        raise ExselError(f"--out {folder} is a file: name a folder")
+    if not existing.is_dir():
+        raise ExselError(f"--out {folder} cannot be made: {existing} is a file")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ExselError(f"--out {folder} cannot be written: no permission to write into {existing}")
     if not folder.exists() or not any(folder.iterdir()):
         if resumes:
             raise ExselError(f"--out {folder} holds nothing to resume: leave out --resume")
@@ -64,7 +55,7 @@ def check_out(arguments: argparse.Namespace, is_ours: Callable[[Path], bool], wr
     if not (resumes or arguments.overwrite):
         resume = "--resume to go on with it or " if hasattr(arguments, "resume") else ""
         raise ExselError(f"--out {folder} is not empty: add {resume}--overwrite to replace it")
-    with locked(folder):  # whoever writes there locks it again: this says it before any work
+    with locked(folder):  # fails before any work where another process holds the lock
         return resumes
 
 
@@ -84,7 +75,7 @@ def check_file(flag: str, path: Path | None) -> None:
 
 @contextmanager
 def json_output(path: Path | None) -> Iterator[Callable[[Any], None]]:
-    """Something that writes a command's ``--json``; for standard output all else goes to standard error."""
+    """A function that writes a command's ``--json``; for standard output all else goes to standard error."""
     check_file("--json", path)
     if str(path) != "-":
         yield lambda value: None if path is None else write_json(path, value)

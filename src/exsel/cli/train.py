@@ -8,21 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exsel.cli.flags import MODEL, number, seed
-from exsel.cli.training import add_training_arguments
+from exsel.cli.training import add_training_arguments, build_settings, run_session
 from exsel.errors import ExselError, require_all
+from exsel.variants import BASELINE, VARIANTS
 
 if TYPE_CHECKING:
     from exsel.data import PackedData
     from exsel.training.monitor import Progress
-    from exsel.training.settings import Settings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags."""
-    parser.add_argument(
-        "--variant",
-        help="baseline, exclusive, selective or exclusive+selective (baseline; with --from what MODEL is)",
-    )
+    text = "baseline, exclusive, selective or exclusive+selective (baseline; with --from what MODEL is)"
+    parser.add_argument("--variant", help=text)
     parser.add_argument("--lr", type=number, metavar="X", help="peak learning rate (by model; with --from 1e-4)")
     parser.add_argument("--seed", type=seed, default=0, metavar="N", help="of weights and order (%(default)s)")
     fine_tuning = parser.add_argument_group("fine-tuning")
@@ -33,34 +31,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"begin with a causal language model that exists, and put into it what --variant says: {MODEL}; its "
         "tokenizer is used",
     )
-    fine_tuning.add_argument(
-        "--train",
-        choices=["all", "new"],
-        default="all",
-        help="with --from: train all parameters, or only the new ones of the mechanisms (%(default)s)",
-    )
+    text = "with --from: train all parameters, or only the new ones of the mechanisms (%(default)s)"
+    fine_tuning.add_argument("--train", choices=["all", "new"], default="all", help=text)
     add_training_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Check, load, train, print the result."""
     require_all("train")
-    from exsel.cli.training import build_settings, run_session
     from exsel.report import formatting
     from exsel.training.output_folder import MODEL
     from exsel.training.run import train_run
     from exsel.training.run_model import build_model
 
+    said: dict[str, Any] = {"learning_rate": arguments.lr, "seed": arguments.seed, "train": arguments.train}
     if arguments.source is not None:
-        settings = _fine_tuning_settings(arguments)
-    else:
-        settings = build_settings(
-            arguments,
-            variant=arguments.variant or "baseline",
-            learning_rate=arguments.lr,
-            seed=arguments.seed,
-            train=arguments.train,
-        )
+        said |= _fine_tuning(arguments)
+    settings = build_settings(arguments, **{"variant": arguments.variant or BASELINE, **said})
     model: Any = None
 
     def prepare(data: PackedData) -> None:
@@ -86,48 +73,29 @@ def run(arguments: argparse.Namespace) -> int:
     return run_session(arguments, [settings], work, prepare=prepare)
 
 
-def _fine_tuning_settings(arguments: argparse.Namespace) -> Settings:
-    """What the flags and the model to begin with say.
+def _fine_tuning(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What :func:`exsel.cli.training.build_settings` must know of the model to begin with.
 
     Raises:
         ExselError: flags that contradict each other or the model, or no such model.
     """
-    from exsel.cli.training import build_settings
+    from exsel.cli.checkpoint import find_model
     from exsel.lengths import context_of
     from exsel.training.finetuning import read_source, source_variant
     from exsel.training.settings import FINE_TUNING
-    from exsel.variants import VARIANTS
 
     for flag, value in (("model", arguments.model), ("tokenizer", arguments.tokenizer)):
         if value is not None:
             raise ExselError(f"--{flag} is of a new model, and --from begins with one that has its own: leave one out")
-    source = _find_source(arguments)
-    config = read_source(source)
-    has = source_variant(config)
-    variant = arguments.variant or has
-    if variant == has:
-        for mechanism in VARIANTS[has]:
-            if getattr(arguments, mechanism):
-                raise ExselError(f"--from {source} is {has} already and stays as it is: leave out --{mechanism}")
-    context = context_of(config)
-    defaults = replace(FINE_TUNING, seq_len=min(FINE_TUNING.seq_len, context or FINE_TUNING.seq_len))
-    return build_settings(
-        arguments,
-        variant=variant,
-        learning_rate=arguments.lr,
-        seed=arguments.seed,
-        source=source,
-        train=arguments.train,
-        defaults=defaults,
-    )
-
-
-def _find_source(arguments: argparse.Namespace) -> str:
-    """The folder of the model to begin with; what is no path is a name on the hub."""
-    from exsel.cli.checkpoint import find_model
-
     text: str = arguments.source
     source = find_model(text, "--from")
     if Path(text).exists() and Path(source).resolve().is_relative_to(arguments.out.resolve()):
         raise ExselError(f"--from {text} lies in --out {arguments.out}, which this run writes: choose another --out")
-    return source
+    config = read_source(source)
+    has = source_variant(config)
+    variant = arguments.variant or has
+    for mechanism in VARIANTS[has] if variant == has else ():
+        if getattr(arguments, mechanism):
+            raise ExselError(f"--from {source} is {has} already and stays as it is: leave out --{mechanism}")
+    seq_len = min(FINE_TUNING.seq_len, context_of(config) or FINE_TUNING.seq_len)
+    return {"variant": variant, "source": source, "defaults": replace(FINE_TUNING, seq_len=seq_len)}

@@ -10,10 +10,12 @@ Importing this module registers the method with PEFT::
 A program that loads such an adapter has to import it too: without it PEFT does not know the adapter's type, and stops.
 """
 
-from exsel.errors import require
+from exsel.errors import MissingPackageError, require
 
 if not hasattr(require("peft", "peft").tuners.tuners_utils.BaseTuner, "_remove_adapter_name_from_key"):
-    raise ImportError("exsel.peft needs peft 0.21 or later, whose methods name their own weights: pip install -U peft")
+    raise MissingPackageError(
+        "exsel.peft needs peft 0.21 or later, whose methods name their own weights: pip install -U peft"
+    )
 
 from peft.utils import register_peft_method
 
