@@ -16,10 +16,10 @@ from transformers import AutoModelForCausalLM
 from exsel.config import ExclusiveConfig, SelectiveConfig
 from exsel.data import PackedData
 from exsel.errors import ExselError
-from exsel.training.metrics import Metrics
 from exsel.training.output_folder import checkpoints
 from exsel.training.run import build_model
 from exsel.training.run_model import check_disk
+from exsel.training.step_record import StepRecord
 from exsel.variants import VARIANTS
 from training.small_runs import Watcher, metrics, small_data, small_settings, train
 
@@ -105,7 +105,7 @@ def test_a_poisoned_step_is_named_and_the_checkpoint_before_it_is_kept(
     def training_step(trainer: ExselTrainer, *arguments: Any, **options: Any) -> Any:
         loss = original(trainer, *arguments, **options)
         if trainer.state.global_step == 6:
-            trainer.metrics.losses[-1] = loss * float("nan")
+            trainer.record.losses[-1] = loss * float("nan")
         return loss
 
     monkeypatch.setattr(ExselTrainer, "training_step", training_step)
@@ -219,7 +219,7 @@ def test_a_model_that_cannot_be_saved(
 
 def test_a_record_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").mkdir()
-    record = Metrics(folder=tmp_path)
+    record = StepRecord(folder=tmp_path)
     record.add({"step": 1, "seconds": 1.0})
     with pytest.raises(ExselError, match=r"metrics\.jsonl could not be written .*no checkpoint had been saved"):
         record.flush()

@@ -14,8 +14,8 @@ from exsel.config import ExclusiveConfig, SelectiveConfig
 from exsel.data import PackedData, collate
 from exsel.models import ExselForCausalLM
 from exsel.training.mechanism_parameters import mechanism_parameters, scalar_names
-from exsel.training.metrics import Metrics
 from exsel.training.run import build_model
+from exsel.training.step_record import StepRecord
 from exsel.training.trainer import BlockOrder, ExselTrainer
 from training.small_runs import Watcher, metrics, small_data, small_settings, train
 
@@ -24,7 +24,7 @@ def groups(model: ExselForCausalLM, folder: Path) -> list[dict[str, Any]]:
     arguments = TrainingArguments(
         output_dir=str(folder), learning_rate=1e-3, weight_decay=0.1, use_cpu=True, report_to="none"
     )
-    trainer = ExselTrainer(model=model, args=arguments, selective_learning_rate=0.5, metrics=Metrics(folder=folder))
+    trainer = ExselTrainer(model=model, args=arguments, selective_learning_rate=0.5, record=StepRecord(folder=folder))
     return trainer.create_optimizer().param_groups
 
 
@@ -71,11 +71,11 @@ def test_a_plain_model_has_no_scalars(model_file: Path, data: PackedData, tmp_pa
 
 
 def test_step_losses_take_whole_steps_off() -> None:
-    record = Metrics(folder=Path(), losses=[torch.tensor(value) for value in (1.0, 2.0, 3.0, 4.0, 5.0)])
+    record = StepRecord(folder=Path(), losses=[torch.tensor(value) for value in (1.0, 2.0, 3.0, 4.0, 5.0)])
     assert record.take_losses(2) == [3.0, 7.0]
     assert record.losses == [torch.tensor(5.0)]
     assert record.take_losses(2) == []
-    assert Metrics(folder=Path()).take_losses(1) == []
+    assert StepRecord(folder=Path()).take_losses(1) == []
 
 
 def mean_loss(model: nn.Module, rows: list[Any]) -> float:

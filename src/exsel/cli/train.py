@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +78,8 @@ def _fine_tuning(arguments: argparse.Namespace) -> dict[str, Any]:
     Raises:
         ExselError: flags that contradict each other or the model, or no such model.
     """
+    from dataclasses import replace
+
     from exsel.cli.checkpoint import find_model
     from exsel.lengths import context_of
     from exsel.training.finetuning import read_source, source_variant

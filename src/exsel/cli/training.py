@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -83,6 +82,8 @@ def build_settings(
     Raises:
         ExselError: a value that cannot work, an absent device, or a logger that is not installed.
     """
+    from dataclasses import asdict, fields
+
     from exsel.config import ExclusiveConfig, SelectiveConfig
     from exsel.machine import can_compile, resolve_device
     from exsel.training.settings import DEFAULTS, Settings, check_loggers

@@ -16,8 +16,8 @@ from torch import nn
 from transformers import TrainerCallback
 
 from exsel.evaluation import evaluate_loss
-from exsel.training.metrics import Metrics
 from exsel.training.settings import Settings
+from exsel.training.step_record import StepRecord
 
 # The speed on display is the median over so many steps.
 _SPEED_STEPS = 50
@@ -71,14 +71,14 @@ class Monitor(TrainerCallback):
     Args:
         settings: of the run.
         validation: the blocks that validate.
-        metrics: the record.
+        record: of its steps.
         progress: the display.
         log: where the validation loss goes besides, once there is a trainer: to its loggers.
     """
 
     settings: Settings
     validation: Any
-    metrics: Metrics
+    record: StepRecord
     progress: Progress
     interruption: Interruption = field(default_factory=Interruption)
     log: Callable[[dict[str, float]], None] | None = None
@@ -115,9 +115,9 @@ class Monitor(TrainerCallback):
             self._read_losses(step)
             if is_due:
                 self._evaluate(kwargs["model"])
-            self.metrics.flush()
-            speed = self.settings.tokens_per_step / statistics.median(self.metrics.step_seconds()[-_SPEED_STEPS:])
-            self.progress.advance(step, self.metrics.lines[-1]["loss"], self._validation_loss, speed)
+            self.record.flush()
+            speed = self.settings.tokens_per_step / statistics.median(self.record.step_seconds()[-_SPEED_STEPS:])
+            self.progress.advance(step, self.record.lines[-1]["loss"], self._validation_loss, speed)
             self._clock = time.perf_counter()
         return control
 
@@ -126,14 +126,14 @@ class Monitor(TrainerCallback):
         self._clock = time.perf_counter()
 
     def _read_losses(self, last_step: int) -> None:
-        losses = self.metrics.take_losses(self.settings.accumulation)
+        losses = self.record.take_losses(self.settings.accumulation)
         if not losses:
             return
-        elapsed, start = time.perf_counter() - self._clock, self.metrics.seconds
+        elapsed, start = time.perf_counter() - self._clock, self.record.seconds
         first_step = last_step - len(losses) + 1
-        self.metrics.check_finite(losses, first_step)
+        self.record.check_finite(losses, first_step)
         for index, (loss, learning_rate) in enumerate(zip(losses, self._learning_rates, strict=True)):
-            self.metrics.add(
+            self.record.add(
                 {
                     "step": first_step + index,
                     "tokens": (first_step + index) * self.settings.tokens_per_step,
@@ -159,8 +159,8 @@ class Monitor(TrainerCallback):
             device=self._device,
             dtype=getattr(torch, self.settings.dtype),
         ).loss
-        line = self.metrics.lines[-1]
-        self.metrics.check_finite([loss], line["step"])
+        line = self.record.lines[-1]
+        self.record.check_finite([loss], line["step"])
         self._validation_loss = line["validation_loss"] = loss
         if self.log is not None:
             self.log({"eval_loss": loss})

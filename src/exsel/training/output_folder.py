@@ -116,10 +116,8 @@ def _remove_if_empty(folder: Path) -> None:
 
 
 def _has_keys(path: Path, keys: set[str], *, damaged: bool) -> bool:
-    if not path.is_file():
-        return False
     try:
-        values = read_json(path)
+        values = read_json(path) if path.is_file() else None
     except ExselError:
         return damaged
     return isinstance(values, dict) and keys <= values.keys()

@@ -21,7 +21,6 @@ from exsel.errors import ExselError, LoadError
 from exsel.files import MANIFEST, check_sealed, locked, read_object, seal, write_json
 from exsel.models import ExselForCausalLM
 from exsel.training.mechanism_parameters import mechanism_parameters
-from exsel.training.metrics import Metrics
 from exsel.training.monitor import Monitor, Progress
 from exsel.training.output_folder import (
     CHECKPOINT,
@@ -36,6 +35,7 @@ from exsel.training.output_folder import (
 from exsel.training.run_model import KEPT_CHECKPOINTS, build_model
 from exsel.training.saved_models import quiet_transformers
 from exsel.training.settings import Settings
+from exsel.training.step_record import StepRecord
 from exsel.training.trainer import ExselTrainer
 
 # Blocks over which the similarity bias is taken.
@@ -88,10 +88,7 @@ def train_run(
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         check_begun(folder, settings, data, resume=resume)
-        result = finished(folder)
-        if result is None:
-            result = _train(settings, data, folder, name=name, progress=progress, model=model)
-    return result
+        return finished(folder) or _train(settings, data, folder, name=name, progress=progress, model=model)
 
 
 def _train(
@@ -101,8 +98,8 @@ def _train(
     checkpoint, step = _last_checkpoint(folder)
     if model is None:
         model = build_model(settings, data)
-    metrics = Metrics.begin(folder, checkpoint)
-    monitor = Monitor(settings=settings, validation=data.validation, metrics=metrics, progress=progress)
+    record = StepRecord.begin(folder, checkpoint)
+    monitor = Monitor(settings=settings, validation=data.validation, record=record, progress=progress)
     train = data.train
     if isinstance(train, IterableDataset):
         # A stream is repeated, so that every step is whole; other blocks are repeated by the trainer's BlockOrder.
@@ -116,7 +113,7 @@ def _train(
             processing_class=data.tokenizer,
             callbacks=[monitor],
             selective_learning_rate=settings.selective_learning_rate,
-            metrics=metrics,
+            record=record,
         )
         trainer.remove_callback(PrinterCallback)
         monitor.log = trainer.log
@@ -228,15 +225,11 @@ def _arguments(settings: Settings, folder: Path) -> TrainingArguments:
         lr_scheduler_kwargs={"min_lr_rate": 0.1},
         warmup_steps=settings.warmup_steps,
         weight_decay=settings.weight_decay,
-        adam_beta1=0.9,
         adam_beta2=0.95,
-        max_grad_norm=1.0,
         bf16=settings.dtype == "bfloat16",
         use_cpu=settings.device == "cpu",
         seed=settings.seed,
         data_seed=settings.seed,
-        eval_strategy="no",
-        save_strategy="steps",
         save_steps=settings.save_every or settings.steps,
         save_total_limit=KEPT_CHECKPOINTS,
         logging_steps=max(1, settings.steps // 100),
@@ -282,10 +275,10 @@ def _layers(model: Any) -> list[nn.Module]:
 def _result(
     settings: Settings, data: PackedData, model: Any, monitor: Monitor, compile_seconds: float
 ) -> dict[str, Any]:
-    lines = monitor.metrics.lines
+    lines = monitor.record.lines
     validated = [line for line in lines if "validation_loss" in line]
     loss = validated[-1]["validation_loss"]
-    step_seconds = monitor.metrics.step_seconds()
+    step_seconds = monitor.record.step_seconds()
     quartiles = statistics.quantiles(step_seconds, n=4) if len(step_seconds) > 1 else [0.0] * 3
     similarity = None
     if isinstance(model, ExselForCausalLM):
@@ -303,7 +296,7 @@ def _result(
         "bits_per_byte": loss / math.log(2) / data.description.bytes_per_token,
         "steps": settings.steps,
         "tokens": settings.steps * settings.tokens_per_step,
-        "train_seconds": monitor.metrics.seconds,
+        "train_seconds": monitor.record.seconds,
         "compile_seconds": compile_seconds,
         "ms_per_step": statistics.median(step_seconds) * 1e3,
         "ms_per_step_spread": (quartiles[2] - quartiles[0]) * 1e3,

@@ -20,8 +20,8 @@ from exsel.errors import ExselError
 from exsel.files import seal
 from exsel.training import checkpoint_state
 from exsel.training.mechanism_parameters import scalar_names
-from exsel.training.metrics import Metrics
 from exsel.training.output_folder import CHECKPOINT, CHECKPOINT_STAGING, checkpoints, last_good, staged
+from exsel.training.step_record import StepRecord
 from exsel.upgrading import from_pretrained
 
 
@@ -30,16 +30,16 @@ class ExselTrainer(Trainer):
 
     Args:
         selective_learning_rate: peak of the scalars' learning rate; it follows the same schedule.
-        metrics: the record, which gets each micro-batch's loss and goes into each checkpoint.
+        record: of the steps, which gets each micro-batch's loss and goes into each checkpoint.
     """
 
     optimizer: Any
 
     def __init__(
-        self, *, args: TrainingArguments, selective_learning_rate: float, metrics: Metrics, **kwargs: Any
+        self, *, args: TrainingArguments, selective_learning_rate: float, record: StepRecord, **kwargs: Any
     ) -> None:
         self.selective_learning_rate = selective_learning_rate
-        self.metrics = metrics
+        self.record = record
         super().__init__(args=args, **kwargs)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -71,7 +71,7 @@ class ExselTrainer(Trainer):
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Trainer's step; the loss goes on record as it is, without waiting for the device."""
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
-        self.metrics.losses.append(loss.detach())
+        self.record.losses.append(loss.detach())
         return loss
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -89,7 +89,7 @@ class ExselTrainer(Trainer):
             super()._save_checkpoint(model, trial)
             saved = staging / f"{CHECKPOINT}{step}"
             (saved / "training_args.bin").unlink(missing_ok=True)  # a pickle; settings.json says the same
-            self.metrics.save(saved)
+            self.record.save(saved)
             seal(saved, saved.iterdir())
             shutil.rmtree(folder / saved.name, ignore_errors=True)
             saved.rename(folder / saved.name)

@@ -18,7 +18,7 @@ from exsel.training.output_folder import METRICS, last_good, or_go_on
 
 
 @dataclass(kw_only=True)
-class Metrics:
+class StepRecord:
     """The steps of a run: their losses, learning rates and training time, which leaves out evaluating and saving.
 
     Args:
@@ -33,17 +33,17 @@ class Metrics:
     _unwritten: int = 0
 
     @classmethod
-    def begin(cls, folder: Path, checkpoint: Path | None) -> Metrics:
+    def begin(cls, folder: Path, checkpoint: Path | None) -> StepRecord:
         """The record of a run that begins, or goes on from a checkpoint, which holds the lines up to its step.
 
         The file in ``folder`` is replaced: a run that was killed may have written more lines, or half a line.
         """
-        metrics = cls(folder=folder)
+        record = cls(folder=folder)
         if checkpoint is not None:
             text = (checkpoint / METRICS).read_text(encoding="utf-8")
-            metrics.lines = [json.loads(line) for line in text.splitlines()]
-        metrics.save(folder)
-        return metrics
+            record.lines = [json.loads(line) for line in text.splitlines()]
+        record.save(folder)
+        return record
 
     def save(self, folder: Path) -> None:
         """Write all lines into a file of a folder."""
