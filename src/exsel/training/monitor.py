@@ -39,17 +39,42 @@ class Progress(Protocol):
         """The run is over, well or not."""
 
 
-class Interruption:
-    """Whether Ctrl-C or SIGTERM asked the run to stop; a second Ctrl-C stops at once.
+@dataclass(kw_only=True, eq=False)
+class Monitor(TrainerCallback):
+    """See the module's description. The clock runs from step to step, and stands while the run evaluates and saves.
 
-    The handler only notes the signal: it may interrupt a write to standard output, and must not write there itself.
+    Args:
+        settings: of the run.
+        validation: the blocks that validate.
+        record: of its steps.
+        progress: the display.
+        log: where the validation loss goes besides, once there is a trainer: to its loggers.
+        signal: that asked the run to stop.
     """
 
+    settings: Settings
+    validation: Any
+    record: StepRecord
+    progress: Progress
     signal: int | None = None
+    log: Callable[[dict[str, float]], None] | None = None
+    peak_memory: int = 0
+    _learning_rates: list[float] = field(default_factory=list)
+    _clock: float = 0.0
+    _validation_loss: float | None = None
+
+    def __post_init__(self) -> None:
+        self._device = torch.device(self.settings.device)
+        # Reading the losses waits for the device: on a GPU once in several steps.
+        self._window = 1 if self._device.type == "cpu" else 10
+        self._evaluation_steps = set(self.settings.evaluation_steps())
 
     @contextmanager
     def listen(self) -> Iterator[None]:
-        """Take the two signals while the block runs."""
+        """Note Ctrl-C and SIGTERM while the block runs; a second Ctrl-C stops at once.
+
+        The handler only notes the signal: it may interrupt a write to standard output, and must not write there itself.
+        """
 
         def handle(number: int, _frame: Any) -> None:
             if self.signal is not None and number == signal.SIGINT:
@@ -62,36 +87,6 @@ class Interruption:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
-
-
-@dataclass(kw_only=True, eq=False)
-class Monitor(TrainerCallback):
-    """See the module's description. The clock runs from step to step, and stands while the run evaluates and saves.
-
-    Args:
-        settings: of the run.
-        validation: the blocks that validate.
-        record: of its steps.
-        progress: the display.
-        log: where the validation loss goes besides, once there is a trainer: to its loggers.
-    """
-
-    settings: Settings
-    validation: Any
-    record: StepRecord
-    progress: Progress
-    interruption: Interruption = field(default_factory=Interruption)
-    log: Callable[[dict[str, float]], None] | None = None
-    peak_memory: int = 0
-    _learning_rates: list[float] = field(default_factory=list)
-    _clock: float = 0.0
-    _validation_loss: float | None = None
-
-    def __post_init__(self) -> None:
-        self._device = torch.device(self.settings.device)
-        # Reading the losses waits for the device: on a GPU once in several steps.
-        self._window = 1 if self._device.type == "cpu" else 10
-        self._evaluation_steps = set(self.settings.evaluation_steps())
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the clock."""
@@ -108,7 +103,7 @@ class Monitor(TrainerCallback):
         """Put the steps since the last reading on record; evaluate where that is due; stop where that was asked."""
         step = state.global_step
         is_due = step in self._evaluation_steps
-        if self.interruption.signal is not None:
+        if self.signal is not None:
             self.progress.note(f"stopping after step {step}, and saving a checkpoint …")
             control.should_save = control.should_training_stop = True
         if is_due or control.should_save or step % self._window == 0 or step == self.settings.steps:

@@ -119,12 +119,12 @@ def _train(
         monitor.log = trainer.log
         progress.start(name, settings.steps, step)
         try:
-            with monitor.interruption.listen():
+            with monitor.listen():
                 compile_seconds = _compile(model, settings, data)
                 trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         finally:
             progress.finish()
-        signal, done = monitor.interruption.signal, trainer.state.global_step
+        signal, done = monitor.signal, trainer.state.global_step
         if signal is not None and done < settings.steps:
             raise Interrupted(signal, done)
         result = _result(settings, data, model, monitor, compile_seconds)

@@ -180,10 +180,8 @@ class Settings:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types."""
-        values = asdict(self)
-        for name in ("exclusive", "selective"):
-            config = getattr(self, name)
-            values[name] = None if config is None else config.to_dict()
+        configs = {"exclusive": self.exclusive, "selective": self.selective}
+        values = {**asdict(self), **{name: config and config.to_dict() for name, config in configs.items()}}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     def model_sha256(self) -> str | None:
