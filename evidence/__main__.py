@@ -9,11 +9,11 @@ from exsel.cli import run_command
 
 COMMANDS = {
     "reproduce": (
-        "evidence.papers.command",
+        "evidence.papers.reproduce",
         "run the papers' experiments again, and set what comes out beside what was published",
     ),
     "survey": (
-        "evidence.survey.command",
+        "evidence.survey.verify_all",
         "build, upgrade and verify a small model of every type that transformers has",
     ),
 }

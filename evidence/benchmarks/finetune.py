@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 import exsel
-from evidence.papers.retrieval import (
+from evidence.papers.passkey_task import (
     ASKED_LENGTHS,
     LEARNING_RATE,
     MODEL,

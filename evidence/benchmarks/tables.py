@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from evidence.benchmarks import performance, support
-from evidence.papers.experiment import Record
-from evidence.papers.page import PAGE as REPRODUCTION
-from evidence.papers.page import PICTURES, machine_in_words, picture_names, write_page
-from evidence.papers.page import render as render_reproduction
+from evidence.papers.outcome import ExperimentRecord
+from evidence.papers.results_page import PAGE as REPRODUCTION
+from evidence.papers.results_page import PICTURES, machine_in_words, picture_names, write_page
+from evidence.papers.results_page import render as render_reproduction
 from exsel.files import read_json
 from exsel.report import HEADINGS, headline, spread_sentence, summary_rows
 
@@ -133,7 +133,7 @@ def fill(page: str) -> str:
     return page
 
 
-def is_stale_reproduction(records: list[Record]) -> bool:
+def is_stale_reproduction(records: list[ExperimentRecord]) -> bool:
     """Whether the page of ``python -m evidence reproduce`` is not what the records say, or its charts are others."""
     docs = PAGE.parent
     page = docs / REPRODUCTION
@@ -159,7 +159,7 @@ def main() -> int:
                 file=sys.stderr,
             )
             stale = 1
-    records = [Record.read(path) for path in sorted((RESULTS / "reproduction").glob("*.json"))]
+    records = [ExperimentRecord.read(path) for path in sorted((RESULTS / "reproduction").glob("*.json"))]
     if not is_check:
         write_page(PAGE.parent, records, png=False)
     elif is_stale_reproduction(records):

@@ -1,7 +1,7 @@
 """Variants trained with the same seeds, and what their losses say: differences seed by seed, over all seeds.
 
-An experiment is a :class:`Plan`: what is trained, and the contrasts of losses that its claim speaks of. The verdict
-and the conclusion follow from the numbers: a contrast is told only where its 95% interval leaves out 0.
+An experiment is a :class:`Comparison`: what is trained, and the contrasts of losses that its claim speaks of. The
+verdict and the conclusion follow from the numbers: a contrast is told only where its 95% interval leaves out 0.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from evidence.papers.experiment import Estimate, Finding, Job, Outcome, Table, Verdict
-from evidence.papers.training import describe_size, train_variant
-from evidence.papers.variants import BASELINE, Variant
+from evidence.papers.model_variants import BASELINE, Variant
+from evidence.papers.outcome import Estimate, Finding, Job, Outcome, Table, Verdict
+from evidence.papers.variant_runs import describe_size, train_variant
 from exsel.report import formatting
 from exsel.report.charts import Chart, Curve
 from exsel.training.summary import reach
@@ -92,7 +92,7 @@ def difference(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class Comparison:
     """An experiment that trains.
 
     Args:
@@ -185,31 +185,31 @@ def train_all(
     return Trained(results)
 
 
-def run_plan(job: Job, plan: Plan) -> Outcome:
-    """Train what a plan needs, and say what came of it."""
-    return outcome(plan, train_all(job, plan.variants), size=describe_size(job))
+def run_comparison(job: Job, comparison: Comparison) -> Outcome:
+    """Train what a comparison needs, and say what came of it."""
+    return outcome(comparison, train_all(job, comparison.variants), size=describe_size(job))
 
 
-def outcome(plan: Plan, trained: Trained, *, size: str) -> Outcome:
-    """What a plan's runs say.
+def outcome(comparison: Comparison, trained: Trained, *, size: str) -> Outcome:
+    """What a comparison's runs say.
 
     Args:
-        plan: of the experiment.
+        comparison: of the experiment.
         trained: all of its variants.
         size: what was looked at, in words.
     """
-    estimates = [trained.estimate(contrast) for contrast in plan.contrasts]
-    findings = [finding(contrast, estimate) for contrast, estimate in zip(plan.contrasts, estimates, strict=True)]
-    speed_ups = [found for variant in plan.timed for found in _speed_ups(plan, trained, variant)]
+    estimates = [trained.estimate(contrast) for contrast in comparison.contrasts]
+    findings = [finding(contrast, estimate) for contrast, estimate in zip(comparison.contrasts, estimates, strict=True)]
+    speed_ups = [found for variant in comparison.timed for found in _speed_ups(comparison, trained, variant)]
     return Outcome(
         verdict=verdict(
-            [found.holds for found, contrast in zip(findings, plan.contrasts, strict=True) if contrast.sign]
+            [found.holds for found, contrast in zip(findings, comparison.contrasts, strict=True) if contrast.sign]
         ),
-        conclusion=conclude(plan.contrasts, estimates),
+        conclusion=conclude(comparison.contrasts, estimates),
         size=size,
         findings=(*findings, *speed_ups),
-        charts=_charts(plan, trained, estimates),
-        tables=(_table(plan, trained),),
+        charts=_charts(comparison, trained, estimates),
+        tables=(_table(comparison, trained),),
     )
 
 
@@ -273,11 +273,11 @@ def _loss_after(result: Result, share: float) -> float:
     return float(curve[max(0, round(share * len(curve)) - 1)]["loss"])
 
 
-def _speed_ups(plan: Plan, trained: Trained, variant: Variant) -> list[Finding]:
+def _speed_ups(comparison: Comparison, trained: Trained, variant: Variant) -> list[Finding]:
     reached = trained.reached(variant)
     if reached is None:
         return []
-    published = plan.published_speed_up if variant is plan.timed[0] else None
+    published = comparison.published_speed_up if variant is comparison.timed[0] else None
     named = zip(("tokens", "seconds of training"), reached, (published, None), strict=True)
     return [
         Finding(
@@ -296,16 +296,16 @@ def _speed_ups(plan: Plan, trained: Trained, variant: Variant) -> list[Finding]:
     ]
 
 
-def _charts(plan: Plan, trained: Trained, estimates: Sequence[Estimate]) -> tuple[Chart, ...]:
-    base = plan.drawn[0]
-    others = [variant for variant in plan.drawn if variant is not base]
+def _charts(comparison: Comparison, trained: Trained, estimates: Sequence[Estimate]) -> tuple[Chart, ...]:
+    base = comparison.drawn[0]
+    others = [variant for variant in comparison.drawn if variant is not base]
     gains = Chart(
         name="gains",
         title="Differences seed by seed",
         x_label="",
         y_label="nats a token",
         curves=(line("difference", range(len(estimates)), estimates, style="points"),),
-        categories=tuple(contrast.quantity.removesuffix(", nats") for contrast in plan.contrasts),
+        categories=tuple(contrast.quantity.removesuffix(", nats") for contrast in comparison.contrasts),
         caption="The mean over the seeds and its 95% interval; at 0 there is no difference.",
     )
     course = Chart(
@@ -322,16 +322,16 @@ def _charts(plan: Plan, trained: Trained, estimates: Sequence[Estimate]) -> tupl
             title=f"Validation loss by {abscissa}",
             x_label="seconds of training" if abscissa == "seconds" else abscissa,
             y_label="nats a token",
-            curves=tuple(trained.curve(variant, abscissa) for variant in plan.drawn),
+            curves=tuple(trained.curve(variant, abscissa) for variant in comparison.drawn),
         )
         for abscissa in ("tokens", "seconds")
     )
     return (gains, course, *losses)
 
 
-def _table(plan: Plan, trained: Trained) -> Table:
+def _table(comparison: Comparison, trained: Trained) -> Table:
     rows = []
-    for variant in plan.variants:
+    for variant in comparison.variants:
         results = trained.results[variant.name]
         row = [
             variant.label,

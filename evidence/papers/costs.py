@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from evidence.papers.experiment import Budget, Estimate, Finding, Job, Outcome, Table, Verdict
+from evidence.papers.outcome import Budget, Estimate, Finding, Job, Outcome, Table, Verdict
 from exsel.bench import block
 from exsel.bench.cases import DTYPES, SHAPES, Case
 from exsel.bench.measuring import measure

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evidence.papers.comparing import interval, line, verdict
-from evidence.papers.experiment import Budget, Estimate, Finding, Job, Outcome, Table
+from evidence.papers.outcome import Budget, Estimate, Finding, Job, Outcome, Table
 from exsel.functional import attention, inverse_temperature
 from exsel.report.charts import Chart
 

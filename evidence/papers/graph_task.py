@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from evidence.papers.comparing import interval, line, verdict
-from evidence.papers.experiment import Budget, Estimate, Finding, Job, Outcome, Table
 from evidence.papers.graph_model import (
     LEARNING_RATE,
     MAIN,
@@ -27,6 +26,7 @@ from evidence.papers.graph_model import (
     slope,
     train,
 )
+from evidence.papers.outcome import Budget, Estimate, Finding, Job, Outcome, Table
 from exsel.report.charts import Chart
 
 _PUBLISHED = {"plain": (0.0126, 0.543), "selective": (0.009, 0.358)}

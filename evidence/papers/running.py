@@ -17,10 +17,10 @@ from typing import Any
 import torch
 
 import exsel
-from evidence.papers import catalogue
-from evidence.papers.catalogue import Experiment
-from evidence.papers.experiment import FORMAT, Budget, Job, Outcome, Record
-from evidence.papers.page import PAGE, PICTURES
+from evidence.papers import experiments
+from evidence.papers.experiments import Experiment
+from evidence.papers.outcome import FORMAT, Budget, ExperimentRecord, Job, Outcome
+from evidence.papers.results_page import PAGE, PICTURES
 from exsel.errors import ExselError
 from exsel.files import read_json, write_json
 from exsel.machine import describe_machine, git_revision
@@ -44,12 +44,12 @@ class Stopped(Exception):  # noqa: N818 (it is no error)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class Reproduction:
     """What is to be run.
 
     Args:
-        budget, device, seeds, data: of every :class:`evidence.papers.experiment.Job`.
-        text: see :func:`evidence.papers.training.identify_text`.
+        budget, device, seeds, data: of every :class:`evidence.papers.outcome.Job`.
+        text: see :func:`evidence.papers.variant_runs.identify_text`.
         folder: where everything goes.
     """
 
@@ -77,25 +77,27 @@ def is_reproduction(folder: Path) -> bool:
     return (folder / SETTINGS).is_file()
 
 
-def check_settings(plan: Plan) -> None:
-    """Check that what is in the folder is whole and was made with the plan's settings.
+def check_settings(reproduction: Reproduction) -> None:
+    """Check that what is in the folder is whole and was made with the reproduction's settings.
 
     Raises:
         ExselError: with others, which it names, or a record or a training is damaged.
     """
-    found = read_json(plan.folder / SETTINGS)
+    found = read_json(reproduction.folder / SETTINGS)
     if not isinstance(found, dict) or found.get("format") != FORMAT:
-        raise ExselError(f"{plan.folder / SETTINGS} is not of this version of exsel: choose another --out")
-    for name, value in plan.settings.items():
+        raise ExselError(f"{reproduction.folder / SETTINGS} is not of this version of exsel: choose another --out")
+    for name, value in reproduction.settings.items():
         if name == "text" and found.get(name) != value:
-            raise ExselError(f"--out {plan.folder} holds results on other text: restore it, or choose another folder")
+            raise ExselError(
+                f"--out {reproduction.folder} holds results on other text: restore it, or choose another folder"
+            )
         if found.get(name) != value:
             raise ExselError(
-                f"--out {plan.folder} holds results with {name} {_words(found.get(name))}, not {_words(value)}: go on "
-                "with the same settings, or choose another folder"
+                f"--out {reproduction.folder} holds results with {name} {_words(found.get(name))}, not "
+                f"{_words(value)}: go on with the same settings, or choose another folder"
             )
-    records(plan)
-    for run in sorted((plan.folder / WORK / RUNS).glob("*")):
+    records(reproduction)
+    for run in sorted((reproduction.folder / WORK / RUNS).glob("*")):
         finished(run)
 
 
@@ -103,35 +105,35 @@ def _words(value: object) -> str:
     return (", ".join(map(str, value)) or "none") if isinstance(value, list) else str(value)
 
 
-def open_folder(plan: Plan, *, overwrite: bool) -> None:
+def open_folder(reproduction: Reproduction, *, overwrite: bool) -> None:
     """Make the folder, or rid it of what was run before; no other process may be at work in it."""
-    if overwrite and is_reproduction(plan.folder):
-        for experiment in catalogue.EXPERIMENTS:
-            record_path(plan, experiment).unlink(missing_ok=True)
+    if overwrite and is_reproduction(reproduction.folder):
+        for experiment in experiments.EXPERIMENTS:
+            record_path(reproduction, experiment).unlink(missing_ok=True)
         for name in (WORK, PICTURES):
-            if (plan.folder / name).exists():
-                shutil.rmtree(plan.folder / name)
-        (plan.folder / PAGE).unlink(missing_ok=True)
-    plan.folder.mkdir(parents=True, exist_ok=True)
-    write_json(plan.folder / SETTINGS, {"format": FORMAT, **plan.settings})
+            if (reproduction.folder / name).exists():
+                shutil.rmtree(reproduction.folder / name)
+        (reproduction.folder / PAGE).unlink(missing_ok=True)
+    reproduction.folder.mkdir(parents=True, exist_ok=True)
+    write_json(reproduction.folder / SETTINGS, {"format": FORMAT, **reproduction.settings})
 
 
-def record_path(plan: Plan, experiment: Experiment) -> Path:
+def record_path(reproduction: Reproduction, experiment: Experiment) -> Path:
     """Where an experiment's record is."""
-    return plan.folder / f"{experiment.name}.json"
+    return reproduction.folder / f"{experiment.name}.json"
 
 
-def records(plan: Plan) -> list[Record]:
-    """Those in the folder, in the catalogue's order.
+def records(reproduction: Reproduction) -> list[ExperimentRecord]:
+    """Those in the folder, in the list's order.
 
     Raises:
         ExselError: one is damaged.
     """
     found = []
-    for experiment in catalogue.EXPERIMENTS:
-        path = record_path(plan, experiment)
+    for experiment in experiments.EXPERIMENTS:
+        path = record_path(reproduction, experiment)
         if path.exists():
-            record = Record.read(path)
+            record = ExperimentRecord.read(path)
             if record.experiment != experiment.name:
                 raise ExselError(
                     f"{path} is a record of {record.experiment}: delete it and run {experiment.name} again"
@@ -140,7 +142,7 @@ def records(plan: Plan) -> list[Record]:
     return found
 
 
-def reproduce(experiment: Experiment, plan: Plan, progress: Progress) -> Record:
+def reproduce(experiment: Experiment, reproduction: Reproduction, progress: Progress) -> ExperimentRecord:
     """Run one experiment and write its record.
 
     Raises:
@@ -149,42 +151,47 @@ def reproduce(experiment: Experiment, plan: Plan, progress: Progress) -> Record:
     """
     module = importlib.import_module(f"evidence.papers.{experiment.module}")
     function: Callable[[Job], Outcome] = getattr(module, experiment.function)
-    folder = plan.folder / WORK
+    folder = reproduction.folder / WORK
     folder.mkdir(exist_ok=True)
     job = Job(
-        budget=plan.budget, device=plan.device, seeds=plan.seeds, data=plan.data, folder=folder, progress=progress
+        budget=reproduction.budget,
+        device=reproduction.device,
+        seeds=reproduction.seeds,
+        data=reproduction.data,
+        folder=folder,
+        progress=progress,
     )
     started, start = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
     with _stopping():
         try:
             outcome = function(job)
         except torch.OutOfMemoryError as error:
-            raise ExselError(f"the {plan.device} ran out of memory: try a smaller --budget") from error
-    record = Record(
+            raise ExselError(f"the {reproduction.device} ran out of memory: try a smaller --budget") from error
+    record = ExperimentRecord(
         experiment=experiment.name,
-        budget=plan.budget,
-        seeds=plan.seeds,
-        device=plan.device,
-        data=plan.data,
+        budget=reproduction.budget,
+        seeds=reproduction.seeds,
+        device=reproduction.device,
+        data=reproduction.data,
         outcome=outcome,
         seconds=time.perf_counter() - start,
         started=started,
-        machine=describe_machine(plan.device),
+        machine=describe_machine(reproduction.device),
         git_revision=git_revision(),
         exsel_version=exsel.__version__,
-        command=command(experiment, plan),
+        command=command(experiment, reproduction),
     )
-    write_json(record_path(plan, experiment), record.to_dict())
+    write_json(record_path(reproduction, experiment), record.to_dict())
     return record
 
 
-def command(experiment: Experiment, plan: Plan) -> str:
+def command(experiment: Experiment, reproduction: Reproduction) -> str:
     """What runs this experiment so again, alone and wherever it is."""
-    words = ["python", "-m", "evidence", "reproduce", experiment.name, "--budget", plan.budget]
-    if plan.seeds != SEEDS[plan.budget]:
-        words += ["--seeds", ",".join(map(str, plan.seeds))]
-    if plan.data:
-        words += ["--data", *plan.data]
+    words = ["python", "-m", "evidence", "reproduce", experiment.name, "--budget", reproduction.budget]
+    if reproduction.seeds != SEEDS[reproduction.budget]:
+        words += ["--seeds", ",".join(map(str, reproduction.seeds))]
+    if reproduction.data:
+        words += ["--data", *reproduction.data]
     return shlex.join(words)
 
 

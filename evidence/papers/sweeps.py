@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 from evidence.papers.comparing import Trained, claimed_gain, finding, interval, line, train_all, verdict
-from evidence.papers.experiment import Budget, Estimate, Finding, Job, Outcome, Table
-from evidence.papers.training import SIZES, describe_size
-from evidence.papers.variants import BASELINE, EXCLUSIVE
+from evidence.papers.model_variants import BASELINE, EXCLUSIVE
+from evidence.papers.outcome import Budget, Estimate, Finding, Job, Outcome, Table
+from evidence.papers.variant_runs import SIZES, describe_size
 from exsel.report import formatting
 from exsel.report.charts import Chart
 

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from evidence.papers.experiment import Budget, Estimate, Finding, Job, Outcome, Table
+from evidence.papers.outcome import Budget, Estimate, Finding, Job, Outcome, Table
 from exsel.functional import attention
 from exsel.reference import position_term
 from exsel.report.charts import Chart, Curve

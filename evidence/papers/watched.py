@@ -11,9 +11,9 @@ from torch import Tensor
 
 import exsel
 from evidence.papers.comparing import line, verdict
-from evidence.papers.experiment import Estimate, Finding, Job, Outcome, Table
-from evidence.papers.training import SIZES, TrainedRun, describe_size, train_variant
-from evidence.papers.variants import BASELINE, EXCLUSIVE, SELECTIVE, Variant
+from evidence.papers.model_variants import BASELINE, EXCLUSIVE, SELECTIVE, Variant
+from evidence.papers.outcome import Estimate, Finding, Job, Outcome, Table
+from evidence.papers.variant_runs import SIZES, TrainedRun, describe_size, train_variant
 from exsel.data import collate
 from exsel.report.charts import Chart, Curve
 

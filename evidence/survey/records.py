@@ -15,7 +15,7 @@ from exsel.upgrading import attention_layers
 
 
 @dataclass(frozen=True)
-class Record:
+class SurveyRecord:
     """What came of one model type.
 
     Args:
@@ -39,7 +39,7 @@ class Record:
         return {**asdict(self), "reasons": list(self.reasons)}
 
 
-def survey(model_types: Iterable[str]) -> Iterator[Record]:
+def survey(model_types: Iterable[str]) -> Iterator[SurveyRecord]:
     """Build, upgrade and verify a small model of each type, one after the other.
 
     Args:
@@ -51,11 +51,11 @@ def survey(model_types: Iterable[str]) -> Iterator[Record]:
             yield _record(model_type)
 
 
-def _record(model_type: str) -> Record:
+def _record(model_type: str) -> SurveyRecord:
     try:
         specimen = build(model_type)
     except NotBuilt as error:
-        return Record(model_type, "not built", reasons=(str(error),))
+        return SurveyRecord(model_type, "not built", reasons=(str(error),))
     layers = attention_layers.counted_layers(specimen.model)
     reasons = tuple(
         dict.fromkeys(
@@ -65,16 +65,18 @@ def _record(model_type: str) -> Record:
         )
     )
     if all(target.exclusive for target in layers):
-        return Record(model_type, "refused" if layers else "no attention", specimen.family, reasons=reasons)
+        return SurveyRecord(model_type, "refused" if layers else "no attention", specimen.family, reasons=reasons)
     try:
         verified = verify(specimen.model, specimen.inputs, can_generate=specimen.can_generate)
     except NotReachedError as error:
-        return Record(model_type, "not built", specimen.family, reasons=(str(error), *reasons))
+        return SurveyRecord(model_type, "not built", specimen.family, reasons=(str(error), *reasons))
     except VerificationError as error:
-        return Record(model_type, "wrong", specimen.family, reasons=(str(error), *reasons))
+        return SurveyRecord(model_type, "wrong", specimen.family, reasons=(str(error), *reasons))
     except (
         Exception
     ) as error:  # a model that breaks when it is upgraded is as wrong as one that computes something else
-        return Record(model_type, "wrong", specimen.family, reasons=(f"{type(error).__name__}: {error}", *reasons))
+        return SurveyRecord(
+            model_type, "wrong", specimen.family, reasons=(f"{type(error).__name__}: {error}", *reasons)
+        )
     outcome: Outcome = "partly" if reasons else "verified"
-    return Record(model_type, outcome, specimen.family, verified.layers, verified.called, reasons)
+    return SurveyRecord(model_type, outcome, specimen.family, verified.layers, verified.called, reasons)

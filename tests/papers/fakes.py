@@ -1,4 +1,4 @@
-"""Made-up experiments in the catalogue's place, and records of them."""
+"""Made-up experiments in the list's place, and records of them."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from types import ModuleType
 
 import pytest
 
-from evidence.papers import catalogue
-from evidence.papers.catalogue import READERS, XSA, Experiment
-from evidence.papers.experiment import (
+from evidence.papers import experiments
+from evidence.papers.experiments import READERS, XSA, Experiment
+from evidence.papers.outcome import (
     Budget,
     Estimate,
+    ExperimentRecord,
     Finding,
     Job,
     Outcome,
-    Record,
     Table,
     Verdict,
     _typed,
@@ -61,8 +61,10 @@ def make_outcome(verdict: Verdict = "reproduced", *, values: tuple[float, ...] =
     )
 
 
-def make_record(experiment: Experiment, outcome: Outcome, *, budget: Budget = "cpu", seeds: int = 3) -> Record:
-    return Record(
+def make_record(
+    experiment: Experiment, outcome: Outcome, *, budget: Budget = "cpu", seeds: int = 3
+) -> ExperimentRecord:
+    return ExperimentRecord(
         experiment=experiment.name,
         budget=budget,
         seeds=tuple(range(seeds)),
@@ -79,10 +81,10 @@ def make_record(experiment: Experiment, outcome: Outcome, *, budget: Budget = "c
 
 
 def install(monkeypatch: pytest.MonkeyPatch, *, first: Run, second: Run, question: Run) -> None:
-    """Put the three into the catalogue, with what runs them."""
+    """Put the three into the list, with what runs them."""
     module = ModuleType("evidence.papers.fakes")
     functions = {FIRST.function: first, SECOND.function: second, QUESTION.function: question}
     for name, function in functions.items():
         monkeypatch.setattr(module, name, function, raising=False)
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setattr(catalogue, "EXPERIMENTS", (FIRST, SECOND, QUESTION))
+    monkeypatch.setattr(experiments, "EXPERIMENTS", (FIRST, SECOND, QUESTION))

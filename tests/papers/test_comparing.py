@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from evidence.papers.comparing import (
+    Comparison,
     Contrast,
-    Plan,
     Trained,
     claimed_gain,
     conclude,
@@ -15,8 +15,8 @@ from evidence.papers.comparing import (
     outcome,
     verdict,
 )
-from evidence.papers.experiment import Estimate
-from evidence.papers.variants import BASELINE, EXCLUSIVE, SELECTIVE
+from evidence.papers.model_variants import BASELINE, EXCLUSIVE, SELECTIVE
+from evidence.papers.outcome import Estimate
 from papers.fakes import read_again
 from papers.trainings import invented
 
@@ -113,14 +113,14 @@ def test_the_conclusion_says_what_the_numbers_say() -> None:
 
 
 def test_an_outcome_has_it_all() -> None:
-    plan = Plan(
+    comparison = Comparison(
         contrasts=(claimed_gain(EXCLUSIVE), gain(SELECTIVE)),
         drawn=(BASELINE, EXCLUSIVE, SELECTIVE),
         timed=(EXCLUSIVE,),
         published_speed_up=1.45,
     )
-    assert [variant.name for variant in plan.variants] == ["baseline", "exclusive", "selective"]
-    found = outcome(plan, TRAINED, size="small")
+    assert [variant.name for variant in comparison.variants] == ["baseline", "exclusive", "selective"]
+    found = outcome(comparison, TRAINED, size="small")
     assert found.verdict == "reproduced"
     assert [finding.holds for finding in found.findings[:2]] == [True, None]
     sooner = next(finding for finding in found.findings if finding.published == 1.45)
@@ -142,8 +142,8 @@ def test_an_outcome_has_it_all() -> None:
 
 def test_one_seed_decides_nothing() -> None:
     trained = Trained({"baseline": [invented(2.0)], "exclusive": [invented(1.0)]})
-    plan = Plan(contrasts=(claimed_gain(EXCLUSIVE),), drawn=(BASELINE, EXCLUSIVE))
-    found = outcome(plan, trained, size="small")
+    comparison = Comparison(contrasts=(claimed_gain(EXCLUSIVE),), drawn=(BASELINE, EXCLUSIVE))
+    found = outcome(comparison, trained, size="small")
     assert found.verdict == "unclear"
     assert found.charts[0].curves[0].low is None
     assert interval(found.findings[0].ours, 2) == "1.00"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from evidence.papers import costs
-from evidence.papers.experiment import Estimate, Job, Outcome
+from evidence.papers.outcome import Estimate, Job, Outcome
 from exsel.bench.variants import parameter_count
 from exsel.cli import eval as eval_command
 from exsel.cli import train as train_command

@@ -19,7 +19,7 @@ from evidence.papers.denoising import (
     select,
     train,
 )
-from evidence.papers.experiment import Estimate, Job
+from evidence.papers.outcome import Estimate, Job
 from exsel.cli.display import LineProgress
 from papers.fakes import read_again
 

@@ -2,9 +2,9 @@ import dataclasses
 
 import pytest
 
-from evidence.papers.experiment import Estimate, Job
 from evidence.papers.graph_model import MAIN, Setting
 from evidence.papers.graph_task import Result, outcome, run_graph
+from evidence.papers.outcome import Estimate, Job
 from exsel.cli.display import LineProgress
 from papers.fakes import read_again
 

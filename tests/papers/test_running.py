@@ -12,8 +12,8 @@ import torch
 
 import exsel
 from evidence.papers import running
-from evidence.papers.experiment import Job, Outcome, Record
-from evidence.papers.running import Plan, Stopped
+from evidence.papers.outcome import ExperimentRecord, Job, Outcome
+from evidence.papers.running import Reproduction, Stopped
 from exsel.cli.display import LineProgress
 from exsel.errors import ExselError
 from exsel.training.run import Interrupted
@@ -21,18 +21,22 @@ from papers.fakes import FIRST, QUESTION, SECOND, Run, install, make_outcome
 
 
 @pytest.fixture
-def plan(tmp_path: Path) -> Plan:
-    plan = Plan(budget="smoke", device="cpu", seeds=(0, 1), data=("a.txt",), text="a hash", folder=tmp_path / "out")
-    running.open_folder(plan, overwrite=False)
-    return plan
+def reproduction(tmp_path: Path) -> Reproduction:
+    reproduction = Reproduction(
+        budget="smoke", device="cpu", seeds=(0, 1), data=("a.txt",), text="a hash", folder=tmp_path / "out"
+    )
+    running.open_folder(reproduction, overwrite=False)
+    return reproduction
 
 
-def run(monkeypatch: pytest.MonkeyPatch, plan: Plan, first: Run) -> Record:
+def run(monkeypatch: pytest.MonkeyPatch, reproduction: Reproduction, first: Run) -> ExperimentRecord:
     install(monkeypatch, first=first, second=first, question=first)
-    return running.reproduce(FIRST, plan, LineProgress())
+    return running.reproduce(FIRST, reproduction, LineProgress())
 
 
-def test_an_experiment_is_given_its_job_and_its_record_is_kept(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_experiment_is_given_its_job_and_its_record_is_kept(
+    reproduction: Reproduction, monkeypatch: pytest.MonkeyPatch
+) -> None:
     jobs: list[Job] = []
 
     def first(job: Job) -> Outcome:
@@ -40,17 +44,17 @@ def test_an_experiment_is_given_its_job_and_its_record_is_kept(plan: Plan, monke
         (job.folder / "training").write_text("finished")
         return make_outcome()
 
-    record = run(monkeypatch, plan, first)
+    record = run(monkeypatch, reproduction, first)
     (job,) = jobs
     assert (job.budget, job.device, job.seeds, job.data) == ("smoke", "cpu", (0, 1), ("a.txt",))
-    assert (plan.folder / "work" / "training").exists()
-    assert Record.read(plan.folder / "first-one.json") == record
-    assert running.records(plan) == [record]
+    assert (reproduction.folder / "work" / "training").exists()
+    assert ExperimentRecord.read(reproduction.folder / "first-one.json") == record
+    assert running.records(reproduction) == [record]
     assert record.exsel_version == exsel.__version__
     assert record.machine["torch"] == torch.__version__
     assert record.command == "python -m evidence reproduce first-one --budget smoke --seeds 0,1 --data a.txt"
     assert 0 < record.seconds < 60
-    stored = json.loads((plan.folder / "first-one.json").read_text())
+    stored = json.loads((reproduction.folder / "first-one.json").read_text())
     assert stored["format"] == 1
     assert list(stored) == [
         *("format", "experiment", "budget", "seeds", "device", "data", "outcome", "seconds", "started", "machine"),
@@ -58,35 +62,37 @@ def test_an_experiment_is_given_its_job_and_its_record_is_kept(plan: Plan, monke
     ]
 
 
-def test_the_usual_seeds_need_no_flag(plan: Plan) -> None:
+def test_the_usual_seeds_need_no_flag(reproduction: Reproduction) -> None:
     assert (
-        running.command(SECOND, replace(plan, seeds=(0,), data=()))
+        running.command(SECOND, replace(reproduction, seeds=(0,), data=()))
         == "python -m evidence reproduce second --budget smoke"
     )
 
 
 @pytest.mark.parametrize("error", [ExselError("no text"), ImportError("no package")])
-def test_what_fails_leaves_no_record(error: Exception, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_fails_leaves_no_record(
+    error: Exception, reproduction: Reproduction, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def first(job: Job) -> Outcome:
         raise error
 
     with pytest.raises(type(error), match=str(error)):
-        run(monkeypatch, plan, first)
-    assert running.records(plan) == []
+        run(monkeypatch, reproduction, first)
+    assert running.records(reproduction) == []
 
 
-def test_too_little_memory_is_a_message(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_memory_is_a_message(reproduction: Reproduction, monkeypatch: pytest.MonkeyPatch) -> None:
     def first(job: Job) -> Outcome:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     with pytest.raises(ExselError, match="the cpu ran out of memory"):
-        run(monkeypatch, plan, first)
+        run(monkeypatch, reproduction, first)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("is_training", [True, False])
 def test_both_signals_stop_it(
-    number: signal.Signals, is_training: bool, plan: Plan, monkeypatch: pytest.MonkeyPatch
+    number: signal.Signals, is_training: bool, reproduction: Reproduction, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def first(job: Job) -> Outcome:
         if is_training:
@@ -96,10 +102,10 @@ def test_both_signals_stop_it(
 
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(Stopped) as stop:
-        run(monkeypatch, plan, first)
+        run(monkeypatch, reproduction, first)
     assert stop.value.signal == number
     assert signal.getsignal(signal.SIGTERM) is before
-    assert running.records(plan) == []
+    assert running.records(reproduction) == []
 
 
 @pytest.mark.parametrize(
@@ -112,26 +118,28 @@ def test_both_signals_stop_it(
         ({"text": "another"}, "holds results on other text"),
     ],
 )
-def test_other_settings_are_refused(change: dict[str, Any], message: str, plan: Plan) -> None:
-    running.check_settings(plan)
+def test_other_settings_are_refused(change: dict[str, Any], message: str, reproduction: Reproduction) -> None:
+    running.check_settings(reproduction)
     with pytest.raises(ExselError) as refused:
-        running.check_settings(replace(plan, **change))
+        running.check_settings(replace(reproduction, **change))
     assert message in str(refused.value)
 
 
-def test_settings_of_another_version_are_refused(plan: Plan) -> None:
-    (plan.folder / running.SETTINGS).write_text("{}")
+def test_settings_of_another_version_are_refused(reproduction: Reproduction) -> None:
+    (reproduction.folder / running.SETTINGS).write_text("{}")
     with pytest.raises(ExselError, match="not of this version"):
-        running.check_settings(plan)
+        running.check_settings(reproduction)
 
 
-def test_overwriting_takes_what_it_wrote_and_nothing_else(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
-    run(monkeypatch, plan, lambda job: make_outcome())
-    running.reproduce(QUESTION, plan, LineProgress())
-    (plan.folder / "reproduction.md").write_text("page")
-    (plan.folder / "notes.txt").write_text("mine")
-    running.open_folder(plan, overwrite=False)
-    assert len(running.records(plan)) == 2
-    running.open_folder(replace(plan, budget="cpu"), overwrite=True)
-    assert {path.name for path in plan.folder.iterdir()} == {"reproduction.json", "notes.txt"}
-    running.check_settings(replace(plan, budget="cpu"))
+def test_overwriting_takes_what_it_wrote_and_nothing_else(
+    reproduction: Reproduction, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(monkeypatch, reproduction, lambda job: make_outcome())
+    running.reproduce(QUESTION, reproduction, LineProgress())
+    (reproduction.folder / "reproduction.md").write_text("page")
+    (reproduction.folder / "notes.txt").write_text("mine")
+    running.open_folder(reproduction, overwrite=False)
+    assert len(running.records(reproduction)) == 2
+    running.open_folder(replace(reproduction, budget="cpu"), overwrite=True)
+    assert {path.name for path in reproduction.folder.iterdir()} == {"reproduction.json", "notes.txt"}
+    running.check_settings(replace(reproduction, budget="cpu"))

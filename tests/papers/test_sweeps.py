@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from evidence.papers import comparing, sweeps
-from evidence.papers.experiment import Job
-from evidence.papers.variants import Variant
+from evidence.papers.model_variants import Variant
+from evidence.papers.outcome import Job
 from papers.fakes import read_again
 from papers.trainings import invented, make_job
 

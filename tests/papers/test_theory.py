@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from evidence.papers import theory
-from evidence.papers.experiment import Job
+from evidence.papers.outcome import Job
 from evidence.papers.theory import (
     Cells,
     Check,

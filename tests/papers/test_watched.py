@@ -4,7 +4,7 @@ import statistics
 
 import pytest
 
-from evidence.papers.experiment import Job
+from evidence.papers.outcome import Job
 from evidence.papers.watched import (
     bias_outcome,
     class_of,

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from evidence.papers import comparing
-from evidence.papers.experiment import Job
-from evidence.papers.variants import Variant
+from evidence.papers.model_variants import Variant
+from evidence.papers.outcome import Job
 from training.small_runs import Watcher, write_corpus
 
 

@@ -19,8 +19,8 @@ from typing import Any, Literal
 
 from safetensors.torch import load_model
 
-from evidence.papers.experiment import Budget, Job
-from evidence.papers.variants import Variant
+from evidence.papers.model_variants import Variant
+from evidence.papers.outcome import Budget, Job
 from exsel.data import PackedData, load_data
 from exsel.data.files import find_files, is_local
 from exsel.data.standard_library import corpus_name
@@ -63,7 +63,7 @@ class Size:
         return self.steps * self.batch_size * self.seq_len
 
     def in_words(self) -> str:
-        """For :attr:`evidence.papers.experiment.Outcome.size`."""
+        """For :attr:`evidence.papers.outcome.Outcome.size`."""
         return (
             f"{self.layers} layers of width {self.width}, heads of {self.head_dim}, {self.tokens:,} tokens in "
             f"{self.steps} steps of {self.batch_size} × {self.seq_len}, learning rate "

@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from evidence.papers import catalogue
-from evidence.papers.catalogue import READERS, Experiment
-from evidence.papers.experiment import Budget, Estimate, Finding, Outcome, Record
+from evidence.papers import experiments
+from evidence.papers.experiments import READERS, Experiment
+from evidence.papers.outcome import Budget, Estimate, ExperimentRecord, Finding, Outcome
 from exsel.files import write_text
 from exsel.report.charts import Chart
 from exsel.report.formatting import MISSING, duration
@@ -55,7 +55,7 @@ as it was: where it had other work beside, their intervals are wide. With the sm
 compiled, and small models pay for every operation: `exsel bench` measures what the mechanisms cost where it matters."""
 
 
-def write_page(folder: Path, records: Sequence[Record], *, png: bool) -> Path:
+def write_page(folder: Path, records: Sequence[ExperimentRecord], *, png: bool) -> Path:
     """Write :data:`PAGE` into a folder, and its charts into :data:`PICTURES` beside it.
 
     Args:
@@ -85,29 +85,29 @@ def write_page(folder: Path, records: Sequence[Record], *, png: bool) -> Path:
     return folder / PAGE
 
 
-def picture_name(record: Record, chart: Chart) -> str:
+def picture_name(record: ExperimentRecord, chart: Chart) -> str:
     """The name of a chart's file, without its suffix."""
     return f"{record.experiment}-{record.budget}-{chart.name}"
 
 
-def picture_names(records: Iterable[Record]) -> set[str]:
+def picture_names(records: Iterable[ExperimentRecord]) -> set[str]:
     """All of a page."""
     return {picture_name(record, chart) for record in records for chart in record.outcome.charts}
 
 
-def render(records: Sequence[Record]) -> str:
+def render(records: Sequence[ExperimentRecord]) -> str:
     """The page as Markdown.
 
     Args:
         records: any; of one experiment one a budget. Those of the CPU come first.
     """
     ordered = sorted(records, key=lambda record: _ORDER.index(record.budget))
-    by_name: dict[str, list[Record]] = {}
+    by_name: dict[str, list[ExperimentRecord]] = {}
     for record in ordered:
         by_name.setdefault(record.experiment, []).append(record)
     parts = ["# Reproduction", _INTRODUCTION, _summary(by_name)]
     group = None
-    for experiment in catalogue.EXPERIMENTS:
+    for experiment in experiments.EXPERIMENTS:
         if experiment.group != group:
             group = experiment.group
             parts.append(f"## {group}")
@@ -115,9 +115,9 @@ def render(records: Sequence[Record]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def verdict_in_words(record: Record) -> str:
+def verdict_in_words(record: ExperimentRecord) -> str:
     """What came of the claim, or the answer to the question."""
-    is_question = any(one.name == record.experiment and one.group == READERS for one in catalogue.EXPERIMENTS)
+    is_question = any(one.name == record.experiment and one.group == READERS for one in experiments.EXPERIMENTS)
     return (_QUESTIONS if is_question else _CLAIMS)[record.outcome.verdict]
 
 
@@ -145,9 +145,9 @@ def machine_in_words(machine: Mapping[str, Any], git_revision: str | None) -> st
     return f"{device}, torch {machine['torch']}, transformers {machine['transformers']}, revision {revision}"
 
 
-def _summary(by_name: Mapping[str, Sequence[Record]]) -> str:
+def _summary(by_name: Mapping[str, Sequence[ExperimentRecord]]) -> str:
     rows: list[tuple[str, ...]] = []
-    for experiment in catalogue.EXPERIMENTS:
+    for experiment in experiments.EXPERIMENTS:
         first = (f"[{experiment.title}](#{_anchor(experiment.title)})", experiment.source)
         found = by_name.get(experiment.name, [])
         rows += [(*first, one.budget, verdict_in_words(one), _key_number(one.outcome)) for one in found]
@@ -169,7 +169,7 @@ def _key_number(outcome: Outcome) -> str:
     return f"{finding.quantity}: {_estimate(finding.ours, finding.digits)}{published}"
 
 
-def _section(experiment: Experiment, records: Sequence[Record]) -> list[str]:
+def _section(experiment: Experiment, records: Sequence[ExperimentRecord]) -> list[str]:
     what = "Question" if experiment.group == READERS else f"Claim ({experiment.source})"
     parts = [f"### {experiment.title}", f"**{what}.** {experiment.claim}"]
     if not records:
@@ -181,7 +181,7 @@ def _section(experiment: Experiment, records: Sequence[Record]) -> list[str]:
     return parts
 
 
-def _record(record: Record) -> list[str]:
+def _record(record: ExperimentRecord) -> list[str]:
     outcome = record.outcome
     parts = [f"**{verdict_in_words(record)}.** {outcome.conclusion}", _setting(record)]
     if outcome.findings:
@@ -201,7 +201,7 @@ def _record(record: Record) -> list[str]:
     return parts
 
 
-def _setting(record: Record) -> str:
+def _setting(record: ExperimentRecord) -> str:
     seeds = f"seed{'s' if len(record.seeds) > 1 else ''} {', '.join(map(str, record.seeds))}"
     machine = machine_in_words(record.machine, record.git_revision)
     return (

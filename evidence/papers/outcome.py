@@ -152,11 +152,11 @@ class Outcome:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Record:
+class ExperimentRecord:
     """An experiment that was run, as ``NAME.json`` holds it.
 
     Args:
-        experiment: its name in the catalogue.
+        experiment: its name in the list of experiments.
         budget, seeds, device, data: of the :class:`Job`.
         outcome: what it found.
         seconds: it took; trainings that another experiment had done before are not among them.

@@ -2,12 +2,21 @@ from __future__ import annotations
 
 import pytest
 
-from evidence.papers import variants
-from evidence.papers.variants import BASELINE, BOTH, EXCLUSIVE, OUTPUT_GATE, SELECTIVE, Variant, exclusive_in, sinks
+from evidence.papers import model_variants
+from evidence.papers.model_variants import (
+    BASELINE,
+    BOTH,
+    EXCLUSIVE,
+    OUTPUT_GATE,
+    SELECTIVE,
+    Variant,
+    exclusive_in,
+    sinks,
+)
 from exsel.variants import VARIANTS
 
 ALL = [
-    *(value for value in vars(variants).values() if isinstance(value, Variant)),
+    *(value for value in vars(model_variants).values() if isinstance(value, Variant)),
     *(sinks(count) for count in (1, 4)),
     *(exclusive_in(layers, f"in {layers}") for layers in ("first:1", "last:1", "last:2")),
 ]

@@ -37,7 +37,7 @@ def _survey(types: Sequence[str] | None, write: Callable[[Any], None]) -> int:
     from transformers.utils import logging as transformers_logging
 
     from evidence.survey.outcomes import OUTCOMES
-    from evidence.survey.records import Record, survey
+    from evidence.survey.records import SurveyRecord, survey
     from evidence.survey.zoo import model_types
 
     known = model_types()
@@ -46,7 +46,7 @@ def _survey(types: Sequence[str] | None, write: Callable[[Any], None]) -> int:
         if name not in known:
             raise ExselError(f"transformers {transformers.__version__} has no model type {name!r}")
     transformers_logging.set_verbosity_error()
-    records: list[Record] = []
+    records: list[SurveyRecord] = []
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("upgrading", total=len(chosen))
         for record in survey(chosen):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from evidence.papers.comparing import Contrast, Plan, claimed_gain, difference, gain, run_plan
-from evidence.papers.experiment import Job, Outcome
-from evidence.papers.training import SIZES
-from evidence.papers.variants import (
+from evidence.papers.comparing import Comparison, Contrast, claimed_gain, difference, gain, run_comparison
+from evidence.papers.model_variants import (
     BASELINE,
     BOTH,
     COMMON_DIRECTION,
@@ -28,6 +26,8 @@ from evidence.papers.variants import (
     exclusive_in,
     sinks,
 )
+from evidence.papers.outcome import Job, Outcome
+from evidence.papers.variant_runs import SIZES
 
 # Published: steps that selective attention needs, in a fine-tuned Llama on Wikitext.
 _PUBLISHED_SPEED_UP = 1.45
@@ -35,9 +35,9 @@ _PUBLISHED_SPEED_UP = 1.45
 
 def run_training(job: Job) -> Outcome:
     """Is the loss lower all through training?"""
-    return run_plan(
+    return run_comparison(
         job,
-        Plan(
+        Comparison(
             contrasts=tuple(claimed_gain(EXCLUSIVE, share=share) for share in (1.0, 0.75, 0.5, 0.25)),
             drawn=(BASELINE, EXCLUSIVE),
             timed=(EXCLUSIVE,),
@@ -50,9 +50,9 @@ def run_sinks(job: Job) -> Outcome:
     bases = (BASELINE, sinks(1), sinks(4))
     variants = (EXCLUSIVE, *(base.with_exclusive() for base in bases[1:]))
     margins = [claimed_gain(variant, base) for variant, base in zip(variants, bases, strict=True)]
-    return run_plan(
+    return run_comparison(
         job,
-        Plan(
+        Comparison(
             contrasts=(*margins, _change(margins[2], margins[0], "4 sinks"), gain(sinks(1)), gain(sinks(4))),
             drawn=(*bases, *variants),
         ),
@@ -61,9 +61,9 @@ def run_sinks(job: Job) -> Outcome:
 
 def run_speed_up(job: Job) -> Outcome:
     """How many steps selective attention saves."""
-    return run_plan(
+    return run_comparison(
         job,
-        Plan(
+        Comparison(
             contrasts=(claimed_gain(SELECTIVE),),
             drawn=(BASELINE, SELECTIVE),
             timed=(SELECTIVE,),
@@ -74,9 +74,9 @@ def run_speed_up(job: Job) -> Outcome:
 
 def run_ablations(job: Job) -> Outcome:
     """Temperatures of queries, keys and values, of token and position, and three forms of f."""
-    return run_plan(
+    return run_comparison(
         job,
-        Plan(
+        Comparison(
             contrasts=(
                 claimed_gain(SELECTIVE),
                 claimed_gain(QUERIES),
@@ -96,9 +96,9 @@ def run_ablations(job: Job) -> Outcome:
 def run_baselines(job: Job) -> Outcome:
     """Temperatures that know nothing of the token."""
     others = (CONSTANT, SCALABLE_SOFTMAX, YARN)
-    return run_plan(
+    return run_comparison(
         job,
-        Plan(
+        Comparison(
             contrasts=(
                 *(claimed_gain(SELECTIVE, other) for other in (*others, BASELINE)),
                 *(gain(other) for other in others),
@@ -110,9 +110,9 @@ def run_baselines(job: Job) -> Outcome:
 
 def run_strength(job: Job) -> Outcome:
     """A learned strength against 1."""
-    return run_plan(
+    return run_comparison(
         job,
-        Plan(
+        Comparison(
             contrasts=(claimed_gain(LEARNED_STRENGTH, EXCLUSIVE), gain(EXCLUSIVE), gain(LEARNED_STRENGTH)),
             drawn=(BASELINE, EXCLUSIVE, LEARNED_STRENGTH),
             timed=(EXCLUSIVE, LEARNED_STRENGTH),
@@ -131,9 +131,9 @@ def run_layers(job: Job) -> Outcome:
     )
     # Half of few layers may be one.
     distinct = tuple({variant.name: variant for variant in reversed(some)}.values())[::-1]
-    return run_plan(
+    return run_comparison(
         job,
-        Plan(
+        Comparison(
             contrasts=(
                 *(claimed_gain(EXCLUSIVE, variant) for variant in distinct),
                 gain(EXCLUSIVE),
@@ -146,9 +146,9 @@ def run_layers(job: Job) -> Outcome:
 
 def run_diagonal(job: Job) -> Outcome:
     """Projecting against not attending to oneself."""
-    return run_plan(
+    return run_comparison(
         job,
-        Plan(
+        Comparison(
             contrasts=(claimed_gain(EXCLUSIVE, MASKED_DIAGONAL), gain(EXCLUSIVE), gain(MASKED_DIAGONAL)),
             drawn=(BASELINE, EXCLUSIVE, MASKED_DIAGONAL),
             timed=(EXCLUSIVE,),
@@ -165,9 +165,9 @@ def run_redundancy(job: Job) -> Outcome:
     changes = (
         _change(margin, alone, label) for margin, label in zip(margins, ("an output gate", "4 sinks"), strict=True)
     )
-    return run_plan(
+    return run_comparison(
         job,
-        Plan(
+        Comparison(
             contrasts=(*margins, alone, *changes, *(gain(base) for base in bases)),
             drawn=(BASELINE, EXCLUSIVE, *bases, *variants),
         ),
@@ -187,9 +187,9 @@ def run_together(job: Job) -> Outcome:
         below="less than the sum",
         between="not told apart from the sum",
     )
-    return run_plan(
+    return run_comparison(
         job,
-        Plan(
+        Comparison(
             contrasts=(claimed_gain(BOTH, EXCLUSIVE), claimed_gain(BOTH, SELECTIVE), gain(BOTH), *alone, beyond),
             drawn=(BASELINE, EXCLUSIVE, SELECTIVE, BOTH),
             timed=(BOTH,),
@@ -199,9 +199,9 @@ def run_together(job: Job) -> Outcome:
 
 def run_common_direction(job: Job) -> Outcome:
     """Removing the common direction against removing the own value's."""
-    return run_plan(
+    return run_comparison(
         job,
-        Plan(
+        Comparison(
             contrasts=(
                 claimed_gain(COMMON_DIRECTION),
                 gain(EXCLUSIVE, COMMON_DIRECTION, expected="not above 0", sign=-1),

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from evidence.papers.catalogue import EXPERIMENTS, READERS, SSA, XSA, Experiment, select
+from evidence.papers.experiments import EXPERIMENTS, READERS, SSA, XSA, Experiment, select
 from exsel.errors import ExselError
 
 
@@ -55,9 +55,9 @@ def test_each_has_its_function(experiment: Experiment) -> None:
     assert list(inspect.signature(getattr(module, experiment.function)).parameters) == ["job"]
 
 
-def test_the_catalogue_needs_nothing_but_python() -> None:
+def test_the_list_needs_nothing_but_python() -> None:
     code = (
-        "import sys, evidence.papers.catalogue, evidence.papers.experiment, evidence.papers.page\n"
+        "import sys, evidence.papers.experiments, evidence.papers.outcome, evidence.papers.results_page\n"
         "print([name for name in ('torch', 'matplotlib', 'transformers', 'numpy') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

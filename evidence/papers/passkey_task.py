@@ -14,7 +14,7 @@ from typing import Any
 
 import exsel
 from evidence.papers.comparing import line, verdict
-from evidence.papers.experiment import Budget, Estimate, Finding, Job, Outcome
+from evidence.papers.outcome import Budget, Estimate, Finding, Job, Outcome
 from exsel.data import PackedData, load_data
 from exsel.data.splitting import is_validation, key_of
 from exsel.data.standard_library import read_standard_library

@@ -7,9 +7,9 @@ from typing import Any, get_args
 
 import pytest
 
-from evidence.papers import catalogue
-from evidence.papers.experiment import Estimate, Finding, Verdict
-from evidence.papers.page import finding_rows, render, verdict_in_words, write_page
+from evidence.papers import experiments
+from evidence.papers.outcome import Estimate, Finding, Verdict
+from evidence.papers.results_page import finding_rows, render, verdict_in_words, write_page
 from papers.fakes import FIRST, QUESTION, SECOND, install, make_outcome, make_record
 
 
@@ -126,7 +126,7 @@ def test_every_link_of_the_real_page_has_its_heading(monkeypatch: pytest.MonkeyP
     # GitHub: lower case, without punctuation, hyphens for spaces.
     anchors = {re.sub(r"[^a-z0-9\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
     links = re.findall(r"\]\(#(.*?)\)", page)
-    assert len(links) == len(catalogue.EXPERIMENTS)
+    assert len(links) == len(experiments.EXPERIMENTS)
     assert set(links) == anchors
 
 

@@ -18,9 +18,9 @@ import pytest
 from cli import conftest
 from cli.conftest import Outcome
 from evidence.__main__ import main
-from evidence.papers import experiment
-from evidence.papers.catalogue import EXPERIMENTS
-from evidence.papers.experiment import Job
+from evidence.papers import outcome
+from evidence.papers.experiments import EXPERIMENTS
+from evidence.papers.outcome import Job
 from exsel.errors import ExselError
 from exsel.files import locked
 from papers.fakes import install, make_outcome
@@ -40,13 +40,13 @@ class Fakes:
         install(monkeypatch, first=self._named("first-one"), second=self._second, question=self._named("question"))
 
     def _named(self, name: str) -> Any:
-        def run(job: Job) -> experiment.Outcome:
+        def run(job: Job) -> outcome.Outcome:
             self.jobs.append((name, job))
             return self.outcome
 
         return run
 
-    def _second(self, job: Job) -> experiment.Outcome:
+    def _second(self, job: Job) -> outcome.Outcome:
         if self.error is not None:
             raise self.error
         return self._named("second")(job)
@@ -189,7 +189,7 @@ def test_stopped_it_says_how_to_go_on(fakes: Fakes, tmp_path: Path, number: sign
     folder = tmp_path / "a folder"
     second = fakes._second
 
-    def stopped(job: Job) -> experiment.Outcome:
+    def stopped(job: Job) -> outcome.Outcome:
         if len(fakes.jobs) == 1:
             raise Kill
         return second(job)

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evidence.papers.catalogue import EXPERIMENTS, Experiment, select
-from evidence.papers.experiment import BUDGETS, Budget, Record
+from evidence.papers.experiments import EXPERIMENTS, Experiment, select
+from evidence.papers.outcome import BUDGETS, Budget, ExperimentRecord
 from exsel.cli.flags import add_device_argument, listed, seed
 from exsel.cli.outputs import check_out, resume_command
 from exsel.errors import ExselError, require_all
 
 if TYPE_CHECKING:
-    from evidence.papers.running import Plan
+    from evidence.papers.running import Reproduction
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,25 +55,25 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     require_all("train")
     experiments = select([name for name in arguments.names or [] if name])
-    plan = _plan(arguments)
+    reproduction = _reproduction(arguments)
 
     from evidence.papers import running
     from exsel.cli.display import warn
     from exsel.files import locked
 
     if check_out(arguments, running.is_reproduction, "`python -m evidence reproduce`"):
-        running.check_settings(plan)
-    if plan.budget == "gpu" and plan.device == "cpu":
+        running.check_settings(reproduction)
+    if reproduction.budget == "gpu" and reproduction.device == "cpu":
         warn("--budget gpu on the CPU takes hours: --budget cpu is meant for it")
-    plan.folder.mkdir(parents=True, exist_ok=True)
-    with locked(plan.folder):
-        running.open_folder(plan, overwrite=arguments.overwrite)
-        return _run_all(experiments, plan, arguments.given)
+    reproduction.folder.mkdir(parents=True, exist_ok=True)
+    with locked(reproduction.folder):
+        running.open_folder(reproduction, overwrite=arguments.overwrite)
+        return _run_all(experiments, reproduction, arguments.given)
 
 
-def _run_all(experiments: Sequence[Experiment], plan: Plan, given: Sequence[str]) -> int:
+def _run_all(experiments: Sequence[Experiment], reproduction: Reproduction, given: Sequence[str]) -> int:
     from evidence.papers import running
-    from evidence.papers.page import write_page
+    from evidence.papers.results_page import write_page
     from exsel.cli.display import make_progress, warn
 
     failed = []
@@ -81,13 +81,13 @@ def _run_all(experiments: Sequence[Experiment], plan: Plan, given: Sequence[str]
         print(
             f"[{number} of {len(experiments)}] {experiment.name}: {experiment.title} ({experiment.source})", flush=True
         )
-        finished = running.record_path(plan, experiment)
+        finished = running.record_path(reproduction, experiment)
         try:
             if finished.exists():
                 print("finished before")
-                record = Record.read(finished)
+                record = ExperimentRecord.read(finished)
             else:
-                record = running.reproduce(experiment, plan, make_progress())
+                record = running.reproduce(experiment, reproduction, make_progress())
             _show(record)
         except running.Stopped as stop:
             print(f"\nstopped in {experiment.name}; go on with:\n  {resume_command(given)}", flush=True)
@@ -96,7 +96,7 @@ def _run_all(experiments: Sequence[Experiment], plan: Plan, given: Sequence[str]
             warn(f"{experiment.name} could not be run: {error}")
             failed.append(experiment.name)
         print()
-    print(f"page: {write_page(plan.folder, running.records(plan), png=True)}", flush=True)
+    print(f"page: {write_page(reproduction.folder, running.records(reproduction), png=True)}", flush=True)
     if failed:
         warn(f"{len(failed)} of {len(experiments)} could not be run: {', '.join(failed)}")
     return 1 if failed else 0
@@ -109,14 +109,14 @@ def _list() -> None:
         print(f"{name:{widths[0]}}  {source:{widths[1]}}  {title}")
 
 
-def _plan(arguments: argparse.Namespace) -> Plan:
+def _reproduction(arguments: argparse.Namespace) -> Reproduction:
     """What the flags say.
 
     Raises:
         ExselError: an absent device, data that is not there, or seeds that are none.
     """
-    from evidence.papers.running import SEEDS, Plan
-    from evidence.papers.training import identify_text
+    from evidence.papers.running import SEEDS, Reproduction
+    from evidence.papers.variant_runs import identify_text
     from exsel.machine import resolve_device
 
     if arguments.device == "mps":
@@ -128,7 +128,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
     seeds = SEEDS[budget] if arguments.seeds is None else tuple(arguments.seeds)
     if len(set(seeds)) < len(seeds):
         raise ExselError(f"--seeds must be different numbers, got {', '.join(map(str, seeds))}")
-    return Plan(
+    return Reproduction(
         budget=budget,
         device=device,
         seeds=seeds,
@@ -138,8 +138,8 @@ def _plan(arguments: argparse.Namespace) -> Plan:
     )
 
 
-def _show(record: Record) -> None:
-    from evidence.papers.page import HEADINGS, finding_rows, verdict_in_words
+def _show(record: ExperimentRecord) -> None:
+    from evidence.papers.results_page import HEADINGS, finding_rows, verdict_in_words
     from exsel.cli.display import print_table
     from exsel.report.formatting import duration
 

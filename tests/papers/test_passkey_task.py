@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from evidence.papers.experiment import Job
-from evidence.papers.retrieval import SHARE, TRAINED_LENGTHS, outcome, passkey_data, run_passkey
+from evidence.papers.outcome import Job
+from evidence.papers.passkey_task import SHARE, TRAINED_LENGTHS, outcome, passkey_data, run_passkey
 from exsel.cli.display import LineProgress
 from exsel.evaluation.retrieval import PasskeyResult
 from papers.fakes import read_again

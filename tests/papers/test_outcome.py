@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from evidence.papers.experiment import BUDGETS, Estimate, Record
+from evidence.papers.outcome import BUDGETS, Estimate, ExperimentRecord
 from exsel.errors import ExselError
 from exsel.files import write_json
 from exsel.report.charts import Curve
@@ -53,7 +53,7 @@ def test_sign(values: tuple[float, ...], sign: int) -> None:
 def test_a_record_survives_its_file(budget: Any, tmp_path: Path) -> None:
     record = make_record(FIRST, make_outcome(), budget=budget)
     write_json(tmp_path / "first-one.json", record.to_dict())
-    assert Record.read(tmp_path / "first-one.json") == record
+    assert ExperimentRecord.read(tmp_path / "first-one.json") == record
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_damaged_records_are_refused(change: dict[str, Any], message: str, tmp_p
     path = tmp_path / "first-one.json"
     write_json(path, {**make_record(FIRST, make_outcome()).to_dict(), **change})
     with pytest.raises(ExselError) as refused:
-        Record.read(path)
+        ExperimentRecord.read(path)
     assert message in str(refused.value)
     assert str(path) in str(refused.value)
     assert len(str(refused.value).splitlines()) == 1
@@ -91,7 +91,7 @@ def test_what_is_no_record_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "list.json"
     write_json(path, [1, 2])
     with pytest.raises(ExselError, match="no record"):
-        Record.read(path)
+        ExperimentRecord.read(path)
     path.write_text("{")
     with pytest.raises(ExselError, match="not JSON"):
-        Record.read(path)
+        ExperimentRecord.read(path)

@@ -9,9 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from evidence.papers.experiment import Job
-from evidence.papers.training import SIZES, TrainedRun, describe_size, text_of, train_variant
-from evidence.papers.variants import (
+from evidence.papers.model_variants import (
     BASELINE,
     EXCLUSIVE,
     FREQUENCY,
@@ -21,6 +19,8 @@ from evidence.papers.variants import (
     Variant,
     sinks,
 )
+from evidence.papers.outcome import Job
+from evidence.papers.variant_runs import SIZES, TrainedRun, describe_size, text_of, train_variant
 from exsel.evaluation import evaluate_loss
 from exsel.training.run import Interrupted
 from papers.trainings import make_job

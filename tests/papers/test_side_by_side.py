@@ -6,18 +6,18 @@ from typing import Any
 
 import pytest
 
-from evidence.papers import trained
-from evidence.papers.catalogue import EXPERIMENTS
-from evidence.papers.comparing import Plan
-from evidence.papers.experiment import BUDGETS, Budget, Job, Outcome
-from evidence.papers.variants import BASELINE
+from evidence.papers import side_by_side
+from evidence.papers.comparing import Comparison
+from evidence.papers.experiments import EXPERIMENTS
+from evidence.papers.model_variants import BASELINE
+from evidence.papers.outcome import BUDGETS, Budget, Job, Outcome
 from papers.fakes import read_again
 from papers.trainings import invent, make_job
 
 RUNS: dict[str, Callable[[Job], Outcome]] = {
-    experiment.name: getattr(trained, experiment.function)
+    experiment.name: getattr(side_by_side, experiment.function)
     for experiment in EXPERIMENTS
-    if experiment.module == "trained"
+    if experiment.module == "side_by_side"
 }
 each_experiment = pytest.mark.parametrize("name", RUNS)
 
@@ -25,18 +25,18 @@ each_experiment = pytest.mark.parametrize("name", RUNS)
 @each_experiment
 @pytest.mark.parametrize("budget", BUDGETS)
 def test_plans_are_sound(name: str, budget: Budget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plans: list[Plan] = []
-    monkeypatch.setattr(trained, "run_plan", lambda job, plan: plans.append(plan))
+    plans: list[Comparison] = []
+    monkeypatch.setattr(side_by_side, "run_comparison", lambda job, comparison: plans.append(comparison))
     job = make_job(tmp_path)
     RUNS[name](Job(**{**vars(job), "budget": budget}))
-    (plan,) = plans
-    for contrast in plan.contrasts:
+    (comparison,) = plans
+    for contrast in comparison.contrasts:
         assert sum(factor for factor, _ in contrast.terms) == 0
-    assert len({contrast.quantity for contrast in plan.contrasts}) == len(plan.contrasts)
-    assert any(contrast.sign for contrast in plan.contrasts)
-    assert len({variant.label for variant in plan.variants}) == len(plan.variants)
-    assert plan.drawn[0] is BASELINE
-    assert set(plan.timed) <= set(plan.drawn)
+    assert len({contrast.quantity for contrast in comparison.contrasts}) == len(comparison.contrasts)
+    assert any(contrast.sign for contrast in comparison.contrasts)
+    assert len({variant.label for variant in comparison.variants}) == len(comparison.variants)
+    assert comparison.drawn[0] is BASELINE
+    assert set(comparison.timed) <= set(comparison.drawn)
 
 
 def run(name: str, losses: dict[str, float], monkeypatch: pytest.MonkeyPatch, folder: Path) -> Outcome:
@@ -93,7 +93,7 @@ def test_the_change_of_the_gain_beside_a_gate(tmp_path: Path, monkeypatch: pytes
 
 
 def test_an_experiment_that_trains_indeed(tmp_path: Path) -> None:
-    found = trained.run_redundancy(make_job(tmp_path, seeds=(0,)))
+    found = side_by_side.run_redundancy(make_job(tmp_path, seeds=(0,)))
     assert found.verdict == "unclear"
     assert [row[0] for row in found.tables[0].rows] == [
         "baseline",
