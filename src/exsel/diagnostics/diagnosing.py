@@ -18,6 +18,7 @@ from exsel.errors import ExselError
 from exsel.lengths import check_positions, context_of
 from exsel.model_folder import UNSAVED
 from exsel.nn.exclusive import Exclusive
+from exsel.version import __version__
 
 #: Longer sequences in a model that materialises its attention matrices are worth a note.
 _MANY_TOKENS = 4096
@@ -90,7 +91,7 @@ def diagnose(
         raise ExselError(f"no self-attention of this {type(model).__name__} could be watched ({said})")
     num_buckets = measurer.longest.bit_length()
     return Diagnosis(
-        exsel_version=_version(),
+        exsel_version=__version__,
         model={
             "name": str(getattr(config, "name_or_path", "")).removesuffix(UNSAVED) or type(model).__name__,
             "class": type(model).__name__,
@@ -270,12 +271,6 @@ def _checked(model: nn.Module, batch: Mapping[str, Any], index: int) -> list[str
         if longest > context:
             notes.append(f"a sequence of {longest} tokens is longer than the model's context of {context}")
     return notes
-
-
-def _version() -> str:
-    import exsel
-
-    return exsel.__version__
 
 
 def _words(ids: list[int], tokenizer: Any) -> list[str]:
