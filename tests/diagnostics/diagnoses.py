@@ -8,10 +8,16 @@ from typing import Any
 
 from exsel.diagnostics.diagnosis import Diagnosis
 from exsel.diagnostics.metrics import METRICS, PICTURED
+from exsel.diagnostics.report.diagnosed_models import DiagnosedModel, diagnosed_models
 
 WORDS = ("def", " attend", "(", "query", ")", ":", "\n", "\t", "return", " größer", "", "�")
 TEMPERATURES = ("query_temperature", "key_temperature", "value_temperature")
 HOSTILE = "</script><img src=x onerror='window.hit = 1'>{{ 7*7 }}<!--"
+
+
+def models_of(diagnosis: Diagnosis, against: Diagnosis | None = None) -> list[DiagnosedModel]:
+    """The models of a report."""
+    return diagnosed_models(*(each.to_dict() for each in (diagnosis, against) if each is not None))
 
 
 def build(

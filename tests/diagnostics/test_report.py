@@ -15,11 +15,14 @@ import pytest
 pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
 
-from diagnostics.diagnoses import HOSTILE, build
+from diagnostics.diagnoses import HOSTILE, build, models_of
+from exsel.diagnostics import report
 from exsel.diagnostics.diagnosis import Diagnosis
 from exsel.diagnostics.metrics import METRICS
-from exsel.diagnostics.report import diagnosis_folder, diagnosis_page, figures, write
-from exsel.diagnostics.report.diagnosed_models import diagnosed_models
+from exsel.diagnostics.report import diagnosis_folder, diagnosis_page
+from exsel.diagnostics.report.diagnosed_models import DiagnosedModel
+from exsel.diagnostics.report.diagnosis_charts import figures_by_section
+from exsel.report.charts import Drawable
 
 
 class Reader(HTMLParser):
@@ -79,8 +82,12 @@ class Reader(HTMLParser):
 
 
 def render(diagnosis: Diagnosis, against: Diagnosis | None = None, *, with_figures: bool = False) -> str:
-    sides = diagnosed_models(diagnosis, against)
-    return diagnosis_page.render(sides, figures.drawings(sides) if with_figures else [])
+    models = models_of(diagnosis, against)
+    return diagnosis_page.render(models, figures_by_section(models) if with_figures else {})
+
+
+def figure_names(models: list[DiagnosedModel]) -> list[str]:
+    return [figure.name for figures in figures_by_section(models).values() for figure in figures]
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +210,7 @@ def test_hostile_text_stays_text() -> None:
     found.layers[0]["gaps"]["query_temperature"] = HOSTILE
     for source in (
         render(found),
-        diagnosis_page.render_tokens(diagnosed_models(found)),
+        diagnosis_page.render_tokens(models_of(found)),
         render(found, replace(found, notes=[])),
     ):
         reader = Reader(source)
@@ -218,23 +225,26 @@ def test_without_a_text_there_is_no_script() -> None:
     reader = Reader(render(replace(build(), pictures=[])))
     assert reader.scripts == []
     assert "script-src" not in reader.policy
-    assert not diagnosis_page.has_tokens(diagnosed_models(replace(build(), pictures=[])))
+    assert diagnosis_page.render_tokens(models_of(replace(build(), pictures=[]))) == ""
 
 
 def test_every_figure_is_known_to_the_folder_and_holds_no_fixed_colour(upgraded: str) -> None:
     pairs = [(build(upgraded=True), None), (build(upgraded=True, layers=5), build()), (build(), build())]
     for diagnosis, against in pairs:
-        for drawing in figures.drawings(diagnosed_models(diagnosis, against)):
-            assert diagnosis_folder._is_figure(drawing.name)
+        for name in figure_names(models_of(diagnosis, against)):
+            assert diagnosis_folder.FIGURE.fullmatch(f"{name}.svg")
     drawn = re.findall(r'<svg viewBox="0 0 [^>]*role="img".*?</svg>', upgraded, re.DOTALL)
-    assert len(drawn) == len(figures.drawings(diagnosed_models(build(upgraded=True))))
+    assert len(drawn) == len(figure_names(models_of(build(upgraded=True))))
     for figure in drawn:
         assert re.findall(r"#[0-9a-f]{6}\b(?!\))", re.sub(r'"#[^"]*"', "", figure)) == []
 
 
 def test_writing_makes_every_file_and_removes_only_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    all_drawings = figures.drawings
-    monkeypatch.setattr(figures, "drawings", lambda sides: all_drawings(sides)[:3])  # lines and two maps
+    def few(models: list[DiagnosedModel]) -> dict[str, list[Drawable]]:  # lines and two maps
+        found = figures_by_section(models)
+        return {"bias": found["bias"], "places": found["places"][:2]}
+
+    monkeypatch.setattr(report, "figures_by_section", few)
     folder = tmp_path / "deep" / "report"
     (folder / "figures").mkdir(parents=True)
     stale = [folder / "figures" / name for name in ("strength-layers.svg", "similarity-heads-difference.png")]
@@ -249,7 +259,7 @@ def test_writing_makes_every_file_and_removes_only_its_own(tmp_path: Path, monke
         (folder / diagnosis_folder.RESULTS).write_text(damaged)
         assert diagnosis_folder.is_diagnosis(folder)
     assert (folder / diagnosis_folder.TOKENS).read_text().startswith("<!doctype html>")
-    drawn = [drawing.name for drawing in figures.drawings(diagnosed_models(found))]
+    drawn = [figure.name for figures in few(models_of(found)).values() for figure in figures]
     written = {path.name for path in (folder / "figures").iterdir()}
     assert written == {f"{name}{kind}" for name in drawn for kind in (".svg", ".png", ".pdf")} | {"mine.svg"}
     for name in drawn:
@@ -263,8 +273,8 @@ def test_writing_makes_every_file_and_removes_only_its_own(tmp_path: Path, monke
 
 
 def test_the_other_model_s_numbers_are_kept_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(figures, "drawings", lambda sides: [])
-    write(build(), tmp_path, build(name="other"))
+    monkeypatch.setattr(report, "figures_by_section", lambda models: {})
+    build().write(tmp_path, build(name="other"))
     assert json.loads((tmp_path / diagnosis_folder.AGAINST).read_text())["model"]["name"] == "other"
 
 
@@ -280,5 +290,5 @@ def test_a_missing_extra_names_its_command(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(importlib, "import_module", missing)
     with pytest.raises(ImportError, match=r"pip install 'exsel\[report\]'"):
-        write(build(), tmp_path)
+        build().write(tmp_path)
     assert list(tmp_path.iterdir()) == []

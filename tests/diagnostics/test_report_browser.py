@@ -14,10 +14,10 @@ from headless import CONTRAST, OVERFLOW, Browser
 pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
 
-from diagnostics.diagnoses import HOSTILE, WORDS, build
+from diagnostics.diagnoses import HOSTILE, WORDS, build, models_of
 from exsel.diagnostics.diagnosis import Diagnosis
-from exsel.diagnostics.report import diagnosis_page, figures
-from exsel.diagnostics.report.diagnosed_models import diagnosed_models
+from exsel.diagnostics.report import diagnosis_page
+from exsel.diagnostics.report.diagnosis_charts import figures_by_section
 
 CASES: dict[str, tuple[Diagnosis, Diagnosis | None]] = {
     "one layer": (build(layers=1, heads=1), None),
@@ -35,8 +35,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     def path_of(case: str) -> Path:
         path = folder / f"{case}.html"
         if not path.exists():
-            sides = diagnosed_models(*CASES[case])
-            path.write_text(diagnosis_page.render(sides, figures.drawings(sides)), encoding="utf-8")
+            models = models_of(*CASES[case])
+            path.write_text(diagnosis_page.render(models, figures_by_section(models)), encoding="utf-8")
         return path
 
     return path_of
@@ -48,7 +48,7 @@ def tokens_page(tmp_path: Path) -> Callable[..., Path]:
 
     def write(*diagnoses: Diagnosis) -> Path:
         path = tmp_path / "tokens.html"
-        path.write_text(diagnosis_page.render_tokens(diagnosed_models(*diagnoses)), encoding="utf-8")
+        path.write_text(diagnosis_page.render_tokens(models_of(*diagnoses)), encoding="utf-8")
         return path
 
     return write

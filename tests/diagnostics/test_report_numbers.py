@@ -8,10 +8,11 @@ from html.parser import HTMLParser
 
 import pytest
 
-from diagnostics.diagnoses import HOSTILE, build
+from diagnostics.diagnoses import HOSTILE, build, models_of
 from exsel.diagnostics.diagnosis import Diagnosis
-from exsel.diagnostics.report import headline, notebook_html, token_text
-from exsel.diagnostics.report.diagnosed_models import diagnosed_models, difference, last_parts, shortened, shown, spans
+from exsel.diagnostics.report import token_text
+from exsel.diagnostics.report.diagnosed_models import difference, last_parts, shortened, shown, spans
+from exsel.diagnostics.report.headline import headline, qualifications
 
 
 def of_similarity(mean: float, after: float | None = None) -> Diagnosis:
@@ -32,20 +33,22 @@ def of_similarity(mean: float, after: float | None = None) -> Diagnosis:
     ],
 )
 def test_the_headline_says_what_the_number_says(mean: float, words: str) -> None:
-    assert words in headline(of_similarity(mean))
+    assert words in headline(models_of(of_similarity(mean)))
 
 
 def test_the_headline_of_an_exclusive_model_says_what_is_left() -> None:
-    sentence = headline(of_similarity(0.4, after=1e-9))
-    assert "The exclusive projection leaves 0.00 of it" in sentence
+    models = models_of(of_similarity(0.4, after=1e-9))
+    assert "mean cosine 0.40" in headline(models)
+    assert "The exclusive projection leaves 0.00 of it" in qualifications(models)
 
 
 def test_the_headline_compares_what_reaches_the_output_projection() -> None:
-    sentence = headline(of_similarity(0.4, after=0.0), replace(of_similarity(0.5), model={"name": "other"}))
-    assert "has less of the token's own value in plain than in other: mean cosine 0.00 against 0.50 (−0.50)" in sentence
-    assert "Before any exclusive projection it is 0.40 against 0.50" in sentence
-    assert "has more of" in headline(of_similarity(0.5), of_similarity(0.3))
-    assert "has as much of" in headline(of_similarity(0.5), of_similarity(0.5))
+    models = models_of(of_similarity(0.4, after=0.0), replace(of_similarity(0.5), model={"name": "other"}))
+    assert "less of the token's own value in plain than in other: 0.00 against 0.50" in headline(models)
+    assert "differ by −0.50" in qualifications(models)
+    assert "Before any exclusive projection: 0.40 against 0.50" in qualifications(models)
+    assert "more of" in headline(models_of(of_similarity(0.5), of_similarity(0.3)))
+    assert "as much of" in headline(models_of(of_similarity(0.5), of_similarity(0.5)))
 
 
 def test_without_a_similarity_the_headline_says_why() -> None:
@@ -53,11 +56,18 @@ def test_without_a_similarity_the_headline_says_why() -> None:
     for layer in found.layers:
         del layer["metrics"]["similarity"]
         layer["gaps"]["similarity"] = "no own values"
-    assert headline(found).endswith("could not be measured in plain: no own values.")
+    assert headline(models_of(found)).endswith("could not be measured in plain.")
+    assert qualifications(models_of(found)) == "The reason: no own values."
+
+
+def test_a_headline_has_at_most_twenty_words() -> None:
+    pairs = [(of_similarity(0.4), None), (of_similarity(0.5), of_similarity(0.3)), (of_similarity(0.5), build())]
+    for pair in pairs:
+        assert len(headline(models_of(*pair)).split()) <= 20
 
 
 def test_models_of_one_name_are_told_apart() -> None:
-    assert [side.name for side in diagnosed_models(build(), build())] == ["plain (first)", "plain (second)"]
+    assert [side.name for side in models_of(build(), build())] == ["plain (first)", "plain (second)"]
     long = "a" * 30 + "/" + "b" * 30
     assert len(shortened(long)) <= 40
     assert shortened(long).startswith("aaa")
@@ -96,12 +106,12 @@ def test_spans_of_layers() -> None:
 
 
 def test_gaps_are_put_together_by_reason() -> None:
-    gaps = diagnosed_models(build(layers=4, lacking=(0, 1, 3)))[0].gaps()
+    gaps = models_of(build(layers=4, lacking=(0, 1, 3)))[0].gaps()
     assert ("Spikiness", "weights out of sight", "layers 0–1, 3") in gaps
     assert ("Query temperature", "no temperatures", "all layers") in gaps
     found = build()
     found.layers[1]["metrics"]["sink_mass"]["mean"] = None
-    assert ("Sink mass", "nothing was counted", "layer 1") in diagnosed_models(found)[0].gaps()
+    assert ("Sink mass", "nothing was counted", "layer 1") in models_of(found)[0].gaps()
 
 
 class TestText:
@@ -128,7 +138,7 @@ class TestText:
         found = build(words=["a", "b", "c"], layers=1, heads=1)
         values = [1.15123456, 1.15223456, 1.15323456]
         found.pictures[0]["layers"][0]["values"] = {"similarity": [values]}
-        reader = token_text.reader(diagnosed_models(found))
+        reader = token_text.token_texts(models_of(found))
         assert reader is not None
         held = json.loads(reader.data)["panels"][0]["measures"]["similarity"]
         assert held["all"] == held["layers"]["0"] == held["heads"]["0"][0] == [1.15123, 1.15223, 1.15323]
@@ -139,7 +149,7 @@ class TestText:
 
     def test_the_average_is_that_of_all_layers_and_heads(self) -> None:
         found = build(layers=5, heads=3)
-        reader = token_text.reader(diagnosed_models(found))
+        reader = token_text.token_texts(models_of(found))
         assert reader is not None
         rows = [row for layer in found.pictures[0]["layers"] for row in layer["values"]["self_weight"]]
         by_hand = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
@@ -156,18 +166,18 @@ class TestText:
         assert token_text.shade(5.0, 3.0, 3.0) == 0
 
     def test_a_large_model_keeps_its_layers_and_says_what_is_left_out(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        sides = diagnosed_models(build(layers=4, heads=3))
-        whole = token_text.reader(sides)
+        sides = models_of(build(layers=4, heads=3))
+        whole = token_text.token_texts(sides)
         assert whole is not None
         assert (whole.heads, whole.layers, whole.note) == (3, [0, 1, 2, 3], "")
         monkeypatch.setattr(token_text, "MOST_OF_HEADS", 100)
-        by_layer = token_text.reader(sides)
+        by_layer = token_text.token_texts(sides)
         assert by_layer is not None
         assert (by_layer.heads, by_layer.layers) == (0, [0, 1, 2, 3])
         assert "Single heads are left out here" in by_layer.note
         assert len(by_layer.data) < len(whole.data) / 2
         monkeypatch.setattr(token_text, "MOST_OF_LAYERS", 10)
-        average = token_text.reader(sides)
+        average = token_text.token_texts(sides)
         assert average is not None
         assert (average.heads, average.layers) == (0, [])
         assert "Single layers and heads are left out here" in average.note
@@ -177,24 +187,24 @@ class TestText:
         one = found.pictures[0]["layers"][0]["values"]
         rows = {name: values * 16 for name, values in one.items()}
         found.pictures[0]["layers"] = [{"layer": layer, "values": rows} for layer in range(48)]
-        reader = token_text.reader(diagnosed_models(found))
+        reader = token_text.token_texts(models_of(found))
         assert reader is not None
         assert len(reader.data) < 1_000_000
 
     def test_a_temperature_comes_first_where_it_differs(self) -> None:
         found = build(upgraded=True)
-        assert token_text.reader(diagnosed_models(found)).measure == "query_temperature"  # type: ignore[union-attr]
-        assert token_text.reader(diagnosed_models(found, build())).measure == "similarity"  # type: ignore[union-attr]
+        assert token_text.token_texts(models_of(found)).measure == "query_temperature"  # type: ignore[union-attr]
+        assert token_text.token_texts(models_of(found, build())).measure == "similarity"  # type: ignore[union-attr]
         for layer in found.pictures[0]["layers"]:
             for name in ("query_temperature", "value_temperature"):
                 layer["values"][name] = [[1.0] * 12] * 2
-        assert token_text.reader(diagnosed_models(found)).measure == "similarity"  # type: ignore[union-attr]
+        assert token_text.token_texts(models_of(found)).measure == "similarity"  # type: ignore[union-attr]
 
     def test_nothing_in_the_data_ends_the_script(self) -> None:
-        reader = token_text.reader(diagnosed_models(build(name=HOSTILE), build(words=[HOSTILE] * 12)))
+        reader = token_text.token_texts(models_of(build(name=HOSTILE), build(words=[HOSTILE] * 12)))
         assert reader is not None
         assert "<" not in reader.data
-        assert json.loads(reader.data)["panels"][0]["label"] == diagnosed_models(build(name=HOSTILE))[0].name
+        assert json.loads(reader.data)["panels"][0]["label"] == models_of(build(name=HOSTILE))[0].name
         assert not reader.has_difference
 
 
@@ -222,13 +232,13 @@ class TestNotebook:
         assert not {"id", "src", "href", "onclick"} & shown.attributes
 
     def test_gaps_are_dashes_with_their_reason(self) -> None:
-        page = notebook_html(build(layers=2, lacking=(1,)))
+        page = build(layers=2, lacking=(1,))._repr_html_()
         assert '<td title="weights out of sight">–</td>' in page
         assert page.count("0.00<") == 0
 
     def test_hostile_names_stay_text(self) -> None:
         found = replace(build(name=HOSTILE[:38]), notes=[HOSTILE])
-        shown = Tags(notebook_html(found))
+        shown = Tags(found._repr_html_())
         assert "img" not in shown.tags
         assert HOSTILE in shown.words
 

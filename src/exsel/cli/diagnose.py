@@ -12,6 +12,7 @@ from exsel.errors import ExselError, explained
 
 if TYPE_CHECKING:
     from exsel.diagnostics import Diagnosis
+    from exsel.diagnostics.report.diagnosed_models import DiagnosedModel
 
 # Where neither the flags nor the model say how long a sequence is.
 _SEQ_LEN = 512
@@ -64,7 +65,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     from exsel.cli.checkpoint import read_context
     from exsel.cli.display import warn
-    from exsel.diagnostics.report import diagnosis_folder, headline
+    from exsel.diagnostics.report.diagnosed_models import diagnosed_models
+    from exsel.diagnostics.report.diagnosis_folder import AGAINST, FIGURES, REPORT, RESULTS, TOKENS
+    from exsel.diagnostics.report.headline import headline, qualifications
     from exsel.lengths import check_context
     from exsel.machine import resolve_device
 
@@ -75,17 +78,12 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.seq_len is not None and not arguments.past_context:
         check_context(context, arguments.seq_len)
     found = [_diagnose(arguments, name, context, device) for name in names]
-    for each in found:
-        _print(each)
-    print(f"{headline(*found)}\n\nDrawing the figures …", flush=True)
+    models = diagnosed_models(*(each.to_dict() for each in found))
+    for model in models:
+        _print(model)
+    print(f"{headline(models)}\n{qualifications(models)}\n\nDrawing the figures …", flush=True)
     folder = found[0].write(arguments.out, *found[1:]).parent
-    for name in (
-        diagnosis_folder.REPORT,
-        diagnosis_folder.TOKENS,
-        diagnosis_folder.RESULTS,
-        diagnosis_folder.AGAINST,
-        diagnosis_folder.FIGURES,
-    ):
+    for name in (REPORT, TOKENS, RESULTS, AGAINST, FIGURES):
         if (folder / name).exists():
             print(folder / name)
     for each in found:
@@ -96,7 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> None:
     from exsel.cli.outputs import check_out
-    from exsel.diagnostics.report import diagnosis_folder
+    from exsel.diagnostics.report.diagnosis_folder import is_diagnosis
     from exsel.training.output_folder import is_comparison, is_run
 
     if arguments.text and arguments.data:
@@ -105,7 +103,7 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ExselError("--text is empty: give some text to read")
     check_out(
         arguments,
-        lambda folder: diagnosis_folder.is_diagnosis(folder) and not (is_run(folder) or is_comparison(folder)),
+        lambda folder: is_diagnosis(folder) and not (is_run(folder) or is_comparison(folder)),
         "`exsel diagnose`",
     )
 
@@ -191,21 +189,19 @@ def _batches(rows: Sequence[Sequence[int]], size: int, *, is_pair: bool) -> list
     return [dict.fromkeys(names, torch.tensor(batch)) for batch in batches]
 
 
-def _print(diagnosis: Diagnosis) -> None:
+def _print(model: DiagnosedModel) -> None:
     from exsel.cli.display import print_table
-    from exsel.diagnostics.report.diagnosed_models import diagnosed_models, measured, shown
+    from exsel.diagnostics.report.diagnosed_models import measured, shown
 
-    side = diagnosed_models(diagnosis)[0]
-    data = diagnosis.data
-    print(f"{diagnosis.model['name']} on {data['description']}: {data['sequences']:,} × ≤ {data['longest']:,} tokens\n")
-    names = measured([side], _HEADINGS)
-    rows = []
-    for layer in side.layers:
-        found = {name: side.metric(layer, name) for name in names}
-        means = {name: "–" if metric is None else shown(metric["mean"]) for name, metric in found.items()}
-        rows.append({"layer": str(layer["layer"]), **means})
-    rows.append({"layer": "all", **{name: shown(side.mean(name)) for name in names}})
+    name, data = model.record["model"]["name"], model.record["data"]
+    print(f"{name} on {data['description']}: {data['sequences']:,} × ≤ {data['longest']:,} tokens\n")
+    names = measured([model], _HEADINGS)
+    rows = [{"layer": "all", **{name: shown(model.mean(name)) for name in names}}]
+    for layer in reversed(model.layers):
+        found = {name: model.metric(layer, name) for name in names}
+        means = {name: shown(metric and metric["mean"]) for name, metric in found.items()}
+        rows.insert(0, {"layer": str(layer["layer"]), **means})
     print_table(rows, {"layer": "Layer", **_HEADINGS})
-    for module in diagnosis.left_out:
+    for module in model.record["left_out"]:
         print(f"left out: {module['name']} ({module['class']}): {module['reason']}")
     print()

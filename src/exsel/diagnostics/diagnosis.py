@@ -1,4 +1,4 @@
-"""What was found in a model, as ``diagnostics.json`` keeps it. Needs nothing but Python."""
+"""What was found in a model."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from exsel.diagnostics import report
 from exsel.errors import LoadError
 
 FORMAT = 1
@@ -44,7 +45,7 @@ class Diagnosis:
     pictures: list[dict[str, Any]] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON types: the content of ``diagnostics.json``."""
+        """The content of ``diagnostics.json``, in JSON types."""
         return {"format": FORMAT, **{each.name: getattr(self, each.name) for each in fields(self)}}
 
     @classmethod
@@ -74,15 +75,10 @@ class Diagnosis:
         return cls(**{name: value for name, value in values.items() if name != "format"})
 
     def write(self, folder: str | PathLike[str], against: Diagnosis | None = None) -> Path:
-        """Write the report, ``diagnostics.json`` and the figures; see :mod:`exsel.diagnostics.report`."""
-        from exsel.diagnostics import report
-
-        written: Path = report.write(self, Path(folder), against)
-        return written
+        """Write the report, ``diagnostics.json`` and the figures; see :func:`exsel.diagnostics.report.write`."""
+        other = None if against is None else against.to_dict()
+        return report.write(self.to_dict(), Path(folder), other)
 
     def _repr_html_(self) -> str:
-        """For a notebook."""
-        from exsel.diagnostics import report
-
-        shown: str = report.notebook_html(self)
-        return shown
+        """The display in a notebook."""
+        return report.notebook_html(self.to_dict())

@@ -1,30 +1,26 @@
 """What one sees of a diagnosis: a page, its figures, the text shaded token by token, and a table for notebooks.
 
-``diagnosis_folder``, ``diagnosed_models``, ``sentences``, ``token_text`` and ``notebook`` need nothing
-but Python. ``drawing``, ``figures``,
-``heatmaps`` and ``diagnosis_page`` need the extra ``exsel[report]`` and are imported only when a page is made.
+A report is made from the content of ``diagnostics.json``. Writing one needs the extra ``exsel[report]``.
 """
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from exsel.diagnostics.report import diagnosis_folder
+from exsel.diagnostics.report.diagnosed_models import diagnosed_models
+from exsel.diagnostics.report.diagnosis_charts import figures_by_section, looks_of_models
+from exsel.diagnostics.report.diagnosis_folder import AGAINST, FIGURES, REPORT, RESULTS, TOKENS, clear
 from exsel.diagnostics.report.notebook import notebook_html
-from exsel.diagnostics.report.sentences import headline
+from exsel.errors import require
+from exsel.files import write_json, write_text
 
-if TYPE_CHECKING:
-    from exsel.diagnostics.diagnosis import Diagnosis
-
-__all__ = ["headline", "notebook_html", "write"]
+__all__ = ["notebook_html", "write"]
 
 
-def __dir__() -> list[str]:
-    return __all__
-
-
-def write(diagnosis: Diagnosis, folder: Path, against: Diagnosis | None = None) -> Path:
+def write(record: Mapping[str, Any], folder: Path, against: Mapping[str, Any] | None = None) -> Path:
     """Write the report of a diagnosis, or of two side by side.
 
     ``report.html`` and ``tokens.html`` (the text shaded token by token) are one file each and load nothing;
@@ -32,7 +28,7 @@ def write(diagnosis: Diagnosis, folder: Path, against: Diagnosis | None = None) 
     figure as SVG, PNG and PDF.
 
     Args:
-        diagnosis: of the model that this is about.
+        record: the content of ``diagnostics.json``.
         folder: made where it does not exist; what an earlier report left there is replaced.
         against: of another model on the same text.
 
@@ -43,29 +39,26 @@ def write(diagnosis: Diagnosis, folder: Path, against: Diagnosis | None = None) 
         ImportError: without the extra ``exsel[report]``.
         OSError: the folder cannot be written.
     """
-    from exsel.errors import require
-    from exsel.files import write_json, write_text
-
     for module in ("jinja2", "matplotlib"):
         require(module, "report")
     from exsel.diagnostics.report import diagnosis_page
-    from exsel.diagnostics.report.diagnosed_models import diagnosed_models
-    from exsel.diagnostics.report.figures import drawings
+    from exsel.report.picture import SUFFIXES, write_picture
 
-    figures = folder / diagnosis_folder.FIGURES
-    figures.mkdir(parents=True, exist_ok=True)
-    sides = diagnosed_models(diagnosis, against)
-    drawn = drawings(sides)
-    written = [diagnosis_folder.RESULTS, diagnosis_folder.REPORT]
-    write_json(folder / diagnosis_folder.RESULTS, diagnosis.to_dict())
-    if against is not None:
-        write_json(folder / diagnosis_folder.AGAINST, against.to_dict())
-        written.append(diagnosis_folder.AGAINST)
-    for drawing in drawn:
-        written += [f"{diagnosis_folder.FIGURES}/{name}" for name in drawing.write(figures)]
-    if diagnosis_page.has_tokens(sides):
-        write_text(folder / diagnosis_folder.TOKENS, diagnosis_page.render_tokens(sides))
-        written.append(diagnosis_folder.TOKENS)
-    write_text(folder / diagnosis_folder.REPORT, diagnosis_page.render(sides, drawn))
-    diagnosis_folder.clear(folder, but=written)
-    return folder / diagnosis_folder.REPORT
+    (folder / FIGURES).mkdir(parents=True, exist_ok=True)
+    records = {RESULTS: record} if against is None else {RESULTS: record, AGAINST: against}
+    models = diagnosed_models(*records.values())
+    sections = figures_by_section(models)
+    looks = looks_of_models(models)
+    for name, content in records.items():
+        write_json(folder / name, content)
+    written = [*records, REPORT]
+    for figure, suffix in itertools.product(itertools.chain(*sections.values()), SUFFIXES):
+        written.append(f"{FIGURES}/{figure.name}{suffix}")
+        write_picture(figure, folder / written[-1], looks)
+    tokens = diagnosis_page.render_tokens(models)
+    if tokens:
+        write_text(folder / TOKENS, tokens)
+        written.append(TOKENS)
+    write_text(folder / REPORT, diagnosis_page.render(models, sections))
+    clear(folder, but=written)
+    return folder / REPORT

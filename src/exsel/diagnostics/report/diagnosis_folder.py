@@ -1,7 +1,8 @@
-"""What lies where in the folder of a diagnosis. Needs nothing but Python."""
+"""The files in the folder of a diagnosis."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from pathlib import Path
 
@@ -9,21 +10,19 @@ from exsel.diagnostics.metrics import METRICS
 from exsel.errors import ExselError
 from exsel.files import read_json
 
-#: The numbers of the model, and those of the one that it is held against.
+#: The numbers of the model, and those of the model that it is compared with.
 RESULTS, AGAINST = "diagnostics.json", "diagnostics-against.json"
-#: The pages, and the folder of the figures beside them.
+#: The pages, and the folder of the figures.
 REPORT, TOKENS, FIGURES = "report.html", "tokens.html", "figures"
-#: Of a figure.
-KINDS = (".svg", ".png", ".pdf")
-
-# A figure is named by what it shows, where, and of which model.
-_SHOWS = {"similarities", "strength", *(metric.name for metric in METRICS)}
-_WHERE = {"layers", "heads", "positions", "buckets"}
-_OF = {"first", "second", "difference"}
+#: The names of all figures' files.
+FIGURE = re.compile(
+    rf"(similarities|strength|{'|'.join(metric.name for metric in METRICS)})-(layers|heads|positions|buckets)"
+    r"(-first|-second|-difference)?\.(svg|png|pdf)"
+)
 
 
 def is_diagnosis(folder: Path) -> bool:
-    """Whether a folder holds a diagnosis: judged by what its numbers say, not by the file's name."""
+    """Whether a folder holds a diagnosis; what its ``diagnostics.json`` holds decides, if it can be read."""
     path = folder / RESULTS
     if not path.is_file():
         return False
@@ -35,23 +34,12 @@ def is_diagnosis(folder: Path) -> bool:
 
 
 def clear(folder: Path, *, but: Collection[str] = ()) -> None:
-    """Remove a diagnosis from a folder, and nothing that was put there beside it.
-
-    Args:
-        folder: that holds one.
-        but: the paths of files that stay, from the folder.
-    """
+    """Remove the files of a diagnosis from a folder, except those in ``but``, and nothing else."""
     figures = folder / FIGURES
-    found = [path for path in figures.glob("*") if path.suffix in KINDS and _is_figure(path.stem)]
-    # Last what tells that this is a diagnosis.
+    found = [path for path in figures.glob("*") if FIGURE.fullmatch(path.name)]
+    # The results come last: a folder with results is known to be a diagnosis.
     for path in (*found, *(folder / name for name in (AGAINST, TOKENS, REPORT, RESULTS))):
         if path.relative_to(folder).as_posix() not in but:
             path.unlink(missing_ok=True)
     if figures.is_dir() and not any(figures.iterdir()):
         figures.rmdir()
-
-
-def _is_figure(stem: str) -> bool:
-    shows, _, rest = stem.partition("-")
-    where, _, of = rest.partition("-")
-    return shows in _SHOWS and where in _WHERE and of in _OF | {""}

@@ -1,269 +1,174 @@
-"""The report as HTML: gathers what the templates show. Needs matplotlib and Jinja2."""
+"""The pages of the report: gathers what their templates show. Needs matplotlib and Jinja2."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any, NamedTuple
 
-import jinja2
 from markupsafe import Markup
 
-from exsel.diagnostics.report import figures, token_text
-from exsel.diagnostics.report.definitions import definitions
-from exsel.diagnostics.report.diagnosed_models import (
-    CATALOGUE,
-    DiagnosedModel,
-    difference,
-    measured,
-    same_text,
-    shown,
-    size_of,
-)
-from exsel.diagnostics.report.drawing import Drawing
-from exsel.diagnostics.report.sentences import sentence
+from exsel.diagnostics.metrics import METRICS
+from exsel.diagnostics.report.diagnosed_models import METRIC_OF, DiagnosedModel, difference, measured, shown, size_of
+from exsel.diagnostics.report.diagnosis_charts import is_by_depth, looks_of_models
+from exsel.diagnostics.report.headline import headline, qualifications
+from exsel.diagnostics.report.token_text import SHADES, token_texts
 from exsel.report import formatting, templates
+from exsel.report.charts import Drawable, labels_of
 from exsel.report.facts import facts
-from exsel.report.series import Picture, Series
+from exsel.report.looks import Look
+from exsel.report.picture import page_picture
 
 _PACKAGE = "exsel.diagnostics.report"
-_TILES = (
-    ("similarity", "mean cosine of attention's output and the token's own value"),
-    ("similarity_after", "of it in what reaches the output projection, after the exclusive projection"),
-    ("centred_similarity", "of it without the direction that all values share"),
-    ("self_weight", "of a token's attention weight is on itself"),
-    ("sink_mass", "of a later token's attention weight is on the first token"),
-    ("query_temperature", "mean inverse temperature of queries"),
-)
+_TILES = {
+    "similarity": "mean cosine of attention's output and the token's own value",
+    "similarity_after": "of it in what reaches the output projection, after the exclusive projection",
+    "centred_similarity": "of it without the direction that all values share",
+    "self_weight": "of a token's attention weight is on itself",
+    "sink_mass": "of a later token's attention weight is on the first token",
+    "query_temperature": "mean inverse temperature of queries",
+}
 _MOST_TILES = 4
 _FACTS = {"model": "Model", "data": "Data", "machine": "Machine and versions"}
 
 
-class Tile(NamedTuple):
-    """One of the large numbers under the headline."""
-
-    value: str
-    label: str
-
-
-class Section(NamedTuple):
-    """Figures that belong together."""
-
-    name: str
-    title: str
-    text: str
-    holds: Callable[[str, str], bool]
-    legend: list[Series]
-    pictures: list[Picture]
-
-
-class Cell(NamedTuple):
-    """A number in the table and what is said under it."""
-
-    value: str
-    note: str
-
-
 class Line(NamedTuple):
-    """One line of the table: of a layer of one model, or of what two differ by."""
+    """A line of the table: of one layer of a model, or of the difference of two.
+
+    Args:
+        layer: its number, or ``all``; empty below a line of the same layer.
+        label: the model's name, where there are two.
+        look: the model's look, where there are two.
+        cells: for each metric a number, and what stands below it.
+    """
 
     layer: str
     label: str
-    look: Series | None
-    cells: list[Cell]
+    look: Look | None
+    cells: list[tuple[str, str]]
 
 
-def render(sides: Sequence[DiagnosedModel], drawings: Sequence[Drawing]) -> str:
-    """Return the report as one HTML document that loads nothing from elsewhere.
+def render(models: Sequence[DiagnosedModel], sections: Mapping[str, Sequence[Drawable]]) -> str:
+    """The report as one HTML document that loads nothing.
 
     Args:
-        sides: one model, or two.
-        drawings: of :func:`exsel.diagnostics.report.figures.drawings`.
+        models: one, or two.
+        sections: see :func:`exsel.diagnostics.report.diagnosis_charts.figures_by_section`.
     """
-    names = measured(sides, CATALOGUE)
-    return _template("diagnosis.html.j2").render(
-        **_shared(sides),
-        headline=sentence(sides),
-        tiles=_tiles(sides),
-        looks=figures.model_looks(sides) if len(sides) == 2 else [],
-        by_depth=figures.is_by_depth(sides),
-        sections=_sections(sides, drawings),
-        columns=[CATALOGUE[name] for name in names],
-        lines=_lines(sides, names),
-        sides=sides,
-        gaps=[side.gaps() for side in sides],
-        notes=_notes(sides),
-        definitions=definitions(),
-        facts=[facts(side.diagnosis.to_dict(), _FACTS) for side in sides],
-        command=sides[0].diagnosis.command,
+    looks = looks_of_models(models)
+    legends = {}
+    for name, figures in sections.items():
+        labels = dict.fromkeys(label for figure in figures for label in labels_of(figure))
+        legends[name] = [looks[label] for label in labels] if len(labels) > 1 else []
+    names = measured(models, [metric.name for metric in METRICS])
+    return _render(
+        "diagnosis.html.j2",
+        models,
+        headline=headline(models),
+        qualifications=qualifications(models),
+        tiles=_tiles(models),
+        notes=_notes(models),
+        pictures={name: [page_picture(figure, looks) for figure in figures] for name, figures in sections.items()},
+        legends=legends,
+        columns=[METRIC_OF[name] for name in names],
+        lines=_lines(models, names),
+        metrics=METRICS,
+        facts=[facts(model.record, _FACTS) for model in models],
     )
 
 
-def render_tokens(sides: Sequence[DiagnosedModel]) -> str:
-    """Return the text shaded token by token as a page of its own; see :func:`has_tokens`."""
-    return _template("tokens.html.j2").render(**_shared(sides))
+def render_tokens(models: Sequence[DiagnosedModel]) -> str:
+    """The text shaded token by token as a page of its own; empty where there is no text."""
+    return _render("tokens.html.j2", models) if token_texts(models) else ""
 
 
-def has_tokens(sides: Sequence[DiagnosedModel]) -> bool:
-    """Whether there is a text to show."""
-    return token_text.reader(sides) is not None
-
-
-def _template(name: str) -> jinja2.Template:
-    return templates.environment(_PACKAGE).get_template(name)
-
-
-def _shared(sides: Sequence[DiagnosedModel]) -> dict[str, Any]:
-    reader = token_text.reader(sides)
-    script = "" if reader is None else resources.files(_PACKAGE).joinpath("tokens.js").read_text(encoding="utf-8")
+def _render(template: str, models: Sequence[DiagnosedModel], **content: Any) -> str:
+    texts = token_texts(models)
+    script = resources.files(_PACKAGE).joinpath("tokens.js").read_text(encoding="utf-8") if texts else ""
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return {
-        "version": sides[0].diagnosis.exsel_version,
-        "subject": _subject(sides),
-        "reader": reader,
-        "shades": range(token_text.SHADES + 1),
-        "data": "" if reader is None else Markup(reader.data),
-        # As it is: the policy allows what has this hash and nothing else.
-        "script": Markup(script),
-        "script_hash": f"sha256-{digest}" if script else "",
-    }
-
-
-def _subject(sides: Sequence[DiagnosedModel]) -> list[str]:
-    parts = []
-    for side in sides:
-        parameters = side.diagnosis.model.get("parameters")
-        layers = len(side.layers)
-        parts.append(
-            f"{side.name}: {formatting.compact(parameters)} parameters, {layers} layer{'s' if layers != 1 else ''}"
+    return (
+        templates.environment(_PACKAGE)
+        .get_template(template)
+        .render(
+            version=models[0].record["exsel_version"],
+            subject=_subject(models),
+            models=models,
+            reader=texts,
+            shades=range(SHADES + 1),
+            data=Markup(texts.data) if texts else "",
+            # The page's policy allows the script of this hash and no other.
+            script=Markup(script),
+            script_hash=f"sha256-{digest}" if script else "",
+            **content,
         )
-    data = sides[0].diagnosis.data
-    parts.append(str(data.get("description")))
-    return [*parts, size_of(data)]
+    )
 
 
-def _tiles(sides: Sequence[DiagnosedModel]) -> list[Tile]:
-    tiles = []
-    if len(sides) == 2:
-        reaching = [side.reaching() for side in sides]
-        if None not in reaching:
-            label = "mean cosine of what reaches the output projection and the token's own value"
-            numbers = f"{shown(reaching[0])} against {shown(reaching[1])}"
-            tiles.append(Tile(difference(*reaching), f"{numbers}: {label}"))
-    for name, label in _TILES:
-        means = [side.mean(name) for side in sides]
-        if means[0] is None or (len(sides) == 2 and means[1] is None):
-            continue
-        if len(sides) == 1:
-            tiles.append(Tile(shown(means[0]), label))
-        else:
-            tiles.append(Tile(difference(*means), f"{shown(means[0])} against {shown(means[1])}: {label}"))
-    return tiles[:_MOST_TILES]
+def _subject(models: Sequence[DiagnosedModel]) -> list[str]:
+    data, parts = models[0].record["data"], []
+    for model in models:
+        parameters, layers = formatting.compact(model.record["model"].get("parameters")), len(model.layers)
+        parts.append(f"{model.name}: {parameters} parameters, {layers} layer{'s' if layers != 1 else ''}")
+    return [*parts, str(data.get("description")), size_of(data)]
 
 
-def _sections(sides: Sequence[DiagnosedModel], drawings: Sequence[Drawing]) -> list[Section]:
-    models = figures.model_looks(sides) if len(sides) == 2 else []
-    by_measure = figures.measure_looks(sides) if len(sides) == 1 else models
-    found = [
-        Section(
-            "bias",
-            "Attention similarity bias",
-            "How much of a head's output merely repeats the token's own value. At 1 attention returns the token to "
-            "itself; at 0 it carries only what comes from the context. Part of it can be one direction that all "
-            "values share, which the similarity without the common direction leaves out.",
-            lambda what, where: where == "layers" and (what == "similarities" or what in figures.SIMILARITIES),
-            by_measure,
-            [],
-        ),
-        Section(
-            "places",
-            "By head and by position",
-            "Which heads copy the token itself, and where in the text they do.",
-            lambda what, where: where != "layers",
-            models,
-            [],
-        ),
-        Section(
-            "spread",
-            "Where attention goes",
-            "Over how many tokens a row of attention weights is spread, and how much of it rests on the first token.",
-            lambda what, where: where == "layers" and what in figures.SPREAD,
-            models,
-            [],
-        ),
-        Section(
-            "mechanisms",
-            "Strengths and temperatures",
-            "What the mechanisms have learned: how much of the own value's direction the exclusive projection takes "
-            "out, and by which inverse temperatures selective attention multiplies (higher is spikier).",
-            lambda what, where: where == "layers" and (what == "strength" or what in figures.TEMPERATURES),
-            models,
-            [],
-        ),
-        Section(
-            "weights",
-            "What the weights let through",
-            "How strongly the query and key weights alone can select, without rotation and temperatures.",
-            lambda what, where: where == "layers" and what in figures.WEIGHTS,
-            models,
-            [],
-        ),
-    ]
-    for drawing in drawings:
-        what, where = drawing.name.split("-")[:2]
-        next(section for section in found if section.holds(what, where)).pictures.append(drawing.picture())
-    return [section for section in found if section.pictures]
+def _tiles(models: Sequence[DiagnosedModel]) -> list[tuple[str, str]]:
+    """Large numbers, each with what it is."""
+    means = [([model.mean(name) for model in models], label) for name, label in _TILES.items()]
+    if len(models) == 1:
+        return [(shown(mean), label) for (mean,), label in means if mean is not None][:_MOST_TILES]
+    reaching = "mean cosine of what reaches the output projection and the token's own value"
+    return [
+        (difference(first, second), f"{shown(first)} against {shown(second)}: {label}")
+        for (first, second), label in [([model.reaching() for model in models], reaching), *means]
+        if first is not None and second is not None
+    ][:_MOST_TILES]
 
 
-def _lines(sides: Sequence[DiagnosedModel], names: Sequence[str]) -> list[Line]:
-    looks: Sequence[Series | None] = figures.model_looks(sides) if len(sides) == 2 else [None]
-    numbers = sorted({layer["layer"] for side in sides for layer in side.layers})
+def _lines(models: Sequence[DiagnosedModel], names: Sequence[str]) -> list[Line]:
+    """The table: the means over all layers, then layer by layer."""
+    looks = looks_of_models(models)
+    by_number = [{layer["layer"]: layer for layer in model.layers} for model in models]
+    numbers = sorted({number for layers in by_number for number in layers})
     lines = []
-    for number in [None, *numbers]:
-        means = [[_mean(side, number, name) for name in names] for side in sides]
-        first = "all" if number is None else str(number)
-        for side, look, row in zip(sides, looks, means, strict=True):
-            cells = [Cell(shown(mean), _heads(side, number, name)) for name, mean in zip(names, row, strict=True)]
-            lines.append(Line(first, side.name if look else "", look, cells))
-            first = ""
-        if len(sides) == 2:
-            gaps = [Cell(difference(*pair), "") for pair in zip(*means, strict=True)]
+    for number in (None, *numbers):
+        means: list[list[float | None]] = []
+        for model, layers in zip(models, by_number, strict=True):
+            layer = {"metrics": {}} if number is None else layers.get(number, {"metrics": {}})
+            found = [model.metric(layer, name) for name in names]
+            row = [None if metric is None else float(metric["mean"]) for metric in found]
+            means.append([model.mean(name) for name in names] if number is None else row)
+            cells = [(shown(mean), _heads(metric)) for mean, metric in zip(means[-1], found, strict=True)]
+            first = "" if len(means) == 2 else "all" if number is None else str(number)
+            is_pair = len(models) == 2
+            lines.append(Line(first, model.name if is_pair else "", looks[model.name] if is_pair else None, cells))
+        if len(models) == 2:
+            gaps = [(difference(*pair), "") for pair in zip(*means, strict=True)]
             lines.append(Line("", "difference", None, gaps))
     return lines
 
 
-def _layer(side: DiagnosedModel, number: int) -> dict[str, Any] | None:
-    return next((layer for layer in side.layers if layer["layer"] == number), None)
-
-
-def _mean(side: DiagnosedModel, number: int | None, name: str) -> float | None:
-    if number is None:
-        return side.mean(name)
-    layer = _layer(side, number)
-    found = None if layer is None else side.metric(layer, name)
-    return None if found is None else float(found["mean"])
-
-
-def _heads(side: DiagnosedModel, number: int | None, name: str) -> str:
+def _heads(metric: Mapping[str, Any] | None) -> str:
     """From the lowest to the highest head."""
-    layer = None if number is None else _layer(side, number)
-    found = None if layer is None else side.metric(layer, name)
-    if found is None or len(found["heads"]) < 2:
+    if metric is None or len(metric["heads"]) < 2:
         return ""
-    low, high = shown(min(found["heads"])), shown(max(found["heads"]))
-    return low if low == high else f"{low} … {high}"
+    return " … ".join(dict.fromkeys((shown(min(metric["heads"])), shown(max(metric["heads"])))))
 
 
-def _notes(sides: Sequence[DiagnosedModel]) -> list[str]:
-    notes = [note if len(sides) == 1 else f"{side.name}: {note}" for side in sides for note in side.diagnosis.notes]
-    if len(sides) == 2 and not same_text(sides):
-        notes.insert(0, "The models read different tokens: their tokenizers or texts differ.")
-    if figures.is_by_depth(sides):
-        notes.insert(
-            0,
+def _notes(models: Sequence[DiagnosedModel]) -> list[str]:
+    notes = []
+    if is_by_depth(models):
+        notes.append(
             "The models have different numbers of layers: figures show layers at their relative depth, from 0 (input) "
-            "to 1 (output), and the table by number.",
+            "to 1 (output), and the table by number."
         )
-    return notes
+    texts = [[picture["tokens"] for picture in model.record["pictures"]] for model in models]
+    counts = [[model.record["data"].get(name) for name in ("sequences", "tokens")] for model in models]
+    if texts[0] != texts[-1] or counts[0] != counts[-1]:
+        notes.append("The models read different tokens: their tokenizers or texts differ.")
+    prefixes = [""] if len(models) == 1 else [f"{model.name}: " for model in models]
+    return notes + [
+        prefix + note for prefix, model in zip(prefixes, models, strict=True) for note in model.record["notes"]
+    ]

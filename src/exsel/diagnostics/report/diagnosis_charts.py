@@ -1,0 +1,235 @@
+"""The figures of the report as data."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from exsel.diagnostics.report.diagnosed_models import METRIC_OF, DiagnosedModel, difference, extent, measured, shown
+from exsel.report.charts import Chart, Curve, Drawable, HeatMap, Reference, Tick
+from exsel.report.looks import Look, look
+
+# The similarities have one look in every report; 1 and 2 are those of two models, too.
+_SLOTS = {"similarity": 1, "similarity_after": 3, "centred_similarity": 2, "value_similarity": 4, "self_weight": 6}
+_TEMPERATURES = ("query_temperature", "key_temperature", "value_temperature")
+# Metrics that differ much from token to token: the least and the greatest token are drawn too.
+_OF_TOKENS = (*_TEMPERATURES, "token_norm")
+_OF_HEADS_ALONE = ("strength", "operator_norm")
+# An axis spans at least this share of its largest number, and of the range of the metric.
+_LEAST_SHARE, _LEAST_OF_RANGE = 0.1, 0.02
+# An axis is logarithmic where the largest value is this many times the smallest.
+_FAR = 16
+
+_Rows = Mapping[int, Sequence[float | None]]
+
+
+def looks_of_models(models: Sequence[DiagnosedModel]) -> dict[str, Look]:
+    """The look of each model's curve, and in a report of one model of each similarity."""
+    titles = {METRIC_OF[name].title: slot for name, slot in _SLOTS.items()} if len(models) == 1 else {}
+    slots = {**titles, **{model.name: slot for slot, model in enumerate(models, start=1)}}
+    return {label: look(label, slot) for label, slot in slots.items()}
+
+
+def figures_by_section(models: Sequence[DiagnosedModel]) -> dict[str, list[Drawable]]:
+    """All figures for which there are numbers, by the report's sections."""
+    similarities = measured(models, _SLOTS)
+    bias = [_similarities(models[0], similarities)] if len(models) == 1 and similarities else None
+    maps = [("similarity", "heads"), ("sink_mass", "heads"), ("similarity", "buckets")]
+    positions = measured(models, ("similarity", "effective_tokens"))
+    found: dict[str, list[Drawable]] = {
+        "bias": [*(bias or _by_layer(models, similarities))],
+        "places": [
+            *(each for name, where in maps if name == "similarity" or len(models) == 1
+              for each in _heat_maps(models, name, where)),
+            *(_by_position(models, name) for name in positions),
+        ],
+        "spread": [*_by_layer(models, ("spikiness", "entropy", "effective_tokens", "sink_mass"))],
+        "mechanisms": [*_by_layer(models, (*_TEMPERATURES, "strength"))],
+        "weights": [*_by_layer(models, ("token_norm", "operator_norm"))],
+    }  # fmt: skip
+    return {name: figures for name, figures in found.items() if figures}
+
+
+def is_by_depth(models: Sequence[DiagnosedModel]) -> bool:
+    """Whether layers are drawn at their relative depth, because the models have different numbers of them."""
+    return len({model.depth for model in models}) > 1
+
+
+def _by_layer(models: Sequence[DiagnosedModel], names: Sequence[str]) -> Iterator[Chart]:
+    """A chart for each metric: a curve for each model, from the lowest to the highest head."""
+    several_heads = any(layer["num_heads"] > 1 for model in models for layer in model.layers)
+    for name in measured(models, names):
+        caption = _means_in_words(models, name)
+        caption += " Band: from the lowest to the highest head." if several_heads else ""
+        having = [model for model in models if model.means(name)]
+        curves = [_layer_curve(models, model, name, model.name) for model in having]
+        if name in _OF_TOKENS:
+            caption += " Thin lines: from the least to the most token."
+            curves = [*(_layer_curve(models, model, name, model.name, "range") for model in having), *curves]
+        metric = METRIC_OF[name]
+        yield _over_layers(
+            models, curves, name, name=f"{name}-layers", title=metric.title, y_label=metric.symbol, caption=caption
+        )
+
+
+def _similarities(model: DiagnosedModel, names: Sequence[str]) -> Chart:
+    """All similarities of one model in one chart."""
+    bias = model.means("similarity")
+    return _over_layers(
+        [model],
+        [_layer_curve([model], model, name, METRIC_OF[name].title, ends=False) for name in names],
+        "similarity",
+        name="similarities-layers",
+        title="Attention similarity bias in each layer",
+        y_label="mean",
+        caption=f"Mean over tokens and heads.{f' cos(yᵢ, vᵢ): {extent(bias)}.' if bias else ''}",
+    )
+
+
+def _layer_curve(
+    models: Sequence[DiagnosedModel],
+    model: DiagnosedModel,
+    name: str,
+    label: str,
+    style: Any = "line",
+    ends: bool = True,
+) -> Curve:
+    places = [layer["layer"] for layer in model.layers]
+    if is_by_depth(models):
+        places = [(place + 0.5) / model.depth for place in places]
+    spreads = []
+    for layer in model.layers:
+        found = model.metric(layer, name)
+        heads = found and ((found["least"], found["most"]) if style == "range" else found["heads"])
+        spreads.append((found["mean"], min(heads), max(heads)) if found and heads else None)
+    return _curve(label, places, spreads, style, ends)
+
+
+def _curve(
+    label: str,
+    places: Sequence[float],
+    spreads: Sequence[tuple[float, float, float] | None],
+    style: Any = "line",
+    ends: bool = True,
+) -> Curve:
+    """A curve through the means of ``spreads``, each (mean, least, most); a gap where there is none."""
+    y, low, high = zip(*(spread or (math.nan,) * 3 for spread in spreads), strict=True)
+    band = {"low": low, "high": high} if ends else {}
+    return Curve(label=label, x=tuple(places), y=y, style=style, **band)
+
+
+def _over_layers(models: Sequence[DiagnosedModel], curves: Sequence[Curve], metric: str, **options: Any) -> Chart:
+    if is_by_depth(models):
+        label = f"relative depth ({' and '.join(str(model.depth) for model in models)} layers)"
+        return _chart(curves, metric, x_range=(0.0, 1.0), x_label=label, **options)
+    places = [x for curve in curves for x in curve.x]
+    return _chart(curves, metric, x_range=(min(places) - 0.5, max(places) + 0.5), x_label="layer", **options)
+
+
+def _chart(curves: Sequence[Curve], name_of_metric: str, **options: Any) -> Chart:
+    """A chart in which nearly equal numbers are a nearly level line."""
+    metric = METRIC_OF[name_of_metric]
+    drawn = [abs(value) for curve in curves for value in (*curve.y, *(curve.low or ()), *(curve.high or ()))]
+    least_height = _LEAST_SHARE * max(value for value in drawn if not math.isnan(value))
+    if metric.low is not None and metric.high is not None:
+        least_height = max(least_height, _LEAST_OF_RANGE * (metric.high - metric.low))
+    references = (Reference(y=0.0),) if metric.low == -1 else ()
+    return Chart(curves=tuple(curves), least_height=least_height, references=references, **options)
+
+
+def _by_position(models: Sequence[DiagnosedModel], name: str) -> Chart:
+    curves = []
+    for model in models:
+        rows = [found["buckets"] for layer in model.layers if (found := model.metric(layer, name)) is not None]
+        columns = [
+            [row[place] for row in rows if row[place] is not None] for place in range(len(rows[0]) if rows else 0)
+        ]
+        if rows:
+            spreads = [(statistics.fmean(each), min(each), max(each)) if each else None for each in columns]
+            curves.append(_curve(model.name, range(len(columns)), spreads))
+    buckets = _buckets(models)
+    is_short = len(buckets) > 6  # then there is only room for the first place of each bucket
+    means = [y for curve in curves for y in curve.y if not math.isnan(y)]
+    return _chart(
+        curves,
+        name,
+        name=f"{name}-positions",
+        title=f"{METRIC_OF[name].title} by position",
+        x_label=f"position of the token{', from' if is_short else ''}",
+        y_label=METRIC_OF[name].symbol,
+        x_ticks=tuple(Tick(k, text.partition("–")[0] if is_short else text) for k, text in enumerate(buckets)),
+        log_y=min(means) > 0 and max(means) > _FAR * min(means),
+        caption="Mean over layers, heads and the tokens at these places of their sequences. Band: from the lowest to "
+        "the highest layer.",
+    )
+
+
+def _buckets(models: Sequence[DiagnosedModel]) -> list[str]:
+    """The names of the buckets of positions, ``4–7``, up to the longest sequence."""
+    longest = max((model.record for model in models), key=lambda record: len(record["buckets"]))
+    end = longest["data"].get("longest") or math.inf
+    ends = [(bucket["first"], min(bucket["last"], end)) for bucket in longest["buckets"]]
+    return [str(first) if first == last else f"{first}–{last}" for first, last in ends]
+
+
+def _means_in_words(models: Sequence[DiagnosedModel], name: str) -> str:
+    if len(models) == 1:
+        over = "heads" if name in _OF_HEADS_ALONE else "tokens and heads"
+        return f"Mean over {over}: {extent(models[0].means(name))}."
+    means = {model.name: model.mean(name) for model in models}
+    parts = [f"{model} {shown(mean)}" for model, mean in means.items() if mean is not None]
+    lacks = [f" Not measured in {model}." for model, mean in means.items() if mean is None]
+    gap = "" if lacks else f" (difference {difference(*means.values())})"
+    return f"Mean: {', '.join(parts)}{gap}.{''.join(lacks)}"
+
+
+def _heat_maps(models: Sequence[DiagnosedModel], name: str, where: str) -> Iterator[HeatMap]:
+    """Maps by layer and head or bucket of positions: of one model, or of two and their difference."""
+    tables = [_rows(model, name, where) for model in models]
+    largest = max((abs(value) for table in tables for value in _counted(table)), default=0.0) or None
+    title = f"{METRIC_OF[name].title} by layer and {'head' if where == 'heads' else 'position'}"
+    maps = [("", "", tables[0], largest)]
+    if len(models) == 2:
+        maps = [(f"-{stem}", f": {model.name}", table, largest)
+                for stem, model, table in zip(("first", "second"), models, tables, strict=True)]  # fmt: skip
+        maps.append(("-difference", f": {models[0].name} less {models[1].name}", _less(*tables), None))
+    for stem, subject, table, scale in maps:
+        counted = _counted(table)
+        if not counted:
+            continue
+        height = max(map(len, table.values()))
+        columns = [[*row, *[None] * (height - len(row))] for row in table.values()]
+        caption = f"{extent(counted)}: the deeper the colour, the farther from 0."
+        caption += " The second colour is below 0." if min(counted) < 0 else ""
+        caption += " A stroke: not measured." if any(None in column for column in columns) else ""
+        yield HeatMap(
+            name=f"{name}-{where}{stem}",
+            title=title + subject,
+            x_label="layer",
+            y_label="head" if where == "heads" else "position of the token",
+            columns=tuple(map(str, table)),
+            rows=tuple(map(str, range(height))) if where == "heads" else tuple(_buckets(models)[:height]),
+            values=tuple(zip(*columns, strict=True)),
+            scale=scale,
+            caption=caption,
+        )
+
+
+def _counted(table: _Rows) -> list[float]:
+    return [value for row in table.values() for value in row if value is not None]
+
+
+def _rows(model: DiagnosedModel, name: str, where: str) -> _Rows:
+    """By layer, the numbers of its heads or buckets; empty where nothing was measured."""
+    found = {layer["layer"]: model.metric(layer, name) for layer in model.layers}
+    return {layer: [] if metric is None else metric[where] for layer, metric in found.items()}
+
+
+def _less(table: _Rows, other: _Rows) -> _Rows:
+    """The first less the second, where both have a number; nothing for models of different layers or heads."""
+    if {layer: len(row) for layer, row in table.items()} != {layer: len(row) for layer, row in other.items()}:
+        return {}
+    pairs = {layer: zip(row, other[layer], strict=True) for layer, row in table.items()}
+    return {layer: [None if None in pair else pair[0] - pair[1] for pair in row] for layer, row in pairs.items()}  # type: ignore[operator]
