@@ -8,7 +8,6 @@ from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
 import torch
 from datasets import Dataset, Features, IterableDataset, List, Value
 from datasets.fingerprint import Hasher
@@ -42,13 +41,12 @@ class Packer:
         self._starts = np.zeros(0, np.bool_)
         self._next_starts = np.True_
 
-    def __call__(self, rows: Sequence[Row], *, last: bool) -> dict[str, NDArray[np.int32]]:
+    def __call__(self, rows: Sequence[Row], *, last: bool) -> dict[str, list[NDArray[np.int32]]]:
         """Add rows of documents.
 
         Returns:
-            The tokens that fill blocks by now, in a row (with ``last`` all of them, so that the last block may be
-            shorter): ``input_ids``, and for ``isolate`` also ``position_ids``, which count from 0 at the start of each
-            document and of each block.
+            The blocks that are full by now (with ``last`` also the rest, as a shorter one): ``input_ids``, and for
+            ``isolate`` also ``position_ids``, which count from 0 at the start of each document and of each block.
         """
         tokens, lengths = encode(rows, self.tokenizer)
         # A document starts where one has ended, which may be with the token to come.
@@ -62,11 +60,11 @@ class Packer:
         self._tokens, self._starts = tokens[ready:], starts[ready:]
         columns = {"input_ids": tokens[:ready]}
         if self.pack == "isolate":
-            starts = starts[:ready]
             starts[:: self.seq_len] = True
-            index = np.arange(ready, dtype=np.int64)
-            columns["position_ids"] = (index - np.maximum.accumulate(np.where(starts, index, 0))).astype(np.int32)
-        return columns
+            index = np.arange(ready, dtype=np.int32)
+            columns["position_ids"] = index - np.maximum.accumulate(np.where(starts[:ready], index, 0))
+        cuts = range(0, ready, self.seq_len)
+        return {name: [ids[cut : cut + self.seq_len] for cut in cuts] for name, ids in columns.items()}
 
 
 def pack_corpus(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, seq_len: int, pack: Pack) -> tuple[Dataset, int]:
@@ -80,26 +78,22 @@ def pack_corpus(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, seq_len: 
     rows = corpus.rows
     packer = Packer(tokenizer, seq_len, pack)
 
-    def pack_batch(batch: pa.Table, indices: list[int]) -> pa.Table:
-        read = list(zip(batch["text"].to_pylist(), batch["ends"].to_pylist(), strict=True))
-        columns = packer(read, last=indices[-1] == len(rows) - 1)
-        tokens = len(columns["input_ids"])
-        offsets = pa.array(np.append(np.arange(0, tokens, seq_len), tokens).astype(np.int32))
-        return pa.table({name: pa.ListArray.from_arrays(offsets, pa.array(ids)) for name, ids in columns.items()})
+    def pack_batch(texts: list[str], ends: list[bool], indices: list[int]) -> dict[str, list[NDArray[np.int32]]]:
+        return packer(list(zip(texts, ends, strict=True)), last=indices[-1] == len(rows) - 1)
 
     # The function that makes the blocks carries state, so their result is named by what goes into it.
     name = f"exsel {_FORMAT} {corpus.digest.hex()} {Hasher.hash(tokenizer)} {seq_len} {pack}"
     with no_progress_bars():
-        blocks = rows.with_format("arrow").map(
+        blocks = rows.map(
             pack_batch,
+            input_columns=["text", "ends"],
             with_indices=True,
             batched=True,
             batch_size=max(1, min(_MOST_ROWS, _BATCH_BYTES * len(rows) // max(1, corpus.num_bytes))),
             remove_columns=rows.column_names,
             features=_features(pack),
             new_fingerprint=hashlib.sha256(name.encode()).hexdigest()[:32],
-        )
-    blocks = blocks.with_format("numpy", dtype=np.int32)
+        ).with_format("numpy", dtype=np.int32)
     full, rest = len(blocks) - 1, len(blocks[-1]["input_ids"])
     return blocks if rest == seq_len else blocks.select(range(full)), full * seq_len + rest
 
@@ -108,23 +102,22 @@ def pack_stream(
     documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, *, seq_len: int, pack: Pack
 ) -> IterableDataset:
     """Tokenise and pack documents as they come; every iteration begins the documents anew."""
-    return IterableDataset.from_generator(
-        _stream_blocks,
-        features=_features(pack),
-        # In a tuple: `datasets` takes a list here for shards that may be read apart.
-        gen_kwargs={"source": (documents, tokenizer, seq_len, pack)},
-    ).with_format("numpy")
+    # In a tuple: `datasets` takes a list here for shards that may be read apart.
+    source = {"source": (documents, tokenizer, seq_len, pack)}
+    return IterableDataset.from_generator(_stream_blocks, features=_features(pack), gen_kwargs=source).with_format(
+        "numpy"
+    )
 
 
 def _stream_blocks(
     source: tuple[Iterable[str], PreTrainedTokenizerBase, int, Pack],
 ) -> Iterator[dict[str, NDArray[np.int32]]]:
-    documents, tokenizer, seq_len, pack = source
-    packer = Packer(tokenizer, seq_len, pack)
+    documents, *settings = source
+    packer = Packer(*settings)
     for batch in batches_of(documents):
         columns = packer(batch, last=False)
-        for start in range(0, len(columns["input_ids"]), seq_len):
-            yield {name: tokens[start : start + seq_len] for name, tokens in columns.items()}
+        for block in zip(*columns.values(), strict=True):
+            yield dict(zip(columns, block, strict=True))
 
 
 def batches_of(documents: Iterable[str]) -> Iterator[list[Row]]:

@@ -28,7 +28,7 @@ class Corpus:
     digests: NDArray[np.uint8]
     """The SHA-256 of each document: ``[documents, 32]``."""
     sizes: NDArray[np.int64]
-    """In bytes of UTF-8: ``[documents]``."""
+    """Bytes of UTF-8: ``[documents]``."""
     row_counts: NDArray[np.int64]
     """``[documents]``."""
 
@@ -36,26 +36,20 @@ class Corpus:
     def of(cls, rows: Dataset) -> Self:
         """Measure documents."""
         digests: list[bytes] = []
-        sizes: list[int] = []
-        row_counts: list[int] = []
-        begins = True
-        for batch in rows.with_format("arrow").iter(_BATCH):
-            for text, ends in zip(batch["text"].to_pylist(), batch["ends"].to_pylist(), strict=True):
-                if begins:
-                    digest, size, count = hashlib.sha256(), 0, 0
+        counts: list[tuple[int, int]] = []
+        digest, size, count = hashlib.sha256(), 0, 0
+        for batch in rows.iter(_BATCH):
+            for text, ends in zip(batch["text"], batch["ends"], strict=True):
                 encoded = text.encode()
                 digest.update(encoded)
-                size, count, begins = size + len(encoded), count + 1, ends
+                size, count = size + len(encoded), count + 1
                 if ends:
                     digests.append(digest.digest())
-                    sizes.append(size)
-                    row_counts.append(count)
-        return cls(
-            rows=rows,
-            digests=np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32),
-            sizes=np.array(sizes, np.int64),
-            row_counts=np.array(row_counts, np.int64),
-        )
+                    counts.append((size, count))
+                    digest, size, count = hashlib.sha256(), 0, 0
+        sizes, row_counts = np.array(counts, np.int64).reshape(-1, 2).T
+        numbers = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32)
+        return cls(rows=rows, digests=numbers, sizes=sizes, row_counts=row_counts)
 
     @property
     def digest(self) -> bytes:
@@ -69,17 +63,21 @@ class Corpus:
 
     @property
     def num_bytes(self) -> int:
-        """Of all documents, as UTF-8."""
+        """Bytes of all documents as UTF-8."""
         return int(self.sizes.sum())
 
-    def select(self, chosen: NDArray[np.bool_]) -> Corpus:
-        """The documents that a mask ``[documents]`` chooses."""
-        return Corpus(
-            rows=self.rows.select(np.flatnonzero(np.repeat(chosen, self.row_counts))),
-            digests=self.digests[chosen],
-            sizes=self.sizes[chosen],
-            row_counts=self.row_counts[chosen],
+    def split(self, validates: NDArray[np.bool_]) -> tuple[Corpus, Corpus]:
+        """Split into (train, validation); the mask ``[documents]`` says which validate."""
+        train, validation = (
+            Corpus(
+                rows=self.rows.select(np.flatnonzero(np.repeat(chosen, self.row_counts))),
+                digests=self.digests[chosen],
+                sizes=self.sizes[chosen],
+                row_counts=self.row_counts[chosen],
+            )
+            for chosen in (~validates, validates)
         )
+        return train, validation
 
 
 def key_of(text: str) -> int:
@@ -94,9 +92,8 @@ def is_validation(key: int) -> bool:
 
 def split_by_name(texts: dict[str, str]) -> tuple[Corpus, Corpus]:
     """Split documents by the hash of their names into (train, validation)."""
-    corpus = Corpus.of(to_dataset(rows_of(texts.values())))
     validates = np.array([is_validation(key_of(name)) for name in texts])
-    return corpus.select(~validates), corpus.select(validates)
+    return Corpus.of(to_dataset(rows_of(texts.values()))).split(validates)
 
 
 def split_by_content(corpus: Corpus) -> tuple[Corpus, Corpus]:
@@ -107,13 +104,9 @@ def split_by_content(corpus: Corpus) -> tuple[Corpus, Corpus]:
     5% of the bytes instead, passing over each that would exceed 25%. Where that fails as well (a single document,
     or one that is nearly everything), the end of the longest document validates: as much as 5% of all bytes, at
     most half of it, cut where a line begins. Repetitions of that document are dropped.
-
-    Args:
-        corpus: of at least one document.
     """
     keys = corpus.digests[:, :8].copy().view(">u8").ravel().astype(np.uint64)
     distinct, document_of = np.unique(keys, return_inverse=True)
-    # Exact in float64 up to 2^53 bytes.
     shares = np.bincount(document_of, weights=corpus.sizes) / corpus.num_bytes
     chosen = distinct < np.uint64(_THRESHOLD)
     if not _LEAST_SHARE <= shares[chosen].sum() <= _MOST_SHARE:
@@ -125,8 +118,7 @@ def split_by_content(corpus: Corpus) -> tuple[Corpus, Corpus]:
                 filled += share
     if shares[chosen].sum() < _LEAST_SHARE:
         return _split_longest(corpus)
-    validates = chosen[document_of]
-    return corpus.select(~validates), corpus.select(validates)
+    return corpus.split(chosen[document_of])
 
 
 def _split_longest(corpus: Corpus) -> tuple[Corpus, Corpus]:
