@@ -21,11 +21,10 @@ from exsel.data.documents import FEATURES, Row, rows_of, to_dataset
 from exsel.data.hub_access import no_progress_bars
 from exsel.errors import ExselError, first_line
 
-_TEXT_SUFFIXES = frozenset(
-    {".txt", ".text", ".md", ".rst", ".tex", ".html", ".xml", ".py", ".c", ".h", ".cc", ".cpp", ".hpp", ".cu"}
-    | {".java", ".js", ".ts", ".go", ".rs", ".sh", ".sql", ".lean"}
+_SUFFIXES = frozenset(
+    {".jsonl", ".parquet", ".txt", ".text", ".md", ".rst", ".tex", ".html", ".xml", ".py", ".c", ".h", ".cc", ".cpp"}
+    | {".hpp", ".cu", ".java", ".js", ".ts", ".go", ".rs", ".sh", ".sql", ".lean"}
 )
-_SUFFIXES = _TEXT_SUFFIXES | {".jsonl", ".parquet"}
 # A value that ends so is meant as a file, even if it is missing: it is not looked for on the hub.
 _FAMILIAR_SUFFIXES = frozenset(
     {".json", ".csv", ".tsv", ".arrow", ".gz", ".bz2", ".xz", ".zst", ".zip", ".tar", ".pdf", ".docx"}
@@ -33,8 +32,7 @@ _FAMILIAR_SUFFIXES = frozenset(
 # Files of more than this together go through a memory-mapped Arrow file in the cache folder of `datasets`.
 IN_MEMORY_BYTES = 256 * 2**20
 _READ_BYTES = 2**20
-_WRITE_ROWS = 100
-_PARQUET_ROWS = 1024
+_WRITE_ROWS, _PARQUET_ROWS = 100, 1024
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _CONTINUATION_BYTES = bytes(range(0x80, 0xC0))
 _JSON_TYPES = {
@@ -50,67 +48,52 @@ _JSON_TYPES = {
 def is_local(spec: str) -> bool:
     """Whether a ``--data`` value names something on this machine: it exists, or is spelled as a path or a glob."""
     path = Path(spec).expanduser()
-    return (
-        path.exists()
-        or glob.has_magic(spec)
-        or spec.startswith((".", "/", "~"))
-        or path.suffix.lower() in _SUFFIXES | _FAMILIAR_SUFFIXES
-    )
+    is_spelled_so = spec.startswith((".", "/", "~")) or path.suffix.lower() in _SUFFIXES | _FAMILIAR_SUFFIXES
+    return path.exists() or glob.has_magic(spec) or is_spelled_so
 
 
 def find_files(specs: Sequence[str]) -> list[Path]:
-    """List the files that the values name: files as they are, folders and globs expanded and sorted.
+    """List the files that the values name, each once: files as they are, folders and globs expanded and sorted.
 
     A folder is searched with its subfolders for files with a supported suffix (hidden ones left out); a file that
-    is named itself may also have no suffix and is then text. A file named twice counts once.
+    is named itself may also have no suffix and is then text.
 
     Raises:
         ExselError: something is missing, empty, of an unsupported type, or a folder holds nothing to read.
     """
     found: dict[Path, Path] = {}
     for spec in specs:
-        for path in _matches(spec):
-            for file in _files_in(path) if path.is_dir() else [_checked(path)]:
+        path = Path(spec).expanduser()
+        matches = [path]
+        if not path.exists():
+            if not glob.has_magic(spec):
+                raise ExselError(f"no such file or folder: {spec}")
+            # Path.glob takes no absolute patterns.
+            matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207
+            if not matches:
+                raise ExselError(f"nothing matches {spec}")
+            # `**` matches folders and their files: the files suffice, unless there are folders alone.
+            matches = [match for match in matches if match.is_file()] or matches
+        for match in matches:
+            for file in _readable(match):
                 found.setdefault(file.resolve(), file)
     return list(found.values())
 
 
-def _matches(spec: str) -> list[Path]:
-    path = Path(spec).expanduser()
-    if path.exists():
-        return [path]
-    if not glob.has_magic(spec):
-        raise ExselError(f"no such file or folder: {spec}")
-    # Path.glob takes no absolute patterns.
-    matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207
-    if not matches:
-        raise ExselError(f"nothing matches {spec}")
-    # `**` matches folders and their files: the files suffice, unless there are folders alone.
-    return [match for match in matches if match.is_file()] or matches
-
-
-def _files_in(folder: Path) -> list[Path]:
-    files = [
-        path
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in _SUFFIXES
-        and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    ]
-    if not files:
-        raise ExselError(f"{folder} holds no text, .jsonl or .parquet file")
-    return files
-
-
-def _checked(file: Path) -> Path:
-    if file.suffix and file.suffix.lower() not in _SUFFIXES:
-        raise ExselError(
-            f"{file}: files of type {file.suffix} are not supported; use .jsonl, .parquet or text "
-            "(.txt, .c, .cc, .cpp, .cu, .go, …)"
-        )
-    if file.stat().st_size == 0:
-        raise ExselError(f"{file} is empty")
-    return file
+def _readable(path: Path) -> list[Path]:
+    """A file, or the files of a folder."""
+    if path.is_dir():
+        files = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in _SUFFIXES and file.is_file()]
+        shown = [file for file in files if not any(part[0] == "." for part in file.relative_to(path).parts)]
+        if not shown:
+            raise ExselError(f"{path} holds no text, .jsonl or .parquet file")
+        return shown
+    if path.suffix and path.suffix.lower() not in _SUFFIXES:
+        supported = "use .jsonl, .parquet or text (.txt, .c, .cc, .cpp, .cu, .go, …)"
+        raise ExselError(f"{path}: files of type {path.suffix} are not supported; {supported}")
+    if path.stat().st_size == 0:
+        raise ExselError(f"{path} is empty")
+    return [path]
 
 
 def load_files(files: Sequence[Path], text_field: str) -> Dataset:
@@ -154,14 +137,9 @@ def read_rows(files: Sequence[Path], text_field: str) -> Iterator[Row]:
             holds something other than text in it.
     """
     for file in files:
+        read = {".jsonl": _read_json_lines, ".parquet": _read_parquet}.get(file.suffix.lower())
         try:
-            match file.suffix.lower():
-                case ".jsonl":
-                    yield from rows_of(_read_json_lines(file, text_field))
-                case ".parquet":
-                    yield from rows_of(_read_parquet(file, text_field))
-                case _:
-                    yield from _read_text(file)
+            yield from _read_text(file) if read is None else rows_of(read(file, text_field))
         except OSError as error:
             raise ExselError(f"{file} cannot be read: {error.strerror or error}") from error
 
@@ -171,10 +149,9 @@ def _read_text(file: Path) -> Iterator[Row]:
         data = source.read(_READ_BYTES).removeprefix(_BYTE_ORDER_MARK)
         while data:
             following = source.read(_READ_BYTES)
-            # Cut where the last line begins, or in a single line the last character.
-            cut = data.rfind(b"\n") + 1 or max(len(data.rstrip(_CONTINUATION_BYTES)) - 1, 0) or len(data)
-            if not following:
-                cut = len(data)
+            cut = len(data)
+            if following:  # cut where the last line begins, or in a single line the last character
+                cut = data.rfind(b"\n") + 1 or max(len(data.rstrip(_CONTINUATION_BYTES)) - 1, 0) or cut
             yield _decode(data[:cut], file, source.tell() - len(following) - len(data)), not following
             data = data[cut:] + following
 
@@ -205,24 +182,22 @@ def _read_json_lines(file: Path, text_field: str) -> Iterator[str | None]:
 def _json_text(line: str, place: str, text_field: str) -> str | None:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ExselError(f"{place} is not JSON: {error.msg} at column {error.colno}") from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets nested by the thousand
-        raise ExselError(f"{place} is not JSON: {first_line(error)}") from error
+    except (ValueError, RecursionError) as error:  # also for a number of thousands of digits, and deep nesting
+        reason = first_line(error)
+        if isinstance(error, json.JSONDecodeError):
+            reason = f"{error.msg} at column {error.colno}"
+        raise ExselError(f"{place} is not JSON: {reason}") from error
     if not isinstance(row, dict):
         raise ExselError(f"{place} is not a JSON object but {_JSON_TYPES.get(type(row), 'null')}")
     text = text_of(row, place, text_field)
-    if text is not None and "\\u" in line:
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise ExselError(f"{place}: field {text_field!r} holds half a surrogate pair, which is no text") from error
+    if text and "\\u" in line and any("\ud800" <= character <= "\udfff" for character in text):
+        raise ExselError(f"{place}: field {text_field!r} holds half a surrogate pair, which is no text")
     return text
 
 
 def text_of(row: dict[str, Any], place: str, text_field: str) -> str | None:
     """The value of a row's text field, which must be a string or null."""
-    _check_field(place, text_field, row)
+    _check_field(row, place, text_field)
     value = row[text_field]
     if value is None or isinstance(value, str):
         return value
@@ -230,17 +205,16 @@ def text_of(row: dict[str, Any], place: str, text_field: str) -> str | None:
     raise ExselError(f"{place}: field {text_field!r} holds {kind}, not text: choose a field with --text-field")
 
 
-def _check_field(place: str, text_field: str, fields: Iterable[str]) -> None:
+def _check_field(fields: Iterable[str], place: str, text_field: str) -> None:
     if text_field not in fields:
-        raise ExselError(
-            f"{place} has no field {text_field!r}: choose one of {', '.join(sorted(fields))} with --text-field"
-        )
+        known = ", ".join(sorted(fields))
+        raise ExselError(f"{place} has no field {text_field!r}: choose one of {known} with --text-field")
 
 
 def _read_parquet(file: Path, text_field: str) -> Iterator[str | None]:
     try:
         with pq.ParquetFile(file) as parquet:
-            _check_field(str(file), text_field, parquet.schema_arrow.names)
+            _check_field(parquet.schema_arrow.names, str(file), text_field)
             kind = parquet.schema_arrow.field(text_field).type
             values = kind.value_type if pa.types.is_dictionary(kind) else kind
             if values not in (pa.string(), pa.large_string(), pa.string_view()):
@@ -250,7 +224,5 @@ def _read_parquet(file: Path, text_field: str) -> Iterator[str | None]:
     except pa.ArrowInvalid as error:
         raise ExselError(f"{file} is not a readable Parquet file: {first_line(error)}") from error
     except UnicodeDecodeError as error:
-        raise ExselError(
-            f"{file}: field {text_field!r} holds a value that is not UTF-8: byte {error.start} of it is "
-            f"0x{error.object[error.start]:02x}"
-        ) from error
+        byte = f"byte {error.start} of it is 0x{error.object[error.start]:02x}"
+        raise ExselError(f"{file}: field {text_field!r} holds a value that is not UTF-8: {byte}") from error

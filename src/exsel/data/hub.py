@@ -30,11 +30,7 @@ class StreamedDocuments:
     """Every document, or those which the hash of their content puts on one side."""
 
     def __iter__(self) -> Iterator[str]:
-        """Yield the documents that are kept and not empty.
-
-        Raises:
-            ExselError: a row has no text field, or something other than text in it.
-        """
+        """Yield the documents that are kept and not empty."""
         for row in self.stream:
             text = text_of(row, self.name, self.text_field)
             if text and (self.keep == "all" or is_validation(key_of(text)) == (self.keep == "validation")):
@@ -42,11 +38,7 @@ class StreamedDocuments:
 
 
 def open_hub(spec: str, text_field: str) -> tuple[StreamedDocuments, StreamedDocuments]:
-    """Open a data set for streaming.
-
-    Args:
-        spec: ``name`` or ``name:configuration``, for example ``HuggingFaceFW/fineweb-edu:sample-10BT``.
-        text_field: the column with the text.
+    """Open a data set, ``name`` or ``name:configuration``, for streaming.
 
     Returns:
         Train and validation documents: of the data set's own splits, or where it has a single split, told apart
@@ -60,8 +52,7 @@ def open_hub(spec: str, text_field: str) -> tuple[StreamedDocuments, StreamedDoc
         raise ExselError(
             f"{spec!r} is neither a file, folder or glob nor a data set: use a path, name or name:configuration"
         )
-    reason = reason_unavailable(match["name"], "dataset")
-    if reason is not None:
+    if reason := reason_unavailable(match["name"], "dataset"):
         raise _not_loaded(spec, reason)
     return open_stream(match["name"], match["config"], text_field=text_field, label=spec)
 

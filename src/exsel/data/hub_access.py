@@ -15,14 +15,9 @@ _TIMEOUT_SECONDS = 10.0
 
 
 def reason_unavailable(name: str, kind: Literal["dataset", "model"]) -> str | None:
-    """Ask the hub for a repository. The libraries above it would try again for most of a minute.
+    """Why this user cannot have a repository of the hub, in one line; `None` if it is there.
 
-    Args:
-        name: ``owner/name``, or ``name`` alone for the oldest ones.
-        kind: of repository; tokenizers are in those of models.
-
-    Returns:
-        `None` if it is there for this user, otherwise the reason in one line.
+    The hub is asked once: the libraries above it would try again for most of a minute.
     """
     try:
         HfApi().repo_info(name, repo_type=kind, timeout=_TIMEOUT_SECONDS)
@@ -35,11 +30,11 @@ def reason_unavailable(name: str, kind: Literal["dataset", "model"]) -> str | No
 @contextmanager
 def no_progress_bars() -> Iterator[None]:
     """Switch the bars of `datasets` off for a while, and on again if they were on."""
-    if datasets.are_progress_bars_disabled():
-        yield
-        return
-    datasets.disable_progress_bars()
+    were_disabled = datasets.are_progress_bars_disabled()
+    if not were_disabled:
+        datasets.disable_progress_bars()
     try:
         yield
     finally:
-        datasets.enable_progress_bars()
+        if not were_disabled:
+            datasets.enable_progress_bars()

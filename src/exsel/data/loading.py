@@ -121,13 +121,10 @@ def load_evaluation_data(
     Args:
         tokenizer: the model's own.
         max_blocks: at most this many blocks, evenly spread (of a stream, the first ones; by default a million tokens).
-        data, seq_len, pack, text_field: as for `load_data`.
+        data, seq_len, pack, text_field: as for `load_data`, which also raises the same errors.
 
     Returns:
         The blocks and their description, in which the documents count as validation.
-
-    Raises:
-        ExselError: as `load_data`.
     """
     loaded = _load(data, tokenizer, seq_len, pack, text_field, max_blocks, trains=False)
     return loaded.validation, loaded.description

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, cycle, takewhile
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -61,17 +62,16 @@ def passkey_documents(spec: str, tokenizer: PreTrainedTokenizerBase, seq_len: in
         seq_len: of a block.
 
     Raises:
-        ExselError: an option or its length cannot be, a document would not fit into a block or all of them into memory,
-            or the tokenizer cannot write digits.
+        ExselError: an option or its length cannot be, a document would not fit into a block or all of them into memory.
     """
     options = {"length": seq_len, "count": COUNT, "seed": 0}
     given: set[str] = set()
     for pair in filter(None, spec.partition(":")[2].split(",")):
         name, _, text = pair.partition("=")
         if name not in options or name in given or not text.isdecimal() or len(text) > _DIGITS:
+            names, example = ", ".join(options), f"{_NAME}:length=256,count={COUNT}"
             raise ExselError(
-                f"--data {spec}: {pair!r} is not understood; give each of {', '.join(options)} once at most, as in "
-                f"{_NAME}:length=256,count={COUNT}"
+                f"--data {spec}: {pair!r} is not understood; give each of {names} once at most, as in {example}"
             )
         given.add(name)
         options[name] = int(text)
@@ -99,33 +99,24 @@ def random_key(chance: random.Random) -> str:
 
 
 def write_document(key: str, depth: float, filler: int) -> PasskeyDocument:
-    """Hide a key.
+    """Hide a key among the sentences of ``filler`` characters, of which the first may lack its beginning.
 
-    Args:
-        key: five digits.
-        depth: where among the filler's sentences it stands: 0 before all of them, 1 right before the question.
-        filler: characters of filler, which begins in the midst of a sentence where the characters do not end with one.
+    The key stands before all of them at depth 0, and right before the question at depth 1.
     """
     text = (_UNIT * (filler // len(_UNIT) + 1))[-filler:] if filler else ""
-    # The places between sentences, from the end of the text, where a sentence ends.
-    places, place, index = [filler], filler, len(_FILLER) - 1
-    while (place := place - len(_FILLER[index % len(_FILLER)])) >= 0:
-        places.append(place)
-        index -= 1
-    place = places[round((1 - depth) * (len(places) - 1))]
+    # The places between sentences, counted from the end of the text, where a sentence ends.
+    lengths = cycle(len(sentence) for sentence in reversed(_FILLER))
+    places = list(takewhile(lambda place: place <= filler, accumulate(lengths, initial=0)))
+    place = filler - places[round((1 - depth) * (len(places) - 1))]
     return PasskeyDocument(text[:place] + _FACT.format(key=key) + text[place:] + _QUESTION, f" {key}")
 
 
 def fit_documents(
     wanted: Sequence[tuple[str, float]], tokenizer: PreTrainedTokenizerBase, length: int
 ) -> list[PasskeyDocument]:
-    """Hide keys in as much filler as makes documents of one length.
+    """Hide keys, each at its depth, in as much filler as makes documents of ``length`` tokens with the end of text.
 
-    Args:
-        wanted: of each document the key and its depth.
-        tokenizer: by which the length is measured.
-        length: tokens a document, with the end-of-text token. With some tokenizers a few documents have one or two
-            fewer, since no filler gives exactly as many.
+    With some tokenizers a few documents have one or two tokens fewer, since no filler gives exactly as many.
 
     Raises:
         ExselError: the length is too short for the key and the question, or the tokenizer cannot write digits.
@@ -133,10 +124,8 @@ def fit_documents(
     for key in ("12345", "67890"):
         ids, _ = encode([(f" {key}", False)], tokenizer)
         if key not in tokenizer.decode(ids.tolist()):
-            raise ExselError(
-                "this tokenizer cannot write the digits of a passkey: it makes something else of them; "
-                "choose one with all ten digits"
-            )
+            reason = "it makes something else of them; choose one with all ten digits"
+            raise ExselError(f"this tokenizer cannot write the digits of a passkey: {reason}")
     batches = [wanted[start : start + _BATCH] for start in range(0, len(wanted), _BATCH)]
     return [document for batch in batches for document in _fit(batch, tokenizer, length - 1)]
 

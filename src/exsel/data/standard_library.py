@@ -9,10 +9,9 @@ from pathlib import Path
 
 from exsel.errors import ExselError
 
+# pydoc_data is the language reference in English: one generated file, as large as 60 of source.
 _EXCLUDED_FOLDERS = frozenset(
-    {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
-    # One generated file with the language reference in English: no source, and as large as 60 files that are.
-    | {"pydoc_data"}
+    {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "pydoc_data"}
 )
 # Written when the interpreter is built: it describes that machine.
 _GENERATED_PREFIX = "_sysconfigdata"
@@ -24,14 +23,9 @@ def corpus_name() -> str:
 
 
 def read_standard_library(root: Path | None = None) -> dict[str, str]:
-    """Read the library's source, each file by its declared encoding.
+    """Read the text of every ``*.py`` in ``root`` (by default the running interpreter's library), by path and sorted.
 
-    Args:
-        root: the folder of the library; by default that of the running interpreter.
-
-    Returns:
-        The text of every ``*.py`` by its path relative to ``root`` (POSIX spelling), sorted by path. Tests,
-        installed packages, generated and empty files are left out.
+    Each file is read by its declared encoding. Tests, installed packages, generated and empty files are left out.
 
     Raises:
         ExselError: the interpreter has no source files (a zipped or a stripped installation), or one cannot be read.

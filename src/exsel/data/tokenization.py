@@ -78,8 +78,7 @@ def encode(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> tuple[NDA
     becomes two.
 
     Returns:
-        The ids of all rows, one after the other, and the number of tokens of each row (with the one that ends the
-        document).
+        The ids of all rows in one array, and the number of tokens of each row (with the one that ends the document).
     """
     texts = [text for text, _ in rows]
     end: int = tokenizer.eos_token_id
