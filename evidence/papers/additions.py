@@ -7,6 +7,7 @@ temperature takes the place of the queries' own. All are for training and evalua
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,7 +21,8 @@ from exsel.functional import exclude
 from exsel.models import ExselForCausalLM
 from exsel.models.modeling import ExselAttention
 from exsel.nn import Temperature
-from exsel.nn.mechanisms import MechanismPass, Mechanisms
+from exsel.nn.layer_pass import LayerPass
+from exsel.nn.mechanisms import Mechanisms
 from exsel.reference import accumulation_dtype
 from exsel.upgrading.attention_layers import Target, own_layers
 from exsel.upgrading.upgraded_class import insert
@@ -28,10 +30,12 @@ from exsel.upgrading.upgraded_class import insert
 _VALUE, _OUTPUT = "v_proj", "o_proj"
 
 
-class _Pass(MechanismPass):
+class _Pass(LayerPass):
     """A pass over whole causal sequences, which the additions are written for."""
 
-    mechanisms: Any
+    def __init__(self, mechanisms: Any) -> None:
+        super().__init__()
+        self.mechanisms = mechanisms
 
     def attend(
         self,
@@ -51,9 +55,14 @@ class _Pass(MechanismPass):
         (attention_mask,) = args
         if attention_mask is not None or query.shape[2] != key.shape[2]:
             raise RuntimeError("what is tried here attends within whole sequences: no padding, documents or cache")
-        self._after(query)
-        y, weights = self._attend(function, module, query, key, value, **kwargs)
-        return y, weights
+
+        @functools.wraps(function)
+        def changed(
+            module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, **kwargs: Any
+        ) -> Any:
+            return self._attend(function, module, query, key, value, **kwargs)
+
+        return super().attend(changed, module, query, key, value, None, **kwargs)
 
     def _attend(
         self, function: Callable[..., Any], module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **kwargs: Any
@@ -70,7 +79,7 @@ class _Addition(Mechanisms):
     def __init__(self, target: Target) -> None:
         super().__init__(target.geometry, None, None, projections={}, scales_projections=False, hidden_size=0)
 
-    def begin(self, *args: Any, **kwargs: Any) -> MechanismPass:
+    def begin(self, *args: Any, **kwargs: Any) -> Any:
         """A pass, which needs to know nothing."""
         return self.passes(self)
 
@@ -166,27 +175,15 @@ def mask_diagonal(model: ExselForCausalLM) -> None:
 class _OutputPass(_Pass):
     """A pass that changes what goes into the layer's output projection: all that mixes is done by then."""
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.layer: Any = None
-
     def project(
         self, name: str, module: Callable[..., Tensor], hidden_states: Tensor, *args: Any, **kwargs: Any
     ) -> Tensor:
         """The layer's projections, the output projection among them."""
-        if name != _OUTPUT:
-            projected = module(hidden_states, *args, **kwargs)
-            self._keep(name, hidden_states, projected)
-            return projected
-        # Of the layer itself: who watches a layer's projections hands on those of queries, keys and values.
-        output: Tensor = self.layer.o_proj(self._changed(hidden_states))
-        return output
-
-    def _attend(
-        self, function: Callable[..., Any], module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **kwargs: Any
-    ) -> Any:
-        self.layer = module
-        return super()._attend(function, module, query, key, value, **kwargs)
+        if name == _OUTPUT:
+            return module(self._changed(hidden_states), *args, **kwargs)
+        projected = super().project(name, module, hidden_states, *args, **kwargs)
+        self._keep(name, hidden_states, projected)
+        return projected
 
     def _keep(self, name: str, hidden_states: Tensor, projected: Tensor) -> None:
         raise NotImplementedError

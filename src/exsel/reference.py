@@ -102,9 +102,13 @@ def allowed(
     sliding_window: int | None,
     cu_seqlens: Tensor | None,
     device: torch.device | None = None,
+    first_query: int = 0,
 ) -> Tensor:
-    """Which key each query may attend to, boolean [T, S]: none later, less than the window away, its own sequence."""
-    query_index = torch.arange(num_queries, device=device).unsqueeze(-1)
+    """Which key each query may attend to, boolean [T, S]: none later, less than the window away, its own sequence.
+
+    The first query belongs to the token of key ``first_query``.
+    """
+    query_index = first_query + torch.arange(num_queries, device=device).unsqueeze(-1)
     key_index = torch.arange(num_keys, device=device)
     distance = query_index - key_index
     may = distance >= 0 if is_causal else torch.ones_like(distance, dtype=torch.bool)

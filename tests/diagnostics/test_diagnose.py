@@ -241,7 +241,7 @@ def test_a_score_term_that_is_not_known_is_a_gap() -> None:
     AttentionInterface.register("peculiar", peculiar)
     model.config._attn_implementation_internal = "peculiar"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("exsel.diagnostics.implementations._READABLE", ("peculiar",))
+        patch.setattr("exsel.diagnostics.watching._READABLE", ("peculiar",))
         diagnosis = exsel.diagnose(model, [IDS])
     for layer in diagnosis.layers:
         for name in _OF_WEIGHTS:

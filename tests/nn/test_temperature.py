@@ -13,6 +13,7 @@ from torch import Tensor
 from exsel import SelectiveConfig
 from exsel.config import TokenTerm
 from exsel.nn import Temperature
+from exsel.nn.projections import Geometry
 from exsel.nn.temperature import build_temperatures
 
 HEADS, HEAD_DIM, HIDDEN, TOKENS = 3, 8, 12, 5
@@ -175,9 +176,7 @@ def test_impossible_arguments() -> None:
 
 class TestBuild:
     def build(self, **options: Any) -> dict[str, Temperature]:
-        return build_temperatures(
-            SelectiveConfig(**options), num_heads=6, num_kv_heads=2, head_dim=HEAD_DIM, hidden_size=HIDDEN
-        )
+        return dict(build_temperatures(SelectiveConfig(**options), Geometry(6, 2, HEAD_DIM), HIDDEN).items())  # type: ignore[arg-type]
 
     def test_which(self) -> None:
         assert self.build().keys() == {"query", "value"}

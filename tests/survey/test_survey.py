@@ -10,7 +10,7 @@ from transformers import __version__ as transformers_version
 from evidence.survey.layer_checks import VerificationError
 from evidence.survey.records import survey
 from evidence.survey.verification import verify
-from exsel.nn.mechanisms import MechanismPass
+from exsel.nn.mechanism_pass import MechanismPass
 
 #: One or two of every layout, family and peculiarity: caches, gates, norms, sinks, fused and written-out attention.
 TYPES = {
@@ -66,17 +66,18 @@ def test_a_mistake_is_seen(model_type: str, mistake: str, monkeypatch: pytest.Mo
 
     what, change = MISTAKES[mistake]
     if what == "own_value":
-        before = MechanismPass._before
+        before = MechanismPass.before
 
-        def wrong_before(self, query, key, value):  # type: ignore[no-untyped-def]
-            key, value, own_value = before(self, query, key, value)
-            return key, value, change(own_value)
+        def wrong_before(self, query, key, value, *args):  # type: ignore[no-untyped-def]
+            states = before(self, query, key, value, *args)
+            self.own_value = change(self.own_value)
+            return states
 
-        monkeypatch.setattr(MechanismPass, "_before", wrong_before)
+        monkeypatch.setattr(MechanismPass, "before", wrong_before)
     else:
-        scaled = MechanismPass._scaled
+        scaled = MechanismPass.scaled
         monkeypatch.setattr(
-            MechanismPass, "_scaled", lambda self, kind, states: states if kind == what else scaled(self, kind, states)
+            MechanismPass, "scaled", lambda self, kind, states: states if kind == what else scaled(self, kind, states)
         )
     specimen = build(model_type)
     with pytest.raises(VerificationError):
@@ -92,9 +93,9 @@ def test_a_projection_behind_an_output_gate_is_seen(monkeypatch: pytest.MonkeyPa
     attend = MechanismPass.attend
 
     def without_projection(self, function, module, *arguments, **kwargs):  # type: ignore[no-untyped-def]
-        exclusive, self.mechanisms.exclusive = self.mechanisms.exclusive, None
+        exclusive, self.exclusive = self.exclusive, None
         result = attend(self, function, module, *arguments, **kwargs)
-        self.mechanisms.exclusive = exclusive
+        self.exclusive = exclusive
         if exclusive is not None:
             own_value = self.own_value if self.own_value is not None else arguments[2]
             module._pending = (exclusive, own_value)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from exsel.diagnostics.mixing import HIDDEN, Mixing
+from exsel.diagnostics.mixing import Mixing
 from exsel.diagnostics.sequences import Tokens
+from exsel.nn.positions import HIDDEN
 
 #: Size of the scores of one block of queries; about four tensors of this size exist at a time.
 BLOCK_BYTES = 64 * 2**20

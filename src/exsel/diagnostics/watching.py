@@ -1,8 +1,7 @@
 """Watch every self-attention layer of a model in its forward pass, and leave no trace in it.
 
-A watched layer runs through an insertion, as an upgraded one does (:mod:`exsel.nn.mechanisms`), which lets the layer's
-own mechanisms do what they do and calls the layer's own attention function: the model computes what it always does,
-and an :class:`~exsel.diagnostics.observing.Observer` is shown it.
+For the time a layer is rewritten as for an upgrade, unless it is upgraded: its passes (:mod:`exsel.nn.layer_pass`) then
+change nothing, or what the layer's mechanisms change, and each has an observer.
 """
 
 from __future__ import annotations
@@ -15,9 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from exsel.diagnostics.implementations import watchable_implementations
-from exsel.diagnostics.insertion import ACROSS, WatchedInsertion
 from exsel.diagnostics.observing import Layer, Observer
+from exsel.diagnostics.watched_pass import ACROSS, WatchedPass
 from exsel.errors import ExselError
 from exsel.nn.exclusive import Exclusive
 from exsel.nn.layer_pass import LayerPass
@@ -27,6 +25,9 @@ from exsel.upgrading import attention_layers
 from exsel.upgrading.attention_layers import Target
 from exsel.upgrading.rewriting import CHILD
 from exsel.upgrading.upgraded_class import insert, remove
+
+#: Attention implementations that are told by readable arguments everything that changes the scores.
+_READABLE = ("sdpa", "eager")
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def watch(model: nn.Module, observer: Observer) -> Iterator[Watched]:
         stack.callback(_set_modes, modes)
         model.eval()
         stack.enter_context(torch.compiler.set_stance("force_eager"))
-        stack.enter_context(watchable_implementations(model))
+        stack.enter_context(_readable_implementations(model))
         for layer in watched.layers:
             _put_in(layer, observer, stack)
         yield watched
@@ -91,14 +92,33 @@ def _set_modes(modes: list[tuple[nn.Module, bool]]) -> None:
         module.training = is_training
 
 
+@contextmanager
+def _readable_implementations(model: nn.Module) -> Iterator[None]:
+    """Have every part of a transformers model attend with ``sdpa`` or ``eager`` for the time."""
+    changed: list[tuple[Any, str]] = []
+    has_sdpa = False
+    for module in model.modules():
+        has_sdpa = getattr(type(module), "_supports_sdpa", has_sdpa)
+        config: Any = getattr(module, "config", None)
+        implementation = getattr(config, "_attn_implementation_internal", None)
+        if implementation is not None and implementation not in _READABLE:
+            changed.append((config, implementation))
+            # The configuration's own property would also set the implementation of the configurations in it.
+            config._attn_implementation_internal = "sdpa" if has_sdpa else "eager"
+    try:
+        yield
+    finally:
+        for config, implementation in changed:
+            config._attn_implementation_internal = implementation
+
+
 def _put_in(layer: Layer, observer: Observer, stack: ExitStack) -> None:
     module = layer.module
     inner = module._modules.get(CHILD)
     watcher = _Watcher(layer, observer, inner)
     for name, part in module.named_modules():
         if isinstance(part, Temperature):
-            handle = part.register_forward_hook(watcher.keep_tau(name.rpartition(".")[2]))
-            stack.callback(handle.remove)
+            stack.callback(part.register_forward_hook(watcher.keep_tau(name.rpartition(".")[2])).remove)
         elif isinstance(part, Exclusive):
             stack.callback(part.register_forward_hook(watcher.tell_excluded).remove)
     if inner is None:
@@ -110,26 +130,26 @@ def _put_in(layer: Layer, observer: Observer, stack: ExitStack) -> None:
 
 
 class _Watcher(nn.Module):
-    """In the place of a layer's mechanisms: begins an insertion that goes through theirs."""
+    """Stands where a layer's mechanisms are: begins their passes, or plain ones, with an observer."""
 
     def __init__(self, layer: Layer, observer: Observer, inner: nn.Module | None) -> None:
         super().__init__()
         self.layer, self.observer = layer, observer
-        self.inner = inner
+        self.inner: Any = inner
         self.tau: dict[str, Tensor] = {}
 
-    def begin(self, context: Any = None, **call: Any) -> Any:
+    def begin(self, context: Any = None, **call: Any) -> LayerPass:
         """One forward pass."""
         self.tau = {}
         if self.inner is not None:
-            return self._watched(self.inner.begin(context=context, **call))  # type: ignore[operator]
-        if context is not None:
-            self.observer.lost(self.layer, ACROSS)
-            return LayerPass()
-        return self._watched(LayerPass())
-
-    def _watched(self, inner: Any) -> WatchedInsertion:
-        return WatchedInsertion(self.layer, self.observer, inner, self.tau)
+            begun: LayerPass = self.inner.begin(context=context, **call)
+        else:
+            begun = LayerPass(self.layer.target.geometry)
+            if context is not None:
+                self.observer.lost(self.layer, ACROSS)
+                return begun
+        begun.observer = WatchedPass(self.layer, self.observer, self.tau)
+        return begun
 
     def keep_tau(self, kind: str) -> Callable[[nn.Module, Any, Tensor], None]:
         def keep(_module: nn.Module, _inputs: Any, tau: Tensor) -> None:

@@ -31,11 +31,12 @@ from transformers.utils.output_capturing import capture_outputs
 
 from exsel.attention_interface import IMPLEMENTATION
 from exsel.errors import LoadError
-from exsel.kernels.scale import scale_heads
 from exsel.model_folder import check_weights
 from exsel.models.configuration import ExselConfig
 from exsel.nn import Exclusive, Temperature
 from exsel.nn.exclusive import check_strengths
+from exsel.nn.mechanism_pass import MechanismPass
+from exsel.nn.projections import Geometry
 from exsel.nn.temperature import build_temperatures
 from exsel.tensor_parallel import heads_plan
 
@@ -104,17 +105,8 @@ class ExselAttention(nn.Module):
         self.exclusive = None
         if exclusive is not None:
             self.exclusive = Exclusive(config.num_attention_heads, exclusive.strength)
-        self.temperatures = nn.ModuleDict()
-        if selective is not None:
-            self.temperatures.update(
-                build_temperatures(
-                    selective,
-                    num_heads=config.num_attention_heads,
-                    num_kv_heads=config.num_key_value_heads,
-                    head_dim=self.head_dim,
-                    hidden_size=config.hidden_size,
-                )
-            )
+        geometry = Geometry(config.num_attention_heads, config.num_key_value_heads, config.head_dim)
+        self.temperatures = build_temperatures(selective, geometry, config.hidden_size)
 
     def forward(
         self,
@@ -127,43 +119,32 @@ class ExselAttention(nn.Module):
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """``[B, T, E]`` → ``[B, T, E]`` and the attention weights, where the implementation returns them."""
-        input_shape = hidden_states.shape[:-1]
-        hidden_shape = (*input_shape, -1, self.head_dim)
-        query_states = self.q_proj(hidden_states).view(hidden_shape).transpose(1, 2)
-        key_states = self.k_proj(hidden_states).view(hidden_shape).transpose(1, 2)
-        own_value = self.v_proj(hidden_states).view(hidden_shape).transpose(1, 2)
-
-        # From the projections as they are: a norm on the query would cancel what scales its input.
-        tau = {
-            name: temperature(
-                {"query": query_states, "key": key_states, "value": own_value}[name],
-                sequence_position,
-                hidden_states=hidden_states,
-                token_frequency=token_frequency,
-            )
-            for name, temperature in self.temperatures.items()
-        }
-        query_states, key_states = self.q_norm(query_states), self.k_norm(key_states)
-        if "key" in tau:
-            key_states = scale_heads(key_states, tau["key"])
-        # What our own operator takes as arguments others get done for them; values always before they are cached.
-        is_ours = self.config._attn_implementation == IMPLEMENTATION
-        value_states = own_value
-        if "value" in tau and (not is_ours or past_key_values is not None):
-            value_states = scale_heads(own_value, tau.pop("value"))
-        if "query" in tau and not is_ours:
-            query_states = scale_heads(query_states, tau.pop("query"))
+        hidden_shape = (*hidden_states.shape[:-1], -1, self.head_dim)
+        query_states = self.q_proj(hidden_states).view(hidden_shape)
+        key_states = self.k_proj(hidden_states).view(hidden_shape)
+        value_states = self.v_proj(hidden_states).view(hidden_shape)
+        mechanisms = MechanismPass(
+            self.exclusive,
+            self.temperatures,
+            {"query": query_states, "key": key_states, "value": value_states},
+            sequence_position,
+            hidden_states=hidden_states,
+            token_frequency=token_frequency,
+        )
+        query_states = self.q_norm(query_states.transpose(1, 2))
+        key_states = self.k_norm(key_states.transpose(1, 2))
+        value_states = value_states.transpose(1, 2)
         cos, sin = position_embeddings
         query_states, key_states = apply_rotary_pos_emb(query_states, key_states, cos, sin)
-
         if past_key_values is not None:
+            key_states, value_states = mechanisms.to_cache(key_states, value_states)
             key_states, value_states = past_key_values.update(key_states, value_states, self.layer_idx)
-        if is_ours:
-            kwargs |= {"query_scale": tau.get("query"), "value_scale": tau.get("value")}
-            if self.exclusive is not None:
-                kwargs |= {"exclusive": True, "strength": self.exclusive.alpha(), "own_value": own_value}
         attention_interface: Callable[..., tuple[Tensor, Tensor | None]] = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
+        )
+        takes_mechanisms = getattr(attention_interface, "takes_mechanisms", False)
+        query_states, key_states, value_states, options = mechanisms.before(
+            query_states, key_states, value_states, takes_mechanisms
         )
         attn_output, attn_weights = attention_interface(
             self,
@@ -174,12 +155,12 @@ class ExselAttention(nn.Module):
             dropout=self.attention_dropout if self.training else 0.0,
             scaling=self.scaling,
             sliding_window=self.sliding_window,
+            **options,
             **kwargs,
         )
-        if self.exclusive is not None and not is_ours:
-            attn_output = attn_output.reshape(hidden_shape)
-            attn_output = self.exclusive(attn_output.transpose(1, 2), own_value).transpose(1, 2)
-        return self.o_proj(attn_output.reshape(*input_shape, -1)), attn_weights
+        if not takes_mechanisms:
+            attn_output = mechanisms.after(attn_output)
+        return self.o_proj(attn_output.reshape(*hidden_states.shape[:-1], -1)), attn_weights
 
 
 class ExselDecoderLayer(GradientCheckpointingLayer):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 #: An additive mask adds less than this to the scores of hidden tokens; other biases stay above.
-_HIDDEN = -9000.0
+HIDDEN = -9000.0
 #: Where a cache keeps how many tokens of each row were padding, for the layers that cannot see it later.
 _PADDING = "_exsel_padding"
 
@@ -73,7 +73,7 @@ class Positions:
             # Of a mask that does not ask for the row there is one row, without a dimension for it.
             return self._padding_before(~is_seen.expand(batch, -1))
         mask = self.mask.bool().unsqueeze(1) if self.mask.ndim == 2 else self.mask[:, 0]
-        mask = mask > _HIDDEN if mask.is_floating_point() else mask.bool()
+        mask = mask > HIDDEN if mask.is_floating_point() else mask.bool()
         if mask.shape[0] not in (1, batch) or mask.shape[1] not in (1, num_tokens) or mask.shape[2] < num_tokens:
             return None
         mask = mask.expand(-1, num_tokens, -1)

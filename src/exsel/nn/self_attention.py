@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +12,13 @@ from exsel.config import ExclusiveArgument, ExclusiveConfig, SelectiveArgument, 
 from exsel.dispatch import Backend
 from exsel.errors import ExselError
 from exsel.functional import attention
-from exsel.kernels.scale import scale_heads
 from exsel.nn.exclusive import Exclusive
 from exsel.nn.kv_cache import KVCache
+from exsel.nn.mechanism_pass import MechanismPass
+from exsel.nn.projections import Geometry
 from exsel.nn.rotary import Rotary, rotate
 from exsel.nn.temperature import build_temperatures
+from exsel.reference import allowed
 
 
 class SelfAttention(nn.Module):
@@ -93,17 +96,8 @@ class SelfAttention(nn.Module):
         self.k_norm = nn.RMSNorm(head_dim) if qk_norm else nn.Identity()
         self.rotary = None if rope_theta is None else Rotary(head_dim, rope_theta)
         self.exclusive = None if exclusive_config is None else Exclusive(num_heads, exclusive_config.strength)
-        self.temperatures = nn.ModuleDict()
-        if selective_config is not None:
-            self.temperatures.update(
-                build_temperatures(
-                    selective_config,
-                    num_heads=num_heads,
-                    num_kv_heads=num_kv_heads,
-                    head_dim=head_dim,
-                    hidden_size=dim,
-                )
-            )
+        geometry = Geometry(num_heads, num_kv_heads, head_dim)
+        self.temperatures = build_temperatures(selective_config, geometry, dim)
 
     def forward(
         self,
@@ -140,37 +134,32 @@ class SelfAttention(nn.Module):
         past = 0 if cache is None else cache.seen
         if position_ids is None:
             place = torch.arange(past, past + x.shape[1], device=x.device)
-            # Of another shape they are refused by attention, below.
+            # attention() refuses cu_seqlens of another shape.
             if cu_seqlens is not None and cu_seqlens.ndim == 1 and len(cu_seqlens):
                 begun = torch.searchsorted(cu_seqlens.long(), place, right=True) - 1
                 place = place - cu_seqlens[begun.clamp_min(0)].long()
             position_ids = place.expand(x.shape[0], -1)
-        query = self.q_proj(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        key = self.k_proj(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        own_value = self.v_proj(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        tau = {
-            name: temperature(
-                {"query": query, "key": key, "value": own_value}[name],
-                position_ids + 1,
-                hidden_states=x,
-                token_frequency=token_frequency,
-            )
-            for name, temperature in self.temperatures.items()
-        }
+        projections = {"query": self.q_proj, "key": self.k_proj, "value": self.v_proj}
+        features = {kind: project(x).unflatten(-1, (-1, self.head_dim)) for kind, project in projections.items()}
+        mechanisms = MechanismPass(
+            self.exclusive,
+            self.temperatures,
+            features,
+            position_ids + 1,
+            hidden_states=x,
+            token_frequency=token_frequency,
+        )
+        query, key, value = (states.transpose(1, 2) for states in features.values())
         query, key = self.q_norm(query), self.k_norm(key)
         if self.rotary is not None:
             cos, sin = self.rotary(position_ids, x.dtype)
             query, key = rotate(query, cos, sin), rotate(key, cos, sin)
-        if "key" in tau:
-            key = scale_heads(key, tau["key"])
-        value = own_value
         if cache is not None:
-            # Scaled before the cache: what is cached is what later tokens mix.
-            if "value" in tau:
-                value = scale_heads(own_value, tau.pop("value"))
-            key, value = cache.update(key, value, self.sliding_window)
+            key, value = mechanisms.update(cache, key, value, self.sliding_window)
         mask = self._mask(past, query.shape[-2], key.shape[-2], attn_mask, x.device)
-        z = attention(
+        z = mechanisms.attend(
+            _attention,
+            self,
             query,
             key,
             value,
@@ -180,11 +169,6 @@ class SelfAttention(nn.Module):
             sliding_window=self.sliding_window if mask is None else None,
             cu_seqlens=cu_seqlens,
             enable_gqa=True,
-            exclusive=self.exclusive is not None,
-            strength=None if self.exclusive is None else self.exclusive.alpha(),
-            own_value=None if self.exclusive is None else own_value,
-            query_scale=tau.get("query"),
-            value_scale=tau.get("value"),
             backend=self.backend,
         )
         output: Tensor = self.o_proj(z.transpose(1, 2).flatten(2))
@@ -200,10 +184,13 @@ class SelfAttention(nn.Module):
             attn_mask = attn_mask[..., -num_keys:]
         if attn_mask is None and (past == 0 or not (self.is_causal or self.sliding_window)):
             return None
-        query_index = past + torch.arange(num_queries, device=device).unsqueeze(-1)
-        key_index = past + num_queries - num_keys + torch.arange(num_keys, device=device)
-        distance = query_index - key_index
-        allowed = distance >= 0 if self.is_causal else torch.ones_like(distance, dtype=torch.bool)
-        if self.sliding_window is not None:
-            allowed = allowed & (distance.abs() < self.sliding_window)
-        return allowed if attn_mask is None else allowed & attn_mask
+        before = num_keys - num_queries
+        may = allowed(num_queries, num_keys, self.is_causal, self.sliding_window, None, device, first_query=before)
+        return may if attn_mask is None else may & attn_mask
+
+
+def _attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
+    return attention(query, key, value, **options)
+
+
+_attention.takes_mechanisms = True  # type: ignore[attr-defined]

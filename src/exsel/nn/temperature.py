@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from exsel import reference
 from exsel.config import SelectiveConfig, TokenTerm
 from exsel.functional import inverse_temperature
+from exsel.nn.projections import Geometry
 from exsel.nn.scalars import Scalars
 
 
@@ -143,28 +144,26 @@ class Temperature(Scalars):
         return f"num_heads={self.num_heads}, token={self.token!r}, position={self.position_logit is not None}"
 
 
-def build_temperatures(
-    selective: SelectiveConfig, *, num_heads: int, num_kv_heads: int, head_dim: int, hidden_size: int
-) -> dict[str, Temperature]:
+def build_temperatures(selective: SelectiveConfig | None, geometry: Geometry | None, hidden_size: int) -> nn.ModuleDict:
     """The temperatures that ``selective`` asks for, by what they scale: ``query``, ``key``, ``value``."""
-
-    def build(heads: int, position: bool) -> Temperature:
-        return Temperature(
-            heads,
-            head_dim,
-            token=selective.token,
-            position=position,
-            per_head=selective.per_head,
-            position_per_head=selective.position_per_head,
-            position_init=selective.position_init,
-            hidden_size=hidden_size,
-        )
-
-    built = {}
-    if selective.query:
-        built["query"] = build(num_heads, selective.position)
-    if selective.key:
-        built["key"] = build(num_kv_heads, selective.position)
-    if selective.value:
-        built["value"] = build(num_kv_heads, selective.value_position)
+    built = nn.ModuleDict()
+    if selective is None:
+        return built
+    assert geometry is not None
+    for kind, num_heads, position in (
+        ("query", geometry.num_heads, selective.position),
+        ("key", geometry.num_kv_heads, selective.position),
+        ("value", geometry.num_kv_heads, selective.value_position),
+    ):
+        if getattr(selective, kind):
+            built[kind] = Temperature(
+                num_heads,
+                geometry.head_dim,
+                token=selective.token,
+                position=position,
+                per_head=selective.per_head,
+                position_per_head=selective.position_per_head,
+                position_init=selective.position_init,
+                hidden_size=hidden_size,
+            )
     return built

@@ -9,7 +9,7 @@ from torch import nn
 
 from exsel.errors import UpgradeError
 from exsel.nn.layer_pass import LayerPass
-from exsel.nn.mechanisms import MechanismPass, Mechanisms
+from exsel.nn.mechanisms import Mechanisms
 
 
 class AdapterLayer(nn.Module, BaseTunerLayer):
@@ -28,7 +28,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         self.adapters = nn.ModuleDict()
         self.merged_adapters: list[str] = []
 
-    def begin(self, **call: Any) -> MechanismPass | LayerPass:
+    def begin(self, **call: Any) -> LayerPass:
         """One forward pass with the active adapter, or with none as the layer was; see :meth:`Mechanisms.begin`."""
         active: Any = () if self.disable_adapters else self.active_adapters
         for name in active:

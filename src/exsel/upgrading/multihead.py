@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from exsel.nn.mechanisms import MechanismPass
+from exsel.nn.layer_pass import LayerPass
 from exsel.upgrading.architectures import Projections
 from exsel.upgrading.rewriting import READ
 from exsel.upgrading.sources import replacement
@@ -99,7 +99,7 @@ def forward(
     mask = None if use_causal_hint else _as_bias(attn_mask, query.dtype)
     # 0-based, counted over the tokens that are not padding.
     positions = None if padding is None else (padding != float("-inf")).long().cumsum(-1) - 1
-    layer_pass: MechanismPass = self._exsel_begin(position_ids=positions)
+    layer_pass: LayerPass = self._exsel_begin(position_ids=positions)
     heads = _project(self, layer_pass, query, query if same_value else value)
     keys, values = heads["key"], heads["value"]
     num_extra = int(self.bias_k is not None) + int(self.add_zero_attn)
@@ -140,7 +140,7 @@ def _extend(module: Any, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     return extended(key, module.bias_k), extended(value, module.bias_v)
 
 
-def _project(module: Any, layer_pass: MechanismPass, query: Tensor, value: Tensor) -> dict[str, Tensor]:
+def _project(module: Any, layer_pass: LayerPass, query: Tensor, value: Tensor) -> dict[str, Tensor]:
     """Query, key and value ``[B, H, T, D]`` by name."""
     bias, sources = module.in_proj_bias, (query, query, value)
     if module.in_proj_weight is not None and value is query:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from exsel.nn.layer_pass import AttentionCall, LayerPass, PassObserver
 from exsel.nn.projections import PACKINGS, Geometry
 from exsel.upgrading.rewriting import BEGIN, rewrite
 
@@ -26,26 +27,20 @@ _NUM_TOKENS = 4
 _HOOKS = frozenset(name for name in vars(nn.Module()) if name.endswith(("forward_hooks", "forward_pre_hooks")))
 
 
-class _Recorder:
-    """Stands in for an insertion, and changes nothing."""
+class _Recorder(PassObserver):
+    """Keeps copies of what the layer projects and attends with, since the layer may change them in place."""
 
     def __init__(self) -> None:
         self.packed: list[Tensor] = []
-        self.attended: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.attended_with: list[tuple[Tensor, Tensor, Tensor]] = []
 
-    def project(self, name: str, module: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        output = module(*args, **kwargs)
-        self.packed.append(output.clone())
-        return output
+    def projected(
+        self, name: str, packed: Tensor, module: Callable[..., Tensor], hidden_states: Tensor, *args: Any, **kwargs: Any
+    ) -> None:
+        self.packed.append(packed.clone())
 
-    def sdpa(self, function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        names = ("query", "key", "value")
-        states = {**dict(zip(names, args, strict=False)), **kwargs}
-        self.attended.append((states["query"].clone(), states["key"].clone(), states["value"].clone()))
-        return function(*args, **kwargs)
-
-    def end(self, result: Any) -> Any:
-        return result
+    def attended(self, call: AttentionCall) -> None:
+        self.attended_with.append((call.query.clone(), call.key.clone(), call.value.clone()))
 
 
 def packing_of(
@@ -67,7 +62,7 @@ def packing_of(
     if sample.is_meta or not sample.is_floating_point():
         return None
     recorder = _Recorder()
-    methods = {**rewrite(cls, {projection: ""}, None), BEGIN: lambda self, **call: recorder}
+    methods = {**rewrite(cls, {projection: ""}, None), BEGIN: lambda self, **call: LayerPass(observer=recorder)}
     generator = torch.Generator().manual_seed(0)
     hidden_states = torch.randn(1, _NUM_TOKENS, hidden_size, generator=generator).to(sample.device, sample.dtype)
     devices = [] if sample.device.type == "cpu" else [sample.device]
@@ -82,9 +77,9 @@ def packing_of(
             probe(hidden_states)
     except Exception:  # whatever the user's code raises: it needs more than hidden states
         return None
-    if len(recorder.packed) != 1 or len(recorder.attended) != 1:
+    if len(recorder.packed) != 1 or len(recorder.attended_with) != 1:
         return None
-    fitting = [name for name, heads in candidates if _fits(name, heads, recorder.packed[0], *recorder.attended[0])]
+    fitting = [name for name, heads in candidates if _fits(name, heads, recorder.packed[0], *recorder.attended_with[0])]
     return fitting[0] if len(fitting) == 1 else None
 
 

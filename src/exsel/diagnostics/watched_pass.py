@@ -1,0 +1,112 @@
+"""What one forward pass of a watched layer says of its attention, for an observer of layers."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from exsel.diagnostics.mixing import as_float32, mixing_of
+from exsel.diagnostics.observing import Attended, Layer, Observer, Projected
+from exsel.nn.layer_pass import AttentionCall, PassObserver
+from exsel.nn.projections import PACKINGS
+
+ACROSS = "it was called to attend to other tokens than its own"
+
+
+class WatchedPass(PassObserver):
+    """Puts together what a layer projects and what it attends with, and tells an observer.
+
+    Args:
+        layer: the layer.
+        observer: is told.
+        tau: the inverse temperatures by kind, which are filled in as they are computed.
+    """
+
+    def __init__(self, layer: Layer, observer: Observer, tau: Mapping[str, Tensor]) -> None:
+        self.layer, self.observer, self.tau = layer, observer, tau
+        self.names: set[str] = set()
+        self.states: dict[str, Projected] = {}
+        self.own_value: Tensor | None = None
+
+    def projected(
+        self, name: str, packed: Tensor, module: Callable[..., Tensor], hidden_states: Tensor, *args: Any, **kwargs: Any
+    ) -> None:
+        """Keep queries, keys and values by kind."""
+        projections, geometry = self.layer.target.projections, self.layer.target.geometry
+        # A layer may use a projection again, for what are not its tokens.
+        if name in self.names or projections is None or geometry is None:
+            return
+        self.names.add(name)
+        packing = projections.packings[name]
+        # Without the hooks on a projection, which expect the layer's tokens and nothing else.
+        called = module.forward if isinstance(module, nn.Module) else module
+        apply = functools.partial(_apply, called, args, kwargs)
+        for kind, part in PACKINGS[packing].split(packed, geometry).items():
+            # A picture's tokens have two dimensions; attention that is written out may have none for the batch.
+            states = part.flatten(1, -3) if part.ndim > 3 else part.unsqueeze(0)
+            self.states[kind] = Projected(apply, packing, hidden_states, states.transpose(1, 2))
+        # exsel's own layers scale their values before they attend, and written-out attention shows no others.
+        is_own = type(self.layer.module).__module__.startswith("exsel.")
+        if "value" in self.states and (projections.output is not None or is_own):
+            self.own_value = self.states["value"].states
+
+    def attended(self, call: AttentionCall) -> None:
+        """Tell of a call of the attention function."""
+        query, own_value = call.query, call.own_value if self.own_value is None else self.own_value
+        if query.ndim != 4 or own_value.ndim != 4:
+            reason = f"it attends with queries {tuple(query.shape)}: which dimension holds the heads is not known"
+            self.observer.lost(self.layer, reason)
+        elif query.shape[0] != own_value.shape[0] or query.shape[-2] != own_value.shape[-2]:
+            self.observer.lost(self.layer, ACROSS)
+        else:
+            in_float32 = functools.partial(call.again, as_float32) if call.y.dtype.itemsize < 4 else None
+            states = self._of_tokens(call.y, call.first_token)
+            told = Attended(call.y, own_value, mixing_of(call), states, dict(self.tau), in_float32)
+            self.observer.attended(self.layer, told)
+
+    def mixed(self, y: Tensor) -> None:
+        """Tell of attention that the layer writes out."""
+        own_value = self.own_value
+        if own_value is None:
+            self.observer.lost(self.layer, "its own values are not seen")
+        elif y.numel() % own_value[:, :1].numel():
+            self.observer.lost(self.layer, ACROSS)
+        else:
+            batch, _, num_tokens, head_dim = own_value.shape
+            y = y.reshape(batch, num_tokens, -1, head_dim).transpose(1, 2)
+            told = Attended(y, own_value, None, self._of_tokens(y, 0), dict(self.tau))
+            self.observer.attended(self.layer, told)
+
+    def ended(self, *, is_done: bool) -> None:
+        """Tell of a layer that never attended."""
+        if not is_done:
+            self.observer.lost(self.layer, "it took a path around its attention function")
+
+    def _of_tokens(self, y: Tensor, first: int) -> dict[str, Projected]:
+        """By kind, what was projected of the tokens of y; a kind is left out where tokens lie in another order."""
+        parts = ((kind, _of_tokens(part, y.shape[0], first, y.shape[2])) for kind, part in self.states.items())
+        return {kind: part for kind, part in parts if part is not None}
+
+
+def _apply(
+    module: Callable[..., Tensor], args: tuple[Any, ...], kwargs: Mapping[str, Any], hidden_states: Tensor
+) -> Tensor:
+    return module(hidden_states, *args, **kwargs)
+
+
+def _of_tokens(part: Projected, batch: int, first: int, count: int) -> Projected | None:
+    states = part.states
+    if states.shape[0] != batch:
+        if batch != 1 and states.shape[0] != 1:
+            return None
+        states = states.transpose(1, 2)
+        states = states.reshape(batch, -1, *states.shape[2:]).transpose(1, 2)
+    states = states[:, :, first : first + count]
+    hidden_states = part.hidden_states.reshape(states.shape[0], -1, part.hidden_states.shape[-1])
+    hidden_states = hidden_states[:, first : first + count]
+    if states.shape[2] != count or hidden_states.shape[1] != count:
+        return None
+    return Projected(part.apply, part.packing, hidden_states, states)

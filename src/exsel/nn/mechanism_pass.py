@@ -1,0 +1,168 @@
+"""The mechanisms in one forward pass of an attention layer.
+
+The order is: project, τ, norm, rotate, scale, cache, attend, exclude. Temperatures read the projections themselves,
+since a norm would undo what scales its input; the exclusive projection takes out the tokens' own unscaled values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from exsel.kernels.scale import scale_heads
+from exsel.nn.exclusive import Exclusive
+from exsel.nn.layer_pass import LayerPass
+from exsel.nn.projections import Geometry
+from exsel.nn.temperature import Temperature
+
+ACROSS = (
+    "an upgraded layer was called to attend to other tokens than its own: cross-attention has no own values; "
+    "leave this layer out with layers=…"
+)
+
+
+class MechanismPass(LayerPass):
+    """A pass in which queries, keys and values are scaled by their temperatures, and the output is projected.
+
+    Keys and values are scaled before they are cached. A function that takes the mechanisms as arguments, as exsel's
+    own operator does, gets what is left to do by those.
+
+    Args:
+        exclusive: the projection; ``None``: without it.
+        temperatures: by ``query``, ``key``, ``value``.
+        features: by kind ``[B, T, heads, D]``, the projections that the temperatures read: before norm and rotation.
+        position: n ``[B, T]``, 1-based in each token's own sequence.
+        hidden_states: x ``[B, T, E]``, the layer's input.
+        token_frequency: φ ``[B, T]``, for ``token="frequency"``.
+        geometry: see :class:`LayerPass`.
+
+    Raises:
+        RuntimeError: from :meth:`before`, values of other tokens than the queries'; from :meth:`end`, a pass that
+            never attended.
+    """
+
+    def __init__(
+        self,
+        exclusive: Exclusive | None,
+        temperatures: nn.ModuleDict,
+        features: Mapping[str, Tensor] | None = None,
+        position: Tensor | None = None,
+        *,
+        hidden_states: Tensor | None = None,
+        token_frequency: Tensor | None = None,
+        geometry: Geometry | None = None,
+    ) -> None:
+        super().__init__(geometry)
+        self.exclusive = exclusive
+        self.temperatures = temperatures
+        self.features = {} if features is None else dict(features)
+        self.position = position
+        self.hidden_states = hidden_states
+        self.token_frequency = token_frequency
+
+    def to_cache(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Key and value, scaled; the unscaled values are the tokens' own."""
+        self.own_value = value
+        key, self.cached_value = self.scaled("key", key), self.scaled("value", value)
+        return key, self.cached_value
+
+    def before(
+        self, query: Tensor, key: Tensor, value: Tensor, takes_mechanisms: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor, dict[str, Any]]:
+        """Query, key and value, scaled where they are not yet, or the factors among the arguments."""
+        is_cached = self.cached_value is not None
+        own_value = self.own_value = self.own_value if is_cached else value
+        assert own_value is not None
+        if own_value.shape[-2] != query.shape[-2]:
+            raise RuntimeError(ACROSS)
+        if query.ndim > 4 and self._has_heads():
+            raise RuntimeError(
+                f"an upgraded layer attends with queries {tuple(query.shape)}: which dimension holds the heads is not "
+                "known, so it can have exclusive attention of a fixed strength only"
+            )
+        if not is_cached:
+            key = self.scaled("key", key)
+        if not takes_mechanisms:
+            value = value if is_cached else self.scaled("value", value)
+            return self.scaled("query", query), key, value, {}
+        options: dict[str, Any] = {"query_scale": self.temperature("query", query)}
+        if not is_cached:
+            options["value_scale"] = self.temperature("value", value)
+        if self.exclusive is not None:
+            options |= {"exclusive": True, "strength": self.exclusive.alpha(), "own_value": own_value}
+        return query, key, value, options
+
+    def after(self, y: Tensor) -> Tensor:
+        """z of y, in its shape."""
+        if self.exclusive is None:
+            return y
+        own_value = self.own_value
+        if own_value is None:
+            raise RuntimeError(ACROSS)
+        heads = y.reshape(*own_value.shape[:-3], own_value.shape[-2], -1, own_value.shape[-1])
+        return self.exclude(heads.transpose(-3, -2)).transpose(-3, -2).reshape(y.shape)
+
+    def exclude(self, y: Tensor) -> Tensor:
+        """z of y."""
+        if self.exclusive is None:
+            return y
+        assert self.own_value is not None
+        return self.exclusive(y, self.own_value.to(y.dtype))
+
+    def end(self, result: Any) -> Any:
+        """``result``, if the mechanisms have had their place."""
+        super().end(result)
+        if not self.is_done:
+            raise RuntimeError(
+                "an upgraded attention layer took a path around its attention function, on which its mechanisms would "
+                "be lost: call it as it is called in the model's own forward pass"
+            )
+        return result
+
+    def _has_heads(self) -> bool:
+        is_learned = self.exclusive is not None and self.exclusive.strength == "learned"
+        return is_learned or len(self.temperatures) > 0
+
+    def scaled(self, kind: str, states: Tensor) -> Tensor:
+        """Query, key or value ``[B, heads, T, D]`` times its inverse temperature."""
+        tau = self.temperature(kind, states)
+        return states if tau is None else scale_heads(states, tau)
+
+    def temperature(self, kind: str, states: Tensor) -> Tensor | None:
+        """τ ``[B, heads, T]`` of query, key or value ``[B, heads, T, D]``; ``None``: it has none."""
+        if kind not in self.temperatures:
+            return None
+        if kind not in self.features:
+            raise RuntimeError(f"an upgraded layer attended before its {kind} projection: its temperature has no input")
+        features = self._of_tokens(self.features[kind], states, 2)
+        tau = self.tau(kind, features.transpose(1, 2))
+        if states.shape[1] % tau.shape[1]:
+            raise RuntimeError(f"an upgraded layer has {states.shape[1]} {kind} heads and {tau.shape[1]} temperatures")
+        # Attention without groups may be given each key and value once a query head.
+        return tau if tau.shape[1] == states.shape[1] else tau.repeat_interleave(states.shape[1] // tau.shape[1], dim=1)
+
+    def tau(self, kind: str, features: Tensor) -> Tensor:
+        """τ ``[B, heads, T]`` of features ``[B, heads, T, D]``."""
+        hidden_states = self.hidden_states
+        if hidden_states is not None:
+            hidden_states = self._of_tokens(hidden_states, features, 1)
+        temperature = self.temperatures[kind]
+        assert isinstance(temperature, Temperature)
+        return temperature(
+            features,
+            self.places(features),
+            hidden_states=hidden_states,
+            token_frequency=self.token_frequency,
+        )
+
+    def places(self, features: Tensor) -> Tensor | None:
+        """n of the tokens of features ``[B, heads, T, D]``."""
+        return self.position
+
+    def _of_tokens(self, states: Tensor, attended: Tensor, num_last: int) -> Tensor:
+        """The part of ``states`` that belongs to the tokens of ``attended`` ``[B, heads, T, D]``: ``[B, T, …]``."""
+        # The batch may be folded into the tokens. A layer may attend to one sequence after the other, in their order.
+        states = states.reshape(attended.shape[0], -1, *states.shape[-num_last:])
+        return states[:, self.first_token : self.first_token + attended.shape[-2]]
