@@ -15,11 +15,7 @@ if TYPE_CHECKING:
 
 
 def find_checkpoint(text: str) -> str:
-    """The folder of a saved model: itself, the model of a run's folder, or its last checkpoint.
-
-    Raises:
-        ExselError: there is none.
-    """
+    """The folder of a saved model: the folder that is named, the model in a run's folder, or its last checkpoint."""
     folder = Path(text)
     if not folder.exists():
         raise ExselError(f"no such folder: {text}")
@@ -32,11 +28,7 @@ def find_checkpoint(text: str) -> str:
 
 
 def find_model(text: str, flag: str = "") -> str:
-    """The folder of a saved model as :func:`find_checkpoint`; what is no path is a name on the hub.
-
-    Raises:
-        ExselError: there is none, said of ``flag``.
-    """
+    """The folder of a saved model as :func:`find_checkpoint`, or a name on the hub. An error names ``flag``."""
     if text and Path(text).exists():
         return find_checkpoint(text)
     if not text or text.startswith((".", "/", "~")):
@@ -49,13 +41,8 @@ def load_checkpoint(
 ) -> tuple[Any, Any]:
     """A saved model on ``device``, in evaluation mode, and its tokenizer; safetensors only.
 
-    Args:
-        text: see :func:`find_model`; with ``causal=False`` also the folder of an adapter of PEFT.
-        device: where to.
-        causal, dtype: see :func:`exsel.training.saved_models.load_whole`.
-
-    Raises:
-        ExselError: none there, or a damaged one.
+    With ``causal=False``, ``text`` may also be the folder of a PEFT adapter; for ``causal`` and ``dtype`` see
+    :func:`exsel.training.saved_models.load_whole`.
     """
     from transformers import AutoTokenizer
 
@@ -74,14 +61,7 @@ def load_checkpoint(
 
 
 def read_context(text: str) -> int | None:
-    """How many tokens a model was made for, from its configuration alone; ``None`` where it does not say.
-
-    Args:
-        text: see :func:`load_checkpoint` with ``causal=False``.
-
-    Raises:
-        ExselError: none there, or a damaged one.
-    """
+    """How many tokens a model was made for, by its configuration (an adapter's: its model's); ``None``: unsaid."""
     from exsel.files import read_json
     from exsel.training.saved_models import ADAPTER, read_config
 
@@ -93,11 +73,7 @@ def read_context(text: str) -> int | None:
 
 
 def check_ids(model: Any, rows: Sequence[Sequence[int]]) -> None:
-    """Check that there are tokens, and that a model has an embedding for each.
-
-    Raises:
-        ExselError: there are none, or it has not.
-    """
+    """Check that there are tokens, and that a model has an embedding for each."""
     highest = max((max(row) for row in rows if row), default=None)
     if highest is None:
         raise ExselError("the text has no tokens: give some text to read")

@@ -61,12 +61,12 @@ def evaluate_loss(
     """Evaluate a transformers language model, uncompiled, in evaluation mode.
 
     Args:
-        model: on ``device``.
+        model: a model on ``device``.
         blocks: rows of ``input_ids`` (and ``position_ids``), as :func:`exsel.data.load_data` packs them.
         batch_size: blocks at a time.
         device: where the model is.
         dtype: of the computation (autocast, where it is not float32).
-        on_batch: told (blocks done, blocks in all).
+        on_batch: called after each batch with (blocks done, blocks in all).
     """
     was_training = model.training
     model.eval()

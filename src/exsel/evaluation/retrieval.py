@@ -97,7 +97,7 @@ def passkey(
         samples: keys for each length and depth.
         seed: of the keys, which do not depend on the other lengths and depths that are asked for.
         batch_size: documents at a time.
-        on_batch: told (documents done, documents in all).
+        on_batch: called after each batch with (documents done, documents in all).
 
     Raises:
         ExselError: a length beyond the model's learned positions or too short for the key and the question, a depth

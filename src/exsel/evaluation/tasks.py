@@ -50,8 +50,13 @@ TASK_SETS: Mapping[str, Mapping[str, tuple[str, ...]]] = MappingProxyType(
         },
     }
 )
-# Of the examples shown before a question: the harness's own default.
+# The seed of the examples that are shown before a question: the harness's own default.
 _FEWSHOT_SEED = 1234
+# Marks of the harness's tasks.
+_REFUSED = {
+    "UNSAFE_CODE": "runs code that the model writes, which exsel does not do",
+    "MULTIMODAL": "shows images or sounds, and these models read text alone",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +68,7 @@ class TaskScore:
     """As the harness calls it; with the filter behind a slash where one was applied to the answers."""
     value: float
     stderr: float | None
-    """Of the mean over the documents; of a perplexity to first order; None for metrics that are no such mean."""
+    """The standard error of a mean over documents, and to first order of a perplexity; None for other metrics."""
     higher_is_better: bool | None
     documents: int | None
     """None for a group of tasks."""
@@ -131,10 +136,9 @@ def load_tasks(names: Sequence[str], *, task_path: Path | None = None) -> Loaded
             tasks |= found["tasks"]
             groups |= found.get("groups", {})
     for name, task in tasks.items():
-        if getattr(task, "UNSAFE_CODE", False):
-            raise ExselError(f"--tasks {name}: the task runs code that the model writes, which exsel does not do")
-        if getattr(task, "MULTIMODAL", False):
-            raise ExselError(f"--tasks {name}: the task shows images or sounds, and these models read text alone")
+        for mark, what in _REFUSED.items():
+            if getattr(task, mark, False):
+                raise ExselError(f"--tasks {name}: the task {what}")
     sets = [TASK_SETS[name] for name in names if name in TASK_SETS]
     metrics = {
         task: frozenset(metric for own in sets for metric in own.get(task, ()))
@@ -148,7 +152,7 @@ def _manager(wanted: Sequence[str], task_path: Path | None) -> Any:
     """The index of tasks in which all that are wanted stand."""
     if task_path is not None:
         own = TaskManager(include_path=str(task_path), include_defaults=False)
-        # Reading the harness's own tasks takes seconds; only groups may refer to them.
+        # Reading the harness's own tasks takes seconds. Only groups may refer to them.
         if set(wanted) <= set(own.all_subtasks):
             return own
     manager = TaskManager(include_path=None if task_path is None else str(task_path))
@@ -173,13 +177,11 @@ def _load(manager: Any, name: str) -> Any:
         with no_progress_bars():
             return manager.load([name])
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, DatasetsError) as error:
-        remedy = (
-            "connect to the Hugging Face hub (once: the data set is kept), or define the task on local files "
-            "and name their folder with --task-path"
-        )
-        if source and not on_hub and entry.yaml_path is not None:
-            remedy = f"mend {entry.yaml_path} or the files that it names"
-        what = " ".join(filter(None, ("its data set" if source else "its data", source)))
+        remedy = f"mend {entry.yaml_path} or the files that it names"
+        if on_hub or not source or entry.yaml_path is None:
+            remedy = "connect to the Hugging Face hub (once: the data set is kept), or define the task on local files "
+            remedy += "and name their folder with --task-path"
+        what = f"its data set {source}" if source else "its data"
         raise ExselError(f"--tasks {name}: {what} cannot be loaded: {reason or first_line(error)}\n{remedy}") from error
     finally:
         huggingface_hub.constants.HF_HUB_OFFLINE = before
@@ -208,7 +210,7 @@ def evaluate_tasks(
 ) -> TaskResult:
     """Ask a transformers language model the questions of tasks, uncompiled, in evaluation mode.
 
-    Progress is shown on standard error by the harness. Its standard errors by repeated draws, which start a process
+    The harness shows its progress on standard error. Its bootstrap estimates of standard errors, which start a process
     for each core, are replaced by closed forms.
 
     Args:
