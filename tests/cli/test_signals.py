@@ -9,6 +9,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ from exsel.training.output_folder import checkpoints
 from training.small_runs import metrics, without_times
 
 # Many steps: there is time to stop a run in the middle.
-STEPS = 300
-LONG = ["--tokens", str(STEPS * 128), "--save-every", "50", "--lr", "1e-3"]
+STEPS, SAVE_EVERY = 150, 25
+LONG = ["--tokens", str(STEPS * 128), "--save-every", str(SAVE_EVERY), "--lr", "1e-3"]
 
 
 def start(*arguments: str | Path) -> subprocess.Popen[str]:
@@ -81,11 +82,12 @@ def test_killed_at_some_moment(flags: list[str], whole: Path, tmp_path: Path) ->
     process = start("train", *flags, *LONG, "--out", folder)
     while not checkpoints(folder):
         assert process.poll() is None
+        time.sleep(0.01)
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL
     kept = int(checkpoints(folder)[-1].name.removeprefix("checkpoint-"))
-    assert len(metrics(folder)) - kept <= 50 + 50  # no more is lost than lies between two checkpoints
+    assert len(metrics(folder)) - kept <= 2 * SAVE_EVERY  # no more is lost than lies between two checkpoints
     assert not (folder / "result.json").exists()
     outcome = run_main("train", *flags, *LONG, "--resume", "--out", folder)
     assert outcome.code == 0, outcome.err

@@ -1,4 +1,4 @@
-"""What a training run is told: one frozen record, checked before any work starts, saved beside its results."""
+"""The settings of a training run: one frozen record, checked before any work starts, saved beside its results."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from exsel.variants import VARIANTS
 
 @dataclass(frozen=True, kw_only=True)
 class SizeDefaults:
-    """What a run of a named size does where nothing else is said."""
+    """The settings of a run that depend on the size of its model, where the user gives none."""
 
     tokens: int
     seq_len: int
@@ -28,10 +28,10 @@ class SizeDefaults:
     learning_rate: float
 
 
-#: Of a model that exists, at most so many tokens a sequence.
+#: The defaults of fine-tuning; a model that was made for shorter sequences gets those.
 FINE_TUNING = SizeDefaults(tokens=150 * 4096, seq_len=512, batch_size=8, learning_rate=1e-4)
 
-#: For the three large sizes the paper's: 200,000 steps of 256 sequences of 2048 tokens, at its learning rates.
+#: The three large sizes have the paper's settings: 200,000 steps of 256 sequences of 2048 tokens, at its learning rates.
 DEFAULTS: Mapping[str, SizeDefaults] = {
     "tiny": SizeDefaults(tokens=150 * 4096, seq_len=512, batch_size=8, learning_rate=3e-3),
     "124m": SizeDefaults(tokens=2_500_000_000, seq_len=1024, batch_size=64, learning_rate=6e-4),
@@ -46,24 +46,25 @@ class Settings:
     """One training run.
 
     Args:
-        variant: a name of :data:`exsel.variants.VARIANTS`.
-        seed: of the initial weights and of the order of the blocks.
-        learning_rate: at its peak, after the warm-up; it falls along a cosine to a tenth.
-        model: a name of :data:`exsel.models.SIZES`, or a path to a transformers configuration; with ``source``
-            the same as that.
-        source: the folder or the hub name of a model to begin with; ``None``: a new one.
-        train: ``"all"`` parameters, or only the ``"new"`` ones of the mechanisms, in a model that exists.
+        variant: name in :data:`exsel.variants.VARIANTS`.
+        seed: seed of the initial weights and of the order of the blocks.
+        learning_rate: peak learning rate, after the warm-up; it falls along a cosine to a tenth.
+        model: name in :data:`exsel.models.SIZES`, or path to a transformers configuration; with ``source`` the same
+            as that.
+        source: folder or hub name of a model to fine-tune; ``None``: a new model.
+        train: ``"all"`` parameters, or only the ``"new"`` ones that the mechanisms add to an existing model.
         data, text_field, tokenizer, seq_len, pack: see :func:`exsel.data.load_data`.
-        tokens: to train on; whole steps of ``batch_size`` · ``seq_len`` are taken.
+        tokens: training tokens; the run takes whole steps of ``batch_size`` · ``seq_len``.
         batch_size: sequences a step.
-        accumulation: parts in which a step's sequences are computed.
-        exclusive, selective: what the mechanisms are where the variant has them, as :meth:`ExclusiveConfig.read` and
-            :meth:`SelectiveConfig.read` take it; a ``source`` that has them already keeps its own.
-        warmup_steps: of the learning rate.
-        weight_decay: of matrices.
-        selective_learning_rate: of the temperatures' scalars (w, u, a), at its peak.
-        evaluations: how many points the validation curve has; the last is the final loss.
-        evaluation_blocks: how many blocks validate.
+        accumulation: micro-batches a step.
+        exclusive, selective: configurations of the mechanisms, used where the variant has them, as
+            :meth:`ExclusiveConfig.read` and :meth:`SelectiveConfig.read` take them; a ``source`` that has mechanisms
+            keeps its own.
+        warmup_steps: steps in which the learning rate rises.
+        weight_decay: weight decay of matrices.
+        selective_learning_rate: peak learning rate of the mechanisms' per-head parameters (w, u, a, γ).
+        evaluations: points of the validation curve; the last is the final loss.
+        evaluation_blocks: blocks that validate.
         save_every: steps between checkpoints; 0: only at the end and when interrupted.
         device: ``"cpu"``, ``"cuda"`` or ``"mps"``.
         dtype: of the computation, ``"float32"`` or ``"bfloat16"`` (autocast; the weights stay float32).
