@@ -45,8 +45,10 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
         ("--evaluation-blocks", whole(1), 32, "sequences that validate (%(default)s)"),
         ("--save-every", whole(0), None, "steps between checkpoints (a fifth of the run, 500 at most)"),
     ):
+        # The flag's name is that of the field in Settings, but for a shorter word.
+        name = flag.removeprefix("--").replace("-lr", "-learning-rate").replace("-", "_")
         metavar = "X" if kind is number else "N"
-        training.add_argument(flag, type=kind, default=default, metavar=metavar, help=text)
+        training.add_argument(flag, dest=name, type=kind, default=default, metavar=metavar, help=text)
     machine = parser.add_argument_group("machine")
     add_device_argument(machine)
     dtypes = ["auto", "float32", "bfloat16"]
@@ -98,26 +100,20 @@ def build_settings(
     said = {name: value for name, value in vars(arguments).items() if name in names and value is not None}
     values = {**asdict(defaults or DEFAULTS.get(arguments.model, DEFAULTS["tiny"])), **said}
     steps = values["tokens"] // max(1, values["batch_size"] * values["seq_len"])
-    automatic = {
+    values = {
         "warmup_steps": min(2000, steps // 20),
         "save_every": max(1, min(500, steps // 5)),
         "compile": can_compile(),
-    }
-    values = {
-        **automatic,
-        **values,
+        **{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()},
         "variant": variant,
         "seed": seed,
         "model": source or arguments.model or "tiny",
         "source": source,
         "train": train,
-        "data": tuple(arguments.data),
         "tokenizer": source or arguments.tokenizer or "bytes",
         "exclusive": _mechanism(ExclusiveConfig, "exclusive", arguments.exclusive),
         "selective": _mechanism(SelectiveConfig, "selective", arguments.selective),
-        "selective_learning_rate": arguments.selective_lr,
         "device": device,
-        "report_to": tuple(arguments.report_to),
     }
     if learning_rate is not None:
         values["learning_rate"] = learning_rate

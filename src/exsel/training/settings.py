@@ -31,7 +31,7 @@ class SizeDefaults:
 #: The defaults of fine-tuning; a model that was made for shorter sequences gets those.
 FINE_TUNING = SizeDefaults(tokens=150 * 4096, seq_len=512, batch_size=8, learning_rate=1e-4)
 
-#: The three large sizes have the paper's settings: 200,000 steps of 256 sequences of 2048 tokens, at its learning rates.
+#: The three large sizes have the paper's: 200,000 steps of 256 sequences of 2048 tokens, at its learning rates.
 DEFAULTS: Mapping[str, SizeDefaults] = {
     "tiny": SizeDefaults(tokens=150 * 4096, seq_len=512, batch_size=8, learning_rate=3e-3),
     "124m": SizeDefaults(tokens=2_500_000_000, seq_len=1024, batch_size=64, learning_rate=6e-4),
