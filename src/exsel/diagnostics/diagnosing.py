@@ -126,7 +126,7 @@ class _Measurer(Observer):
         self.counted: Tokens | None = None
         self.is_first = False
         self.places: dict[tuple[int, tuple[int, int]], tuple[str | None, Tokens]] = {}
-        #: Of the pictured tokens: their text, its shape, their columns in it, their places, and their ids.
+        #: The text of the pictured tokens and its shape, their columns in it, their places, and their ids.
         self.pictured_text: tuple[str | None, torch.Size] | None = None
         self.pictured_columns = slice(0)
         self.pictured_numbers: list[int] = []

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 from exsel.diagnostics.report.diagnosed_models import METRIC_OF, DiagnosedModel, difference, extent, measured, shown
 from exsel.report.charts import Chart, Curve, Drawable, HeatMap, Reference, Tick
@@ -64,38 +65,28 @@ def _by_layer(models: Sequence[DiagnosedModel], names: Sequence[str]) -> Iterato
         caption = _means_in_words(models, name)
         caption += " Band: from the lowest to the highest head." if several_heads else ""
         having = [model for model in models if model.means(name)]
-        curves = [_layer_curve(models, model, name, model.name) for model in having]
+        curves = [_layer_curve(models, model, name) for model in having]
         if name in _OF_TOKENS:
             caption += " Thin lines: from the least to the most token."
-            curves = [*(_layer_curve(models, model, name, model.name, "range") for model in having), *curves]
-        metric = METRIC_OF[name]
-        yield _over_layers(
-            models, curves, name, name=f"{name}-layers", title=metric.title, y_label=metric.symbol, caption=caption
-        )
+            curves = [*(_layer_curve(models, model, name, "range") for model in having), *curves]
+        yield _chart(curves, name, "layers", x_label=_layers_label(models), caption=caption)
 
 
 def _similarities(model: DiagnosedModel, names: Sequence[str]) -> Chart:
-    """All similarities of one model in one chart."""
+    """All similarities of one model in one chart, without bands."""
     bias = model.means("similarity")
-    return _over_layers(
-        [model],
-        [_layer_curve([model], model, name, METRIC_OF[name].title, ends=False) for name in names],
-        "similarity",
-        name="similarities-layers",
-        title="Attention similarity bias in each layer",
-        y_label="mean",
-        caption=f"Mean over tokens and heads.{f' cos(yᵢ, vᵢ): {extent(bias)}.' if bias else ''}",
-    )
+    lines = [
+        replace(_layer_curve([model], model, name), label=METRIC_OF[name].title, low=None, high=None) for name in names
+    ]
+    caption = f"Mean over tokens and heads.{f' cos(yᵢ, vᵢ): {extent(bias)}.' if bias else ''}"
+    chart = _chart(lines, "similarity", "layers", x_label="layer", caption=caption)
+    return replace(chart, name="similarities-layers", title="Attention similarity bias in each layer", y_label="mean")
 
 
 def _layer_curve(
-    models: Sequence[DiagnosedModel],
-    model: DiagnosedModel,
-    name: str,
-    label: str,
-    style: Any = "line",
-    ends: bool = True,
+    models: Sequence[DiagnosedModel], model: DiagnosedModel, name: str, style: Literal["line", "range"] = "line"
 ) -> Curve:
+    """A metric over the layers, with its lowest and highest head, or for a ``range`` its least and greatest token."""
     places = [layer["layer"] for layer in model.layers]
     if is_by_depth(models):
         places = [(place + 0.5) / model.depth for place in places]
@@ -104,49 +95,44 @@ def _layer_curve(
         found = model.metric(layer, name)
         heads = found and ((found["least"], found["most"]) if style == "range" else found["heads"])
         spreads.append((found["mean"], min(heads), max(heads)) if found and heads else None)
-    return _curve(label, places, spreads, style, ends)
+    return replace(_curve(model.name, places, spreads), style=style)
 
 
-def _curve(
-    label: str,
-    places: Sequence[float],
-    spreads: Sequence[tuple[float, float, float] | None],
-    style: Any = "line",
-    ends: bool = True,
-) -> Curve:
+def _curve(label: str, places: Sequence[float], spreads: Sequence[tuple[float, float, float] | None]) -> Curve:
     """A curve through the means of ``spreads``, each (mean, least, most); a gap where there is none."""
     y, low, high = zip(*(spread or (math.nan,) * 3 for spread in spreads), strict=True)
-    band = {"low": low, "high": high} if ends else {}
-    return Curve(label=label, x=tuple(places), y=y, style=style, **band)
+    return Curve(label=label, x=tuple(places), y=y, low=low, high=high)
 
 
-def _over_layers(models: Sequence[DiagnosedModel], curves: Sequence[Curve], metric: str, **options: Any) -> Chart:
-    if is_by_depth(models):
-        label = f"relative depth ({' and '.join(str(model.depth) for model in models)} layers)"
-        return _chart(curves, metric, x_range=(0.0, 1.0), x_label=label, **options)
-    places = [x for curve in curves for x in curve.x]
-    return _chart(curves, metric, x_range=(min(places) - 0.5, max(places) + 0.5), x_label="layer", **options)
+def _layers_label(models: Sequence[DiagnosedModel]) -> str:
+    depths = " and ".join(str(model.depth) for model in models)
+    return f"relative depth ({depths} layers)" if is_by_depth(models) else "layer"
 
 
-def _chart(curves: Sequence[Curve], name_of_metric: str, **options: Any) -> Chart:
-    """A chart in which nearly equal numbers are a nearly level line."""
-    metric = METRIC_OF[name_of_metric]
+def _chart(curves: Sequence[Curve], name: str, where: str, **options: Any) -> Chart:
+    """A chart of a metric, in which nearly equal numbers are a nearly level line."""
+    metric = METRIC_OF[name]
     drawn = [abs(value) for curve in curves for value in (*curve.y, *(curve.low or ()), *(curve.high or ()))]
     least_height = _LEAST_SHARE * max(value for value in drawn if not math.isnan(value))
     if metric.low is not None and metric.high is not None:
         least_height = max(least_height, _LEAST_OF_RANGE * (metric.high - metric.low))
-    references = (Reference(y=0.0),) if metric.low == -1 else ()
-    return Chart(curves=tuple(curves), least_height=least_height, references=references, **options)
+    return Chart(
+        name=f"{name}-{where}",
+        title=metric.title if where == "layers" else f"{metric.title} by position",
+        y_label=metric.symbol,
+        curves=tuple(curves),
+        least_height=least_height,
+        references=(Reference(y=0.0),) if metric.low == -1 else (),
+        **options,
+    )
 
 
 def _by_position(models: Sequence[DiagnosedModel], name: str) -> Chart:
     curves = []
     for model in models:
         rows = [found["buckets"] for layer in model.layers if (found := model.metric(layer, name)) is not None]
-        columns = [
-            [row[place] for row in rows if row[place] is not None] for place in range(len(rows[0]) if rows else 0)
-        ]
-        if rows:
+        columns = [[value for value in column if value is not None] for column in zip(*rows, strict=True)]
+        if columns:
             spreads = [(statistics.fmean(each), min(each), max(each)) if each else None for each in columns]
             curves.append(_curve(model.name, range(len(columns)), spreads))
     buckets = _buckets(models)
@@ -155,10 +141,8 @@ def _by_position(models: Sequence[DiagnosedModel], name: str) -> Chart:
     return _chart(
         curves,
         name,
-        name=f"{name}-positions",
-        title=f"{METRIC_OF[name].title} by position",
+        "positions",
         x_label=f"position of the token{', from' if is_short else ''}",
-        y_label=METRIC_OF[name].symbol,
         x_ticks=tuple(Tick(k, text.partition("–")[0] if is_short else text) for k, text in enumerate(buckets)),
         log_y=min(means) > 0 and max(means) > _FAR * min(means),
         caption="Mean over layers, heads and the tokens at these places of their sequences. Band: from the lowest to "
