@@ -23,7 +23,7 @@ from evidence.papers.results_page import PAGE as REPRODUCTION
 from evidence.papers.results_page import PICTURES, machine_in_words, picture_names, write_page
 from evidence.papers.results_page import render as render_reproduction
 from exsel.files import read_json
-from exsel.report import HEADINGS, headline, spread_sentence, summary_rows
+from exsel.report import HEADINGS, headline, headline_note, spread_sentence, summary_rows
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "evidence" / "benchmarks" / "results"
@@ -53,7 +53,7 @@ def quality(result: dict[str, Any]) -> str:
             f"tokens of {data['name']} as bytes (sha256 {data['sha256'][:12]}), seeds "
             f"{', '.join(map(str, config['seeds']))}; {machine(result)}. `{result['command']}`",
             table(summary_rows(result), HEADINGS),
-            f"{spread_sentence(result)}. {headline(result)}",
+            f"{spread_sentence(result)}. {headline(result)} {headline_note(result)}",
         ]
     )
 

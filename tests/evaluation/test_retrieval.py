@@ -16,7 +16,7 @@ from exsel.data import load_tokenizer
 from exsel.data.passkey import fit_documents
 from exsel.errors import ExselError
 from exsel.evaluation import PasskeyResult, passkey
-from exsel.evaluation.passkey_picture import write_picture
+from exsel.evaluation.passkey_picture import write_passkey_picture
 from exsel.evaluation.retrieval import _answer, _Question, _questions
 
 BYTES = load_tokenizer("bytes")
@@ -187,7 +187,7 @@ def test_as_json() -> None:
 
 class TestPicture:
     def test_svg(self, tmp_path: Path) -> None:
-        write_picture(RESULT, tmp_path / "passkey.svg")
+        write_passkey_picture(RESULT, tmp_path / "passkey.svg")
         root = ElementTree.fromstring((tmp_path / "passkey.svg").read_text())
         texts = [element.text for element in root.iter() if element.tag.endswith("text")]
         assert {"100%", "95%", "0%", "55%", "90%", "128", "1,024", "depth of the key"} <= set(texts)
@@ -200,14 +200,14 @@ class TestPicture:
         means = []
         for found in (0, 10, 20):
             result = PasskeyResult(lengths=(128,), depths=(0.0,), samples=20, seed=0, correct=((found,),))
-            write_picture(result, tmp_path / "a.png")
+            write_passkey_picture(result, tmp_path / "a.png")
             means.append(float(imread(tmp_path / "a.png")[..., 0].mean()))  # red: the fields are blue
         assert means[0] > means[1] > means[2]
         assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
     def test_another_suffix(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"ends with \.svg or \.png"):
-            write_picture(RESULT, tmp_path / "a.pdf")
+            write_passkey_picture(RESULT, tmp_path / "a.pdf")
 
 
 def test_a_model_that_predicts_no_number() -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+import math
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -8,10 +10,10 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from exsel.report.charts import Chart, Curve
-from exsel.report.drawing import file_size
+from exsel.report.charts import Chart, Curve, HeatMap, Panels
+from exsel.report.drawing import _log_ticks, file_size
 from exsel.report.looks import PROPERTIES, looks_of, looks_of_labels
-from exsel.report.picture import SUFFIXES, write_picture
+from exsel.report.picture import SUFFIXES, page_picture, write_picture
 
 NAMES = tuple(f"a variant with a long name, number {index} of those that were trained" for index in range(12))
 LENGTHS = (512.0, 1024.0, 2048.0, 16384.0)
@@ -143,3 +145,42 @@ def test_the_same_data_gives_the_same_bytes(tmp_path: Path) -> None:
         assert first == second
         assert first.startswith(start)
     assert len(list((tmp_path / "first").iterdir())) == len(SUFFIXES)
+
+
+def test_ticks_of_a_logarithmic_axis_do_not_collide() -> None:
+    ticks = _log_ticks(0.97, 31.0)
+    assert 1.0 in ticks
+    assert all(later / earlier > 1.2 for earlier, later in itertools.pairwise(ticks))
+    assert _log_ticks(0.97, 1.12) == [1.0, 1.05, 1.1]
+
+
+def test_a_heat_map_shows_numbers_where_there_is_room_and_a_stroke_for_what_is_missing() -> None:
+    few = HeatMap(
+        name="few", title="Few", x_label="layer", y_label="head", columns=("0", "1"), rows=("a",), values=((0.5, None),)
+    )
+    words = texts(page_picture(few).svg)
+    assert {"0.50", "layer", "head", "a"} <= set(words)
+    many = replace(few, columns=tuple(map(str, range(40))), values=((0.25,) * 40,))
+    words = texts(page_picture(many).svg)
+    assert "0.25" in words  # at the deep end of the colour scale
+    assert words.count("0.25") == 1
+    assert "4" in words
+    assert "5" not in words
+    assert "50%" in texts(page_picture(replace(few, as_percent=True, scale=1.0)).svg)
+
+
+def test_panels_share_their_axes_and_one_legend(tmp_path: Path) -> None:
+    panels = Panels(name="panels", title="Panels", charts=((LINES, LINES), (LINES, LINES)))
+    write_picture(panels, tmp_path / "panels.svg")
+    words = texts((tmp_path / "panels.svg").read_text())
+    assert words.count("tokens a sequence") == words.count("loss") == 2
+    assert words.count("exclusive") == 1
+    assert words.count("Loss by length") == 4
+
+
+def test_a_gap_and_an_unnamed_curve(tmp_path: Path) -> None:
+    y = (1.0, math.nan, 3.0)
+    alone = Curve(label="", x=(0.0, 1.0, 2.0), y=y, low=y, high=y)
+    chart = replace(LINES, curves=(alone, replace(alone, style="range"), replace(alone, style="thin")), log_x=False)
+    write_picture(chart, tmp_path / "gap.svg")
+    assert "NaN" not in (tmp_path / "gap.svg").read_text()

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
 
-from exsel.report import headline, render_report, write_report
+from exsel.report import headline, headline_note, render_report, write_report
 
 Make = Callable[..., dict[str, Any]]
 
@@ -88,6 +88,7 @@ def test_one_seed_is_said_plainly(make_results: Make) -> None:
     one = Reader(render_report(make_results())).text
     assert "One seed: no spread" in one
     assert headline(make_results()) in one
+    assert headline_note(make_results()) in one
     three = Reader(render_report(make_results(seeds=(0, 1, 2)))).text
     assert "no spread" not in three
     assert "± is the sample standard deviation over 3 seeds" in three

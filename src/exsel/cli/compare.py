@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Check, load, train all, print the table."""
     require_all("train")
     from exsel.cli.display import print_table
-    from exsel.report import HEADINGS, headline, spread_sentence, summary_rows
+    from exsel.report import HEADINGS, headline, headline_note, spread_sentence, summary_rows
     from exsel.training.compare import compare, plan_runs
     from exsel.training.output_folder import REPORT, RESULTS
 
@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
         results = compare(runs, data, folder, command=command, progress=progress, resume=arguments.resume)
         print()
         print_table(summary_rows(results), HEADINGS)
-        print(f"\n{spread_sentence(results)}\n{headline(results)}")
+        print(f"\n{spread_sentence(results)}\n{headline(results)}\n{headline_note(results)}".rstrip())
         print(f"\nreport: {folder / REPORT}\nnumbers: {folder / RESULTS}", flush=True)
 
     return run_session(arguments, list(runs.values()), work)

@@ -166,9 +166,9 @@ def _passkey(arguments: argparse.Namespace, model: Any, tokenizer: Any) -> dict[
         rows.append(["all", *(f"{share:.1%}" for share in (*result.by_depth, result.mean))])
     _print_table(["Length", *(f"Depth {depth:.4g}" for depth in result.depths), "All"], rows)
     if arguments.picture is not None:
-        from exsel.evaluation.passkey_picture import write_picture
+        from exsel.evaluation.passkey_picture import write_passkey_picture
 
-        write_picture(result, arguments.picture)
+        write_passkey_picture(result, arguments.picture)
     return result.to_dict()
 
 

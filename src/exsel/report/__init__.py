@@ -1,7 +1,11 @@
-"""The self-contained page that ``exsel compare`` writes, and the words and tables that it shares with the terminal.
+"""What every report is made of, and the page that ``exsel compare`` writes.
 
-``formatting`` (values as strings), ``summary`` (the table) and ``headline`` (the outcome in a sentence) need
-nothing but Python. ``page`` needs the extra ``exsel[report]`` and is imported only when a page is made.
+For all reports: ``charts`` (figures as data), ``looks`` (their colours and markers), ``formatting`` (values as
+strings) and ``facts`` (a set-up as lists) need nothing but Python. ``drawing``, ``picture`` and ``templates`` need the
+extra ``exsel[report]`` and are imported only when something is drawn.
+
+For a comparison: ``comparison`` reads ``results.json`` and makes the table, ``headline`` says the outcome in a
+sentence, ``comparison_charts`` are its figures and ``comparison_page`` its page.
 """
 
 from __future__ import annotations
@@ -12,10 +16,10 @@ from typing import Any
 
 from exsel.errors import require
 from exsel.files import write_text
-from exsel.report.headline import headline
-from exsel.report.summary import HEADINGS, spread_sentence, summary_rows
+from exsel.report.comparison import HEADINGS, spread_sentence, summary_rows
+from exsel.report.headline import headline, headline_note
 
-__all__ = ["HEADINGS", "headline", "render_report", "spread_sentence", "summary_rows", "write_report"]
+__all__ = ["HEADINGS", "headline", "headline_note", "render_report", "spread_sentence", "summary_rows", "write_report"]
 
 
 def __dir__() -> list[str]:
@@ -33,7 +37,7 @@ def render_report(results: Mapping[str, Any]) -> str:
     """
     for module in ("jinja2", "matplotlib"):
         require(module, "report")
-    from exsel.report.page import render
+    from exsel.report.comparison_page import render
 
     return render(results)
 

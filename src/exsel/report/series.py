@@ -37,6 +37,16 @@ class Series(NamedTuple):
     path: str
 
     @property
+    def label(self) -> str:
+        """The variant's name."""
+        return self.variant
+
+    @property
+    def css_colour(self) -> str:
+        """The custom property of the colour."""
+        return svg.PROPERTIES[self.colour]
+
+    @property
     def colour(self) -> str:
         """The stand-in that ``svg.inline`` turns into the page's colour."""
         return svg.SERIES[self.slot]

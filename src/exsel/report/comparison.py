@@ -1,4 +1,7 @@
-"""The comparison as a table of strings, for the page and for the terminal alike."""
+"""A comparison as ``results.json`` holds it, where anything may be missing, and its table of strings.
+
+The table is the same on the page and on the terminal.
+"""
 
 from __future__ import annotations
 
@@ -55,11 +58,6 @@ def variant_name(row: Mapping[str, Any]) -> str:
     return formatting.plain(row.get("variant"))
 
 
-def variant_names(results: Mapping[str, Any]) -> list[str]:
-    """Return each variant once, in the order of the results."""
-    return list(dict.fromkeys(variant_name(row) for row in entries(results, "variants")))
-
-
 def learning_rates(results: Mapping[str, Any]) -> list[float]:
     """Return the learning rates of the comparison, ascending."""
     rates = (number(row.get("learning_rate")) for row in entries(results, "variants"))
@@ -74,6 +72,21 @@ def is_sweep(results: Mapping[str, Any]) -> bool:
 def best_rows(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Return one row a variant: the one at its best learning rate."""
     return [row for row in entries(results, "variants") if row.get("best", True)]
+
+
+def best_runs(results: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
+    """Return the runs of each variant at its best learning rate, one a seed."""
+    rates = {variant_name(row): row.get("learning_rate") for row in best_rows(results)}
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for run in entries(results, "runs"):
+        if rates.get(variant_name(run)) in (None, run.get("learning_rate")):
+            groups.setdefault(variant_name(run), []).append(run)
+    return groups
+
+
+def reached(row: Mapping[str, Any], key: str) -> float | None:
+    """Return what is said of where a variant reached the baseline's final loss; ``None`` where it did not."""
+    return number(section(row, "reach").get(key))
 
 
 def seed_count(results: Mapping[str, Any]) -> int:
@@ -126,49 +139,43 @@ def summary_rows(results: Mapping[str, Any]) -> list[dict[str, str]]:
 
 def _cells(row: Mapping[str, Any], *, sweep: bool, compared: bool) -> dict[str, Cell]:
     step = section(row, "ms_per_step")
-    interquartile = number(step.get("spread"))
-    new_parameters = number(row.get("new_parameters"))
-    reach = section(row, "reach")
-    unreached = MISSING
-    if compared and variant_name(row) != BASELINE and "reach" in row and row["reach"] is None:
-        unreached = "not reached"
-    cells = {"variant": Cell(variant_name(row))}
-    if sweep:
-        rate = formatting.learning_rate(row.get("learning_rate"))
-        cells["learning_rate"] = Cell(rate, "best" if row.get("best") else "")
-    cells |= {
+    quartiles = step.get("spread")
+    is_missed = compared and variant_name(row) != BASELINE and row.get("reach", MISSING) is None
+    unreached = "not reached" if is_missed else MISSING
+    rate = Cell(formatting.learning_rate(row.get("learning_rate")), "best" if row.get("best") else "")
+    new = row.get("new_parameters")
+    return {
+        "variant": Cell(variant_name(row)),
+        **({"learning_rate": rate} if sweep else {}),
         "new_parameters": Cell(
-            formatting.count(new_parameters),
-            formatting.percent(row.get("new_parameters_percent")) if new_parameters else "",
+            formatting.count(new), formatting.percent(row.get("new_parameters_percent")) if number(new) else ""
         ),
         "loss": _spread_cell(row, "loss"),
         "bits_per_byte": _spread_cell(row, "bits_per_byte"),
         "difference": _spread_cell(row, "difference"),
         "ms_per_step": Cell(
             formatting.milliseconds(step.get("median")),
-            "" if interquartile is None else f"IQR {formatting.milliseconds(interquartile)}",
+            "" if number(quartiles) is None else f"IQR {formatting.milliseconds(quartiles)}",
         ),
         "tokens_per_second": Cell(formatting.count(row.get("tokens_per_second"))),
         "peak_memory": Cell(formatting.memory(row.get("peak_memory_bytes"))),
-        "reach_tokens": _reach_cell(formatting.compact, reach, "tokens", unreached),
-        "reach_seconds": _reach_cell(formatting.duration, reach, "seconds", unreached),
+        "reach_tokens": _reach_cell(formatting.compact, row, "tokens", unreached),
+        "reach_seconds": _reach_cell(formatting.duration, row, "seconds", unreached),
     }
-    return cells
 
 
 def _spread_cell(row: Mapping[str, Any], key: str) -> Cell:
-    amount = mean(row, key)
-    if amount is None:
-        return Cell(MISSING)
     show = formatting.signed if key == "difference" else formatting.fixed
-    deviation = spread(row, key)
-    if deviation is not None:
-        return Cell(show(amount), f"± {formatting.fixed(deviation)}")
-    return Cell(show(amount), "one seed" if key == "difference" and len(values(row, key)) == 1 else "")
+    value, deviation = mean(row, key), spread(row, key)
+    if value is not None and deviation is not None:
+        return Cell(show(value), f"± {formatting.fixed(deviation)}")
+    return Cell(
+        show(value), "one seed" if value is not None and key == "difference" and len(values(row, key)) == 1 else ""
+    )
 
 
-def _reach_cell(show: Callable[[object], str], reach: Mapping[str, Any], key: str, unreached: str) -> Cell:
-    if number(reach.get(key)) is None:
+def _reach_cell(show: Callable[[object], str], row: Mapping[str, Any], key: str, unreached: str) -> Cell:
+    place, share = reached(row, key), reached(row, f"{key}_ratio")
+    if place is None:
         return Cell(unreached)
-    share = reach.get(f"{key}_ratio")
-    return Cell(show(reach[key]), "" if number(share) is None else formatting.ratio(share))
+    return Cell(show(place), "" if share is None else formatting.ratio(share))

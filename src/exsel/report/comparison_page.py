@@ -1,17 +1,18 @@
-"""The report as HTML: gathers what the template shows. Needs matplotlib and Jinja2."""
+"""The page of a comparison: gathers what its template shows. Needs matplotlib and Jinja2."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from exsel.report import figures, formatting, summary, templates
+from exsel.report import comparison, comparison_charts, formatting, templates
 from exsel.report.facts import facts
 from exsel.report.formatting import number
 from exsel.report.headline import Row, verdict
+from exsel.report.picture import page_picture
 
 
-class Tile(NamedTuple):
+class GainTile(NamedTuple):
     """One of the large numbers under the headline."""
 
     value: str
@@ -38,32 +39,35 @@ _RUN_HEADINGS = (
 
 def render(results: Mapping[str, Any]) -> str:
     """Return the report as one HTML document; see ``exsel.report.render_report``."""
-    return templates.environment("exsel.report").get_template("report.html.j2").render(_context(results))
+    return templates.environment("exsel.report").get_template("comparison.html.j2").render(_context(results))
 
 
 def _context(results: Mapping[str, Any]) -> dict[str, Any]:
     outcome = verdict(results)
-    rows = summary.summary_cells(results)
+    looks = comparison_charts.comparison_looks(results)
+    similarity, sweep = comparison_charts.similarity_chart(results), comparison_charts.sweep_chart(results)
+    rows = comparison.summary_cells(results)
     keys = list(rows[0]) if rows else []
-    losses = [summary.mean(row, "loss") for row in summary.entries(results, "variants")]
+    losses = [comparison.mean(row, "loss") for row in comparison.entries(results, "variants")]
     lowest = min((loss for loss in losses if loss is not None), default=None)
-    seeds = summary.seed_count(results)
+    seeds = comparison.seed_count(results)
     return {
         "headline": outcome.sentence,
+        "headline_note": outcome.note,
         "tiles": _tiles(outcome.per_token, outcome.per_second, seeds),
         "subject": _subject(results),
-        "looks": {look.variant: look for look in figures.series(results)},
-        "headings": [(key, summary.HEADINGS[key]) for key in keys],
+        "looks": looks,
+        "headings": [(key, comparison.HEADINGS[key]) for key in keys],
         "rows": rows,
         "lowest": [loss is not None and loss == lowest for loss in losses],
-        "spread": summary.spread_sentence(results),
-        "sweep_note": summary.is_sweep(results),
-        "loss_pictures": figures.loss_pictures(results),
-        "similarity": figures.similarity_picture(results),
-        "sweep": figures.sweep_picture(results),
+        "spread": comparison.spread_sentence(results),
+        "sweep_note": comparison.is_sweep(results),
+        "loss_pictures": [page_picture(chart, looks) for chart in comparison_charts.loss_charts(results)],
+        "similarity": similarity and page_picture(similarity, looks),
+        "sweep": sweep and page_picture(sweep, looks),
         "facts": facts(results, _FACTS),
         "run_headings": _RUN_HEADINGS,
-        "runs": [_run(run) for run in summary.entries(results, "runs")],
+        "runs": [_run(run) for run in comparison.entries(results, "runs")],
         "command": formatting.plain(results.get("command")),
         "revision": formatting.plain(results.get("git_revision")),
         "version": formatting.plain(results.get("exsel_version")),
@@ -71,30 +75,30 @@ def _context(results: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _tiles(per_token: Row | None, per_second: Row | None, seeds: int) -> list[Tile]:
+def _tiles(per_token: Row | None, per_second: Row | None, seeds: int) -> list[GainTile]:
     if per_token is None or per_second is None:
         return []
     tiles = []
     for row, key, what in ((per_token, "tokens", "tokens"), (per_second, "seconds", "time")):
-        share = number(summary.section(row, "reach").get(f"{key}_ratio"))
+        share = comparison.reached(row, f"{key}_ratio")
         if share is not None:
             label = f"of the baseline's {what} to get to the same loss"
-            tiles.append(Tile(formatting.ratio(share), label, summary.variant_name(row)))
-    difference = summary.mean(per_token, "difference")
+            tiles.append(GainTile(formatting.ratio(share), label, comparison.variant_name(row)))
+    difference = comparison.mean(per_token, "difference")
     if difference is not None:
-        deviation = summary.spread(per_token, "difference")
+        deviation = comparison.spread(per_token, "difference")
         label = "in final validation loss"
         if deviation is not None:
             label += f", ±\u00a0{formatting.fixed(deviation, 3)} over {seeds} seeds"
         elif seeds == 1:
             label += "; one seed: no spread"
-        tiles.append(Tile(formatting.signed(difference, 3), label, summary.variant_name(per_token)))
+        tiles.append(GainTile(formatting.signed(difference, 3), label, comparison.variant_name(per_token)))
     return tiles
 
 
 def _subject(results: Mapping[str, Any]) -> list[str]:
     """What was compared on what, for the line over the headline; only what the results hold."""
-    model, data, config = (summary.section(results, key) for key in ("model", "data", "config"))
+    model, data, config = (comparison.section(results, key) for key in ("model", "data", "config"))
     tokens = number(config.get("tokens"))
     parts = []
     if model.get("name"):
@@ -105,7 +109,7 @@ def _subject(results: Mapping[str, Any]) -> list[str]:
         parts.append(formatting.plain(data["name"]))
     if tokens is not None:
         parts.append(f"{formatting.compact(tokens)} tokens a run")
-    seeds = summary.seed_count(results)
+    seeds = comparison.seed_count(results)
     if seeds:
         parts.append("1 seed" if seeds == 1 else f"{seeds} seeds")
     return parts
@@ -114,7 +118,7 @@ def _subject(results: Mapping[str, Any]) -> list[str]:
 def _run(run: Mapping[str, Any]) -> list[str]:
     step = run.get("ms_per_step")
     return [
-        summary.variant_name(run),
+        comparison.variant_name(run),
         formatting.plain(run.get("seed")),
         formatting.learning_rate(run.get("learning_rate")),
         formatting.fixed(run.get("loss")),
