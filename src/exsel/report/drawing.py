@@ -90,14 +90,7 @@ def _legend_labels(drawable: Drawable) -> list[str]:
 
 def _columns(labels: Sequence[str]) -> int:
     """As many columns as have room beside each other."""
-    widths = [len(label) * _LETTER + _SAMPLE for label in labels]
-    for count in range(len(labels), 1, -1):
-        short, long = divmod(len(labels), count)  # matplotlib fills columns from above, the longer ones first
-        ends = [short * (number + 1) + min(number + 1, long) for number in range(count)]
-        columns = [widths[start:end] for start, end in zip([0, *ends], ends, strict=False)]
-        if sum(max(column) for column in columns) <= _WIDTH:
-            return count
-    return 1
+    return max(1, min(len(labels), int(_WIDTH / (max(map(len, labels)) * _LETTER + _SAMPLE))))
 
 
 def _draw_panels(figure: Figure, panels: Panels, looks: Looks, palette: Palette) -> None:
