@@ -25,24 +25,13 @@ if TYPE_CHECKING:
     from exsel.upgrading import downgrade, from_pretrained, support, upgrade
 
 _HOMES = {
-    "attention": "exsel.functional",
-    "exclude": "exsel.functional",
-    "explain_backend": "exsel.functional",
-    "inverse_temperature": "exsel.functional",
-    "use_cpp": "exsel.kernels.cpp",
-    "ExclusiveConfig": "exsel.config",
-    "SelectiveConfig": "exsel.config",
-    "ExselError": "exsel.errors",
-    "LoadError": "exsel.errors",
-    "UpgradeError": "exsel.errors",
-    "ExselConfig": "exsel.models",
-    "ExselForCausalLM": "exsel.models",
-    "ExselModel": "exsel.models",
+    **dict.fromkeys(("attention", "exclude", "explain_backend", "inverse_temperature"), "exsel.functional"),
+    **dict.fromkeys(("ExclusiveConfig", "SelectiveConfig"), "exsel.config"),
+    **dict.fromkeys(("ExselError", "LoadError", "UpgradeError"), "exsel.errors"),
+    **dict.fromkeys(("ExselConfig", "ExselForCausalLM", "ExselModel"), "exsel.models"),
+    **dict.fromkeys(("downgrade", "from_pretrained", "support", "upgrade"), "exsel.upgrading"),
     "diagnose": "exsel.diagnostics",
-    "downgrade": "exsel.upgrading",
-    "from_pretrained": "exsel.upgrading",
-    "support": "exsel.upgrading",
-    "upgrade": "exsel.upgrading",
+    "use_cpp": "exsel.kernels.cpp",
 }
 
 __all__ = [

@@ -31,7 +31,7 @@ _EXCLUSIVE = _peft_type("EXSEL_EXCLUSIVE")
 
 @dataclass(kw_only=True)
 class AdapterConfig(PeftConfig):
-    """What :class:`SelectiveAdapterConfig` and :class:`ExclusiveAdapterConfig` have beside their mechanisms."""
+    """What both kinds of adapter have in common."""
 
     lora: LoraConfig | None = None
     modules_to_save: list[str] | None = None
@@ -40,25 +40,21 @@ class AdapterConfig(PeftConfig):
     target_modules: ClassVar[None] = None
     target_parameters: ClassVar[None] = None
 
-    #: Read from a folder, whose weights have not been loaded yet.
+    #: Whether it was read from a folder whose weights have not been loaded yet.
     awaits_weights = False
 
     def __new__(cls, *_: Any, **values: Any) -> Self:
-        """PEFT drops fields that it does not know with a warning; of a mechanism none may be dropped."""
+        """Refuse unknown fields: PEFT would drop them with a warning."""
         _check_known(cls, values)
         return object.__new__(cls)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.lora = _lora(self.lora)
-        _, _ = self.mechanisms()
+        _, _ = self.mechanisms()  # checks the values
 
     def mechanisms(self) -> tuple[ExclusiveConfig | None, SelectiveConfig | None]:
-        """What ``exsel.upgrade`` takes for the same: exclusive, selective.
-
-        Raises:
-            ExselError: values that contradict each other.
-        """
+        """The ``exclusive`` and ``selective`` with which ``exsel.upgrade`` does the same."""
         raise NotImplementedError
 
     def to_dict(self) -> dict[str, Any]:
@@ -73,18 +69,17 @@ class AdapterConfig(PeftConfig):
     def from_pretrained(
         cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any
     ) -> AdapterConfig:
-        """The configuration in a folder, whose weights are looked at before PEFT puts anything into a model.
+        """The configuration in a folder. Its weights are checked before PEFT puts anything into a model.
 
         Raises:
             LoadError: no configuration, one of a newer version, or weights that are no readable safetensors.
         """
+        folder = pretrained_model_name_or_path
         try:
-            config: AdapterConfig = super().from_pretrained(
-                pretrained_model_name_or_path, subfolder=subfolder, **kwargs
-            )
+            config: AdapterConfig = super().from_pretrained(folder, subfolder=subfolder, **kwargs)
         except (TypeError, ValueError) as error:
             raise LoadError(str(error)) from error
-        _check_weights(Path(pretrained_model_name_or_path, subfolder or ""))
+        _check_weights(Path(folder, subfolder or ""))
         config.awaits_weights = True
         return config
 
@@ -94,8 +89,8 @@ class SelectiveAdapterConfig(AdapterConfig):
     """An adapter with selective self-attention (SSA), and if wanted exclusive self-attention (XSA) too, for PEFT.
 
     ``get_peft_model(model, SelectiveAdapterConfig())`` freezes the model and puts temperatures into it, which alone are
-    trained and saved. LoRA beside them goes into the same adapter, is trained, switched and saved with it, and the
-    temperatures read what it makes of the projections::
+    trained and saved. LoRA in the same adapter is trained, switched and saved with them, and the temperatures read the
+    projections with their LoRA::
 
         SelectiveAdapterConfig(exclusive=True, lora=LoraConfig(r=8, target_modules=["q_proj", "v_proj"]))
 
@@ -109,10 +104,9 @@ class SelectiveAdapterConfig(AdapterConfig):
 
     Args:
         layers, query, key, value, token, position, value_position, per_head, position_per_head, position_init: as in
-            :class:`exsel.SelectiveConfig`; ``layers`` counts the model's self-attention layers, and is what
-            ``target_modules`` and ``layers_to_transform`` are in other methods.
-        exclusive: XSA with it: ``True``, a strength, or an :class:`exsel.ExclusiveConfig` with layers of its own; see
-            :meth:`exsel.ExclusiveConfig.read`.
+            :class:`exsel.SelectiveConfig`; ``layers`` counts the model's self-attention layers, and replaces
+            ``target_modules`` and ``layers_to_transform`` of other methods.
+        exclusive: XSA with it, as :meth:`exsel.ExclusiveConfig.read` takes it, with layers of its own.
         lora: LoRA in the same adapter.
         modules_to_save: modules to train in full, as in other methods.
         task_type, base_model_name_or_path, revision, inference_mode: as in :class:`peft.PeftConfig`.
@@ -141,9 +135,9 @@ class SelectiveAdapterConfig(AdapterConfig):
             raise ExselError("token='frequency' needs each token's frequency, which a model's layers do not get")
 
     def mechanisms(self) -> tuple[ExclusiveConfig | None, SelectiveConfig | None]:
-        """What ``exsel.upgrade`` takes for the same: exclusive, selective."""
-        names = [field.name for field in fields(SelectiveConfig)]
-        return ExclusiveConfig.read(self.exclusive), SelectiveConfig(**{name: getattr(self, name) for name in names})
+        """The ``exclusive`` and ``selective`` with which ``exsel.upgrade`` does the same."""
+        selective = SelectiveConfig(**{field.name: getattr(self, field.name) for field in fields(SelectiveConfig)})
+        return ExclusiveConfig.read(self.exclusive), selective
 
 
 @dataclass(kw_only=True)
@@ -151,11 +145,9 @@ class ExclusiveAdapterConfig(AdapterConfig):
     """An adapter with exclusive self-attention (XSA) alone, for PEFT; see :class:`SelectiveAdapterConfig` for the rest.
 
     Args:
-        layers, strength: as in :class:`exsel.ExclusiveConfig`. A fixed strength has nothing to train, so it needs
-            something beside it that has.
-        lora: LoRA in the same adapter.
-        modules_to_save: modules to train in full.
-        task_type, base_model_name_or_path, revision, inference_mode: as in :class:`peft.PeftConfig`.
+        layers, strength: as in :class:`exsel.ExclusiveConfig`. A fixed strength has nothing to train, so it needs LoRA
+            or modules to save beside it.
+        lora, modules_to_save, task_type, base_model_name_or_path, revision, inference_mode: see there.
 
     Raises:
         ExselError: impossible values, nothing to train, or a field that this version does not know.
@@ -174,7 +166,7 @@ class ExclusiveAdapterConfig(AdapterConfig):
             )
 
     def mechanisms(self) -> tuple[ExclusiveConfig | None, SelectiveConfig | None]:
-        """What ``exsel.upgrade`` takes for the same: exclusive, and no selective."""
+        """The ``exclusive`` with which ``exsel.upgrade`` does the same, and no ``selective``."""
         return ExclusiveConfig(layers=self.layers, strength=self.strength), None
 
 

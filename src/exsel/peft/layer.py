@@ -13,9 +13,9 @@ from exsel.nn.mechanisms import Mechanisms
 
 
 class AdapterLayer(nn.Module, BaseTunerLayer):
-    """The mechanisms of one attention layer by adapter, in the place where an upgraded layer has its own.
+    """The mechanisms of one attention layer, by adapter, where an upgraded layer has its own.
 
-    It stands beside the projections and not around them, so LoRA may wrap these before or after.
+    It is beside the projections, not around them. So LoRA may wrap these before or after.
     """
 
     adapter_layer_names = ("adapters",)

@@ -21,18 +21,14 @@ from exsel.upgrading.rewriting import CHILD
 from exsel.upgrading.upgrade_model import upgrade
 from exsel.upgrading.upgraded_class import Upgraded, insert, remove
 
-# PEFT finds an adapter's parameters by its name anywhere in theirs: these names are there for another reason.
+# PEFT recognises an adapter's parameters by its name within theirs. These names are parts of every parameter's name.
 _TAKEN = frozenset({"adapters", "temperatures", "query", "key", "value", "exclusive", "feature_proj", CHILD})
 
 _Step = tuple[Target, ExclusiveConfig | None, SelectiveConfig | None]
 
 
 class MechanismsModel(BaseTuner):
-    """What :func:`peft.get_peft_model` makes of a model and a configuration of :mod:`exsel.peft`.
-
-    Attributes:
-        model: the model, in which every layer named has an :class:`AdapterLayer`.
-        peft_config: the configurations by adapter.
+    """A model in which the layers that a configuration of :mod:`exsel.peft` names have an :class:`AdapterLayer`.
 
     Raises:
         UpgradeError: a model that has no self-attention, a layer that cannot have the mechanism, a model that is
@@ -49,30 +45,23 @@ class MechanismsModel(BaseTuner):
     def __init__(self, model: nn.Module, peft_config: Any, adapter_name: str, **options: Any) -> None:
         _check_adaptable(model, adapter_name)
         if isinstance(peft_config, AdapterConfig) and peft_config.lora is not None:
-            # Not from a PeftModel: transformers would load what it knows by the method's prefix, and leave out LoRA.
+            # transformers itself would load the parameters with this method's prefix, and leave LoRA's out.
             raise UpgradeError(
                 "transformers' own adapters cannot have lora= inside: load it with AutoPeftModelForCausalLM or "
                 "PeftModel.from_pretrained, or add the LoRA as an adapter of its own"
             )
         super().__init__(model, peft_config, adapter_name, **options)
 
-    def inject_adapter(
-        self,
-        model: nn.Module,
-        adapter_name: str,
-        autocast_adapter_dtype: bool = True,
-        low_cpu_mem_usage: bool = False,
-        state_dict: dict[str, Tensor] | None = None,
-    ) -> None:
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Put the adapter ``adapter_name`` of ``peft_config`` into ``model``, or leave it as it was and raise."""
         _check_adaptable(model, adapter_name)
         config: AdapterConfig = self.peft_config[adapter_name]
         self._trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         try:
             self._steps = {step[0].name: step for step in choose_layers(model, *config.mechanisms())}
-            super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict)
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
             if config.lora is not None:
-                self._inject_lora(model, adapter_name, low_cpu_mem_usage)
+                self._inject_lora(model, adapter_name, bool(kwargs.get("low_cpu_mem_usage")))
         except Exception:
             self.withdraw(adapter_name)
             raise
@@ -121,7 +110,7 @@ class MechanismsModel(BaseTuner):
             self._lora.set_adapter(adapter_name, inference_mode=inference_mode)
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Take ``adapter_name`` out, with its LoRA; were it active, another one is now, the same in every layer."""
+        """Take ``adapter_name`` out, with its LoRA. If it was active, another one is now, in every layer the same."""
         was_active = adapter_name in self.active_adapters
         if self._lora is not None and adapter_name in self._lora.peft_config:
             self._lora.delete_adapter(adapter_name)

@@ -24,7 +24,7 @@ def damage(what: str) -> Iterator[None]:
             yield
     except ExselError as error:
         cause = error.__cause__ or error
-        # What is missing transformers says itself; what is one of ours already says enough.
+        # transformers names a missing file itself, and errors of exsel's say enough.
         if isinstance(cause, (OSError, ExselError)):
             raise cause from None
         raise LoadError(str(error)) from cause
@@ -34,7 +34,7 @@ def check_files(folder: str | PathLike[str], **kwargs: Any) -> None:
     """Check that a saved model is read from safetensors files in its own folder, and brings no code.
 
     Args:
-        folder, **kwargs: see :func:`from_pretrained`.
+        folder, **kwargs: see :func:`exsel.from_pretrained`.
 
     Raises:
         LoadError: naming what is not so.
@@ -54,18 +54,15 @@ def check_files(folder: str | PathLike[str], **kwargs: Any) -> None:
         return
     if _read(folder, "adapter_config.json", kwargs) is not None:
         raise LoadError(f"{folder} holds an adapter beside its model (adapter_config.json): load it with PEFT")
-    architectures = config.get("architectures")
-    if architectures is not None and not (
-        isinstance(architectures, list) and all(isinstance(name, str) for name in architectures)
-    ):
-        raise LoadError(f"{folder}: config.json has architectures {architectures!r:.80}, which are no names")
+    names = config.get("architectures")
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise LoadError(f"{folder}: config.json has architectures {names!r:.80}, which are no names")
     _check_implementations(folder, config)
-    named = config.get("transformers_weights")
     variant = f".{kwargs['variant']}" if kwargs.get("variant") else ""
     index = f"model.safetensors.index{variant}.json"
-    if named is not None and named != HOW_TO_LOAD:
-        _check_name(folder, "config.json", named, (".safetensors", ".safetensors.index.json"))
-        index = named
+    if config.get("transformers_weights") not in (None, HOW_TO_LOAD):
+        index = config["transformers_weights"]
+        _check_name(folder, "config.json", index, (".safetensors", ".safetensors.index.json"))
     values = _read(folder, index, kwargs) if index.endswith(".json") else None
     if values is None:
         return
@@ -83,16 +80,11 @@ def _read(folder: str | PathLike[str], name: str, kwargs: Mapping[str, Any]) -> 
     from transformers.utils import cached_file
 
     places = {key: kwargs[key] for key in PLACES if key in kwargs}
+    quietly = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors")}
     try:
-        path = cached_file(
-            str(folder),
-            name,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-            **places,
-        )
+        path = cached_file(str(folder), name, **quietly, **places)
     except OSError:
-        return None  # no such folder or name, which whoever loads it says better
+        return None  # There is no such folder or name. What loads it says so better.
     try:
         return None if path is None else read_object(Path(path))
     except ExselError as error:
@@ -118,15 +110,14 @@ def _check_name(folder: str | PathLike[str], file: str, name: Any, endings: tupl
 
 def _check_implementations(folder: str | PathLike[str], values: Any) -> None:
     """Check that no part of a configuration names its attention's, or its experts', implementation on a hub."""
-    stack = [values]
-    while stack:
-        value = stack.pop()
-        if isinstance(value, list):
-            stack += value
-        if not isinstance(value, dict):
+    parts = [values]  # no recursion, which a configuration nested by the hundred would bring to its end
+    for part in parts:
+        if isinstance(part, list):
+            parts += part
+        if not isinstance(part, dict):
             continue
-        stack += value.values()
-        for key, given in value.items():
+        parts += part.values()
+        for key, given in part.items():
             names = given.values() if isinstance(given, dict) else [given]
             if "_implementation" in key and any(isinstance(name, str) and "/" in name for name in names):
                 raise LoadError(

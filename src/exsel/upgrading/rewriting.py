@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import operator
 import re
 import types
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch.nn.functional as F
+from torch import nn
 
 from exsel.upgrading.sources import Method, RewritingError, content, may_attend, read
 
@@ -177,6 +179,34 @@ def _is_method(cls: type, name: str) -> bool:
     return isinstance(inspect.getattr_static(cls, name, None), types.FunctionType)
 
 
+#: By class: its functions when its calls were found, and the calls.
+_FOUND: dict[type, tuple[list[object], CallSites]] = {}
+
+
+def sites_of(cls: type) -> CallSites:
+    """:func:`find_sites` of a class's forward pass, found again only if a function of the class was replaced since.
+
+    Raises:
+        RewritingError: see there.
+    """
+    functions = list(_functions(cls))
+    kept, sites = _FOUND.get(cls, ([], None))
+    if sites is None or len(kept) != len(functions) or not all(map(operator.is_, kept, functions)):
+        sites = find_sites(cls)
+        _FOUND[cls] = functions, sites
+    return sites
+
+
+def _functions(cls: type) -> Iterator[object]:
+    """Every function of a class, what it wraps, and the code of both."""
+    for base in cls.__mro__:
+        if base not in (nn.Module, object):
+            for value in vars(base).values():
+                while isinstance(value, types.FunctionType):
+                    yield from (value, value.__code__)
+                    value = vars(value).get("__wrapped__")
+
+
 def rewrite(cls: type, projections: Mapping[str, str], output: str | None) -> dict[str, Any]:
     """The methods that a subclass of ``cls`` needs to go through the mechanisms, by name.
 
@@ -189,7 +219,7 @@ def rewrite(cls: type, projections: Mapping[str, str], output: str | None) -> di
     Raises:
         RewritingError: no source to read, or a wrapper that is not known.
     """
-    sites = find_sites(cls)
+    sites = sites_of(cls)
     inner = _with_calls(sites, {*projections, output})
     methods: dict[str, Any] = {}
     for name, found in {"forward": sites, **inner}.items():

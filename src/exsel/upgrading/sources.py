@@ -1,7 +1,7 @@
-"""The source of a method, which is known to be that of the code that runs.
+"""The source of a method, if it is the source of the code that runs.
 
-A file may have been edited since it was imported, and a class may come from where no file is. So the source is
-compiled again as it stands, and taken only if this gives the method's own bytecode. Line numbers may differ.
+A file may have been edited since it was imported, and some classes come from no file. So the source is compiled again,
+and taken only if that gives the method's own bytecode. Line numbers may differ.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ import torch.nn.functional as F
 _FUTURE = functools.reduce(
     lambda flags, name: flags | getattr(__future__, name).compiler_flag, __future__.all_feature_names, 0
 )
-#: Packages whose wrappers of a method call what they wrap, and add what has its place around a rewritten method too.
+#: Packages whose wrappers of a method call what they wrap. They stay around a rewritten method.
 _HARMLESS = ("transformers.", "diffusers.", "timm.", "torch.utils._contextlib", "torch.amp.")
 #: Names of functions that attend.
 _ATTENTION = re.compile(
     r"(scaled_dot_product|memory_efficient|flex)_attention|flash_attn_\w*func|attention_interface|dispatch_attention_fn"
 )
 _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-#: What pytest imports into a module whose assertions it has rewritten.
+#: The name of pytest's import in a module whose assertions it has rewritten.
 _PYTEST = "@pytest_ar"
 
 
@@ -56,8 +56,8 @@ class Method:
         attribute: what the class has under the method's name.
         function: the same without the wrappers.
         wrappers: the functions around it, outermost first.
-        module: of its file, the statement in which it is defined, and all that say what names mean there.
-        definition: its own part of it.
+        module: the statement of its file that defines it, with those that say what names mean there, as imports do.
+        definition: its own part of that statement.
     """
 
     attribute: types.FunctionType
@@ -68,7 +68,7 @@ class Method:
 
     @property
     def parameters(self) -> list[str]:
-        """The names of those that may be given by place; the first is what the method calls its object."""
+        """The names of the positional parameters."""
         arguments = self.definition.args
         return [argument.arg for argument in (*arguments.posonlyargs, *arguments.args)]
 
@@ -79,7 +79,7 @@ class Method:
 
     @property
     def as_read(self) -> Read:
-        """By which can be seen later whether the class still has this method."""
+        """What tells later whether the class still has this method."""
         return self.attribute, self.function, self.function.__code__
 
     def rewritten(self, change: Callable[[ast.FunctionDef], object]) -> types.FunctionType:
@@ -97,7 +97,7 @@ class Method:
             if (code.co_firstlineno, code.co_qualname) == (first, function.__code__.co_qualname)
         )
         made = _like(function, code, _cells(function))
-        # Who unwraps, as inspect.getsource does, finds the same bytecode with a source that can be read.
+        # inspect.getsource unwraps the method. It finds the same bytecode with a source that can be read.
         made.__wrapped__ = _like(function, _readable(code, definition), _cells(function))  # type: ignore[attr-defined]
         inner = function
         for wrapper in reversed(self.wrappers):
@@ -160,7 +160,7 @@ def _is_harmless(wrapper: Any) -> bool:
 def may_attend(cls: type, name: str = "forward") -> bool:
     """Whether the method ``name`` of ``cls`` names an attention function in its bytecode, or in that of what it calls.
 
-    That are methods of the class, functions of the same module, and what a patch has kept of what it stands for.
+    What it calls are methods of the class, functions of the same module, and the original that a patch has kept.
     """
     functions: list[Any] = [getattr(cls, name, None)]
     for wrapped in functions:
@@ -179,13 +179,13 @@ def may_attend(cls: type, name: str = "forward") -> bool:
     return False
 
 
-#: By code and where it is from. A function's code may be exchanged, as notebooks that load edited files again do.
+#: By code and file: two files may hold the same code, one of them without its source. Not by function: notebooks that
+#: load an edited file again exchange the code of functions.
 _SOURCES: dict[tuple[types.CodeType, str], tuple[ast.Module, ast.FunctionDef]] = {}
 
 
 def _source(function: types.FunctionType) -> tuple[ast.Module, ast.FunctionDef]:
-    code = function.__code__
-    key = (code, code.co_filename)  # two files may hold the same code, one of them without its source
+    key = (function.__code__, function.__code__.co_filename)
     if key not in _SOURCES:
         _SOURCES[key] = _find_source(function)
     return _SOURCES[key]
@@ -202,7 +202,7 @@ def _find_source(function: types.FunctionType) -> tuple[ast.Module, ast.Function
     for statement in (statements := _statements(text)):
         if not _defines(statement, outermost):
             continue
-        # Imports are needed: a method of an imported name is called by other bytecode than one of another.
+        # The compiler needs the imports: it calls attributes of an imported name by other bytecode.
         kept = [other for other in statements if other is statement or not isinstance(other, _DEFINITIONS)]
         module = ast.Module(kept, type_ignores=[])
         own = {made.co_firstlineno for made in _made_by(module, function) if _are_alike(made, code)}

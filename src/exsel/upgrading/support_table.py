@@ -45,12 +45,12 @@ class Support:
     @property
     def refusals(self) -> tuple[str, ...]:
         """Why :func:`exsel.upgrade` would refuse: a line for each kind of layer; empty where it would not."""
-        reasons = []
-        for layer in self.layers:
-            for mechanism in ("exclusive", "selective"):
-                reason = getattr(layer, mechanism)
-                if layer.index is not None and reason not in ("yes", "no"):
-                    reasons.append(f"{layer.cls} cannot be {mechanism}: {reason}")
+        reasons = (
+            f"{layer.cls} cannot be {mechanism}: {reason}"
+            for layer in self.layers
+            for mechanism, reason in (("exclusive", layer.exclusive), ("selective", layer.selective))
+            if layer.index is not None and reason not in ("yes", "no")
+        )
         return tuple(dict.fromkeys(reasons))
 
     def possible_layers(self, mechanism: str) -> tuple[int, ...]:
@@ -68,13 +68,11 @@ class Support:
             return f"{self.model} has no attention layer."
         rows = [("layer", "name", "class", "exclusive", "selective")]
         for layer in self.layers:
-            index = "-" if layer.index is None else str(layer.index)
             same = layer.exclusive == layer.selective and layer.exclusive not in ("yes", "no")
+            index = "-" if layer.index is None else str(layer.index)
             rows.append((index, layer.name, layer.cls, layer.exclusive, "likewise" if same else layer.selective))
-        widths = [max(len(row[column]) for row in rows) for column in range(4)]
-        lines = [
-            "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]]) for row in rows
-        ]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(map(str.ljust, row, widths)) for row in rows]
         if self.refusals:
             lines.append("An upgrade of these layers would be refused. " + "; ".join(self.refusals) + ".")
             lines += [
@@ -108,18 +106,16 @@ def support(
     """
     found = targets(model)
     count = sum(not target.left_alone for target in found)
-    chosen = {
-        "exclusive": layers_of(ExclusiveConfig.read(exclusive), count),
-        "selective": layers_of(SelectiveConfig.read(selective), count),
-    }
-    layers, index = [], 0
+    in_exclusive = layers_of(ExclusiveConfig.read(exclusive), count)
+    in_selective = layers_of(SelectiveConfig.read(selective), count)
+    layers, indices = [], iter(range(count))
     for target in found:
-        if target.left_alone:
-            layers.append(LayerSupport(None, target.name, target.cls, target.exclusive, target.selective))
-            continue
-        answers = {
-            name: (getattr(target, name) or "yes") if index in indices else "no" for name, indices in chosen.items()
-        }
-        layers.append(LayerSupport(index, target.name, target.cls, **answers))
-        index += 1
+        index = None if target.left_alone else next(indices)
+        answers = target.exclusive, target.selective
+        if index is not None:
+            answers = (
+                (target.exclusive or "yes") if index in in_exclusive else "no",
+                (target.selective or "yes") if index in in_selective else "no",
+            )
+        layers.append(LayerSupport(index, target.name, target.cls, *answers))
     return Support(type(model).__name__, tuple(layers))
