@@ -78,8 +78,8 @@ def exsel_attention_forward(
     return z.transpose(1, 2), None
 
 
-# An upgraded layer hands it the mechanisms instead of working around it.
+# An upgraded layer passes the mechanisms to this function. Around any other it applies them itself.
 exsel_attention_forward.takes_mechanisms = True  # type: ignore[attr-defined]
 AttentionInterface.register(IMPLEMENTATION, exsel_attention_forward)
-# Without this transformers hands the function no mask at all.
+# Without this entry transformers passes no mask to the function.
 AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)

@@ -1,4 +1,4 @@
-"""What a model uses of the two mechanisms, as values: validated when made, plain JSON when saved."""
+"""Which of the two mechanisms a model uses, and how: values that are checked when made, and plain JSON when saved."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, Self, get_args
+from typing import Any, ClassVar, Literal, Self, get_args
 
 from exsel.errors import ExselError, UpgradeError
 
@@ -17,11 +17,11 @@ _FIRST_OR_LAST = re.compile(r"(first|last):([1-9][0-9]{0,5})")
 
 
 def _shown(value: Any) -> str:
-    """``value`` in an error's one line."""
+    """``value`` as an error message shows it."""
     try:
         return f"{value!r:.80}"
     except ValueError:
-        return "an integer of thousands of digits"  # which Python writes out nowhere
+        return "an integer of thousands of digits"  # Python refuses to write it out
 
 
 def resolve_layers(layers: Layers, num_layers: int) -> frozenset[int]:
@@ -63,6 +63,8 @@ def _check_layers(layers: Any) -> str | tuple[int, ...]:
 
 
 class _Serialised:
+    _ALSO_READ: ClassVar[str] = ""
+
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON types."""
         return {
@@ -85,7 +87,7 @@ class _Serialised:
 
     @classmethod
     def read(cls, value: Any) -> Self | None:
-        """What an argument ``exclusive`` or ``selective`` says, wherever one can be given.
+        """The configuration that an argument ``exclusive`` or ``selective`` stands for.
 
         Args:
             value: ``None`` or ``False``: without the mechanism; ``True``: its default configuration; a configuration;
@@ -93,7 +95,7 @@ class _Serialised:
 
         Raises:
             TypeError: anything else.
-            ExselError: a dictionary that :meth:`from_dict` refuses, or a strength that cannot be.
+            ExselError: a dictionary that :meth:`from_dict` refuses, or an impossible strength.
         """
         if value is None or value is False:
             return None
@@ -104,11 +106,10 @@ class _Serialised:
         if isinstance(value, Mapping):
             return cls.from_dict(value)
         name = cls.__name__.removesuffix("Config").lower()
-        raise TypeError(f"{name} must be {cls._accepted()}; got {_shown(value)}")
-
-    @classmethod
-    def _accepted(cls) -> str:
-        return f"None, True, False, an exsel.{cls.__name__} or its dictionary"
+        raise TypeError(
+            f"{name} must be None, True, False, an exsel.{cls.__name__} or its dictionary{cls._ALSO_READ}; "
+            f"got {_shown(value)}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +127,8 @@ class ExclusiveConfig(_Serialised):
     follow-up work, on which the evidence is mixed.
     """
 
+    _ALSO_READ: ClassVar[str] = ", or a strength (a number or 'learned')"
+
     layers: Layers = "all"
     strength: float | Literal["learned"] = 1.0
 
@@ -141,14 +144,10 @@ class ExclusiveConfig(_Serialised):
 
     @classmethod
     def read(cls, value: Any) -> Self | None:
-        """As the other configuration's, and a number or ``"learned"`` is the strength."""
+        """As for the other configuration; a number or ``"learned"`` is the strength."""
         if isinstance(value, (int, float, str)) and not isinstance(value, bool):
             return cls(strength=value)  # type: ignore[arg-type]
         return super().read(value)
-
-    @classmethod
-    def _accepted(cls) -> str:
-        return f"{super()._accepted()}, or a strength (a number or 'learned')"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""What goes wrong outside the mathematics: a user's mistake, and a missing extra."""
+"""Errors: a user's mistake, and a missing extra."""
 
 from __future__ import annotations
 
@@ -11,18 +11,15 @@ from types import ModuleType
 
 
 class ExselError(ValueError):
-    """A mistake that the user can mend: the root of exsel's own errors.
-
-    The command line shows its text (one or two lines) and exits with 2.
-    """
+    """A mistake that the user can mend. The command line shows its text, one or two lines, and exits with 2."""
 
 
 class UpgradeError(ExselError):
-    """A model that cannot be given the mechanisms, or that cannot give them back."""
+    """A model into which the mechanisms cannot be put, or from which they cannot be taken."""
 
 
 class LoadError(ExselError):
-    """A file or folder that does not hold, whole and safe to read, what it is asked for."""
+    """A file or folder that is damaged, incomplete, or not safe to read."""
 
 
 class MissingPackageError(ImportError):
@@ -33,27 +30,21 @@ class MissingPackageError(ImportError):
 
 
 def first_line(error: BaseException) -> str:
-    """What another library's error says, in one line."""
+    """The first line of an error's text."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory was lacking: PyTorch has a class for a GPU's, and for the CPU's only words."""
+    """Whether there was not enough memory. On the CPU PyTorch says so only in the error's text."""
     words = r"out of memory|can't allocate memory"
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(re.search(words, str(error))))
 
 
 @contextmanager
 def explained(what: str) -> Iterator[None]:
-    """Within, whatever is raised over a user's file is an :class:`ExselError` that begins with ``what``.
+    """Turn whatever is raised within into an :class:`ExselError`: ``what``, and the first line of the error's text.
 
-    A damaged file can make it raise anything: an IndexError, a ZeroDivisionError, a RecursionError.
-
-    Args:
-        what: did not work, in words.
-
-    Raises:
-        ExselError: with the first line of what another library raised.
+    A damaged file can make a library raise anything: an IndexError, a ZeroDivisionError, a RecursionError.
     """
     try:
         yield
@@ -82,11 +73,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
 
 
 def require(module: str, extra: str) -> ModuleType:
-    """Import ``module``, which the extra ``exsel[extra]`` installs.
-
-    Raises:
-        MissingPackageError: with the command that installs it.
-    """
+    """Import ``module``, or raise a MissingPackageError with the command to install ``exsel[extra]``."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -96,11 +83,7 @@ def require(module: str, extra: str) -> ModuleType:
 
 
 def require_all(extra: str) -> None:
-    """Check that everything of ``exsel[extra]`` is installed, and import nothing.
-
-    Raises:
-        MissingPackageError: with the command that installs it.
-    """
+    """Check that everything of ``exsel[extra]`` is installed, as :func:`require` does, and import nothing."""
     for module in EXTRAS[extra]:
         if importlib.util.find_spec(module) is None:
             raise MissingPackageError(f"{module} is not installed: pip install 'exsel[{extra}]'")

@@ -1,4 +1,4 @@
-"""Files written whole or not at all, known again by their hashes, in folders that one process at a time writes."""
+"""Files that are written whole or not at all, hashes that show changes, and a lock for a folder."""
 
 from __future__ import annotations
 
@@ -15,16 +15,12 @@ from typing import Any
 
 from exsel.errors import ExselError, LoadError, first_line
 
-#: Holds the SHA-256 of the files beside it and below.
+#: The file with the SHA-256 of the files beside and below it.
 MANIFEST = "exsel-manifest.json"
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file under a temporary name and rename it: a reader sees the old text or the new.
-
-    Raises:
-        OSError: naming the file, which is then as it was.
-    """
+    """Write a file under a temporary name and rename it: a reader sees the old text or the new, also after an error."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as file:
@@ -33,7 +29,7 @@ def write_text(path: Path, text: str) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        # A write that fails, unlike an open, does not say where.
+        # The error of a failed write, unlike that of open, does not name the file.
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -45,24 +41,15 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON.
-
-    Raises:
-        ExselError: it is not JSON, or nested or long beyond what Python reads.
-    """
+    """Read JSON, or raise an ExselError if it is not JSON, or nested or long beyond what Python reads."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        # Among them: a number of thousands of digits, and brackets nested by the thousand.
         raise ExselError(f"{path} is not JSON ({first_line(error)}): restore or replace it") from error
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        ExselError: it is something else.
-    """
+    """Read a JSON object, or raise an ExselError if the file holds something else."""
     values = read_json(path)
     if not isinstance(values, dict):
         raise ExselError(f"{path} is not a JSON object: restore or replace it")
@@ -70,11 +57,13 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def seal(folder: Path, paths: Iterable[Path]) -> None:
-    """Write the hashes of files into the manifest of a folder, and give them the mode of a file that is newly made.
+    """Write the hashes of files into the manifest of a folder, and give the files the mode of new files.
+
+    safetensors makes files that only their owner can read.
 
     Args:
-        folder: that holds them all.
-        paths: files, and folders for all that is in them; safetensors makes files that only their owner reads.
+        folder: the folder that holds them all.
+        paths: files, and folders, which stand for all files in them.
     """
     files = [file for path in paths for file in ([path] if path.is_file() else sorted(path.rglob("*")))]
     hashes = {file.relative_to(folder).as_posix(): _sha256(file) for file in files if file.is_file()}
@@ -87,7 +76,7 @@ def check_sealed(folder: Path) -> set[str]:
     """Check the files of a folder by the manifest in it, or in the folder above.
 
     Returns:
-        Their names from the manifest's folder; none without a manifest.
+        The paths of the checked files from the manifest's folder; none without a manifest.
 
     Raises:
         LoadError: one is missing or has changed, or the manifest itself is damaged.
@@ -120,7 +109,7 @@ def _sha256(path: Path) -> str:
 def locked(folder: Path) -> Iterator[None]:
     """Keep other processes out of an output folder while the block runs.
 
-    The system drops the lock with the process, however that ends, and nothing of it lies on the disk.
+    The system releases the lock when the process ends, however it ends. No file is left behind.
 
     Raises:
         ExselError: another process is at work there.

@@ -198,6 +198,6 @@ def test_an_upgraded_layer_called_across_says_so(model: LlamaForCausalLM) -> Non
 
 def test_a_path_around_the_attention_function_is_an_error(model: LlamaForCausalLM) -> None:
     exsel.upgrade(model, exclusive=True)
-    insertion = model.model.layers[0].self_attn.exsel.begin()
+    layer_pass = model.model.layers[0].self_attn.exsel.begin()
     with pytest.raises(RuntimeError, match="around its attention function"):
-        insertion.end(torch.zeros(1))
+        layer_pass.end(torch.zeros(1))

@@ -11,7 +11,7 @@ from torch import nn
 
 from exsel.nn.projections import PACKINGS, Geometry
 from exsel.upgrading import architectures as known
-from exsel.upgrading import code_paths, diffusers_processors, multihead, trial, upgraded_class
+from exsel.upgrading import code_paths, diffusers_processors, multihead, packing_trial, upgraded_class
 from exsel.upgrading.architectures import NO_OWN_VALUES, Projections, look_up
 from exsel.upgrading.rewriting import CallSites, sites_of
 from exsel.upgrading.sources import RewritingError, may_attend, replacement
@@ -237,7 +237,7 @@ def _tried(module: nn.Module, cls: type, projections: Projections) -> Projection
         geometry = _geometry(module, Projections({name: packing}))
         if geometry is not None and (packing != "groups" or geometry.num_heads != geometry.num_kv_heads):
             candidates.append((packing, geometry))
-    found = trial.packing_of(module, cls, name, _width(module, projections), candidates)
+    found = packing_trial.packing_of(module, cls, name, _width(module, projections), candidates)
     return None if found is None else Projections({name: found})
 
 

@@ -1,6 +1,6 @@
 """Methods of other libraries that are wrapped as long as anything in this process is upgraded.
 
-A model of theirs may have an upgraded part of which its own saving knows nothing.
+A model of such a library may have an upgraded part, of which its own saving knows nothing.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ from typing import Any
 
 
 class Guarded:
-    """What the methods are wrapped for: upgraded modules, and configurations that say so."""
+    """The base of upgraded modules and configurations: as long as one exists the methods stay wrapped."""
 
 
-#: By their ids, objects that were guarded when they were remembered, as long as there are any.
+#: By id, the remembered objects that still exist. A downgrade changes their class, so they may be guarded no more.
 _REMEMBERED: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 #: The wrapped methods by class and name.
 _WRAPPED: dict[Any, dict[str, Any]] = {}
 
 
 def remember(value: Any) -> Any:
-    """``value``, for which methods stay wrapped as long as it is :class:`Guarded`."""
+    """Keep methods wrapped as long as ``value`` exists and is :class:`Guarded`; returns it."""
     _REMEMBERED[id(value)] = value
     return value
 
 
 def wrap(cls: Any, **wrappers: Callable[[Any], Any]) -> None:
-    """Wrap methods of ``cls``, unless they are.
+    """Wrap methods of ``cls``, once.
 
     Args:
         cls: a class of another library.
@@ -43,9 +43,9 @@ def wrap(cls: Any, **wrappers: Callable[[Any], Any]) -> None:
 
 
 def release() -> None:
-    """Give the methods back, where nothing is guarded any more.
+    """Take the wrappers off, if nothing is guarded any more.
 
-    A class of which somebody has wrapped one of ours since keeps them all.
+    If somebody has wrapped one of a class's wrapped methods again, all wrappers of that class stay.
     """
     if any(isinstance(value, Guarded) for value in list(_REMEMBERED.values())):
         return
