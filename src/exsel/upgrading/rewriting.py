@@ -1,9 +1,9 @@
 """The forward pass of an attention class, with the calls in which the mechanisms take part going through them.
 
 The result is what one would write by hand in a copy of the modelling file: the calls of the layer's projections, its
-cache and its attention function go through a :class:`exsel.nn.mechanism_pass.MechanismPass`. All else stays as it is, line
-numbers too. So norms, gates, caches and any attention function keep their places, and a traceback shows the original's
-lines.
+cache and its attention function go through a :class:`exsel.nn.mechanism_pass.MechanismPass`. All else stays as it is,
+line numbers too. So norms, gates, caches and any attention function keep their places, and a traceback shows the
+original's lines.
 """
 
 from __future__ import annotations
