@@ -8,7 +8,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from exsel.diagnostics import report
+from exsel.diagnostics.report import notebook_html
+from exsel.diagnostics.report import write as write_report
 from exsel.errors import LoadError
 
 FORMAT = 1
@@ -77,8 +78,8 @@ class Diagnosis:
     def write(self, folder: str | PathLike[str], against: Diagnosis | None = None) -> Path:
         """Write the report, ``diagnostics.json`` and the figures; see :func:`exsel.diagnostics.report.write`."""
         other = None if against is None else against.to_dict()
-        return report.write(self.to_dict(), Path(folder), other)
+        return write_report(self.to_dict(), Path(folder), other)
 
     def _repr_html_(self) -> str:
         """The display in a notebook."""
-        return report.notebook_html(self.to_dict())
+        return notebook_html(self.to_dict())
