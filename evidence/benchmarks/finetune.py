@@ -54,7 +54,7 @@ VARIANTS: Mapping[str, Sequence[str]] = {
 }
 
 
-def train(folder: Path, flags: Sequence[str], *, resume: bool) -> dict[str, Any]:
+def finetune(folder: Path, flags: Sequence[str], *, resume: bool) -> dict[str, Any]:
     """``exsel train``; its result.
 
     Raises:
@@ -122,7 +122,7 @@ def run(arguments: argparse.Namespace, seeds: Sequence[int], command: str) -> di
     if not arguments.source:
         write_json(work / "config.json", MODEL)
         flags = ["--model", str(work / "config.json"), "--tokens", str(arguments.base_steps * tokens_a_step)]
-        train(work / "base", [*flags, *shared], resume=arguments.resume)
+        finetune(work / "base", [*flags, *shared], resume=arguments.resume)
     tokens = arguments.steps * tokens_a_step
     # Each document by itself from position 0, as it is when the key is asked for.
     flags = ["--from", base, "--data", *passkey_data((), work, tokens), "--tokens", str(tokens), "--pack", "isolate"]
@@ -131,7 +131,7 @@ def run(arguments: argparse.Namespace, seeds: Sequence[int], command: str) -> di
         for name, variant in VARIANTS.items():
             own = work / f"{name.strip('+ ').replace(', ', '-').replace(' ', '-')}-seed{seed}"
             print(f"\n{name}, seed {seed}", flush=True)
-            result = train(own, [*flags, *variant, *shared, "--seed", str(seed)], resume=arguments.resume)
+            result = finetune(own, [*flags, *variant, *shared, "--seed", str(seed)], resume=arguments.resume)
             kept = ("parameters", "new_parameters", "steps", "tokens", "train_seconds", "ms_per_step")
             record = {"name": name, "flags": list(variant), "seed": seed, **{key: result[key] for key in kept}}
             runs.append({**record, "loss_in_training": result["loss"], **evaluate(str(own / "model"))})

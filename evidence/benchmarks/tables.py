@@ -20,8 +20,7 @@ from typing import Any
 from evidence.benchmarks import performance, support
 from evidence.papers.outcome import ExperimentRecord
 from evidence.papers.results_page import PAGE as REPRODUCTION
-from evidence.papers.results_page import PICTURES, machine_in_words, picture_names, write_page
-from evidence.papers.results_page import render as render_reproduction
+from evidence.papers.results_page import PICTURES, machine_in_words, picture_names, to_markdown, write_page
 from exsel.files import read_json
 from exsel.report import HEADINGS, headline, headline_note, spread_sentence, summary_rows
 
@@ -109,7 +108,7 @@ def fine_tuning(result: dict[str, Any]) -> str:
     )
 
 
-def render() -> str:
+def results_text() -> str:
     """``docs/results.md``."""
     parts = [
         "# Measured",
@@ -139,7 +138,7 @@ def is_stale_reproduction(records: list[ExperimentRecord]) -> bool:
     page = docs / REPRODUCTION
     charts = {path.name for path in (docs / PICTURES).glob("*")}
     expected = {f"{name}.svg" for name in picture_names(records)}
-    return not page.exists() or page.read_text(encoding="utf-8") != render_reproduction(records) or charts != expected
+    return not page.exists() or page.read_text(encoding="utf-8") != to_markdown(records) or charts != expected
 
 
 def main() -> int:
@@ -147,7 +146,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true")
     is_check = parser.parse_args().check
     stale = 0
-    pages = {PAGE: render(), PERFORMANCE: fill(PERFORMANCE.read_text(encoding="utf-8"))}
+    pages = {PAGE: results_text(), PERFORMANCE: fill(PERFORMANCE.read_text(encoding="utf-8"))}
     if surveys := sorted(RESULTS.glob("support_*.json")):
         pages[SUPPORT] = support.page(read_json(surveys[-1]))
     for page, text in pages.items():

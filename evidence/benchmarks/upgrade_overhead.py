@@ -43,7 +43,7 @@ SIZES = {"tiny": ((256, 4, 4, 4096), 8), "124m": ((768, 12, 12, 50304), 2)}
 TOKENS, STEPS, BATCHES = 256, 8, (1, 8)
 
 
-def build(family: str, size: str) -> Any:
+def build_original(family: str, size: str) -> Any:
     """A model without dropout."""
     (width, layers, heads, vocabulary), _ = SIZES[size]
     torch.manual_seed(0)
@@ -156,7 +156,7 @@ def main() -> int:
             display.case(f"{subject} {family} {size}, {batch} × {TOKENS}", number, len(cases))
             torch.compiler.reset()
             gc.collect()
-            original = build(family, size)
+            original = build_original(family, size)
             make = generation if subject == "generation" else training
             measured = measure(
                 make(original, batch),

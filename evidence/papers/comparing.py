@@ -83,7 +83,7 @@ def claimed_gain(variant: Variant, base: Variant = BASELINE, *, share: float = 1
     return gain(variant, base, expected="above 0", sign=1, share=share)
 
 
-def difference(
+def contrast_of_contrasts(
     first: Contrast, second: Contrast, *, subject: str, quantity: str, above: str, below: str, between: str
 ) -> Contrast:
     """``first`` less ``second``, seed by seed; no part of the verdict."""
@@ -187,10 +187,10 @@ def train_all(
 
 def run_comparison(job: Job, comparison: Comparison) -> Outcome:
     """Train what a comparison needs, and say what came of it."""
-    return outcome(comparison, train_all(job, comparison.variants), size=describe_size(job))
+    return comparison_outcome(comparison, train_all(job, comparison.variants), size=describe_size(job))
 
 
-def outcome(comparison: Comparison, trained: Trained, *, size: str) -> Outcome:
+def comparison_outcome(comparison: Comparison, trained: Trained, *, size: str) -> Outcome:
     """What a comparison's runs say.
 
     Args:
@@ -202,7 +202,7 @@ def outcome(comparison: Comparison, trained: Trained, *, size: str) -> Outcome:
     findings = [finding(contrast, estimate) for contrast, estimate in zip(comparison.contrasts, estimates, strict=True)]
     speed_ups = [found for variant in comparison.timed for found in _speed_ups(comparison, trained, variant)]
     return Outcome(
-        verdict=verdict(
+        verdict=verdict_of(
             [found.holds for found, contrast in zip(findings, comparison.contrasts, strict=True) if contrast.sign]
         ),
         conclusion=conclude(comparison.contrasts, estimates),
@@ -224,7 +224,7 @@ def finding(contrast: Contrast, estimate: Estimate) -> Finding:
     )
 
 
-def verdict(claims: Sequence[bool | None]) -> Verdict:
+def verdict_of(claims: Sequence[bool | None]) -> Verdict:
     """Of all parts of a claim together; ``None`` is one that the seeds do not decide."""
     if claims and all(claims):
         return "reproduced"

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from evidence.papers.comparing import interval, line, verdict
+from evidence.papers.comparing import interval, line, verdict_of
 from evidence.papers.outcome import Budget, Estimate, Finding, Job, Outcome, Table
 from exsel.functional import attention, inverse_temperature
 from exsel.report.charts import Chart
@@ -91,12 +91,12 @@ def loss_of(estimate: Tensor, target: Tensor) -> Tensor:
     return (target - F.normalize(estimate, dim=-1)).square().sum(-1)
 
 
-def select(tokens: Tensor) -> Tensor:
+def value_selector(tokens: Tensor) -> Tensor:
     """The paper's value selector 1[max_j x_ij ≥ 1/2]."""
     return (tokens.amax(-1) >= THRESHOLD).to(tokens.dtype)
 
 
-def attend(tokens: Tensor, beta: float, value_scale: Tensor | None = None) -> Tensor:
+def attend_last(tokens: Tensor, beta: float, value_scale: Tensor | None = None) -> Tensor:
     """The last token's attention over all, softmax(β x_L·x_i), of the tokens times ``value_scale``."""
     query = tokens[..., -1:, :]
     output = attention(query, tokens, tokens, scale=beta, value_scale=value_scale, backend="reference")
@@ -107,7 +107,7 @@ def best_beta(sequences: Sequences, value_scale: Tensor | None = None) -> float:
     """Of :data:`BETAS` that of the least loss on these sequences."""
     beta: float = min(
         BETAS,
-        key=lambda beta: float(loss_of(attend(sequences.tokens, beta, value_scale), sequences.target).mean()),
+        key=lambda beta: float(loss_of(attend_last(sequences.tokens, beta, value_scale), sequences.target).mean()),
     )
     return beta
 
@@ -141,7 +141,7 @@ class Heads(nn.Module):
         return output.squeeze(-2)
 
 
-def train(noise: Tensor, *, is_selective: bool, steps: int, batch: int, seed: int) -> Heads:
+def train_heads(noise: Tensor, *, is_selective: bool, steps: int, batch: int, seed: int) -> Heads:
     """A head for each σ of ``noise``, all at once, each on sequences of its own that are never seen twice.
 
     Args:
@@ -184,13 +184,13 @@ def losses(
     choosing, tested = (sample(size, length, sigma, generator) for size in (count // 2, count))
     tokens, target = tested.tokens, tested.target
     beta = best_beta(choosing)
-    selective_beta = best_beta(choosing, select(choosing.tokens))
+    selective_beta = best_beta(choosing, value_selector(choosing.tokens))
     signal = tested.is_signal.unsqueeze(-1)
     estimates = {
         NAIVE: tokens.mean(-2),
-        UNTRAINED: attend(tokens, 1 / math.sqrt(VOCABULARY)),
-        PLAIN: attend(tokens, beta),
-        SELECTIVE: attend(tokens, selective_beta, select(tokens)),
+        UNTRAINED: attend_last(tokens, 1 / math.sqrt(VOCABULARY)),
+        PLAIN: attend_last(tokens, beta),
+        SELECTIVE: attend_last(tokens, selective_beta, value_selector(tokens)),
         BAYES: (tokens * signal).sum(-2),
     }
     for name, each in heads.items():
@@ -222,7 +222,7 @@ def run_denoising(job: Job) -> Outcome:
     for seed in job.seeds:
         job.progress.note(f"denoising, seed {seed}: {plan.steps} steps for each of {len(plan.noises)} noise levels")
         heads = {
-            name: train(
+            name: train_heads(
                 torch.tensor(plan.noises), is_selective=name == LEARNED, steps=plan.steps, batch=plan.batch, seed=seed
             )
             for name in (LEARNED_PLAIN, LEARNED)
@@ -237,7 +237,7 @@ def run_denoising(job: Job) -> Outcome:
     results = {
         cell: {name: Estimate.of(*(each[cell][name] for each in by_seed)) for name in ESTIMATORS} for cell in cells
     }
-    return outcome(
+    return denoising_outcome(
         results,
         size=(
             f"8 basis vectors, σ from {plan.noises[0]:g} to {plan.noises[-1]:g} at L = {LENGTH}, L from "
@@ -254,7 +254,7 @@ def margin(results: Results, noise: float, length: int) -> Estimate:
     return Estimate.of(*(plain - own for plain, own in zip(cell[PLAIN].values, cell[SELECTIVE].values, strict=True)))
 
 
-def outcome(results: Results, *, size: str) -> Outcome:
+def denoising_outcome(results: Results, *, size: str) -> Outcome:
     """What the losses say of the claim: at which σ the selector is near Bayes, and at which plain attention near naive.
 
     Args:
@@ -298,7 +298,7 @@ def outcome(results: Results, *, size: str) -> Outcome:
         )
     )
     return Outcome(
-        verdict=verdict((is_near_bayes, is_near_naive, is_better)),
+        verdict=verdict_of((is_near_bayes, is_near_naive, is_better)),
         conclusion=conclusion,
         size=size,
         findings=tuple(findings),

@@ -138,7 +138,7 @@ class Tasks:
         )
 
 
-def draw(setting: Setting, count: int, generator: torch.Generator, *, width: int) -> Tasks:
+def draw_tasks(setting: Setting, count: int, generator: torch.Generator, *, width: int) -> Tasks:
     """``count`` graphs with embeddings of norm 1, with zeros up to ``width`` dimensions, which change nothing."""
     graphs, embeddings, heads = [], [], []
     for _ in range(count):
@@ -168,7 +168,7 @@ class History:
     tau: Tensor
 
 
-def train(
+def train_models(
     tasks: Tasks, variants: Sequence[Variant], *, has_softmax_head: bool, steps: int, progress: Progress
 ) -> History:
     """Full-batch Adam on the exact loss of each model by itself.
@@ -230,7 +230,7 @@ def _attend(query: Tensor, key: Tensor, tau: Tensor) -> Callable[[Tensor], Tenso
     return attend
 
 
-def slope(graphs: Tensor, tau: Tensor) -> Tensor:
+def slope_by_degree(graphs: Tensor, tau: Tensor) -> Tensor:
     """By how much the groups' τ grows with a neighbour more, least squares: ``[N, 8, 8]``, ``[N, 8]`` to ``[N]``.
 
     Each degree that a graph has counts once.

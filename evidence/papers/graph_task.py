@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from evidence.papers.comparing import interval, line, verdict
+from evidence.papers.comparing import interval, line, verdict_of
 from evidence.papers.graph_model import (
     LEARNING_RATE,
     MAIN,
@@ -22,9 +22,9 @@ from evidence.papers.graph_model import (
     Setting,
     Tasks,
     Variant,
-    draw,
-    slope,
-    train,
+    draw_tasks,
+    slope_by_degree,
+    train_models,
 )
 from evidence.papers.outcome import Budget, Estimate, Finding, Job, Outcome, Table
 from exsel.report.charts import Chart
@@ -68,7 +68,7 @@ class Result:
     tau: Mapping[int, Estimate]
 
 
-def summarise(history: History, graphs: Tensor, seeds: int) -> Result:
+def graph_result(history: History, graphs: Tensor, seeds: int) -> Result:
     """Of models in the order variant, seed, draw.
 
     Args:
@@ -95,7 +95,7 @@ def summarise(history: History, graphs: Tensor, seeds: int) -> Result:
         excess={variant: [each[variant] for each in excesses] for variant in VARIANTS},
         map_error={variant: [each[variant] for each in errors] for variant in VARIANTS},
         norm=of(history.norm[-1]),
-        slope=Estimate.of(*slope(graphs, tau).unflatten(0, (seeds, -1)).mean(-1).tolist()),
+        slope=Estimate.of(*slope_by_degree(graphs, tau).unflatten(0, (seeds, -1)).mean(-1).tolist()),
         tau=by_degree,
     )
 
@@ -114,7 +114,7 @@ def run_graph(job: Job) -> Outcome:
         # Every variant of a model has the same graph, embeddings and start.
         tasks = Tasks.join([each for each in drawn.values() for _ in VARIANTS])
         variants = [variant for each in drawn.values() for variant in VARIANTS for _ in each.graphs]
-        history = train(
+        history = train_models(
             tasks,
             variants,
             has_softmax_head=has_softmax_head,
@@ -132,8 +132,8 @@ def run_graph(job: Job) -> Outcome:
                 norm=history.norm[:, own],
                 tau=history.tau[own],
             )
-            results[setting] = summarise(part, each.graphs, len(job.seeds))
-    return outcome(
+            results[setting] = graph_result(part, each.graphs, len(job.seeds))
+    return graph_outcome(
         results,
         size=(
             f"{NODES} tokens, 1 layer, 1 head, {plan.steps:,} full-batch steps of Adam {LEARNING_RATE:g}; "
@@ -144,10 +144,10 @@ def run_graph(job: Job) -> Outcome:
 
 
 def _draw_all(setting: Setting, draws: int, seeds: Sequence[int], *, width: int) -> Tasks:
-    return Tasks.join([draw(setting, draws, torch.Generator().manual_seed(seed), width=width) for seed in seeds])
+    return Tasks.join([draw_tasks(setting, draws, torch.Generator().manual_seed(seed), width=width) for seed in seeds])
 
 
-def outcome(results: Mapping[Setting, Result], *, size: str) -> Outcome:
+def graph_outcome(results: Mapping[Setting, Result], *, size: str) -> Outcome:
     """What the main setting says of the two claims and of the temperatures, with the others beside it."""
     main = results[MAIN]
     last = {variant: (main.excess[variant][-1], main.map_error[variant][-1]) for variant in VARIANTS}
@@ -185,7 +185,7 @@ def outcome(results: Mapping[Setting, Result], *, size: str) -> Outcome:
     )
     return Outcome(
         # Selectivity is what is claimed to help: one temperature for all must not do as well.
-        verdict=verdict((*claims, falls)),
+        verdict=verdict_of((*claims, falls)),
         conclusion=_conclude(results, last, claims[2]),
         size=f"{MAIN.name}; {size}",
         findings=tuple(findings),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import exsel
-from evidence.papers.comparing import line, verdict
+from evidence.papers.comparing import line, verdict_of
 from evidence.papers.outcome import Budget, Estimate, Finding, Job, Outcome
 from exsel.data import PackedData, load_data
 from exsel.data.splitting import is_validation, key_of
@@ -121,7 +121,7 @@ def run_passkey(job: Job) -> Outcome:
             )
             keys = keys or _load(settings)
             results[name].append(_ask(_train(job, settings, keys, variant), job.device, plan.samples))
-    return outcome(results, size=_size(job, plan))
+    return passkey_outcome(results, size=_size(job, plan))
 
 
 def _base_settings(job: Job, plan: _Plan, seed: int) -> Settings:
@@ -177,7 +177,7 @@ def _ask(folder: str, device: str, samples: int) -> PasskeyResult:
     return passkey(model, tokenizer, lengths=ASKED_LENGTHS, samples=samples, batch_size=40)
 
 
-def outcome(results: Mapping[str, Sequence[PasskeyResult]], *, size: str) -> Outcome:
+def passkey_outcome(results: Mapping[str, Sequence[PasskeyResult]], *, size: str) -> Outcome:
     """What the keys found by each variant, a result a seed, say of the claim.
 
     Args:
@@ -207,7 +207,7 @@ def outcome(results: Mapping[str, Sequence[PasskeyResult]], *, size: str) -> Out
         )
     )
     return Outcome(
-        verdict=verdict([holds]),
+        verdict=verdict_of([holds]),
         conclusion=conclusion,
         size=size,
         findings=tuple(findings),

@@ -60,7 +60,7 @@ def write_page(folder: Path, records: Sequence[ExperimentRecord], *, png: bool) 
 
     Args:
         folder: that exists.
-        records: see :func:`render`.
+        records: see :func:`to_markdown`.
         png: whether each chart is also written as PNG.
 
     Returns:
@@ -81,7 +81,7 @@ def write_page(folder: Path, records: Sequence[ExperimentRecord], *, png: bool) 
     for old in pictures.iterdir():
         if old.suffix in (".svg", ".png") and old.name not in current:
             old.unlink()
-    write_text(folder / PAGE, render(records))
+    write_text(folder / PAGE, to_markdown(records))
     return folder / PAGE
 
 
@@ -95,7 +95,7 @@ def picture_names(records: Iterable[ExperimentRecord]) -> set[str]:
     return {picture_name(record, chart) for record in records for chart in record.outcome.charts}
 
 
-def render(records: Sequence[ExperimentRecord]) -> str:
+def to_markdown(records: Sequence[ExperimentRecord]) -> str:
     """The page as Markdown.
 
     Args:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from evidence.papers.comparing import Comparison, Contrast, claimed_gain, difference, gain, run_comparison
+from evidence.papers.comparing import Comparison, Contrast, claimed_gain, contrast_of_contrasts, gain, run_comparison
 from evidence.papers.model_variants import (
     BASELINE,
     BOTH,
@@ -178,7 +178,7 @@ def run_together(job: Job) -> Outcome:
     """Both mechanisms against each, and their gain against the sum of the two gains."""
     alone = (gain(EXCLUSIVE), gain(SELECTIVE))
     more = gain(BOTH, SELECTIVE)
-    beyond = difference(
+    beyond = contrast_of_contrasts(
         more,
         alone[0],
         subject="the gain of both less the sum of the two gains",
@@ -213,7 +213,7 @@ def run_common_direction(job: Job) -> Outcome:
 
 
 def _change(margin: Contrast, alone: Contrast, beside: str) -> Contrast:
-    return difference(
+    return contrast_of_contrasts(
         margin,
         alone,
         subject=f"with {beside}",

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
-from evidence.papers.comparing import Trained, claimed_gain, finding, interval, line, train_all, verdict
+from evidence.papers.comparing import Trained, claimed_gain, finding, interval, line, train_all, verdict_of
 from evidence.papers.model_variants import BASELINE, EXCLUSIVE
 from evidence.papers.outcome import Budget, Estimate, Finding, Job, Outcome, Table
 from evidence.papers.variant_runs import SIZES, describe_size
@@ -101,7 +101,7 @@ def sweep_outcome(
         holds=grows,
     )
     return Outcome(
-        verdict=verdict(claims),
+        verdict=verdict_of(claims),
         conclusion=f"{_each_in_words(gains)} {_slope_in_words(slopes, name)}",
         size=size,
         findings=tuple([*findings, of_slope] if claims_each else [of_slope, *findings]),

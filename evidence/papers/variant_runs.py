@@ -196,12 +196,12 @@ def train_variant(
 def describe_size(job: Job, size: Size | None = None) -> str:
     """What runs of a job are of, in words: the model, the tokens, the text, the seeds."""
     size = SIZES[job.budget] if size is None else size
-    text = " ".join(job.data) or (f"source of {' and '.join(_PACKAGES)}" if text_of(job) else corpus_name())
+    text = " ".join(job.data) or (f"source of {' and '.join(_PACKAGES)}" if training_text(job) else corpus_name())
     seeds = "1 seed" if len(job.seeds) == 1 else f"{len(job.seeds)} seeds"
     return f"{size.in_words()}; {text}, a byte a token; {seeds} on {job.device}"
 
 
-def text_of(job: Job) -> tuple[str, ...]:
+def training_text(job: Job) -> tuple[str, ...]:
     """What a job trains on, as ``--data`` names it; nothing: the standard library's source.
 
     A GPU reads more than the library has: there it is the source of two packages, 75 million bytes, that come with what
@@ -252,7 +252,7 @@ def _settings(job: Job, variant: Variant, seed: int, size: Size) -> Settings:
         seed=seed,
         learning_rate=size.learning_rate,
         model=str(_write_model(job.folder, size)),
-        data=text_of(job),
+        data=training_text(job),
         tokens=size.tokens,
         seq_len=size.seq_len,
         batch_size=size.batch_size,

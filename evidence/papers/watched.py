@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 import exsel
-from evidence.papers.comparing import line, verdict
+from evidence.papers.comparing import line, verdict_of
 from evidence.papers.model_variants import BASELINE, EXCLUSIVE, SELECTIVE, Variant
 from evidence.papers.outcome import Estimate, Finding, Job, Outcome, Table
 from evidence.papers.variant_runs import SIZES, TrainedRun, describe_size, train_variant
@@ -164,7 +164,7 @@ def bias_outcome(plain: Sequence[Layers], exclusive: Sequence[Layers], *, size: 
         caption="What attention puts out points along the token's own value, more than its weight on itself asks for.",
     )
     return Outcome(
-        verdict=verdict((is_above, is_growing)), conclusion=conclusion, size=size, findings=findings, charts=(chart,)
+        verdict=verdict_of((is_above, is_growing)), conclusion=conclusion, size=size, findings=findings, charts=(chart,)
     )
 
 
@@ -214,7 +214,7 @@ def spikiness_outcome(plain: Sequence[Layers], selective: Sequence[Layers], *, s
         )
     )
     return Outcome(
-        verdict=verdict((is_spikier, is_smaller)), conclusion=conclusion, size=size, findings=findings, charts=charts
+        verdict=verdict_of((is_spikier, is_smaller)), conclusion=conclusion, size=size, findings=findings, charts=charts
     )
 
 
@@ -276,7 +276,7 @@ def temperatures_outcome(samples: Sequence[Sequence[Mapping[str, Any]]], *, size
         rows=rows,
     )
     return Outcome(
-        verdict=verdict(claims),
+        verdict=verdict_of(claims),
         conclusion=conclusion,
         size=size,
         findings=tuple(findings),

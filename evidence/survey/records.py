@@ -10,7 +10,7 @@ from typing import Any
 from evidence.survey.layer_checks import VerificationError
 from evidence.survey.outcomes import Outcome
 from evidence.survey.verification import NotReachedError, verify
-from evidence.survey.zoo import NotBuilt, build
+from evidence.survey.zoo import NotBuilt, build_small_model
 from exsel.upgrading import attention_layers
 
 
@@ -53,7 +53,7 @@ def survey(model_types: Iterable[str]) -> Iterator[SurveyRecord]:
 
 def _record(model_type: str) -> SurveyRecord:
     try:
-        specimen = build(model_type)
+        specimen = build_small_model(model_type)
     except NotBuilt as error:
         return SurveyRecord(model_type, "not built", reasons=(str(error),))
     layers = attention_layers.counted_layers(specimen.model)

@@ -61,7 +61,7 @@ def model_types() -> list[str]:
     return sorted(CONFIG_MAPPING_NAMES)
 
 
-def build(model_type: str, *, seed: int = 0) -> Specimen:
+def build_small_model(model_type: str, *, seed: int = 0) -> Specimen:
     """Build a small model of one type, with inputs; the same seed gives the same weights and inputs.
 
     Args:

@@ -21,7 +21,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_weights_are_shared_and_the_outputs_are_not(script: ModuleType, family: str) -> None:
-    original = script.build(family, "tiny")
+    original = script.build_original(family, "tiny")
     upgraded = script.variant(original, "exclusive")
     theirs = dict(upgraded.named_parameters())
     assert all(theirs[name] is parameter for name, parameter in original.named_parameters())
@@ -31,7 +31,7 @@ def test_weights_are_shared_and_the_outputs_are_not(script: ModuleType, family: 
 
 @pytest.mark.parametrize("batch", [1, 8])
 def test_each_call_decodes_the_same_tokens_again(script: ModuleType, batch: int) -> None:
-    original = script.build("llama", "tiny")
+    original = script.build_original("llama", "tiny")
     names = []
     for contender in script.generation(original, batch):
         if contender.group == "eager":

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import exsel
-from evidence.survey.zoo import build
+from evidence.survey.zoo import build_small_model
 from exsel.diagnostics.metrics import METRICS
 
 #: By type: how many of its layers are watched, and whether their weights are to be seen.
@@ -44,7 +44,7 @@ def tensors(output: Any) -> list[Tensor]:
 def test_models_of_many_types(model_type: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # transformers' about the small configurations
-        specimen = build(model_type)
+        specimen = build_small_model(model_type)
         before = tensors(specimen.model(**specimen.inputs))
         diagnosis = exsel.diagnose(specimen.model, [specimen.inputs])
         after = tensors(specimen.model(**specimen.inputs))

@@ -7,13 +7,13 @@ from evidence.papers.comparing import (
     Contrast,
     Trained,
     claimed_gain,
+    comparison_outcome,
     conclude,
-    difference,
+    contrast_of_contrasts,
     finding,
     gain,
     interval,
-    outcome,
-    verdict,
+    verdict_of,
 )
 from evidence.papers.model_variants import BASELINE, EXCLUSIVE, SELECTIVE
 from evidence.papers.outcome import Estimate
@@ -35,7 +35,7 @@ def test_differences_are_taken_seed_by_seed() -> None:
 
 def test_a_difference_of_gains() -> None:
     words = {"above": "more", "below": "less", "between": "the same"}
-    contrast = difference(gain(EXCLUSIVE), gain(SELECTIVE), subject="x", quantity="x, nats", **words)
+    contrast = contrast_of_contrasts(gain(EXCLUSIVE), gain(SELECTIVE), subject="x", quantity="x, nats", **words)
     assert TRAINED.estimate(contrast).values == pytest.approx((0.11, 0.08, 0.11))
     assert contrast.sign is None
 
@@ -97,7 +97,7 @@ def test_a_claim_holds_only_beyond_its_interval(
     ],
 )
 def test_the_verdict(claims: list[bool | None], expected: str) -> None:
-    assert verdict(claims) == expected
+    assert verdict_of(claims) == expected
 
 
 def test_the_conclusion_says_what_the_numbers_say() -> None:
@@ -120,7 +120,7 @@ def test_an_outcome_has_it_all() -> None:
         published_speed_up=1.45,
     )
     assert [variant.name for variant in comparison.variants] == ["baseline", "exclusive", "selective"]
-    found = outcome(comparison, TRAINED, size="small")
+    found = comparison_outcome(comparison, TRAINED, size="small")
     assert found.verdict == "reproduced"
     assert [finding.holds for finding in found.findings[:2]] == [True, None]
     sooner = next(finding for finding in found.findings if finding.published == 1.45)
@@ -143,7 +143,7 @@ def test_an_outcome_has_it_all() -> None:
 def test_one_seed_decides_nothing() -> None:
     trained = Trained({"baseline": [invented(2.0)], "exclusive": [invented(1.0)]})
     comparison = Comparison(contrasts=(claimed_gain(EXCLUSIVE),), drawn=(BASELINE, EXCLUSIVE))
-    found = outcome(comparison, trained, size="small")
+    found = comparison_outcome(comparison, trained, size="small")
     assert found.verdict == "unclear"
     assert found.charts[0].curves[0].low is None
     assert interval(found.findings[0].ours, 2) == "1.00"

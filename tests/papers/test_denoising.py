@@ -10,14 +10,14 @@ from evidence.papers.denoising import (
     PLAIN,
     SELECTIVE,
     Heads,
-    attend,
+    attend_last,
     closed_share,
+    denoising_outcome,
     loss_of,
-    outcome,
     run_denoising,
     sample,
-    select,
-    train,
+    train_heads,
+    value_selector,
 )
 from evidence.papers.outcome import Estimate, Job
 from exsel.cli.display import LineProgress
@@ -46,31 +46,31 @@ def test_sequences_are_as_the_task_says():
 def test_attention_by_brute_force():
     tokens = drawn(0.5, count=3, length=5).tokens.double()
     scale = torch.rand(3, 1, 5, dtype=torch.float64)
-    for x, tau, got in zip(tokens[:, 0], scale[:, 0], attend(tokens, 2.0, scale)[:, 0], strict=True):
+    for x, tau, got in zip(tokens[:, 0], scale[:, 0], attend_last(tokens, 2.0, scale)[:, 0], strict=True):
         weights = torch.softmax(torch.stack([2.0 * x[-1] @ each for each in x]), dim=0)
         torch.testing.assert_close(got, sum(w * t * each for w, t, each in zip(weights, tau, x, strict=True)))
 
 
 def test_no_scale_is_the_naive_mean():
     tokens = drawn(0.5).tokens
-    torch.testing.assert_close(attend(tokens, 0.0), tokens.mean(-2))
+    torch.testing.assert_close(attend_last(tokens, 0.0), tokens.mean(-2))
 
 
 def test_selector_is_right_without_noise_and_not_with_much():
     quiet, loud = drawn(0.05), drawn(1.0)
-    assert torch.equal(select(quiet.tokens).bool(), quiet.is_signal)
-    assert (select(loud.tokens).bool() != loud.is_signal).float().mean() > 0.3
+    assert torch.equal(value_selector(quiet.tokens).bool(), quiet.is_signal)
+    assert (value_selector(loud.tokens).bool() != loud.is_signal).float().mean() > 0.3
 
 
 def test_heads_begin_as_attention_and_only_the_selective_one_learns_temperatures():
     tokens = drawn(0.3, count=4).tokens.expand(-1, 2, -1, -1)
     heads = Heads(2, is_selective=True, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(heads(tokens), attend(tokens, 1.0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(heads(tokens), attend_last(tokens, 1.0), rtol=1e-4, atol=1e-5)
     noise = torch.tensor([0.1, 0.5])
-    plain, selective = (train(noise, is_selective=each, steps=3, batch=4, seed=0) for each in (False, True))
+    plain, selective = (train_heads(noise, is_selective=each, steps=3, batch=4, seed=0) for each in (False, True))
     assert plain.weight.abs().max() == 0
     assert (selective.weight.abs() > 0).any(-1).all()
-    again = train(noise, is_selective=True, steps=3, batch=4, seed=0)
+    again = train_heads(noise, is_selective=True, steps=3, batch=4, seed=0)
     assert torch.equal(again.v_proj, selective.v_proj)
 
 
@@ -78,7 +78,9 @@ def test_training_helps():
     noise = torch.tensor([0.3])
     tested = sample(500, LENGTH, noise, torch.Generator().manual_seed(1))
     start, end = (
-        loss_of(train(noise, is_selective=True, steps=steps, batch=16, seed=0)(tested.tokens), tested.target).mean()
+        loss_of(
+            train_heads(noise, is_selective=True, steps=steps, batch=16, seed=0)(tested.tokens), tested.target
+        ).mean()
         for steps in (0, 60)
     )
     assert end < start
@@ -104,7 +106,7 @@ def test_share_of_the_gap():
     [(0.95, 0.02, "reproduced"), (0.3, 0.02, "partly"), (0.3, 0.5, "not reproduced")],
 )
 def test_verdict(plain, selective, verdict):
-    assert outcome(results(plain, selective), size="").verdict == verdict
+    assert denoising_outcome(results(plain, selective), size="").verdict == verdict
 
 
 def test_smoke(tmp_path):

@@ -9,19 +9,19 @@ from evidence.papers.graph_model import (
     Setting,
     Tasks,
     adjacency,
-    draw,
+    draw_tasks,
     excess,
     map_error,
     random_graph,
-    slope,
-    train,
+    slope_by_degree,
+    train_models,
     true_map,
 )
 from exsel.cli.display import LineProgress
 
 
 def trained(tasks, variants, steps=300, **kwargs):
-    return train(tasks, variants, has_softmax_head=False, steps=steps, progress=LineProgress(), **kwargs)
+    return train_models(tasks, variants, has_softmax_head=False, steps=steps, progress=LineProgress(), **kwargs)
 
 
 def test_true_map_of_a_path():
@@ -55,14 +55,14 @@ def test_random_graphs_are_connected_with_several_degrees():
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
 def test_embeddings_have_norm_one(setting):
-    tasks = draw(setting, 2, torch.Generator().manual_seed(0), width=16)
+    tasks = draw_tasks(setting, 2, torch.Generator().manual_seed(0), width=16)
     assert tasks.embeddings.shape == (2, NODES, 16)
     torch.testing.assert_close(tasks.embeddings.norm(dim=-1), torch.ones(2, NODES))
     assert (tasks.embeddings[..., setting.dimension :] == 0).all()
 
 
 def test_loss_begins_at_that_of_uniform_attention_and_falls():
-    tasks = draw(MAIN, 2, torch.Generator().manual_seed(0), width=8)
+    tasks = draw_tasks(MAIN, 2, torch.Generator().manual_seed(0), width=8)
     history = trained(tasks, ["plain", "selective"])
     uniform = torch.full((NODES, NODES), 1 / 8).log()
     torch.testing.assert_close(history.excess[0], excess(true_map(tasks.graphs), uniform))
@@ -73,7 +73,7 @@ def test_loss_begins_at_that_of_uniform_attention_and_falls():
 
 
 def test_which_temperatures_are_learned():
-    one = draw(Setting(graph="star"), 1, torch.Generator().manual_seed(0), width=8)
+    one = draw_tasks(Setting(graph="star"), 1, torch.Generator().manual_seed(0), width=8)
     history = trained(Tasks.join([one] * 3), ["plain", "constant temperature", "selective"])
     plain, constant, selective = history.tau
     assert plain.tolist() == [1.0] * NODES
@@ -85,7 +85,7 @@ def test_which_temperatures_are_learned():
 
 
 def test_models_train_by_themselves():
-    tasks = draw(MAIN, 3, torch.Generator().manual_seed(0), width=8)
+    tasks = draw_tasks(MAIN, 3, torch.Generator().manual_seed(0), width=8)
     together = trained(tasks, ["selective"] * 3)
     second = Tasks(graphs=tasks.graphs[1:2], embeddings=tasks.embeddings[1:2], heads=tasks.heads[1:2])
     alone = trained(second, ["selective"])
@@ -94,12 +94,12 @@ def test_models_train_by_themselves():
 
 
 def test_padding_changes_nothing():
-    narrow = draw(MAIN, 2, torch.Generator().manual_seed(0), width=8)
-    wide = draw(MAIN, 2, torch.Generator().manual_seed(0), width=16)
+    narrow = draw_tasks(MAIN, 2, torch.Generator().manual_seed(0), width=8)
+    wide = draw_tasks(MAIN, 2, torch.Generator().manual_seed(0), width=16)
     torch.testing.assert_close(trained(narrow, ["selective"] * 2).excess, trained(wide, ["selective"] * 2).excess)
 
 
 def test_slope_counts_each_degree_once():
     graphs = adjacency(GRAPHS["star"]).unsqueeze(0)
     tau = torch.tensor([[1.0, *[4.0] * 7]])
-    assert slope(graphs, tau).tolist() == pytest.approx([-0.5])
+    assert slope_by_degree(graphs, tau).tolist() == pytest.approx([-0.5])

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from evidence.papers.graph_model import MAIN, Setting
-from evidence.papers.graph_task import Result, outcome, run_graph
+from evidence.papers.graph_task import Result, graph_outcome, run_graph
 from evidence.papers.outcome import Estimate, Job
 from exsel.cli.display import LineProgress
 from papers.fakes import read_again
@@ -42,11 +42,11 @@ GOOD = result((0.5, 0.6), (0.3, 0.4), (0.1, 0.2), (-0.5, -0.51))
     ids=["all", "one temperature does as well", "no order of temperatures", "worse", "one seed"],
 )
 def test_verdict(main, verdict):
-    assert outcome({MAIN: main, NARROW: GOOD}, size="small").verdict == verdict
+    assert graph_outcome({MAIN: main, NARROW: GOOD}, size="small").verdict == verdict
 
 
 def test_numbers_stand_beside_the_published():
-    found = {finding.quantity: finding for finding in outcome({MAIN: GOOD, NARROW: GOOD}, size="").findings}
+    found = {finding.quantity: finding for finding in graph_outcome({MAIN: GOOD, NARROW: GOOD}, size="").findings}
     assert found["cross-entropy excess (nats), plain"].published == 0.0126
     assert found["ℓ1 error of the map, selective"].published == 0.358
     gain = found["cross-entropy excess, plain less selective (Claim 2)"]

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from evidence.papers.outcome import Job
-from evidence.papers.passkey_task import SHARE, TRAINED_LENGTHS, outcome, passkey_data, run_passkey
+from evidence.papers.passkey_task import SHARE, TRAINED_LENGTHS, passkey_data, passkey_outcome, run_passkey
 from exsel.cli.display import LineProgress
 from exsel.evaluation.retrieval import PasskeyResult
 from papers.fakes import read_again
@@ -17,7 +17,7 @@ def found(*correct):
 def test_gain_is_paired_by_seed():
     plain = [found((5, 5), (0, 0)), found((7, 7), (2, 2)), found((6, 6), (1, 1))]
     selective = [found((8, 8), (3, 3)), found((10, 10), (5, 5)), found((9, 9), (4, 4))]
-    result = outcome({"plain": plain, "selective": selective}, size="small")
+    result = passkey_outcome({"plain": plain, "selective": selective}, size="small")
     gain = result.findings[-1]
     assert gain.ours.values == pytest.approx((0.3, 0.3, 0.3))
     assert gain.holds is True
@@ -33,11 +33,11 @@ def test_gain_is_paired_by_seed():
 def test_verdict_follows_the_interval(selective, verdict):
     plain = [found((5, 5), (5, 5)), found((6, 5), (5, 5))]
     other = [found(first, first) for first in selective]
-    assert outcome({"plain": plain, "selective": other}, size="").verdict == verdict
+    assert passkey_outcome({"plain": plain, "selective": other}, size="").verdict == verdict
 
 
 def test_one_seed_decides_nothing():
-    result = outcome({"plain": [found((0, 0), (0, 0))], "selective": [found((9, 9), (9, 9))]}, size="")
+    result = passkey_outcome({"plain": [found((0, 0), (0, 0))], "selective": [found((9, 9), (9, 9))]}, size="")
     assert (result.verdict, result.findings[-1].holds) == ("unclear", None)
     assert result.charts[0].curves[0].low is None
 

@@ -9,7 +9,7 @@ import pytest
 
 from evidence.papers import experiments
 from evidence.papers.outcome import Estimate, Finding, Verdict
-from evidence.papers.results_page import finding_rows, render, verdict_in_words, write_page
+from evidence.papers.results_page import finding_rows, to_markdown, verdict_in_words, write_page
 from papers.fakes import FIRST, QUESTION, SECOND, install, make_outcome, make_record
 
 
@@ -27,14 +27,14 @@ def lines_of(page: str, heading: str) -> list[str]:
 
 
 def test_what_was_not_run_says_how_to() -> None:
-    page = render([])
+    page = to_markdown([])
     assert page.count("**Not run.**") == 3
     assert "**Not run.** `python -m evidence reproduce first-one` runs it." in page
     assert "| [Is it so?](#is-it-so) | Beyond the papers | – | Not run | – |" in page
 
 
 def test_a_record_in_full() -> None:
-    lines = lines_of(render([make_record(FIRST, make_outcome())]), FIRST.title)
+    lines = lines_of(to_markdown([make_record(FIRST, make_outcome())]), FIRST.title)
     assert "**Claim (Zhai 2026, Figure 1).** It is so." in lines
     assert "**Reproduced.** So it is." in lines
     assert (
@@ -51,7 +51,7 @@ def test_a_record_in_full() -> None:
 
 
 def test_the_summary_shows_the_first_finding_and_links_to_the_section() -> None:
-    page = render([make_record(FIRST, make_outcome())])
+    page = to_markdown([make_record(FIRST, make_outcome())])
     row = (
         "| [The first, with a comma](#the-first-with-a-comma) | Zhai 2026, Figure 1 | cpu | Reproduced | "
         "gain \\| loss: 2.0000 [−0.4843, 4.4843] (published 1.5000) |"
@@ -62,7 +62,7 @@ def test_the_summary_shows_the_first_finding_and_links_to_the_section() -> None:
 def test_all_budgets_of_an_experiment_are_shown_the_cpu_first() -> None:
     outcome = make_outcome()
     records = [make_record(FIRST, outcome, budget="gpu", seeds=1), make_record(FIRST, outcome, budget="cpu")]
-    page = render(records)
+    page = to_markdown(records)
     headings = [line for line in page.splitlines() if line.startswith("####")]
     assert headings == ["#### With the cpu budget", "#### With the gpu budget"]
     assert "The gpu budget, seed 0, " in page
@@ -73,15 +73,15 @@ def test_all_budgets_of_an_experiment_are_shown_the_cpu_first() -> None:
 
 def test_an_outcome_without_findings_charts_and_tables() -> None:
     bare = replace(make_outcome("not run"), findings=(), charts=(), tables=())
-    lines = lines_of(render([make_record(SECOND, bare)]), SECOND.title)
+    lines = lines_of(to_markdown([make_record(SECOND, bare)]), SECOND.title)
     assert "**Not run.** So it is." in lines
     assert not any(line.startswith(("|", "!")) for line in lines)
-    assert "| cpu | Not run | – |" in render([make_record(SECOND, bare)])
+    assert "| cpu | Not run | – |" in to_markdown([make_record(SECOND, bare)])
 
 
 def test_a_column_that_says_nothing_is_left_out() -> None:
     silent = Finding(quantity="loss", ours=Estimate.of(1.0))
-    lines = lines_of(render([make_record(FIRST, replace(make_outcome(), findings=(silent,)))]), FIRST.title)
+    lines = lines_of(to_markdown([make_record(FIRST, replace(make_outcome(), findings=(silent,)))]), FIRST.title)
     assert "| Quantity | Published | Ours [95% interval] | Difference | Holds |" in lines
     assert "| loss | – | 1.0000 | – | – |" in lines
 
@@ -90,7 +90,7 @@ def test_a_column_that_says_nothing_is_left_out() -> None:
 def test_every_verdict_has_words_for_claims_and_for_questions(verdict: Verdict) -> None:
     claim = verdict_in_words(make_record(FIRST, make_outcome(verdict)))
     answer = verdict_in_words(make_record(QUESTION, make_outcome(verdict)))
-    assert f"**{claim}.**" in render([make_record(FIRST, make_outcome(verdict))])
+    assert f"**{claim}.**" in to_markdown([make_record(FIRST, make_outcome(verdict))])
     if verdict == "not reproduced":
         assert (claim, answer) == ("Not reproduced at this size", "Not at this size")
     if verdict in ("reproduced", "partly", "not reproduced"):
@@ -99,7 +99,7 @@ def test_every_verdict_has_words_for_claims_and_for_questions(verdict: Verdict) 
 
 
 def test_questions_are_not_claims() -> None:
-    lines = lines_of(render([make_record(QUESTION, make_outcome())]), QUESTION.title)
+    lines = lines_of(to_markdown([make_record(QUESTION, make_outcome())]), QUESTION.title)
     assert "**Question.** Is it?" in lines
     assert "**Yes.** So it is." in lines
 
@@ -121,7 +121,7 @@ def test_numbers(value: float, digits: int, shown: str) -> None:
 
 def test_every_link_of_the_real_page_has_its_heading(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    page = render([])
+    page = to_markdown([])
     headings = re.findall(r"^### (.*)$", page, re.M)
     # GitHub: lower case, without punctuation, hyphens for spaces.
     anchors = {re.sub(r"[^a-z0-9\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
@@ -133,7 +133,7 @@ def test_every_link_of_the_real_page_has_its_heading(monkeypatch: pytest.MonkeyP
 def test_the_page_with_its_charts_as_files(tmp_path: Path) -> None:
     records = [make_record(FIRST, make_outcome()), make_record(FIRST, make_outcome(), budget="gpu")]
     page = write_page(tmp_path, records, png=True)
-    assert page.read_text() == render(records)
+    assert page.read_text() == to_markdown(records)
     names = {f"first-one-{budget}-line.{kind}" for budget in ("cpu", "gpu") for kind in ("svg", "png")}
     assert {path.name for path in (tmp_path / "reproduction").iterdir()} == names
     for picture in re.findall(r"\]\((reproduction/.*?)\)", page.read_text()):

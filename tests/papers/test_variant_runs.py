@@ -20,7 +20,7 @@ from evidence.papers.model_variants import (
     sinks,
 )
 from evidence.papers.outcome import Job
-from evidence.papers.variant_runs import SIZES, TrainedRun, describe_size, text_of, train_variant
+from evidence.papers.variant_runs import SIZES, TrainedRun, describe_size, train_variant, training_text
 from exsel.evaluation import evaluate_loss
 from exsel.training.run import Interrupted
 from papers.trainings import make_job
@@ -111,11 +111,11 @@ def test_a_length_must_divide_a_step(tmp_path: Path) -> None:
 
 def test_the_text_of_a_job(tmp_path: Path) -> None:
     job = make_job(tmp_path)
-    assert text_of(job) == job.data
-    assert text_of(replace(job, data=())) == ()
-    on_gpu = text_of(replace(job, data=(), budget="gpu", device="cuda"))
+    assert training_text(job) == job.data
+    assert training_text(replace(job, data=())) == ()
+    on_gpu = training_text(replace(job, data=(), budget="gpu", device="cuda"))
     assert all(Path(folder).is_dir() for folder in on_gpu)
-    assert text_of(replace(job, budget="gpu")) == job.data
+    assert training_text(replace(job, budget="gpu")) == job.data
 
 
 def test_the_size_in_words(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ MISTAKES = {
 @pytest.mark.parametrize("mistake", MISTAKES)
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "bert"])
 def test_a_mistake_is_seen(model_type: str, mistake: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from evidence.survey.zoo import build
+    from evidence.survey.zoo import build_small_model
 
     what, change = MISTAKES[mistake]
     if what == "own_value":
@@ -79,16 +79,16 @@ def test_a_mistake_is_seen(model_type: str, mistake: str, monkeypatch: pytest.Mo
         monkeypatch.setattr(
             MechanismPass, "scaled", lambda self, kind, states: states if kind == what else scaled(self, kind, states)
         )
-    specimen = build(model_type)
+    specimen = build_small_model(model_type)
     with pytest.raises(VerificationError):
         verify(specimen.model, specimen.inputs, can_generate=specimen.can_generate)
 
 
 def test_a_projection_behind_an_output_gate_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Qwen3-Next gates between its attention and its output projection; a gate does not commute with a projection."""
-    from evidence.survey.zoo import build
+    from evidence.survey.zoo import build_small_model
 
-    specimen = build("qwen3_next")
+    specimen = build_small_model("qwen3_next")
     layers = [module for module in specimen.model.modules() if type(module).__name__ == "Qwen3NextAttention"]
     attend = MechanismPass.attend
 
