@@ -49,7 +49,7 @@ class Experiment:
 EXPERIMENTS: tuple[Experiment, ...] = (
     Experiment("bias", XSA, "Figure 1", "Attention similarity bias by layer",
         "Attention's output points along the token's own value: mean cos(yᵢ, vᵢ) is well above mean cos(vᵢ, vⱼ) and "
-        "grows with depth, with a self-weight aᵢᵢ too small to explain it.", "watched"),
+        "grows with depth, with a self-weight aᵢᵢ too small to explain it.", "bias"),
     Experiment("overhead", XSA, "Figure 2", "Overhead of one block",
         "The exclusive projection costs little of a block's time at every length.", "costs"),
     Experiment("training", XSA, "Figure 3", "Training and validation curves",
@@ -69,9 +69,9 @@ EXPERIMENTS: tuple[Experiment, ...] = (
         "temperatures for nodes of fewer neighbours.", "graph_task"),
     Experiment("spikiness", SSA, "Figure 2", "Operator norms and spikiness",
         "Selective attention is spikier with smaller weights: the plain model's ‖Wᵀx‖ is about three times as large.",
-        "watched"),
+        "spikiness"),
     Experiment("temperatures", SSA, "Figure 1", "Token temperatures",
-        "Tokens choose temperatures of their own.", "watched"),
+        "Tokens choose temperatures of their own.", "temperatures"),
     Experiment("speed-up", SSA, "Figure 4", "Training speed-up",
         "Selective attention reaches the plain model's loss in fewer steps.", "side_by_side"),
     Experiment("denoising", SSA, "Value selectivity", "Denoising with four estimators",

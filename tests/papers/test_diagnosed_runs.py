@@ -4,17 +4,10 @@ import statistics
 
 import pytest
 
+from evidence.papers.bias import bias_outcome, run_bias
 from evidence.papers.outcome import Job
-from evidence.papers.watched import (
-    bias_outcome,
-    class_of,
-    explained_share,
-    run_bias,
-    run_spikiness,
-    run_temperatures,
-    spikiness_outcome,
-    temperatures_outcome,
-)
+from evidence.papers.spikiness import run_spikiness, spikiness_outcome
+from evidence.papers.temperatures import class_of, explained_share, run_temperatures, temperatures_outcome
 from exsel.cli.display import LineProgress
 
 
