@@ -23,9 +23,7 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, StaticCache
 
 import exsel
-from exsel.bench.block import check_compiler
-from exsel.bench.measuring import Contender, measure
-from exsel.bench.timing import CpuClock, Work
+from exsel.bench.measuring import Contender, CpuClock, Work, check_compiler, measure
 from exsel.cli.bench_display import make_display
 from exsel.files import write_json
 from exsel.machine import describe_machine, git_revision
@@ -163,7 +161,7 @@ def main() -> int:
                 clock=CpuClock(),
                 device=torch.device("cpu"),
                 rounds=arguments.rounds,
-                watcher=display,
+                display=display,
             )
             described = {
                 "subject": f"upgraded {subject}",

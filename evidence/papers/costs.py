@@ -11,10 +11,9 @@ from typing import Any
 import torch
 
 from evidence.papers.outcome import Budget, Estimate, Finding, Job, Outcome, Table, Verdict
-from exsel.bench import block
+from exsel.bench import models
 from exsel.bench.cases import DTYPES, SHAPES, Case
-from exsel.bench.measuring import measure
-from exsel.bench.timing import Clock, make_clock
+from exsel.bench.measuring import Clock, Display, make_clock, measure
 from exsel.config import ExclusiveConfig, SelectiveConfig
 from exsel.machine import can_compile
 from exsel.models import SIZES, ExselConfig, ExselForCausalLM
@@ -61,10 +60,10 @@ class _Blocks:
 # The paper has 32 sequences in bfloat16; on the CPU that would take hours.
 _BLOCKS: Mapping[Budget, _Blocks] = {
     "smoke": _Blocks(size="tiny", batch=1, tokens=(32, 64), rounds=2, ways=("eager",)),
-    "cpu": _Blocks(size="124m", batch=1, tokens=(256, 512, 1024, 2048), rounds=7, ways=block.GROUPS),
-    "gpu": _Blocks(size="1.4b", batch=32, tokens=(512, 1024, 2048, 4096, 8192), rounds=6, ways=block.GROUPS),
+    "cpu": _Blocks(size="124m", batch=1, tokens=(256, 512, 1024, 2048), rounds=7, ways=models.GROUPS),
+    "gpu": _Blocks(size="1.4b", batch=32, tokens=(512, 1024, 2048, 4096, 8192), rounds=6, ways=models.GROUPS),
 }
-# By name in :data:`exsel.bench.variants.VARIANTS`.
+# By name in :data:`exsel.bench.models.VARIANTS`.
 _FORMS = {"exclusive": "ours", "naive exclusive": "the two published lines"}
 
 Ratios = dict[tuple[str, str, int], list[float]]
@@ -93,16 +92,6 @@ def run_overhead(job: Job) -> Outcome:
     return _overhead(blocks, dtype, ways[-1], ratios, plain)
 
 
-class _Silence:
-    """Nobody to tell: a session says where it is once a length."""
-
-    def doing(self, what: str) -> None:
-        """Nothing."""
-
-    def measured(self, rounds: int, of: int) -> None:
-        """Nothing."""
-
-
 def _measure(
     job: Job, blocks: _Blocks, ways: list[str], tokens: int, seed: int, dtype: torch.dtype, clock: Clock
 ) -> list[dict[str, Any]]:
@@ -112,8 +101,8 @@ def _measure(
     case = Case(
         shape=SHAPES[blocks.size], tokens=tokens, batch=blocks.batch, device=torch.device(job.device), dtype=dtype
     )
-    contenders = [one for one in block.contenders(case) if one.group in ways and one.name in (BASELINE, *_FORMS)]
-    return measure(contenders, clock=clock, device=case.device, rounds=blocks.rounds, watcher=_Silence())
+    contenders = [one for one in models.block_contenders(case) if one.group in ways and one.name in (BASELINE, *_FORMS)]
+    return measure(contenders, clock=clock, device=case.device, rounds=blocks.rounds, display=Display())
 
 
 def _overhead(

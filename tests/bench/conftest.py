@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from exsel.bench.timing import Work
+from exsel.bench.measuring import Clock, Display, Work
 
 
-class Watcher:
+class Watcher(Display):
     """What was said."""
 
     def __init__(self) -> None:
@@ -26,14 +26,11 @@ class Watcher:
         self.rounds.append((rounds, of))
 
 
-class ScriptedClock:
+class ScriptedClock(Clock):
     """Times that a test gives, by the name of the only pass; an exception among them is raised."""
 
     def __init__(self, script: dict[str, list[Any]]) -> None:
         self._script: dict[str, Iterator[Any]] = {name: iter(times) for name, times in script.items()}
-
-    def calibrate(self, work: Work) -> None:
-        pass
 
     def time(self, work: Work) -> dict[str, float]:
         seconds = next(self._script[work.name])

@@ -7,11 +7,10 @@ import torch
 
 import exsel
 from bench.conftest import Watcher
-from exsel.bench import attention, decode
+from exsel.bench import attention
 from exsel.bench.attention import check_output, compiled
 from exsel.bench.cases import Case, Shape
-from exsel.bench.measuring import Contender, Refused, measure
-from exsel.bench.timing import CpuClock, Work
+from exsel.bench.measuring import Contender, CpuClock, Refused, Work, measure
 
 CPU = torch.device("cpu")
 UNCOMPILED = ("eager normalize", "exsel auto", "exsel sdpa", "exsel reference")
@@ -23,13 +22,13 @@ def case(heads: int = 4, kv_heads: int = 2) -> Case:
 
 
 def rows_of(contenders: list[Contender], watcher: Watcher) -> dict[tuple[str, str], dict[str, Any]]:
-    rows = measure(contenders, clock=CpuClock(least=0), device=CPU, rounds=1, watcher=watcher)
+    rows = measure(contenders, clock=CpuClock(least=0), device=CPU, rounds=1, display=watcher)
     return {(row["group"], row["contender"]): row for row in rows}
 
 
 @pytest.fixture
 def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("exsel.bench.attention.can_compile", lambda: False)
+    monkeypatch.setattr("exsel.bench.measuring.can_compile", lambda: False)
 
 
 @pytest.mark.usefixtures("no_compiler")
@@ -51,7 +50,7 @@ def test_everything_is_measured_but_what_refuses(kv_heads: int, watcher: Watcher
 
 @pytest.mark.usefixtures("no_compiler")
 def test_decoding(watcher: Watcher) -> None:
-    rows = rows_of(decode.contenders(case(), CpuClock(), ALL), watcher)
+    rows = rows_of(attention.contenders(case(), CpuClock(), ALL, decode=True), watcher)
     assert list(rows["batch 2", "exsel auto"]["passes"]) == ["decode"]
     assert rows["batch 2", "stock"]["passes"]["decode"]["ratio_median"] == 1
     assert "compiler" in rows["batch 2", "compiled normalize"]["refused"]

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from bench.conftest import ScriptedClock, Watcher, idle
-from exsel.bench.measuring import FEWEST_ROUNDS, MOST_ROUNDS, Contender, Refused, Stop, measure, summarise
-from exsel.bench.timing import Clock
+from exsel.bench.measuring import FEWEST_ROUNDS, MOST_ROUNDS, Clock, Contender, Refused, Stop, measure, summarise
 
 CPU = torch.device("cpu")
 FLOOR = ("all", "floor")
@@ -26,7 +25,7 @@ def rows_of(
     script: dict[str, list[Any]], contenders: list[Contender], watcher: Watcher, rounds: int | None = 3
 ) -> dict[str, dict[str, Any]]:
     clock: Clock = ScriptedClock(script)
-    rows = measure(contenders, clock=clock, device=CPU, rounds=rounds, watcher=watcher)
+    rows = measure(contenders, clock=clock, device=CPU, rounds=rounds, display=watcher)
     return {row["contender"]: row for row in rows}
 
 
@@ -107,7 +106,7 @@ def test_the_order_changes_from_round_to_round(watcher: Watcher) -> None:
 
     names = ["floor", "one", "two", "three"]
     clock = Clock({name: [1.0] * 5 for name in names})
-    measure([contender(name) for name in names], clock=clock, device=CPU, rounds=5, watcher=watcher)
+    measure([contender(name) for name in names], clock=clock, device=CPU, rounds=5, display=watcher)
     rounds = [tuple(seen[start : start + 4]) for start in range(0, 20, 4)]
     assert all(sorted(each) == sorted(names) for each in rounds)
     assert len(set(rounds)) > 1

@@ -6,11 +6,9 @@ import pytest
 import torch
 
 from bench.conftest import Watcher
-from exsel.bench import block, step
 from exsel.bench.cases import SHAPES, Case
-from exsel.bench.measuring import measure
-from exsel.bench.timing import CpuClock
-from exsel.bench.variants import VARIANTS, build
+from exsel.bench.measuring import CpuClock, measure
+from exsel.bench.models import VARIANTS, SharedWeights, block_contenders, build, step_contenders
 
 CPU = torch.device("cpu")
 
@@ -27,8 +25,8 @@ def test_the_plain_forms_make_the_same_model(mechanisms: str) -> None:
 
 def test_eager_blocks_are_measured(watcher: Watcher) -> None:
     case = Case(shape=SHAPES["tiny"], tokens=16, batch=2, device=CPU, dtype=torch.float32)
-    chosen = [contender for contender in block.contenders(case) if contender.group == "eager"]
-    rows = measure(chosen, clock=CpuClock(least=0), device=CPU, rounds=1, watcher=watcher)
+    chosen = [contender for contender in block_contenders(case) if contender.group == "eager"]
+    rows = measure(chosen, clock=CpuClock(least=0), device=CPU, rounds=1, display=watcher)
     assert [row["contender"] for row in rows] == list(VARIANTS)
     assert all(set(row["passes"]) == {"forward", "backward", "both"} for row in rows)
     assert {row["floor"] for row in rows} == {"baseline"}
@@ -36,16 +34,16 @@ def test_eager_blocks_are_measured(watcher: Watcher) -> None:
 
 def test_a_step_trains_and_shares_the_weights() -> None:
     case = Case(shape=SHAPES["tiny"], tokens=32, batch=2, device=CPU, dtype=torch.float32)
-    chosen = {contender.name: contender for contender in step.contenders(case) if contender.group == "eager"}
+    chosen = {contender.name: contender for contender in step_contenders(case) if contender.group == "eager"}
     works = [chosen[name].prepare() for name in ("baseline", "exclusive+selective")]
-    losses = [float(works[index % 2].run()) for index in range(8)]
+    losses = [float(works[index % 2].forward()) for index in range(8)]
     assert works[0].passes == ("step",)
     # What one learnt the other knows: random bytes at first cost ln 259.
     assert losses[-1] < losses[1]
 
 
 def test_shared_weights_are_the_very_same_and_stay_tied() -> None:
-    weights = step._Weights()
+    weights = SharedWeights()
     first, second = build("baseline", "tiny", layers=1), build("exclusive+selective", "tiny", layers=1)
     for model in (first, second):
         weights.share(model)

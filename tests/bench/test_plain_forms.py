@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from exsel import reference
-from exsel.bench.plain_forms import PlainExclusive, PlainTemperature, dot_form, normalize_form, scale_form
+from exsel.bench.attention import dot_form, normalize_form, scale_form
+from exsel.bench.models import PlainExclusive, PlainTemperature
 
 
 @pytest.mark.parametrize("form", [normalize_form, dot_form, PlainExclusive()])

@@ -8,8 +8,8 @@ import torch
 from bench.conftest import Watcher
 from exsel.bench import attention
 from exsel.bench.cases import Case, Shape
+from exsel.bench.measuring import CpuClock, Work
 from exsel.bench.session import Plan, jobs, run
-from exsel.bench.timing import CpuClock, Work
 
 PLAN = Plan(
     subjects=("attention",),
@@ -25,7 +25,7 @@ PLAN = Plan(
 @pytest.fixture(autouse=True)
 def _no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     """A contender that is refused."""
-    monkeypatch.setattr("exsel.bench.attention.can_compile", lambda: False)
+    monkeypatch.setattr("exsel.bench.measuring.can_compile", lambda: False)
 
 
 #: What readers of ``bench.json`` may rely on.
@@ -122,10 +122,10 @@ def test_an_interruption_keeps_what_was_measured(after: int, expected: list[int]
 def test_tensors_that_do_not_fit_are_a_gap(watcher: Watcher, monkeypatch: pytest.MonkeyPatch) -> None:
     original = attention.contenders
 
-    def contenders(case: Case, *rest: Any) -> Any:
+    def contenders(case: Case, *rest: Any, **options: Any) -> Any:
         if case.tokens == 16:
             raise torch.OutOfMemoryError("80 GiB")
-        return original(case, *rest)
+        return original(case, *rest, **options)
 
     monkeypatch.setattr(attention, "contenders", contenders)
     record, _ = measure(watcher)

@@ -5,7 +5,7 @@ import time
 import torch
 import torch.nn.functional as F
 
-from exsel.bench.timing import CpuClock, Work, peak_bytes, saved_bytes
+from exsel.bench.measuring import CpuClock, Work, peak_bytes, saved_bytes
 
 
 def work() -> Work:

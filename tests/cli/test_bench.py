@@ -16,13 +16,13 @@ from cli.conftest import Outcome, run_main
 from cli.test_mistakes import assert_refused
 from exsel.bench.attention import NAMES
 from exsel.bench.cases import SHAPES
+from exsel.bench.measuring import CpuClock, Work
 from exsel.bench.session import SUBJECTS
-from exsel.bench.timing import CpuClock, Work
 from exsel.machine import can_compile
 
 SMALL = ["--device", "cpu", "--shapes", "2x1x16", "--rounds", "2"]
 QUICK = ["--contenders", "eager normalize,compiled normalize,exsel auto"]
-NO_COMPILER = ("exsel.bench.attention.can_compile", lambda: False)
+NO_COMPILER = ("exsel.bench.measuring.can_compile", lambda: False)
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +151,7 @@ def refuse_work(*_: Any, **__: Any) -> None:
 def test_mistakes(arguments: list[str], message: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("exsel.bench.session.run", refuse_work)
     if message is None:  # more memory than there is, wherever this runs
-        monkeypatch.setattr("exsel.bench.step.BYTES_PER_PARAMETER", 10**6)
+        monkeypatch.setattr("exsel.bench.models.BYTES_PER_PARAMETER", 10**6)
         message = "--model 2.7b: a training step needs about"
     outcome = run_main("bench", *arguments, "--out", tmp_path / "out")
     assert_refused(outcome, message)

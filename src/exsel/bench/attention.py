@@ -1,10 +1,11 @@
-"""Attention forward and backward: stock, the plain forms eager and compiled, and ours by each backend."""
+"""The contenders of attention and decoding: stock, the forms that people write by hand eager and compiled, and ours."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, get_args
+from contextlib import nullcontext
+from functools import partial
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
@@ -13,20 +14,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from exsel import functional
 from exsel.bench.cases import Case
-from exsel.bench.measuring import Contender, Refused
-from exsel.bench.plain_forms import dot_form, normalize_form, scale_form
-from exsel.bench.timing import Clock, Work
+from exsel.bench.measuring import Clock, Contender, Refused, Work, check_compiler
 from exsel.dispatch import Backend
-from exsel.machine import can_compile
 
 STOCK = ("baseline", "stock")
 EXCLUSIVE, BOTH = "exclusive", "exclusive+selective"
-EAGER, NORMALIZE, DOT = "eager normalize", "compiled normalize", "compiled dot"
-
-#: Ours, as the tables call them. The reference is there to be right; name it to have it measured.
-OURS = {f"exsel {backend}": backend for backend in get_args(Backend)}
-NAMES = (EAGER, NORMALIZE, DOT, *OURS)
-DEFAULT_NAMES = tuple(name for name in NAMES if name != "exsel reference")
+#: Sequences that one token is decoded for.
+BATCHES = (1, 8)
 
 #: How far outputs may lie apart, of the largest: beyond it something is wrong and its time means nothing.
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
@@ -34,99 +28,131 @@ _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 Form = Callable[..., Tensor]
 
 
-def contenders(case: Case, clock: Clock, wanted: Collection[str]) -> list[Contender]:
+def normalize_form(y: Tensor, own_value: Tensor) -> Tensor:
+    """Normalize, multiply, subtract: y ``[B, H, T, D]``, own_value ``[B, Hkv, T, D]``, grouped by broadcasting."""
+    direction = F.normalize(own_value, dim=-1).unsqueeze(2)
+    grouped = y.unflatten(1, (own_value.shape[1], -1))
+    z: Tensor = (grouped - (grouped * direction).sum(dim=-1, keepdim=True) * direction).flatten(1, 2)
+    return z
+
+
+def dot_form(y: Tensor, own_value: Tensor) -> Tensor:
+    """The dot product over the squared norm: no square root, and no unit vector in memory."""
+    squared = (own_value * own_value).sum(dim=-1, keepdim=True).clamp_min(1e-12).unsqueeze(2)
+    grouped, v = y.unflatten(1, (own_value.shape[1], -1)), own_value.unsqueeze(2)
+    z: Tensor = (grouped - (grouped * v).sum(dim=-1, keepdim=True) / squared * v).flatten(1, 2)
+    return z
+
+
+def scale_form(x: Tensor, tau: Tensor) -> Tensor:
+    """τ ⊙ x, a scaled copy: x ``[B, H, T, D]``, τ ``[B, H, T]``."""
+    return (x * tau.unsqueeze(-1)).to(x.dtype)
+
+
+#: From the names of what is written by hand to its form, and whether it is compiled.
+_BY_HAND = {
+    "eager normalize": (normalize_form, False),
+    "compiled normalize": (normalize_form, True),
+    "compiled dot": (dot_form, True),
+}
+#: Ours, as the tables call them. The reference is there to be right; name it to have it measured.
+OURS = {f"exsel {backend}": backend for backend in get_args(Backend)}
+NAMES = (*_BY_HAND, *OURS)
+DEFAULT_NAMES = tuple(name for name in NAMES if name != "exsel reference")
+
+
+def contenders(case: Case, clock: Clock, wanted: Collection[str], *, decode: bool = False) -> list[Contender]:
     """Everything that is measured in a case, its floor in front.
 
     Args:
-        case: the shape; causal self-attention.
+        case: the shape; causal self-attention, forward and backward.
         clock: chooses the fastest stock kernel, where PyTorch has several.
         wanted: those of :data:`NAMES` to measure.
+        decode: instead one new token on a cache of ``case.tokens``, exclusive, without gradients.
     """
-    shape = case.shape
-    query, key, value = case.heads(shape.num_heads), case.heads(shape.num_kv_heads), case.heads(shape.num_kv_heads)
-    # Inverse temperatures as they are after some training: near 1.
-    query_scale = 1 + 0.1 * torch.randn(case.batch, shape.num_heads, case.tokens, device=case.device)
-    value_scale = 1 + 0.1 * torch.randn(case.batch, shape.num_kv_heads, case.tokens, device=case.device)
-    tensors = (query, key, value, query_scale, value_scale)
-    for tensor in tensors:
-        tensor.requires_grad_()
-    gradient = case.heads(shape.num_heads)
-    grouped = shape.num_heads != shape.num_kv_heads
+    num_heads, num_kv_heads = case.shape.num_heads, case.shape.num_kv_heads
+    floor = (f"batch {case.batch}", STOCK[1]) if decode else STOCK
+    query = case.heads(num_heads, 1 if decode else None)
+    key, value = case.heads(num_kv_heads), case.heads(num_kv_heads)
+    own, gradient = value, None
+    scales: tuple[Tensor, ...] = ()
+    if decode:
+        key, value = key.contiguous(), value.contiguous()  # a cache is [B, H, S, D] in memory
+        own = value[:, :, -1:].transpose(1, 2).contiguous().transpose(1, 2)
+    else:
+        gradient = case.heads(num_heads)
+        # Inverse temperatures as they are after some training: near 1.
+        numbers = (torch.randn(case.batch, n, case.tokens, device=case.device) for n in (num_heads, num_kv_heads))
+        scales = tuple(1 + 0.1 * number for number in numbers)
+    given = (query, key, value, *scales)
+    for tensor in given:
+        tensor.requires_grad_(not decode)
+    is_causal, grouped = not decode, num_heads != num_kv_heads
 
     def stock(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=grouped)
+        return F.scaled_dot_product_attention(query, key, value, is_causal=is_causal, enable_gqa=grouped)
 
-    def plain(form: Form) -> dict[str, Form]:
-        def exclusive(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            return form(stock(query, key, value), value)
+    def by_hand(form: Form, q: Tensor, k: Tensor, v: Tensor, *scales: Tensor) -> Tensor:
+        if scales:
+            return form(stock(scale_form(q, scales[0]), k, scale_form(v, scales[1])), v)
+        return form(stock(q, k, v), own if decode else v)
 
-        def both(query: Tensor, key: Tensor, value: Tensor, query_scale: Tensor, value_scale: Tensor) -> Tensor:
-            y = stock(scale_form(query, query_scale), key, scale_form(value, value_scale))
-            return form(y, value)
-
-        return {EXCLUSIVE: exclusive, BOTH: both}
-
-    def ours(backend: Any) -> dict[str, Form]:
-        def exclusive(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            return functional.attention(
-                query, key, value, is_causal=True, enable_gqa=grouped, exclusive=True, backend=backend
-            )
-
-        def both(query: Tensor, key: Tensor, value: Tensor, query_scale: Tensor, value_scale: Tensor) -> Tensor:
-            return functional.attention(
-                query,
-                key,
-                value,
-                is_causal=True,
-                enable_gqa=grouped,
-                exclusive=True,
-                query_scale=query_scale,
-                value_scale=value_scale,
-                backend=backend,
-            )
-
-        return {EXCLUSIVE: exclusive, BOTH: both}
+    def ours(backend: Backend, q: Tensor, k: Tensor, v: Tensor, *scales: Tensor) -> Tensor:
+        query_scale, value_scale = scales or (None, None)
+        return functional.attention(
+            q,
+            k,
+            v,
+            is_causal=is_causal,
+            enable_gqa=grouped,
+            exclusive=True,
+            own_value=own if decode else None,
+            query_scale=query_scale,
+            value_scale=value_scale,
+            backend=backend,
+        )
 
     def work(form: Form, group: str) -> Work:
-        inputs = tensors if group == BOTH else tensors[:3]
-        return Work(forward=lambda: form(*inputs), inputs=inputs, gradient=gradient)
+        inputs = given if group == BOTH else given[:3]
 
-    kernel = fastest_kernel(lambda: work(stock, STOCK[0]), case.device, clock)
-    with torch.no_grad(), use_kernel(kernel):
+        def call() -> Tensor:
+            with torch.set_grad_enabled(not decode):
+                return form(*inputs)
+
+        return Work(forward=call, inputs=inputs, gradient=gradient, name="decode" if decode else "forward")
+
+    kernel = fastest_kernel(lambda: work(stock, ""), case.device, clock)
+    groups = (floor[0],) if decode else (EXCLUSIVE, BOTH)
+    with torch.no_grad(), nullcontext() if kernel is None else sdpa_kernel(kernel):
         largest = float(stock(query, key, value).abs().max())
-        eager = plain(normalize_form)
-        expected = {group: eager[group](*(tensors if group == BOTH else tensors[:3])) for group in eager}
-    chosen: list[Contender] = []
+        expected = {group: work(partial(by_hand, normalize_form), group).forward().detach() for group in groups}
 
-    def add(name: str, group: str, prepare: Callable[[], Work], **details: Any) -> None:
-        def checked() -> Work:
-            prepared = prepare()
-            if group in expected:
-                check_output(prepared, expected[group], largest)
-            return prepared
+    def prepare(name: str, group: str) -> Work:
+        if name in OURS:
+            prepared = work(partial(ours, OURS[name]), group)
+        else:
+            form, is_compiled = _BY_HAND[name]
+            call = partial(by_hand, form)
+            prepared = work(under(kernel, compiled(call) if is_compiled else call), group)
+        check_output(prepared, expected[group], largest)
+        return prepared
 
-        chosen.append(Contender(name=name, group=group, floor=STOCK, prepare=checked, details=details))
-
-    add(STOCK[1], STOCK[0], lambda: work(under(kernel, stock), STOCK[0]), kernel=kernel_name(kernel))
-    for group in (EXCLUSIVE, BOTH):
-        for name, form, is_compiled in (
-            (EAGER, normalize_form, False),
-            (NORMALIZE, normalize_form, True),
-            (DOT, dot_form, True),
-        ):
-            if name in wanted and not (name == DOT and group == BOTH):
-                call = plain(form)[group]
-                maker = compiled if is_compiled else _as_it_is
-                add(name, group, lambda c=call, m=maker, g=group: work(under(kernel, m(c)), g))  # type: ignore[misc]
-        for name, backend in OURS.items():
-            if name in wanted:
-                call = ours(backend)[group]
-                add(name, group, lambda c=call, g=group: work(c, g))  # type: ignore[misc]
+    chosen = [
+        Contender(
+            name=STOCK[1],
+            group=floor[0],
+            floor=floor,
+            prepare=lambda: work(under(kernel, stock), ""),
+            details={"kernel": "default" if kernel is None else kernel.name.lower().removesuffix("_attention")},
+        )
+    ]
+    chosen += [
+        Contender(name=name, group=group, floor=floor, prepare=partial(prepare, name, group))
+        for group in groups
+        for name in NAMES
+        if name in wanted and (name, group) != ("compiled dot", BOTH)
+    ]
     return chosen
-
-
-def _as_it_is(call: Form) -> Form:
-    return call
 
 
 def compiled(call: Form) -> Form:
@@ -135,8 +161,7 @@ def compiled(call: Form) -> Form:
     Raises:
         Refused: there is no compiler.
     """
-    if not can_compile():
-        raise Refused("torch.compile needs a C++ compiler (g++ or clang++), and there is none")
+    check_compiler()
     wrapped: Form = torch.compile(call, dynamic=False, fullgraph=True)
     return wrapped
 
@@ -162,24 +187,13 @@ def fastest_kernel(make: Callable[[], Work], device: torch.device, clock: Clock)
         work = make()
         with sdpa_kernel(kernel):
             try:
-                work.run()
+                clock.time(work)
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError:
                 continue  # PyTorch's way to say that a kernel does not take the shape or the chip
-            clock.time(work)
             seconds[kernel] = min(sum(clock.time(work).values()) for _ in range(3))
     return min(seconds, key=seconds.__getitem__) if seconds else SDPBackend.MATH
-
-
-def kernel_name(kernel: SDPBackend | None) -> str:
-    """As the results say it."""
-    return "default" if kernel is None else kernel.name.lower().removesuffix("_attention")
-
-
-def use_kernel(kernel: SDPBackend | None) -> AbstractContextManager[None]:
-    """Where stock attention runs that kernel."""
-    return nullcontext() if kernel is None else sdpa_kernel(kernel)
 
 
 def under(kernel: SDPBackend | None, call: Form) -> Form:

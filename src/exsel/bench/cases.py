@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,11 +12,7 @@ from torch import Tensor
 from exsel.errors import ExselError
 from exsel.models import SIZES
 
-DTYPES: Mapping[str, torch.dtype] = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -29,13 +25,11 @@ class Shape:
     head_dim: int
 
 
-def _of_size(name: str) -> Shape:
-    heads = SIZES[name]["num_attention_heads"]
-    return Shape(name, heads, heads, SIZES[name]["head_dim"])
-
-
 #: The named sizes of our model, and the grouped heads of Llama 3 8B.
-SHAPES: Mapping[str, Shape] = {name: _of_size(name) for name in SIZES} | {"llama": Shape("llama", 32, 8, 128)}
+SHAPES = {
+    name: Shape(name, size["num_attention_heads"], size["num_attention_heads"], size["head_dim"])
+    for name, size in SIZES.items()
+} | {"llama": Shape("llama", 32, 8, 128)}
 
 #: 2.7b has the heads of 1.4b.
 DEFAULT_SHAPES = ("124m", "0.7b", "1.4b", "llama")
@@ -43,7 +37,7 @@ DEFAULT_SHAPES = ("124m", "0.7b", "1.4b", "llama")
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One point of a table: every contender gets these very tensors."""
+    """One point of a table: every contender gets the same tensors."""
 
     shape: Shape
     tokens: int
@@ -86,6 +80,28 @@ def _parse_shape(text: str) -> Shape:
 def batch_of(tokens: int, tokens_in_all: int) -> int:
     """So many sequences that their tokens are constant, as in the paper; at least one."""
     return max(1, tokens_in_all // tokens)
+
+
+def check_names(names: Collection[str], known: Collection[str], what: str) -> None:
+    """Check that all are known.
+
+    Raises:
+        ExselError: one is not.
+    """
+    for name in names:
+        if name not in known:
+            raise ExselError(f"{what}: no {name!r}: choose from {', '.join(known)}")
+
+
+def check_sizes(names: Collection[str], flag: str) -> None:
+    """Check that each is the name of a size of our model.
+
+    Raises:
+        ExselError: one is not.
+    """
+    for name in names:
+        if name not in SIZES:
+            raise ExselError(f"{flag} {name}: blocks and models come in the sizes {', '.join(SIZES)}")
 
 
 def check_memory(cases: Sequence[Case]) -> None:

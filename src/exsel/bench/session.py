@@ -5,11 +5,11 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
-from exsel.bench import attention, block, decode, step
+from exsel.bench import attention, models
 from exsel.bench.cases import (
     DEFAULT_SHAPES,
     DTYPES,
@@ -19,27 +19,22 @@ from exsel.bench.cases import (
     batch_of,
     check_bytes,
     check_memory,
+    check_sizes,
 )
-from exsel.bench.measuring import Contender, Stop, Watcher, measure
-from exsel.bench.timing import Clock, make_clock
-from exsel.bench.variants import check_sizes, parameter_count
-from exsel.errors import ExselError
+from exsel.bench.measuring import Clock, Contender, Display, Stop, make_clock, measure
 from exsel.machine import describe_machine, git_revision
 
 SUBJECTS = ("attention", "block", "decode")
 #: Of ``bench.json``.
 FORMAT = 1
 
+_DECODE_TOKENS = (512, 2048, 8192, 32768)
 _TOKENS = {
-    "cpu": {
-        "attention": (256, 512, 1024, 2048, 4096, 8192),
-        "block": (512, 2048),
-        "decode": (512, 2048, 8192, 32768),
-    },
+    "cpu": {"attention": (256, 512, 1024, 2048, 4096, 8192), "block": (512, 2048), "decode": _DECODE_TOKENS},
     "cuda": {
         "attention": (512, 1024, 2048, 4096, 8192, 16384, 32768),
         "block": (2048,),
-        "decode": (512, 2048, 8192, 32768),
+        "decode": _DECODE_TOKENS,
     },
 }
 _TOKENS_IN_ALL = {"cpu": 4096, "cuda": 65536}
@@ -60,65 +55,50 @@ class Plan:
     rounds: int | None = None
 
 
-class Display(Watcher, Protocol):
-    """Someone to tell what is going on, over all cases."""
-
-    def case(self, title: str, number: int, of: int) -> None:
-        """A case begins."""
-        ...
-
-
 @dataclass(frozen=True)
-class _Job:
+class Job:
+    """A case of a subject."""
+
     subject: str
     case: Case
 
 
-def jobs(plan: Plan) -> list[_Job]:
+def jobs(plan: Plan) -> list[Job]:
     """Every case in order, checked.
 
     Raises:
         ExselError: a shape without a block of that size, or a case that does not fit into the memory.
     """
     device, dtype = torch.device(plan.device), DTYPES[plan.dtype]
-    tokens_in_all = _TOKENS_IN_ALL[plan.device]
-    planned: list[_Job] = []
+    planned: list[Job] = []
 
     def add(subject: str, shape: Shape, tokens: int, batch: int) -> None:
-        planned.append(_Job(subject, Case(shape=shape, tokens=tokens, batch=batch, device=device, dtype=dtype)))
+        planned.append(Job(subject, Case(shape=shape, tokens=tokens, batch=batch, device=device, dtype=dtype)))
 
     for subject in plan.subjects:
-        all_tokens = plan.seq_lens or _TOKENS[plan.device][subject]
-        shapes = plan.shapes or tuple(SHAPES[name] for name in DEFAULT_SHAPES)
+        names = _BLOCK_SIZES[plan.device] if subject == "block" else DEFAULT_SHAPES
+        shapes = plan.shapes or tuple(SHAPES[name] for name in names)
         if subject == "block":
-            shapes = plan.shapes or tuple(SHAPES[name] for name in _BLOCK_SIZES[plan.device])
             check_sizes([shape.name for shape in shapes], "--shapes")
         for shape in shapes:
-            for tokens in all_tokens:
-                for batch in decode.BATCHES if subject == "decode" else (batch_of(tokens, tokens_in_all),):
+            for tokens in plan.seq_lens or _TOKENS[plan.device][subject]:
+                batches = (batch_of(tokens, _TOKENS_IN_ALL[plan.device]),)
+                for batch in attention.BATCHES if subject == "decode" else batches:
                     add(subject, shape, tokens, batch)
         if subject == "block":
-            size, tokens, batch = step.DEFAULTS[plan.device]
+            size, tokens, batch = models.STEPS[plan.device]
             size = plan.model or size
             check_sizes([size], "--model")
-            check_bytes(parameter_count(size) * step.BYTES_PER_PARAMETER, device, f"--model {size}: a training step")
+            needed = models.parameter_count(size) * models.BYTES_PER_PARAMETER
+            check_bytes(needed, device, f"--model {size}: a training step")
             add("step", SHAPES[size], tokens, batch)
     check_memory([job.case for job in planned])
     return planned
 
 
-def contenders_of(job: _Job, clock: Clock, wanted: Collection[str]) -> list[Contender]:
-    """What is measured in a case."""
-    if job.subject == "attention":
-        return attention.contenders(job.case, clock, wanted)
-    if job.subject == "decode":
-        return decode.contenders(job.case, clock, wanted)
-    return block.contenders(job.case) if job.subject == "block" else step.contenders(job.case)
-
-
 def run(
     plan: Plan,
-    planned: Sequence[_Job],
+    planned: Sequence[Job],
     *,
     command: str,
     display: Display,
@@ -157,34 +137,35 @@ def run(
         display.case(f"{job.subject} {job.case}", number, len(planned))
         torch.compiler.reset()  # what was compiled for the last case would count against the limit of this one
         gc.collect()
+        is_interrupted = False
         try:
-            measured = measure(
-                contenders_of(job, clock, plan.contenders),
-                clock=clock,
-                device=job.case.device,
-                rounds=plan.rounds,
-                watcher=display,
-            )
-        except Stop as stop:
-            rows.extend(_describe(job, row) for row in stop.rows)
-            on_case(record)
-            return record
-        except KeyboardInterrupt:
-            on_case(record)
-            return record
+            chosen, device = _contenders(job, clock, plan.contenders), job.case.device
+            measured = measure(chosen, clock=clock, device=device, rounds=plan.rounds, display=display)
+        except (Stop, KeyboardInterrupt) as interruption:
+            measured, is_interrupted = getattr(interruption, "rows", []), True
         except torch.OutOfMemoryError:
             measured = [_out_of_memory(job)]
-        rows.extend(_describe(job, row) for row in measured)
-        record["partial"] = number + 1 < len(planned)
+        shape = asdict(job.case.shape)
+        place = {"subject": job.subject, "shape": shape.pop("name"), **shape}
+        place |= {"tokens": job.case.tokens, "batch": job.case.batch}
+        rows += [{**place, **row} for row in measured]
+        record["partial"] = is_interrupted or number + 1 < len(planned)
         on_case(record)
+        if is_interrupted:
+            break
     return record
 
 
-def _out_of_memory(job: _Job) -> dict[str, Any]:
+def _contenders(job: Job, clock: Clock, wanted: Collection[str]) -> list[Contender]:
+    if job.subject in ("attention", "decode"):
+        return attention.contenders(job.case, clock, wanted, decode=job.subject == "decode")
+    return models.block_contenders(job.case) if job.subject == "block" else models.step_contenders(job.case)
+
+
+def _out_of_memory(job: Job) -> dict[str, Any]:
     """The row of a case whose tensors alone do not fit."""
-    group = f"batch {job.case.batch}" if job.subject == "decode" else attention.STOCK[0]
     return {
-        "group": group,
+        "group": f"batch {job.case.batch}" if job.subject == "decode" else attention.STOCK[0],
         "contender": attention.STOCK[1],
         "floor": attention.STOCK[1],
         "rounds": 0,
@@ -193,26 +174,3 @@ def _out_of_memory(job: _Job) -> dict[str, Any]:
         "peak_bytes": None,
         "refused": "out of memory",
     }
-
-
-def _describe(job: _Job, row: dict[str, Any]) -> dict[str, Any]:
-    shape = asdict(job.case.shape)
-    return {
-        "subject": job.subject,
-        "shape": shape.pop("name"),
-        **shape,
-        "tokens": job.case.tokens,
-        "batch": job.case.batch,
-        **row,
-    }
-
-
-def check_names(names: Collection[str], known: Collection[str], what: str) -> None:
-    """Check that all are known.
-
-    Raises:
-        ExselError: one is not.
-    """
-    for name in names:
-        if name not in known:
-            raise ExselError(f"{what}: no {name!r}: choose from {', '.join(known)}")

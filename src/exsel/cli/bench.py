@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
     import sys
     from typing import Any
 
-    from exsel.bench.picture import clear_pictures, write_pictures
+    from exsel.bench.pictures import clear_pictures, write_pictures
     from exsel.bench.session import jobs
     from exsel.bench.session import run as measure
     from exsel.bench.table import HEADINGS, gaps, table_rows
@@ -117,8 +117,8 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         ExselError: something that is not known, not there or not a number.
     """
     from exsel.bench.attention import DEFAULT_NAMES, NAMES
-    from exsel.bench.cases import DTYPES, parse_shapes
-    from exsel.bench.session import SUBJECTS, Plan, check_names
+    from exsel.bench.cases import DTYPES, check_names, parse_shapes
+    from exsel.bench.session import SUBJECTS, Plan
     from exsel.errors import ExselError
     from exsel.machine import resolve_device
 

@@ -8,8 +8,10 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from exsel.bench.measuring import Display
 
-class BarDisplay:
+
+class BarDisplay(Display):
     """A bar over the cases; beside it what is prepared or how many rounds are done."""
 
     def __init__(self, bars: Progress) -> None:
@@ -29,7 +31,7 @@ class BarDisplay:
         self._bars.update(self._task, detail=f"round {rounds} of {of}")
 
 
-class LineDisplay:
+class LineDisplay(Display):
     """A line a case, and a line for each of its parts."""
 
     def __init__(self, console: Console) -> None:
@@ -43,12 +45,9 @@ class LineDisplay:
         """What takes time now."""
         self._console.print(f"  {what}")
 
-    def measured(self, rounds: int, of: int) -> None:
-        """Nothing: it would be a line a round."""
-
 
 @contextmanager
-def make_display() -> Iterator[BarDisplay | LineDisplay]:
+def make_display() -> Iterator[Display]:
     """The display that suits standard error."""
     console = Console(stderr=True, highlight=False)
     if not console.is_terminal:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from exsel.kernels import cpp, passes
-from exsel.kernels.operators import differentiable, fold_batch, is_plain, is_watched
+from exsel.kernels.operators import differentiable, fold_batch, is_plain, is_watched, without_gradient
 from exsel.reference import accumulation_dtype
 
 #: Whether Triton can be imported.
@@ -130,23 +130,11 @@ def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 def _gradients(ctx: Any, dz: Tensor) -> tuple[Tensor | None, ...]:
     y, own_value, strength = ctx.saved_tensors
-    dy, dv, dstrength = _exclude_backward_with_gradient(dz, y, own_value, strength, ctx.eps)
+    if torch.is_grad_enabled():  # for a second derivative
+        return *passes.backward_formula(dz, y, own_value, strength, ctx.eps), None
+    dy, dv, dstrength = _run_backward(dz, y, own_value, strength, ctx.eps)
     return dy, dv, None if strength is None else dstrength, None
 
 
-def _second_gradients(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-    """By PyTorch's own derivative of the backward's formula."""
-    *tensors, strength = ctx.saved_tensors
-    if strength is not None:
-        tensors.append(strength)
-
-    def formula(dz: Tensor, y: Tensor, own_value: Tensor, *strength: Tensor) -> tuple[Tensor, ...]:
-        results = passes.backward_formula(dz, y, own_value, strength[0] if strength else None, ctx.eps)
-        return tuple(x for x in results if x is not None)
-
-    found = torch.func.vjp(formula, *tensors)[1](gradients[: len(tensors) - 1])
-    return *found, *(None,) * (5 - len(found))
-
-
+_run_backward = without_gradient(_exclude_backward, "the formula of passes.py has one")
 _exclude_with_gradient = differentiable(_exclude, _gradients, _save_inputs)
-_exclude_backward_with_gradient = differentiable(_exclude_backward, _second_gradients, _save_inputs)

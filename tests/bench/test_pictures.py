@@ -6,10 +6,9 @@ from xml.etree import ElementTree
 
 from bench.records import record, row
 from exsel.bench.attention import NAMES
-from exsel.bench.picture import write_pictures
-from exsel.bench.variants import VARIANTS
-from exsel.report.looks import _KNOWN, PROPERTIES
-from exsel.variants import BASELINE
+from exsel.bench.models import VARIANTS
+from exsel.bench.pictures import panels, write_pictures
+from exsel.report.looks import PROPERTIES, looks_of_labels
 
 
 def test_svg_and_png(tmp_path: Path) -> None:
@@ -40,6 +39,18 @@ def test_nothing_measured_no_picture(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_every_contender_has_a_look_of_its_own() -> None:
-    for names in (NAMES, [name for name in VARIANTS if name != BASELINE]):
-        assert len({_KNOWN[name] for name in names}) == len(names)
+def test_contenders_of_one_picture_look_different() -> None:
+    for names in (NAMES, VARIANTS):
+        looks = looks_of_labels([names])
+        assert len({looks[name][1:] for name in names}) == len(names)
+
+
+def test_lines_with_their_quartiles() -> None:
+    rows = [row for row in record()["rows"] if row["passes"]]
+    ((exclusive, both),) = panels("attention", rows).charts
+    assert [curve.label for curve in exclusive.curves] == ["eager normalize", "compiled normalize", "exsel sdpa"]
+    ours = exclusive.curves[-1]
+    assert (ours.x, ours.y) == ((2048, 4096), (1.03, 1.01))
+    assert (ours.low, ours.high) == ((1.02, 1.0), (1.05, 1.03))
+    assert [tick.text for tick in both.x_ticks] == ["2k", "4k"]
+    assert exclusive.references[0].y == 1
