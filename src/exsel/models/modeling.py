@@ -1,9 +1,8 @@
 """A decoder-only language model with both mechanisms, written as serving engines expect a transformers model.
 
 The decoder of Zhai (arXiv:2603.09078): rotary positions, a norm right after the token embedding, pre-norm blocks,
-GELU, a head size of its own. Attention goes through one call of transformers' attention interface. Our own operator
-does everything there; to any other implementation queries and values come scaled, and the exclusive projection follows
-it, on the current tokens' own unscaled values.
+GELU, a head size of its own. Attention goes through one call of transformers' attention interface, with a
+:class:`exsel.nn.mechanism_pass.MechanismPass` before and after it: any attention implementation and cache will do.
 """
 
 from __future__ import annotations

@@ -17,8 +17,7 @@ from exsel.nn.scalars import Scalars
 class Exclusive(Scalars):
     """Exclusive self-attention's projection as a module: :func:`exsel.exclude` with a fixed or learned strength.
 
-    A fixed strength stands in the state dict too, so that no module without it takes that state dict for its own, and
-    none with another strength.
+    A fixed strength is saved in the state dict too. Loading it into a module of another strength is an error.
 
     Args:
         num_heads: H, of the queries.
@@ -26,7 +25,7 @@ class Exclusive(Scalars):
             attention.
 
     Attributes:
-        fixed_strength: the number as text in UTF-8, uint8 ``[24]``: no change of a model's dtype rounds that.
+        fixed_strength: a fixed strength as text in UTF-8, uint8 ``[24]``, which a change of dtype does not round.
 
     Raises:
         ExselError: any other strength.
@@ -51,21 +50,21 @@ class Exclusive(Scalars):
             nn.init.zeros_(self.strength_logit)
 
     def as_text(self) -> Tensor:
-        """What :attr:`fixed_strength` is."""
+        """The tensor :attr:`fixed_strength`."""
         return torch.tensor(list(self._text()), dtype=torch.uint8)
 
     def _text(self) -> bytes:
         return f"{self.strength:<24}".encode()
 
     def contradiction(self, loaded: Tensor | None = None) -> str:
-        """What the strength that was ``loaded`` (``None``: into this module) says against its own; empty: nothing."""
+        """Why the strength that was ``loaded`` (``None``: the buffer) is not the module's own; empty: it is."""
         loaded = self.fixed_strength if loaded is None else loaded
         if loaded is None or loaded.is_meta or (text := _bytes(loaded)) == self._text():
             return ""
         return f"was saved with a strength of {text.decode(errors='replace').strip()!r}, and has {self.strength} here"
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Another strength is an error, which the last argument collects."""
+        """Report another strength among the errors, which are the last argument."""
         loaded = state_dict.get(f"{prefix}fixed_strength")
         if self.fixed_strength is not None and loaded is not None and (reason := self.contradiction(loaded)):
             args[-1].append(f"{prefix.removesuffix('.') or 'Exclusive'} {reason}")

@@ -145,11 +145,11 @@ class MechanismPass(LayerPass):
 
     def tau(self, kind: str, features: Tensor) -> Tensor:
         """τ ``[B, heads, T]`` of features ``[B, heads, T, D]``."""
-        hidden_states = self.hidden_states
-        if hidden_states is not None:
-            hidden_states = self._of_tokens(hidden_states, features, 1)
         temperature = self.temperatures[kind]
         assert isinstance(temperature, Temperature)
+        hidden_states = self.hidden_states if temperature.feature_proj is not None else None
+        if hidden_states is not None:
+            hidden_states = self._of_tokens(hidden_states, features, 1)
         return temperature(
             features,
             self.places(features),

@@ -1,4 +1,4 @@
-"""Which place each token has in its own sequence: by the positions that a layer gets, its cache and its mask."""
+"""Each token's place in its own sequence, found from the layer's positions, cache and mask."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ _PADDING = "_exsel_padding"
 class Positions:
     """The places of the tokens of one forward pass of one attention layer.
 
-    A caller who gives no positions leaves them to the model. Most models then count on from the cache, padding
-    included, and hand that to their layers as if it had been given. So a row that does no more than that says nothing,
-    and the tokens before it that the mask hides are taken off. Positions that restart, or that count from elsewhere
-    (as ``generate`` gives them to padded rows), stay as they are.
+    Where a caller gives no positions, most models count on from the cache, padding included, and hand that to their
+    layers. From a row of such positions the hidden tokens before each token are subtracted. Positions that restart, or
+    that count from elsewhere (as ``generate`` gives them to padded rows), stay as they are.
 
     Args:
         given: ``[B or 1, T]``, 0-based; ``None``, or of another shape: there are none.
@@ -27,8 +26,8 @@ class Positions:
             ``BlockMask``. Anything else: there is none.
         cache: in transformers' protocol, before this pass.
         layer_index: of the layer in the cache.
-        has_window: whether tokens see only some of those before them. The mask shows padding in the first pass only
-            then, and the cache remembers it; for a cache whose rows are others by then, give positions.
+        has_window: whether tokens see only some of those before them. Then the mask shows padding in the first pass
+            only, and the cache keeps its length. Give positions if the rows of the cache change later.
     """
 
     def __init__(self, given: Tensor | None, mask: Any, cache: Any, layer_index: int, has_window: bool) -> None:
@@ -79,7 +78,7 @@ class Positions:
         mask = mask.expand(-1, num_tokens, -1)
         if self.by_diagonal:
             return self._padding_before(~mask.diagonal(dim1=1, dim2=2))
-        # A mask may say what is seen or what is hidden: seen is what is said of a token as it is said of itself.
+        # True may mean seen or hidden, by convention; every token sees itself, so its own entry tells which.
         column = place.clamp_max(mask.shape[2] - 1).unsqueeze(-1)
         itself = mask.gather(2, column.expand(mask.shape[0], -1, -1)).squeeze(-1)
         is_before = torch.arange(mask.shape[2], device=place.device) < place.unsqueeze(-1)

@@ -1,4 +1,4 @@
-"""A module's own parameters that are a few numbers a head: their dtype, and their division among processes."""
+"""Parameters of a few numbers a head: their dtype, and their division among processes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Scalars(nn.Module):
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Widened first, what is loaded may take a parameter's place."""
+        """Load in float32, since loading may put the given tensors in the parameters' place."""
         for name in self._parameters:
             tensor = state_dict.get(prefix + name)
             if tensor is not None and not _is_wide(tensor):
@@ -47,7 +47,7 @@ class Scalars(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def divide(self) -> None:
-        """Say that the parameters are divided with their heads: a ``DTensor`` may be many other things."""
+        """Note that the parameters are divided with their heads; a ``DTensor`` alone does not say so."""
         self.has_divided_heads = True
 
     def of_own_heads(self, parameter: nn.Parameter) -> Tensor:
