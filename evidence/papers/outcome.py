@@ -27,9 +27,6 @@ FORMAT = 1
 #: What came of a claim. ``"exact"``: mathematics, which held to rounding; ``"unclear"``: the seeds do not decide it.
 Verdict = Literal["exact", "reproduced", "partly", "not reproduced", "unclear", "not run"]
 
-# Two-sided 95% quantiles of Student's t by degrees of freedom.
-_STUDENT = (math.nan, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
@@ -76,9 +73,9 @@ class Estimate:
         mean = statistics.fmean(values)
         if len(values) == 1:
             return cls(values=values, mean=mean, low=None, high=None)
-        freedom = len(values) - 1
-        quantile = _STUDENT[freedom] if freedom < len(_STUDENT) else 1.96 + 2.6 / freedom
-        margin = quantile * statistics.stdev(values) / math.sqrt(len(values))
+        from scipy.stats import t  # takes a second: only where there are seeds to sum up
+
+        margin = float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
         return cls(values=values, mean=mean, low=mean - margin, high=mean + margin)
 
     def sign(self) -> int:

@@ -29,7 +29,7 @@ def test_differences_are_taken_seed_by_seed() -> None:
     assert estimate.values == pytest.approx((0.1, 0.09, 0.11))
     assert estimate.mean == pytest.approx(0.1)
     # Student's t with 2 degrees of freedom, and a deviation of 0.01.
-    assert estimate.high == pytest.approx(0.1 + 4.303 * 0.01 / 3**0.5)
+    assert estimate.high == pytest.approx(0.1 + 4.302653 * 0.01 / 3**0.5)
     assert TRAINED.estimate(gain(EXCLUSIVE, SELECTIVE)).values == pytest.approx((0.11, 0.08, 0.11))
 
 

@@ -32,8 +32,7 @@ def test_quantiles(count: int, quantile: float) -> None:
     deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (count - 1))
     estimate = Estimate.of(*values)
     assert estimate.high is not None
-    # Beyond ten degrees of freedom an approximation to a quarter of a percent.
-    assert estimate.high - mean == pytest.approx(quantile * deviation / math.sqrt(count), rel=2.5e-3)
+    assert estimate.high - mean == pytest.approx(quantile * deviation / math.sqrt(count), rel=1e-4)
 
 
 def test_one_value_has_no_interval() -> None:

@@ -83,7 +83,7 @@ def test_all_of_them(fakes: Fakes, tmp_path: Path) -> None:
     lines = outcome.out.splitlines()
     assert lines[0] == "[1 of 3] first-one: The first, with a comma (Zhai 2026, Figure 1)"
     assert lines[1].split() == ["Quantity", "Published", "Ours", "[95%", "interval]", "Difference", "Holds"]
-    assert lines[2].split() == ["gain", "|", "loss", "1.5000", "2.0000", "[−0.4843,", "4.4843]", "+0.5000", "yes"]
+    assert lines[2].split() == ["gain", "|", "loss", "1.5000", "2.0000", "[−0.4841,", "4.4841]", "+0.5000", "yes"]
     assert "Reproduced. So it is." in lines
     assert "Yes. So it is." in lines
     assert lines[-1] == f"page: {folder / 'reproduction.md'}"

@@ -42,7 +42,7 @@ def test_a_record_in_full() -> None:
         "transformers 5.23.0, revision 0123456789. `python -m evidence reproduce first-one --budget cpu`" in lines
     )
     assert "| Quantity | Expected | Published | Ours [95% interval] | Difference | Holds |" in lines
-    assert "| gain \\| loss | above 0 | 1.5000 | 2.0000 [−0.4843, 4.4843] | +0.5000 | yes |" in lines
+    assert "| gain \\| loss | above 0 | 1.5000 | 2.0000 [−0.4841, 4.4841] | +0.5000 | yes |" in lines
     assert "| residue | – | – | −3.0e−09 | – | no |" in lines
     assert "| count | – | 12,345 | 12,345 | 0 | – |" in lines
     assert "![A line](reproduction/first-one-cpu-line.svg)" in lines
@@ -54,7 +54,7 @@ def test_the_summary_shows_the_first_finding_and_links_to_the_section() -> None:
     page = to_markdown([make_record(FIRST, make_outcome())])
     row = (
         "| [The first, with a comma](#the-first-with-a-comma) | Zhai 2026, Figure 1 | cpu | Reproduced | "
-        "gain \\| loss: 2.0000 [−0.4843, 4.4843] (published 1.5000) |"
+        "gain \\| loss: 2.0000 [−0.4841, 4.4841] (published 1.5000) |"
     )
     assert row in page.splitlines()
 
