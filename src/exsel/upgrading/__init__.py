@@ -1,4 +1,4 @@
-"""Both mechanisms in a model that exists: :func:`upgrade`, :func:`downgrade`, :func:`support`."""
+"""Put both mechanisms into an existing model: :func:`upgrade`, :func:`downgrade`, :func:`support`."""
 
 from exsel.upgrading.loading import from_pretrained
 from exsel.upgrading.support_table import LayerSupport, Support, support

@@ -1,9 +1,9 @@
-"""What is known of attention classes by their names, as tables.
+"""Tables of what is known of attention classes.
 
-A class is named by its package and name, ``gptj.GPTJAttention``, in timm by its module too, ``timm.eva.EvaAttention``.
-Names may have ``*`` in them. A class that calls an attention function (transformers' interface, or PyTorch's) needs no
-entry, unless the names of its projections are not among :data:`USUAL`. A class that writes its attention out needs
-one: nothing else tells what lies between its projections and its mixing.
+A class is named by package and name, ``gptj.GPTJAttention``, in timm also by module, ``timm.eva.EvaAttention``. A ``*``
+matches anything. A class that calls an attention function (transformers' or PyTorch's) needs an entry only if its
+projections' names are not among :data:`USUAL`. A class that writes its attention out, as matrix products and a
+softmax, always needs one: its code does not show what lies between its projections and the weighted sum of values.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ class Projections:
     """The projections of an attention module.
 
     Args:
-        packings: by the name of a child, how its output is packed: a name in :data:`exsel.nn.projections.PACKINGS`.
-        output: only for attention that is written out: the output projection, or ``""`` if there is none and the
-            module returns what it mixed. ``None``: the module calls an attention function.
-        reused: whether other things than the tokens go through the projections later.
+        packings: by each projection's name, how its output is packed: a key of :data:`exsel.nn.projections.PACKINGS`.
+        output: for attention that is written out, the output projection's name, or ``""`` if the module returns the
+            weighted sum of values itself. ``None``: the module calls an attention function.
+        reused: whether the projections are also called on inputs other than the tokens.
     """
 
     packings: Mapping[str, str]
@@ -34,14 +34,14 @@ class Projections:
 
     @classmethod
     def read(cls, text: str, output: str | None = None, reused: bool = False) -> Projections:
-        """``"q_proj k_proj v_proj"``, those of query, key and value, or ``"name:packing …"``."""
+        """Read ``"q_proj k_proj v_proj"`` (query, key and value, in this order), or ``"name:packing …"``."""
         names = text.split()
         if ":" not in text:
             return cls(dict(zip(names, ("query", "key", "value"), strict=True)), output, reused)
         return cls(dict(name.split(":") for name in names), output, reused)
 
 
-#: Of a module that calls an attention function: the first of these whose children it has.
+#: For modules that call an attention function: the first entry counts whose names are all children of the module.
 USUAL: tuple[Projections, ...] = tuple(
     map(
         Projections.read,
@@ -71,8 +71,8 @@ _CALLING = {
     "qkv:heads": "timm.tiny_vit.Attention",
 }
 
-#: Classes that write their attention out, by their projections and output projection. They are scaled at their
-#: projections, and projected before their output projection.
+#: Classes that write their attention out, by their projections and output projection. Temperatures scale the outputs of
+#: the projections; the exclusive projection is applied to the input of the output projection.
 _WRITING: Mapping[tuple[Any, ...], str] = {
     ("query_key_value:heads", "dense"): "bloom.BloomAttention gpt_neox_japanese.GPTNeoXJapaneseAttention",
     ("query_key_value:groups", "dense"): "falcon.FalconAttention falcon.FalconFlashAttention2",
@@ -124,7 +124,7 @@ _WRITING: Mapping[tuple[Any, ...], str] = {
 #: Where an attribute of the module chooses the packing: the attribute, the packing if it is true, and if it is false.
 PACKED_BY_FLAG: Mapping[str, tuple[str, str, str]] = {"timm.maxxvit.AttentionCl": ("head_first", "heads", "blocks")}
 
-#: exsel's own layers. They have the mechanisms in their code; diagnostics and experiments put other things into them.
+#: exsel's own layers. They have the mechanisms in their code; diagnostics and experiments insert their own passes.
 OWN: Mapping[str, Projections] = {"exsel.ExselAttention": Projections.read("q_proj k_proj v_proj")}
 
 _LATENT = "latent attention: what it caches are not the values that it mixes"
@@ -245,8 +245,8 @@ _REFUSED_SELECTIVE = {
     "its tokens come before the batch, so that their positions are not known": "fsmt.Attention",
 }
 
-#: Attributes that choose between an attention function and the same attention written out, by package, and the value
-#: that an upgraded module has for them.
+#: By package, attributes that choose between an attention function and the same attention written out, with the value
+#: that they have in an upgraded module.
 SWITCHES: Mapping[str, Mapping[str, bool]] = {"timm": {"fused_attn": True}}
 
 #: Names of head sizes, of numbers of heads, and of numbers of key/value heads in attention modules.
@@ -269,7 +269,7 @@ REFUSED_SELECTIVE: Mapping[str, str] = _by_class(_REFUSED_SELECTIVE.items())
 
 
 def look_up(table: Mapping[str, _Value], cls: type) -> _Value | None:
-    """What ``table`` has for a class."""
+    """The value that ``table`` has for a class, or ``None``."""
     packages = cls.__module__.split(".")
     package = packages[2] if packages[:2] == ["transformers", "models"] else packages[0]
     key = f"{f'timm.{packages[-1]}' if package == 'timm' else package}.{cls.__name__}"
@@ -279,7 +279,7 @@ def look_up(table: Mapping[str, _Value], cls: type) -> _Value | None:
 
 
 def switches(cls: type) -> dict[str, bool]:
-    """What an upgraded module of class ``cls`` has switched; see :data:`SWITCHES`."""
+    """The attributes that an upgraded module of class ``cls`` overrides; see :data:`SWITCHES`."""
     package = SWITCHES.get(cls.__module__.partition(".")[0], {})
     annotated = {name for base in cls.__mro__ for name in inspect.get_annotations(base)} if package else set()
     return {name: value for name, value in package.items() if name in annotated}

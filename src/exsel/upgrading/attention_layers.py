@@ -1,4 +1,4 @@
-"""The attention layers of a model, and what an upgrade could do to each: decided before anything is changed."""
+"""Find a model's attention layers and what an upgrade can do to each, before anything is changed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _CROSS = re.compile(
 )
 _POOLING = re.compile(r"pool", re.IGNORECASE)
 _ATTENTION = re.compile(r"attention|attn|[MG][HP]SA", re.IGNORECASE)
-#: In these packages a class attends in methods of its own, or is in the tables.
+#: Attention classes of these packages attend in their own methods, or are in the tables of ``architectures.py``.
 _KNOWN_PACKAGES = ("transformers", "timm", "diffusers")
 
 
@@ -34,12 +34,12 @@ class Target:
     Args:
         name: its name in the model, as ``named_modules`` has it.
         cls: the class's name.
-        exclusive, selective: why it cannot be; empty where it can.
-        left_alone: whether it is no self-attention. Then it is not counted, and no reason to refuse a model.
+        exclusive, selective: why the module cannot have the mechanism; empty if it can.
+        left_alone: whether it is not self-attention. Such a module is not counted, and is no reason to refuse a model.
         projections: its projections, if they are known.
         geometry: its heads, if they are known.
         hidden_size: the width of its input, or 0.
-        by_name: whether its class's name alone says that it is attention. Then it may be a module around attention.
+        by_name: whether only its class's name says that it is attention. It may then be a module around attention.
         methods: the methods of the class that an upgrade rewrites.
     """
 
@@ -55,12 +55,12 @@ class Target:
     methods: tuple[str, ...] = ("forward",)
 
     def refused(self, reason: str, *, left_alone: bool = False) -> Target:
-        """The same module, with a reason why it can be neither."""
+        """The same module, refused for both mechanisms with ``reason``."""
         return Target(self.name, self.cls, reason, reason, left_alone=left_alone, by_name=self.by_name)
 
 
 def targets(model: nn.Module) -> list[Target]:
-    """Every attention module of ``model``, in its order."""
+    """Every attention module of ``model``, in the model's order."""
     modules = dict(model.named_modules())
     found = [
         target
@@ -131,7 +131,7 @@ def _target(name: str, module: nn.Module, parent: nn.Module | None) -> Target | 
     target = replace(target, by_name=in_table is None and not calls_function)
     if reason := look_up(known.REFUSED, cls):
         return target.refused(reason)
-    # The module's name within its layer: layers.0.crossattention.self is one, cross_encoder.layers.0.self_attn not.
+    # Only the name within the layer counts: layers.0.crossattention matches, cross_encoder.layers.0.self_attn does not.
     names = f"{re.split(r'[.][0-9]+[.]', name)[-1]} {cls.__name__} {type(parent).__name__}"
     reason = look_up(known.LEFT_ALONE, cls)
     if _is_true(module, "is_cross_attention") or _CROSS.search(names) or _POOLING.search(names):
@@ -165,7 +165,7 @@ def _reasons_of_attributes(module: nn.Module) -> Iterator[str]:
 
 
 def _reason_of_code(module: nn.Module, cls: type, sites: CallSites, in_table: Projections | None) -> str:
-    """Why calls in the class's methods cannot go through the mechanisms; empty where they can."""
+    """Why calls in the class's methods cannot go through the mechanisms; empty if they can."""
     writes_out = in_table is not None and in_table.output is not None
     calls_function = sites.all_attention() > 0
     if (patch := replacement(cls, "forward")) and (writes_out or not calls_function):
@@ -179,7 +179,7 @@ def _reason_of_code(module: nn.Module, cls: type, sites: CallSites, in_table: Pr
 
 def _multihead_target(target: Target, module: nn.MultiheadAttention, parent: nn.Module | None) -> Target:
     own_name = target.name.rsplit(".", 1)[-1]
-    # In PyTorch's decoder layer, and in copies of it.
+    # PyTorch's decoder layer, and copies of it, call their cross-attention multihead_attn.
     is_decoders = own_name == "multihead_attn" and isinstance(getattr(parent, "self_attn", None), nn.Module)
     has_other_keys = module.kdim != module.embed_dim
     names = f"{own_name} {type(parent).__name__}"
@@ -228,7 +228,7 @@ def _usual_projections(module: nn.Module) -> Projections | None:
 
 
 def _tried(module: nn.Module, cls: type, projections: Projections) -> Projections | None:
-    """``projections``, known by their names alone; of a fused one, the packing that it has when it is tried."""
+    """``projections``, as guessed from names; for a fused one, the packing that a trial run finds, if any."""
     if len(projections.packings) > 1 or cls.__module__.startswith("transformers."):
         return projections
     (name,) = projections.packings
@@ -254,7 +254,7 @@ def _width(module: nn.Module, projections: Projections) -> int:
 
 
 def _geometry(module: nn.Module, projections: Projections) -> Geometry | None:
-    """The heads by which all projections have the widths that they have."""
+    """The numbers and the size of heads that give all projections their widths; ``None`` if there are none."""
     totals = {}
     for name, kind in projections.packings.items():
         if (size := _features(getattr(module, name, None), "out")) is None:
@@ -272,7 +272,7 @@ def _geometry(module: nn.Module, projections: Projections) -> Geometry | None:
             assert head_dim is not None
             heads = totals[first] // (head_dim * len(PACKINGS[first].slots(1, 1)))
             if num_heads not in (None, heads):
-                return None  # there is more in the projection than queries
+                return None  # the projection holds more than queries
         slots = {kind: len(PACKINGS[kind].slots(heads, kv_heads)) for kind in totals}
         dim = head_dim or totals[first] // slots[first]
         if all(slots[kind] * dim == total for kind, total in totals.items()):
@@ -290,7 +290,7 @@ def _possible_kv_heads(
 
 
 def _first_int(holder: Any, names: tuple[str, ...]) -> int | None:
-    # What the object itself holds: a configuration's properties may speak for all layers, or refuse to.
+    # Only the object's own attributes: a configuration's properties may be about all layers, or raise.
     values = getattr(holder, "__dict__", {})
     found = (values.get(name) for name in names)
     return next((value for value in found if isinstance(value, int) and not isinstance(value, bool)), None)

@@ -1,8 +1,8 @@
-"""The paths through a forward pass: by an attention function, or by attention that is written out beside it.
+"""Follow the paths through a forward pass: through an attention function, or attention that is written out beside it.
 
-Many classes have both, ``if self.flash: … else: …``. Calls can be put into the first only, so it must be the one that
-runs. Conditions on the module's own attributes are evaluated here. What its caller chooses is not known here: the
-check at the end of each forward pass finds it.
+Many classes have both, ``if self.flash: … else: …``. Calls can be inserted into the first only, so it must be the one
+that runs. Conditions on the module's own attributes are evaluated here. Conditions on the call's arguments cannot be:
+the check at the end of each forward pass covers them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from exsel.upgrading.rewriting import CallSites
 
-#: What lies on one path, of the following.
+#: One path: the set of those of the following that lie on it.
 Path = frozenset[str]
 _ATTENTION, _SOFTMAX, _END = "attention", "softmax", "end"
 _EMPTY: frozenset[Path] = frozenset({frozenset()})
@@ -23,10 +23,10 @@ def refusal(module: Any, cls: type, sites: CallSites, switches: Mapping[str, boo
     """Why ``module``, of class ``cls``, cannot be upgraded at its attention function alone; empty if it can be.
 
     Args:
-        module: as it is.
+        module: the module before the upgrade.
         cls: its class.
         sites: the calls in its forward pass.
-        switches: values that some of its attributes will have when it is upgraded.
+        switches: values that the upgrade gives to some of its attributes.
     """
     finder = _PathFinder(module, cls, switches)
     found = finder.method(sites)
@@ -93,7 +93,7 @@ class _PathFinder:
                 after = frozenset({frozenset({_ATTENTION})})
             elif kind == "of_layer" and name in sites.methods:
                 after = self.method(sites.methods[name])
-            # The method that this one overrides is not rewritten, and may attend too.
+            # super() of this method is not rewritten and may attend: it counts as attention that is written out.
             elif "softmax" in called or called == f"super().{sites.method.function.__name__}":
                 after = frozenset({frozenset({_SOFTMAX})})
             else:
@@ -102,7 +102,7 @@ class _PathFinder:
         return paths
 
     def value(self, test: ast.expr, sites: CallSites) -> bool | None:
-        """The value of a condition, as far as the module's own attributes tell it."""
+        """The value of a condition, if the module's own attributes determine it; else ``None``."""
         match test:
             case ast.Attribute(value=ast.Name(id=sites.layer), attr=name):
                 value = self.switches.get(name, self.module.__dict__.get(name, getattr(self.cls, name, None)))

@@ -1,7 +1,7 @@
-"""What a saved model says of its mechanisms, and the mechanisms put back as it says.
+"""Describe a model's mechanisms for its configuration file, and restore them from the description.
 
-The description names modules, not layers: which layers are counted depends on a model's class, and one checkpoint loads
-into several classes. Names are those in the base model, without the prefix that a class with a task's head adds.
+The description names modules, not layer numbers: these depend on a model's class, and one checkpoint loads into several
+classes. Names are those in the base model, without the prefix that a class with a task's head adds.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from exsel.upgrading.rewriting import CHILD
 from exsel.upgrading.upgraded_class import Upgraded, check_whole
 from exsel.version import __version__
 
-#: The version of :class:`Description`'s form. A reader of one form refuses a later one.
+#: The version of :class:`Description`'s format. A reader refuses later formats.
 FORMAT = 1
 
 _Mechanisms = tuple[ExclusiveConfig | None, SelectiveConfig | None]
 
 
 class Upgrade(TypedDict):
-    """Modules that were upgraded alike; both configurations without their ``layers``, for which the names stand."""
+    """Modules with equal mechanisms. The configurations lack ``layers``: ``modules`` stands for them."""
 
     modules: list[str]
     exclusive: dict[str, Any] | None
@@ -46,7 +46,7 @@ def describe(model: nn.Module) -> Description | None:
     """The mechanisms of ``model``; ``None`` where it has none.
 
     Raises:
-        UpgradeError: mechanisms that a saved model cannot carry, such as those of an adapter.
+        UpgradeError: mechanisms that cannot be saved with the model, such as an adapter's.
     """
     check_whole(model)
     alike: dict[tuple[Any, Any], list[str]] = {}
@@ -82,7 +82,7 @@ def _damaged(what: str) -> LoadError:
 
 
 def check(description: Any) -> Description:
-    """``description`` if it is one that this version reads.
+    """``description``, if this version can read it.
 
     Raises:
         LoadError: a later format, or anything that :func:`describe` would not have written.
@@ -135,12 +135,12 @@ def _mechanisms(upgrade: Any) -> _Mechanisms:
 
 
 def restore(model: nn.Module, description: Description) -> None:
-    """Put the mechanisms of ``description`` into ``model``, a plain one; their parameters start as new ones do.
+    """Put the mechanisms of ``description`` into ``model``, a plain one, with newly initialised parameters.
 
-    A class that builds a part of the saved model, as an encoder alone, gets that part's mechanisms.
+    A class that builds only a part of the saved model, such as its encoder, gets that part's mechanisms.
 
     Raises:
-        LoadError: the model's attention modules are not those that were upgraded. Then nothing is changed.
+        LoadError: the model's attention modules are not those that were upgraded. The model is then unchanged.
     """
     found = {_name_in_base(model, target.name): target for target in targets(model)}
     base = _base(model) or model

@@ -1,8 +1,8 @@
-"""diffusers' attention layers, whose forward pass lies in an object beside them, their *processor*.
+"""diffusers' attention layers, whose forward pass is the code of another object, their *processor*.
 
 The layer's ``forward`` calls ``self.processor(self, hidden_states, …)``. An upgraded layer calls the processor's
-``__call__``, rewritten, instead. It looks that up by the processor's class at each call, so a processor that is set
-later keeps the mechanisms, or is refused when it is called.
+rewritten ``__call__`` instead. It looks that up by the processor's class at each call. So a processor that is set later
+gets the mechanisms too, or is refused when it is called.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from exsel.upgrading.wrapped_methods import wrap
 
 PROJECTIONS = Projections.read("to_q to_k to_v")
 
-#: Processors that attend from text and image together to text and image together, each token with its own value. Their
+#: Processors in which text and image tokens attend to each other as one sequence, each token with its own value. Their
 #: ``encoder_hidden_states`` are tokens of the layer, not a context.
 _JOINT = frozenset(
     {"AuraFlowAttnProcessor2_0", "CogVideoXAttnProcessor2_0", "FluxAttnProcessor", "JointAttnProcessor2_0"}
@@ -88,7 +88,7 @@ def refusals(module: nn.Module, cls: type) -> tuple[str, str]:
 
 
 def methods(cls: type) -> dict[str, Any]:
-    """What a subclass of the attention layer's class ``cls`` needs."""
+    """The members of an upgraded subclass of the attention class ``cls``."""
     method = read(cls, "forward")
 
     def change(definition: ast.FunctionDef) -> None:
@@ -99,7 +99,7 @@ def methods(cls: type) -> dict[str, Any]:
 
 
 def _process(self: Any, *args: Any, **kwargs: Any) -> Any:
-    """In place of ``self.processor(…)``."""
+    """The method that replaces ``self.processor(…)``."""
     processor = self.processor
     try:
         function = rewritten_call(processor)
@@ -121,16 +121,16 @@ def fault(module: Any) -> str:
     return ""
 
 
-#: By a processor's class, its ``__call__`` and the same rewritten. A plain dictionary: compilers see through it.
+#: For a processor's class, its ``__call__`` and the rewritten one. In a plain dictionary, so that compilers trace it.
 _REWRITTEN: dict[type, tuple[Callable[..., Any], Callable[..., Any]]] = {}
 
 
 def rewritten_call(processor: Any) -> Callable[..., Any]:
-    """``processor``'s ``__call__`` through the mechanisms of the layer that it gets.
+    """``processor``'s ``__call__``, rewritten to use the mechanisms of the layer that it is given.
 
     Raises:
-        RewritingError: a processor that does not call one attention function once, or that calls something else than
-            its class's method.
+        RewritingError: the processor does not call exactly one attention function exactly once, or its ``forward`` was
+            replaced on the instance.
     """
     cls = type(processor)
     if isinstance(processor, nn.Module) and "forward" in vars(processor):
@@ -145,7 +145,7 @@ def rewritten_call(processor: Any) -> Callable[..., Any]:
 
 
 def _find_sites(processor: type) -> CallSites:
-    """The calls in a processor's method, which for a processor that is a module is its ``forward``."""
+    """The calls in a processor's ``__call__``, or in its ``forward`` if the processor is a module."""
     name = processor.__name__
     try:
         sites = find_sites(processor, "forward" if issubclass(processor, nn.Module) else "__call__", place=1)
@@ -160,7 +160,7 @@ def _find_sites(processor: type) -> CallSites:
 
 
 def guard_saving() -> None:
-    """Have diffusers, once it is imported, save no upgraded model: it would load the plain one from such a folder."""
+    """Make diffusers, if it is imported, refuse to save upgraded models: it would load them as plain ones."""
     module = sys.modules.get("diffusers.models.modeling_utils")
     if module is not None and hasattr(module, "ModelMixin"):
         wrap(module.ModelMixin, save_pretrained=_refusing)

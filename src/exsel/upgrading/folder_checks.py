@@ -1,4 +1,4 @@
-"""Whether a saved model is read from safetensors files in its own folder alone, and brings no code."""
+"""Check that a saved model is read only from safetensors files in its own folder, and brings no code."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from exsel.errors import ExselError, LoadError, explained
 from exsel.files import read_object
 from exsel.model_folder import HOW_TO_LOAD
 
-#: The arguments of ``from_pretrained`` that say where files are, which a configuration's own takes and keeps.
+#: Arguments that say where files are. ``AutoConfig.from_pretrained`` consumes them, and the model needs them too.
 PLACES = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
 @contextmanager
 def damage(what: str) -> Iterator[None]:
-    """Within, whatever a damaged file has another library raise is a :class:`LoadError` that begins with ``what``."""
+    """Turn an error that a damaged file causes in a library into a :class:`LoadError` that begins with ``what``."""
     try:
         with explained(what):
             yield
     except ExselError as error:
         cause = error.__cause__ or error
-        # transformers names a missing file itself, and errors of exsel's say enough.
+        # An OSError of transformers names the missing file, and exsel's own errors say enough.
         if isinstance(cause, (OSError, ExselError)):
             raise cause from None
         raise LoadError(str(error)) from cause
 
 
 def check_files(folder: str | PathLike[str], **kwargs: Any) -> None:
-    """Check that a saved model is read from safetensors files in its own folder, and brings no code.
+    """Check that a saved model is read only from safetensors files in its own folder, and brings no code.
 
     Args:
         folder, **kwargs: see :func:`exsel.from_pretrained`.
 
     Raises:
-        LoadError: naming what is not so.
+        LoadError: it is not so; the message says what is wrong.
     """
     here = Path(folder, kwargs.get("subfolder") or "")
     if here.is_dir():
@@ -84,7 +84,7 @@ def _read(folder: str | PathLike[str], name: str, kwargs: Mapping[str, Any]) -> 
     try:
         path = cached_file(str(folder), name, **quietly, **places)
     except OSError:
-        return None  # There is no such folder or name. What loads it says so better.
+        return None  # No such folder or name: the loader's own error says more.
     try:
         return None if path is None else read_object(Path(path))
     except ExselError as error:
@@ -92,7 +92,7 @@ def _read(folder: str | PathLike[str], name: str, kwargs: Mapping[str, Any]) -> 
 
 
 def check_inside(path: Path, folder: Path) -> None:
-    """Check that no link leads out of ``folder``; the hub's cache consists of links into a folder of its own."""
+    """Check that no link leads out of ``folder``. The hub's cache may: its files are links into ``blobs`` beside it."""
     target, home = path.resolve(), folder.resolve()
     homes = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
     if not any(target.is_relative_to(home) for home in homes):
@@ -100,7 +100,7 @@ def check_inside(path: Path, folder: Path) -> None:
 
 
 def _check_name(folder: str | PathLike[str], file: str, name: Any, endings: tuple[str, ...]) -> None:
-    """Check the name of a weights file that ``file`` gives."""
+    """Check ``name``, which ``file`` gives as the name of a weights file."""
     if not isinstance(name, str) or not name.endswith(endings):
         raise LoadError(f"{folder}: {file} names {name!r:.80} as a file of weights, which is no safetensors file")
     path = PurePosixPath(name.replace("\\", "/"))
@@ -109,8 +109,8 @@ def _check_name(folder: str | PathLike[str], file: str, name: Any, endings: tupl
 
 
 def _check_implementations(folder: str | PathLike[str], values: Any) -> None:
-    """Check that no part of a configuration names its attention's, or its experts', implementation on a hub."""
-    parts = [values]  # no recursion, which a configuration nested by the hundred would bring to its end
+    """Check that no part of a configuration names an implementation of attention or experts on a hub."""
+    parts = [values]  # a loop: deep nesting would exceed Python's recursion limit
     for part in parts:
         if isinstance(part, list):
             parts += part

@@ -1,4 +1,4 @@
-"""Load a saved model, upgraded or not, as what it is."""
+"""Load a saved model, upgraded or not."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     class LoadedModel(PreTrainedModel):  # type: ignore[misc]
-        """What type checkers take a loaded model for. What transformers says of these methods they reject."""
+        """The static type of a loaded model. Type checkers reject transformers' own annotations of these methods."""
 
         def generate(self, *args: Any, **kwargs: Any) -> Any:
-            """As the class that saved the model has it, if it does."""
+            """As in the class that saved the model, if it has this method."""
 
         def to(self, *args: Any, **kwargs: Any) -> Self:
-            """As ``torch.nn.Module`` has it."""
+            """As in ``torch.nn.Module``."""
 
 
 @overload
@@ -46,14 +46,14 @@ def from_pretrained(folder: str | PathLike[str], **kwargs: Any) -> Any:
 
     Returns:
         The model in evaluation mode, its weights read from safetensors files alone; with ``output_loading_info=True``
-        in a pair with which weights were missing, unexpected or of another shape.
+        with a dictionary of the missing, unexpected and mismatched weights.
 
     Raises:
-        LoadError: a model whose class nobody here knows, whose code would have to be run from its folder, or whose
-            weights are in no safetensors file; a configuration or an index that is damaged, or leads out of the
-            folder or to a hub's code; weights that are missing or left over; mechanisms of a later version, or that
-            do not fit the model; a file of a checkpoint or a run of exsel's that has changed since it was saved.
-        OSError: no such folder, as transformers says it.
+        LoadError: the model's class is not known here, its code is in its folder, or its weights are in no safetensors
+            file; a configuration or an index is damaged, or points out of the folder or to code on a hub; weights are
+            missing or left over; the mechanisms are of a later version, or do not fit the model; a file of exsel's
+            checkpoint or run has changed since it was saved.
+        OSError: no such folder or name (transformers' error).
     """
     with_info = kwargs.pop("output_loading_info", False)
     model, info = load(folder, **kwargs)
@@ -61,11 +61,11 @@ def from_pretrained(folder: str | PathLike[str], **kwargs: Any) -> Any:
 
 
 def load(folder: str | PathLike[str], auto_class: Any = None, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
-    """As :func:`from_pretrained`, and what transformers says of the weights.
+    """As :func:`from_pretrained`; always returns what transformers reports of the weights too.
 
     Args:
         folder, **kwargs: as there.
-        auto_class: one of transformers', to load the model as something else than what saved it.
+        auto_class: an Auto class of transformers to load with, in place of the class that saved the model.
     """
     require("transformers", "models")
     from transformers import AutoModel
@@ -91,7 +91,7 @@ def load(folder: str | PathLike[str], auto_class: Any = None, **kwargs: Any) -> 
         model, info = (model_class or AutoModel).from_pretrained(
             folder, use_safetensors=True, output_loading_info=True, **kwargs
         )
-    # Those have checked it themselves, and know which mechanisms may start anew.
+    # These classes have checked the weights themselves: they know which mechanisms may be new.
     if not issubclass(model_class or AutoModel, (transformers_models.UpgradingLoader, ExselPreTrainedModel)):
         check_weights(folder, model, info, may_miss_head=False, may_have_other_head=True)
     return model, info

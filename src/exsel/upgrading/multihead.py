@@ -1,8 +1,8 @@
-"""PyTorch's own attention layer, :class:`torch.nn.MultiheadAttention`, with the mechanisms in its forward pass.
+""":class:`torch.nn.MultiheadAttention` with the mechanisms in its forward pass.
 
-Its forward pass is one function of PyTorch's, or one kernel in inference, into which no call can be put. So it is
-written here again. ``TransformerEncoderLayer`` reads the weights and goes around the layer in inference where it can;
-:func:`methods` has its own conditions say that it cannot.
+PyTorch's forward pass is one function, or one kernel in inference, into which no call can be inserted. So it is
+implemented again here. In inference ``TransformerEncoderLayer`` reads the layer's weights and does not call it, under
+conditions; :func:`methods` makes one of them false.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from exsel.upgrading.architectures import Projections
 from exsel.upgrading.rewriting import READ
 from exsel.upgrading.sources import replacement
 
-#: By the names that :func:`forward` gives them.
+#: The projections, by the names that :func:`forward` gives them.
 PROJECTIONS = Projections.read("query key value")
 
 
@@ -36,9 +36,9 @@ def refusal(cls: type) -> str:
 
 
 def methods(cls: type) -> dict[str, Any]:
-    """What a subclass of ``cls``, an ``nn.MultiheadAttention``, needs.
+    """The members of an upgraded subclass of ``cls``, an ``nn.MultiheadAttention``.
 
-    PyTorch asks for the property before it goes around :func:`forward` in inference. Nothing else reads it.
+    PyTorch reads the property only to decide whether inference may bypass :func:`forward`.
     """
     original: Any = cls.forward  # type: ignore[attr-defined]
     return {
@@ -64,7 +64,7 @@ def forward(
     With a ``key_padding_mask`` a token's position is counted over the tokens that are not padding.
 
     Raises:
-        RuntimeError: ``key`` is not ``query``: cross-attention has no own values. Or a mask of a wrong shape.
+        RuntimeError: ``key`` is not ``query`` (cross-attention has no own values), or a mask has a wrong shape.
     """
     if key is not query:
         raise RuntimeError(
@@ -126,7 +126,7 @@ def forward(
 
 
 def _extend(module: Any, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Key and value ``[B, H, T, D]`` with the layer's learned ones and zeros, which are no token's own, behind them."""
+    """Key and value ``[B, H, T, D]``, followed by the layer's learned ones and zeros, which belong to no token."""
 
     def extended(states: Tensor, bias: Tensor | None) -> Tensor:
         shape = (states.shape[0], states.shape[1], 1, states.shape[3])
@@ -183,7 +183,7 @@ def _attend(
 
 
 def _as_bias(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """A mask that is boolean (True: may *not* attend) or is added itself, as what is added to the scores."""
+    """A boolean mask (True: may *not* attend) or an additive one, as the bias that is added to the scores."""
     if mask is None:
         return None
     if mask.dtype == torch.bool:
@@ -196,7 +196,7 @@ def _as_bias(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 def _merged(
     mask: Tensor | None, padding: Tensor | None, batch: int, num_heads: int, num_tokens: int, num_extra: int
 ) -> Tensor | None:
-    """Both masks over all heads, ``[B or 1, H or 1, T or 1, S]``; keys that are no token's own are never masked."""
+    """The sum of both masks, ``[B or 1, H or 1, T or 1, S]``. Keys that belong to no token are never masked."""
     if mask is not None:
         per_head = (batch * num_heads, num_tokens, num_tokens)
         if mask.shape not in (per_head, per_head[1:]):
@@ -211,7 +211,7 @@ def _merged(
 
 
 def _forward_nested(module: Any, query: Tensor, value: Tensor) -> tuple[Tensor, None]:
-    """The sequences of a nested tensor ``[B, T (ragged), E]``, in which ``TransformerEncoder`` packs a padded batch."""
+    """:func:`forward` of a nested tensor ``[B, T (ragged), E]``: ``TransformerEncoder`` packs padded batches so."""
     lengths = [sequence.shape[0] for sequence in query.unbind()]
     padded = query.to_padded_tensor(0.0)
     padded_value = padded if value is query else value.to_padded_tensor(0.0)

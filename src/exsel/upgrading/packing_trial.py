@@ -1,9 +1,9 @@
-"""How a fused projection is packed, found by trying: what it gives against what the attention gets.
+"""Find by a trial run how a fused projection is packed.
 
-The name of a child says that it is a fused projection, not in which order it holds queries, keys and values. The
-original forward pass runs on a few made-up tokens, and the packing is the one by which the values that reach the
-attention are the projection's, unchanged. It runs on a copy of the module, in evaluation mode and without its hooks,
-and the random state is set back: nothing of the module's own is changed.
+A child's name says that it is a fused projection, not in which order it holds queries, keys and values. So a copy of
+the module runs its original forward pass on a few random tokens, in evaluation mode and without hooks. The packing is
+the one whose values are those that reach the attention function. The random state is restored, and the module is not
+changed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from exsel.upgrading.rewriting import BEGIN, rewrite
 _NUM_TOKENS = 4
 
 
-#: Where a module keeps the functions that are called before and after its forward pass.
+#: The attributes in which a module keeps its forward hooks and forward pre-hooks.
 _HOOKS = frozenset(name for name in vars(nn.Module()) if name.endswith(("forward_hooks", "forward_pre_hooks")))
 
 
@@ -46,17 +46,17 @@ class _Recorder(PassObserver):
 def packing_of(
     module: nn.Module, cls: type, projection: str, hidden_size: int, candidates: Sequence[tuple[str, Geometry]]
 ) -> str | None:
-    """Which of ``candidates``, packings with the heads that they mean, ``module.<projection>`` has.
+    """Which of ``candidates`` is the packing of ``module.<projection>``.
 
     Args:
-        module: the attention module, of class ``cls``; left as it is.
+        module: the attention module, of class ``cls``; not changed.
         cls: a class whose forward pass takes hidden states ``[B, T, E]`` first and needs no more.
         projection: the name of the fused projection.
         hidden_size: E.
-        candidates: names in :data:`exsel.nn.projections.PACKINGS`.
+        candidates: names in :data:`exsel.nn.projections.PACKINGS`, each with the heads that it implies.
 
     Returns:
-        ``None``: none of them, more than one, or the module cannot be called like that.
+        Its name; ``None`` if none or several fit, or the module cannot be called like that.
     """
     sample = next(module.parameters())
     if sample.is_meta or not sample.is_floating_point():
@@ -75,7 +75,7 @@ def packing_of(
                 vars(part)[name] = OrderedDict()
         with torch.no_grad(), torch.random.fork_rng(devices, device_type=device_type):
             probe(hidden_states)
-    except Exception:  # whatever the user's code raises: it needs more than hidden states
+    except Exception:  # any error of the user's code: it needs more than hidden states
         return None
     if len(recorder.packed) != 1 or len(recorder.attended_with) != 1:
         return None
@@ -85,11 +85,11 @@ def packing_of(
 
 def _fits(name: str, heads: Geometry, packed: Tensor, query: Tensor, key: Tensor, value: Tensor) -> bool:
     parts = {kind: part.movedim(-2, -3) for kind, part in PACKINGS[name].split(packed, heads).items()}
-    if query.ndim == 3:  # heads folded into the batch, which is one
+    if query.ndim == 3:  # heads are folded into the batch, whose size is 1
         query, key, value = query.unsqueeze(0), key.unsqueeze(0), value.unsqueeze(0)
     if value.shape != parts["value"].shape or query.shape != parts["query"].shape:
         return False
-    # Queries may have been normed, rotated or scaled since; they are still nearer to themselves than to the keys.
+    # Queries may be normed, rotated or scaled since. They are still more similar to the query part than to the keys.
     return torch.allclose(value, parts["value"]) and _likeness(query, parts["query"]) > _likeness(query, parts["key"])
 
 

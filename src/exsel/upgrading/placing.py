@@ -1,4 +1,4 @@
-"""Which layers of a model get which mechanisms, and the mechanisms put into them."""
+"""Choose which layers of a model get which mechanisms, and insert them."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from exsel.upgrading.architectures import Projections
 from exsel.upgrading.attention_layers import Target, counted_layers
 from exsel.upgrading.upgraded_class import insert, original_class, upgraded_class
 
-#: A layer, and which mechanisms it gets.
+#: A layer, and the mechanisms that it gets.
 Step = tuple[Target, ExclusiveConfig | None, SelectiveConfig | None]
 
 
 def layers_of(config: ExclusiveConfig | SelectiveConfig | None, count: int) -> frozenset[int]:
-    """The indices, of ``count`` layers, that ``config`` is for."""
+    """The indices of the layers, out of ``count``, that ``config`` selects."""
     return frozenset() if config is None else resolve_layers(config.layers, count)
 
 
 def choose_layers(model: nn.Module, exclusive: ExclusiveConfig | None, selective: SelectiveConfig | None) -> list[Step]:
-    """The layers that get one of the two mechanisms, and which.
+    """The layers that get at least one mechanism, each with its mechanisms.
 
     Raises:
-        UpgradeError: nothing asked for, no layer that could be upgraded, or a layer named that cannot be.
+        UpgradeError: no mechanism was asked for, no layer can be upgraded, or a selected layer cannot.
     """
     if exclusive is None and selective is None:
         raise UpgradeError("upgrade needs exclusive or selective: True, or a configuration")
@@ -81,7 +81,7 @@ def _check(
 def build_mechanisms(
     module: nn.Module, target: Target, exclusive: ExclusiveConfig | None, selective: SelectiveConfig | None
 ) -> Mechanisms:
-    """The mechanisms of ``module``, on its device; an MLP's W' in its dtype (float32 where that is quantised)."""
+    """New mechanisms for ``module``, on its device. An MLP's W' has its dtype (float32 if that is quantised)."""
     projections = target.projections or Projections({})
     mechanisms = Mechanisms(
         target.geometry,
@@ -98,7 +98,7 @@ def build_mechanisms(
     dtypes = (parameter.dtype for parameter in module.parameters())
     dtype = next((dtype for dtype in dtypes if dtype.is_floating_point and dtype.itemsize > 1), None)
     if any(parameter.is_meta for parameter in mechanisms.parameters()):
-        device = None  # PEFT makes an adapter that it is about to load without memory
+        device = None  # PEFT creates an adapter on the meta device before it loads the weights
     mechanisms.to(device=device, dtype=dtype)
     return mechanisms.train(module.training)
 
@@ -113,7 +113,7 @@ def _has_window(module: nn.Module) -> bool:
 
 
 def insert_all(model: nn.Module, steps: Iterable[Step]) -> None:
-    """Put new mechanisms into the layers of ``steps``. Everything that can fail comes before the first change."""
+    """Insert new mechanisms into the layers of ``steps``. Everything that can fail runs before the first change."""
     parts = []
     for target, exclusive, selective in steps:
         module = model.get_submodule(target.name)

@@ -1,7 +1,7 @@
-"""The forward pass of an attention class, with the calls in which the mechanisms take part going through them.
+"""Rewrite the forward pass of an attention class so that the calls that matter go through the mechanisms.
 
 The result is what one would write by hand in a copy of the modelling file: the calls of the layer's projections, its
-cache and its attention function go through a :class:`exsel.nn.mechanism_pass.MechanismPass`. All else stays as it is,
+cache and its attention function go through a :class:`exsel.nn.mechanism_pass.MechanismPass`. Everything else stays,
 line numbers too. So norms, gates, caches and any attention function keep their places, and a traceback shows the
 original's lines.
 """
@@ -27,7 +27,7 @@ from exsel.upgrading.sources import Method, RewritingError, content, may_attend,
 PASS = "_exsel"
 CHILD = "exsel"
 BEGIN = "_exsel_begin"
-#: The attribute of an upgraded class that says what the original class had, by name, when it was rewritten.
+#: The attribute of an upgraded class that keeps, by name, the original's methods at the time of rewriting.
 READ = "exsel_read"
 
 #: Names of a cache among the parameters of attention modules.
@@ -40,14 +40,14 @@ _QUERIES_AND_KEYS = (("query", "key"), ("queries", "keys"), ("q", "k"))
 
 @dataclass
 class CallSites:
-    """The calls in a method in which the mechanisms take part.
+    """The calls in a method that go through the mechanisms.
 
     Args:
         method: the method.
-        layer: the name of its parameter that is the layer.
+        layer: the name of the parameter that is the layer.
         attention: the number of calls of an attention function.
         projections: the layer's attributes that it calls.
-        methods: the calls in those methods of the layer that it calls.
+        methods: the same for each method of the layer that it calls.
     """
 
     method: Method
@@ -57,11 +57,11 @@ class CallSites:
     methods: dict[str, CallSites] = field(default_factory=dict)
 
     def all_attention(self) -> int:
-        """The calls of an attention function in this method and those it calls."""
+        """The number of attention calls in this method and in those that it calls."""
         return self.attention + sum(sites.all_attention() for sites in self.methods.values())
 
     def all_methods(self) -> dict[str, CallSites]:
-        """The methods that this one calls, and those that they call."""
+        """The methods that this one calls, directly or through others."""
         return self.methods | {
             name: sites for inner in self.methods.values() for name, sites in inner.all_methods().items()
         }
@@ -69,7 +69,7 @@ class CallSites:
     def kind(self, call: ast.Call) -> tuple[str, str]:
         """The method of a pass that ``call`` goes through, and the attribute of the layer that it calls, if any.
 
-        The method is ``"of_layer"`` for a call of an attribute, a projection or another method.
+        The method is ``"of_layer"`` for a call of an attribute of the layer: a projection, or another method.
         """
         if _is_sdpa(call, self.method):
             return "sdpa", ""
@@ -84,7 +84,7 @@ class CallSites:
         return "linear", self._linear_of(call) or ""
 
     def _linear_of(self, call: ast.Call) -> str | None:
-        """``name`` of ``F.linear(x, self.name.weight, …)``, a projection that the layer computes itself."""
+        """``name`` if ``call`` is ``F.linear(x, self.name.weight, …)``: a projection whose module is not called."""
         if _named_value(call.func, self.method.function) is F.linear:
             weights = [*call.args[1:2], *(keyword.value for keyword in call.keywords if keyword.arg == "weight")]
             for weight in weights:
@@ -94,7 +94,7 @@ class CallSites:
 
 
 def attribute_of(node: ast.AST, name: str) -> str | None:
-    """``attribute`` of the expression ``name.attribute``."""
+    """``attribute`` if ``node`` is the expression ``name.attribute``, else ``None``."""
     match node:
         case ast.Attribute(value=ast.Name(id=found), attr=attribute) if found == name:
             return attribute
@@ -102,11 +102,11 @@ def attribute_of(node: ast.AST, name: str) -> str | None:
 
 
 def _is_sdpa(call: ast.Call, method: Method) -> bool:
-    """Whether ``call`` is one of PyTorch's attention, under whatever name it was imported."""
+    """Whether ``call`` calls PyTorch's ``scaled_dot_product_attention``, under whatever name it was imported."""
     found = _named_value(call.func, method.function)
     if found is not None:
         return found is F.scaled_dot_product_attention
-    path = ast.unparse(call.func)  # imported in the function itself
+    path = ast.unparse(call.func)  # the function may import it itself
     return path.endswith("scaled_dot_product_attention") and not path.startswith(f"{method.receiver}.")
 
 
@@ -143,10 +143,10 @@ def find_sites(cls: type, name: str = "forward", seen: frozenset[str] = frozense
     """The calls in method ``name`` of ``cls``, and in the methods of the layer that it calls.
 
     Args:
-        cls: an attention module's class, or a class whose method gets the layer.
-        name: of the method.
-        seen: methods that this one was called by.
-        place: of the layer among the method's parameters.
+        cls: an attention module's class, or a class whose method takes the layer as an argument.
+        name: the method's name.
+        seen: the methods that led to this one.
+        place: the index of the layer among the method's parameters.
 
     Raises:
         RewritingError: no source to read, or a wrapper that is not known.
@@ -167,7 +167,7 @@ def find_sites(cls: type, name: str = "forward", seen: frozenset[str] = frozense
             try:
                 sites.methods[called] = find_sites(cls, called, seen | {name})
             except RewritingError:
-                # A method that cannot be read stays as it is. That is no loss unless it attends.
+                # A method that cannot be read stays unchanged. That matters only if it attends.
                 if may_attend(cls, called):
                     raise
         elif called:
@@ -179,15 +179,15 @@ def _is_method(cls: type, name: str) -> bool:
     return isinstance(inspect.getattr_static(cls, name, None), types.FunctionType)
 
 
-#: By class: its functions when its calls were found, and the calls.
+#: For each class, its functions at the time when its calls were found, and the calls.
 _FOUND: dict[type, tuple[list[object], CallSites]] = {}
 
 
 def sites_of(cls: type) -> CallSites:
-    """:func:`find_sites` of a class's forward pass, found again only if a function of the class was replaced since.
+    """:func:`find_sites` of a class's forward pass, kept until a function of the class is replaced.
 
     Raises:
-        RewritingError: see there.
+        RewritingError: as :func:`find_sites`.
     """
     functions = list(_functions(cls))
     kept, sites = _FOUND.get(cls, ([], None))
@@ -213,8 +213,8 @@ def rewrite(cls: type, projections: Mapping[str, str], output: str | None) -> di
     Args:
         cls: an attention module's class.
         projections: its projections, and how each is packed.
-        output: for a class whose attention is written out, its output projection, whose input is what was mixed, or
-            ``""`` if its forward returns what was mixed. ``None`` for a class that calls an attention function.
+        output: for attention that is written out, the output projection's name, or ``""`` if ``forward`` returns the
+            weighted sum of values itself. ``None`` for a class that calls an attention function.
 
     Raises:
         RewritingError: no source to read, or a wrapper that is not known.
@@ -238,12 +238,12 @@ def rewrite(cls: type, projections: Mapping[str, str], output: str | None) -> di
 
 
 def rewrite_processor(sites: CallSites, projections: Mapping[str, str], arguments: Iterable[str]) -> types.FunctionType:
-    """The method of ``sites``, to which the layer is given, through the layer's mechanisms.
+    """The method of ``sites``, which takes the layer as an argument, rewritten to use the layer's mechanisms.
 
     Args:
         sites: its calls.
         projections: see :func:`rewrite`.
-        arguments: of the call that begins a pass.
+        arguments: the arguments of the call that begins a pass, as source.
     """
 
     def change(definition: ast.FunctionDef) -> None:
@@ -255,7 +255,7 @@ def rewrite_processor(sites: CallSites, projections: Mapping[str, str], argument
 
 
 def _with_calls(sites: CallSites, names: set[str | None]) -> dict[str, CallSites]:
-    """The methods that are to be rewritten: those that attend, or call one of ``names``, or a method that does."""
+    """The methods to rewrite: those that attend, call one of ``names``, or call a method that does."""
     found: dict[str, CallSites] = {}
     for name, inner in sites.methods.items():
         both = [inner, *inner.all_methods().values()]
@@ -265,7 +265,7 @@ def _with_calls(sites: CallSites, names: set[str | None]) -> dict[str, CallSites
 
 
 def _nodes(root: ast.AST, depth: int = 0) -> Iterator[tuple[ast.AST, int]]:
-    """The nodes below ``root`` outside lambdas, inner ones first, and in how many inner functions each lies."""
+    """The nodes below ``root`` outside lambdas, inner ones first, each with the number of functions that nest it."""
     for node in ast.iter_child_nodes(root):
         if not isinstance(node, ast.Lambda):
             yield from _nodes(node, depth + isinstance(node, ast.FunctionDef))
@@ -304,7 +304,7 @@ def _method(name: str) -> ast.expr:
 
 
 def _through(method: str, call: ast.Call, *first: ast.expr) -> None:
-    """Make ``call`` one of a pass's ``method``, with further first arguments."""
+    """Turn ``call`` into a call of the pass's ``method``, with ``first`` before its arguments."""
     call.func, call.args = _method(method), [*first, *call.args]
 
 
@@ -316,7 +316,7 @@ def _end(definition: ast.FunctionDef, output: str | None) -> None:
 
 
 def _begin(definition: ast.FunctionDef, layer: str, arguments: Iterable[str]) -> None:
-    """Have the method begin with ``_exsel = layer._exsel_begin(…)``."""
+    """Insert ``_exsel = layer._exsel_begin(…)`` as the first statement."""
     statement = ast.parse(f"{PASS} = {layer}.{BEGIN}({', '.join(arguments)})").body[0]
     for node in ast.walk(statement):
         ast.copy_location(node, definition)
@@ -324,7 +324,7 @@ def _begin(definition: ast.FunctionDef, layer: str, arguments: Iterable[str]) ->
 
 
 def _arguments_of_begin(sites: CallSites) -> Iterator[str]:
-    """The positions, the cache and what else the method is called with, as :meth:`Mechanisms.begin` takes them."""
+    """The arguments of :meth:`Mechanisms.begin`, as source: positions, cache, context, mask and layer index."""
     method = sites.method
     arguments = method.definition.args
     names = [*method.parameters[1:], *(argument.arg for argument in arguments.kwonlyargs)]
@@ -342,7 +342,7 @@ def _arguments_of_begin(sites: CallSites) -> Iterator[str]:
         contexts += [f"None if {k} is {q} else {k}" for q, k in _QUERIES_AND_KEYS if {q, k} <= set(names)]
     yield from [f"context={context}" for context in contexts][:1]
     yield from given("attention_mask", [name for name in _MASKS if name in names])
-    # One module may be several layers of a cache. Then its own call of the cache says which.
+    # One module may be several layers of a cache. Its own call of the cache then says which.
     calls = (node for node in ast.walk(method.definition) if isinstance(node, ast.Call))
     for index in [call.args[2] for call in calls if _is_cache_update(call)][:1]:
         if {name.id for name in ast.walk(index) if isinstance(name, ast.Name)} <= {sites.layer, *names}:

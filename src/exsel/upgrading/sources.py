@@ -1,7 +1,7 @@
-"""The source of a method, if it is the source of the code that runs.
+"""Read the source of a method, and check that it is the source of the code that runs.
 
 A file may have been edited since it was imported, and some classes come from no file. So the source is compiled again,
-and taken only if that gives the method's own bytecode. Line numbers may differ.
+and used only if this gives the method's own bytecode. Line numbers may differ.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ import torch.nn.functional as F
 _FUTURE = functools.reduce(
     lambda flags, name: flags | getattr(__future__, name).compiler_flag, __future__.all_feature_names, 0
 )
-#: Packages whose wrappers of a method call what they wrap. They stay around a rewritten method.
+#: Packages whose decorators call the method that they wrap. They stay around a rewritten method.
 _HARMLESS = ("transformers.", "diffusers.", "timm.", "torch.utils._contextlib", "torch.amp.")
-#: Names of functions that attend.
+#: Names of attention functions.
 _ATTENTION = re.compile(
     r"(scaled_dot_product|memory_efficient|flex)_attention|flash_attn_\w*func|attention_interface|dispatch_attention_fn"
 )
@@ -41,23 +41,23 @@ _PYTEST = "@pytest_ar"
 
 
 class RewritingError(ValueError):
-    """Why a class's forward pass cannot be rewritten, in words that follow its name."""
+    """A forward pass cannot be rewritten. The message continues a sentence that begins with the class's name."""
 
 
-#: What a class has under a method's name, the function in it that has the source, and its code.
+#: The attribute of a class that is the method, the function inside its wrappers, and that function's code.
 Read = tuple[types.FunctionType, types.FunctionType, types.CodeType]
 
 
 @dataclass(frozen=True, eq=False)
 class Method:
-    """A method of a class, read.
+    """A method of a class, with its source.
 
     Args:
-        attribute: what the class has under the method's name.
+        attribute: the class's attribute of the method's name.
         function: the same without the wrappers.
         wrappers: the functions around it, outermost first.
-        module: the statement of its file that defines it, with those that say what names mean there, as imports do.
-        definition: its own part of that statement.
+        module: the statement of its file that defines it, with the file's statements other than definitions (imports).
+        definition: the method's ``def`` in ``module``.
     """
 
     attribute: types.FunctionType
@@ -74,18 +74,18 @@ class Method:
 
     @property
     def receiver(self) -> str:
-        """What the method calls its object: ``self``, as a rule."""
+        """The name of the method's first parameter, usually ``self``."""
         return self.parameters[0]
 
     @property
     def as_read(self) -> Read:
-        """What tells later whether the class still has this method."""
+        """What to compare later to see whether the class still has this method."""
         return self.attribute, self.function, self.function.__code__
 
     def rewritten(self, change: Callable[[ast.FunctionDef], object]) -> types.FunctionType:
-        """The method as ``change`` leaves a copy of its definition.
+        """The method, compiled from a copy of its definition that ``change`` has edited.
 
-        Globals, defaults, closure, wrappers and line numbers are the method's. ``inspect.getsource`` shows what runs.
+        Globals, defaults, closure, wrappers and line numbers stay. ``inspect.getsource`` shows the rewritten source.
         """
         module, definition = copy.deepcopy((self.module, self.definition))
         change(definition)
@@ -97,7 +97,7 @@ class Method:
             if (code.co_firstlineno, code.co_qualname) == (first, function.__code__.co_qualname)
         )
         made = _like(function, code, _cells(function))
-        # inspect.getsource unwraps the method. It finds the same bytecode with a source that can be read.
+        # inspect.getsource follows __wrapped__: there it finds the same bytecode, in a file with the rewritten source.
         made.__wrapped__ = _like(function, _readable(code, definition), _cells(function))  # type: ignore[attr-defined]
         inner = function
         for wrapper in reversed(self.wrappers):
@@ -109,10 +109,10 @@ class Method:
 
 
 def read(cls: type, name: str) -> Method:
-    """The method ``name`` of ``cls``, and its source.
+    """The method ``name`` of ``cls``, with its source.
 
     Raises:
-        RewritingError: no plain method, a wrapper that is not known to be harmless, or no source that is its own.
+        RewritingError: not a plain method, an unknown wrapper, or no source that gives its bytecode.
     """
     attribute = inspect.getattr_static(cls, name)
     if not isinstance(attribute, types.FunctionType):
@@ -136,7 +136,7 @@ def read(cls: type, name: str) -> Method:
 
 
 def described(function: Any) -> str:
-    """Where ``function`` was written, whatever name it has taken: ``package.module.outer.<locals>.inner``."""
+    """Where ``function`` was defined, whatever name it has now: ``package.module.outer.<locals>.inner``."""
     code = getattr(getattr(function, "__func__", function), "__code__", None)
     if not isinstance(code, types.CodeType):
         return f"{type(function).__module__}.{type(function).__qualname__}"
@@ -145,7 +145,7 @@ def described(function: Any) -> str:
 
 
 def replacement(cls: type, name: str) -> str:
-    """Where the method ``name`` of ``cls`` was written, if not in the class that has it; else empty."""
+    """Where method ``name`` of ``cls`` was defined, if not in the class that holds it; else empty."""
     owner = next(base for base in cls.__mro__ if name in vars(base))
     function = vars(owner)[name]
     while (inner := getattr(function, "__wrapped__", None)) is not None and _is_harmless(function):
@@ -158,9 +158,9 @@ def _is_harmless(wrapper: Any) -> bool:
 
 
 def may_attend(cls: type, name: str = "forward") -> bool:
-    """Whether the method ``name`` of ``cls`` names an attention function in its bytecode, or in that of what it calls.
+    """Whether the bytecode of method ``name`` of ``cls``, or of what it calls, names an attention function.
 
-    What it calls are methods of the class, functions of the same module, and the original that a patch has kept.
+    It follows methods of the class, functions of the same module, and functions in closures (a patch's original).
     """
     functions: list[Any] = [getattr(cls, name, None)]
     for wrapped in functions:
@@ -179,8 +179,8 @@ def may_attend(cls: type, name: str = "forward") -> bool:
     return False
 
 
-#: By code and file: two files may hold the same code, one of them without its source. Not by function: notebooks that
-#: load an edited file again exchange the code of functions.
+#: The keys are code and file: two files may hold equal code, one of them without its source. A function is no key:
+#: notebooks that reload an edited file replace the code of its functions.
 _SOURCES: dict[tuple[types.CodeType, str], tuple[ast.Module, ast.FunctionDef]] = {}
 
 
@@ -202,7 +202,7 @@ def _find_source(function: types.FunctionType) -> tuple[ast.Module, ast.Function
     for statement in (statements := _statements(text)):
         if not _defines(statement, outermost):
             continue
-        # The compiler needs the imports: it calls attributes of an imported name by other bytecode.
+        # The imports are kept: the compiler gives other bytecode for calls of an imported name's attributes.
         kept = [other for other in statements if other is statement or not isinstance(other, _DEFINITIONS)]
         module = ast.Module(kept, type_ignores=[])
         own = {made.co_firstlineno for made in _made_by(module, function) if _are_alike(made, code)}
@@ -213,7 +213,7 @@ def _find_source(function: types.FunctionType) -> tuple[ast.Module, ast.Function
             f"runs other code than its source says ({code.co_filename}): the file was edited after it was imported, or "
             "something changed the code on its way. Start Python anew, or upgrade first"
         )
-    # The same code may stand there twice, in both branches of a condition.
+    # Equal definitions may occur twice, as in both branches of a condition. The line number decides.
     return next((pair for pair in found if _first_line(pair[1]) == code.co_firstlineno), found[0])
 
 
@@ -271,7 +271,7 @@ def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
 
 
 def _are_alike(left: types.CodeType, right: types.CodeType) -> bool:
-    """Whether they do the same, wherever they were written."""
+    """Whether two code objects are equal except for their file and lines."""
     names = (
         *("co_code", "co_names", "co_varnames", "co_cellvars", "co_freevars", "co_flags", "co_exceptiontable"),
         *("co_argcount", "co_posonlyargcount", "co_kwonlyargcount", "co_qualname"),
@@ -286,7 +286,7 @@ def _are_alike(left: types.CodeType, right: types.CodeType) -> bool:
 def _are_constants_alike(left: object, right: object) -> bool:
     if isinstance(left, types.CodeType) and isinstance(right, types.CodeType):
         return _are_alike(left, right)
-    # 0.0 and -0.0 are equal, and so are 1 and True; the order of a set says nothing.
+    # 0.0 == -0.0 and 1 == True, so the repr is compared too, except a set's: its order is not fixed.
     return left == right and (isinstance(left, frozenset) or repr(left) == repr(right))
 
 
@@ -299,7 +299,7 @@ def _cells(function: types.FunctionType) -> dict[str, types.CellType]:
 
 
 def content(cell: types.CellType) -> Any:
-    """What ``cell`` holds; ``None``: nothing yet."""
+    """The content of ``cell``; ``None`` if it is empty."""
     try:
         return cell.cell_contents
     except ValueError:
@@ -322,7 +322,7 @@ _numbers = itertools.count(1)
 
 
 def _readable(code: types.CodeType, definition: ast.FunctionDef) -> types.CodeType:
-    """``code`` with a file of its own to show, in which ``definition`` stands alone."""
+    """``code`` under a new file name, whose content for tracebacks and ``inspect`` is ``definition`` alone."""
     text = ast.unparse(definition) + "\n"
     name = f"<exsel {next(_numbers)}: {code.co_qualname} of {code.co_filename}>"
     linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)

@@ -1,4 +1,4 @@
-"""What an upgrade would do to a model, layer by layer, before it is done."""
+"""Say what an upgrade would do to each layer of a model, without changing the model."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class LayerSupport:
     """One attention layer.
 
     Args:
-        index: what ``layers=…`` calls it; ``None``: it is left alone whatever is asked for.
-        name: in the model, as ``named_modules`` has it.
+        index: its number in ``layers=…``; ``None`` if it is always left alone.
+        name: its name in the model, as ``named_modules`` has it.
         cls: its class.
-        exclusive, selective: ``"yes"``, ``"no"`` (not among the layers asked for), or why it cannot be.
+        exclusive, selective: ``"yes"``, ``"no"`` (not among the layers asked for), or why it is impossible.
     """
 
     index: int | None
@@ -32,7 +32,7 @@ class LayerSupport:
 
 @dataclass(frozen=True)
 class Support:
-    """The attention layers of a model and what can be done to each; printed, it is a table.
+    """The attention layers of a model and what can be done to each; ``print`` shows a table.
 
     Args:
         model: the model's class.
@@ -44,7 +44,7 @@ class Support:
 
     @property
     def refusals(self) -> tuple[str, ...]:
-        """Why :func:`exsel.upgrade` would refuse: a line for each kind of layer; empty where it would not."""
+        """Why :func:`exsel.upgrade` would refuse: a line for each kind of layer; empty if it would not."""
         reasons = (
             f"{layer.cls} cannot be {mechanism}: {reason}"
             for layer in self.layers
@@ -92,17 +92,17 @@ def support(
 ) -> Support:
     """What :func:`exsel.upgrade` with the same arguments would do to each attention layer; nothing is changed.
 
-    A fused projection that is in no table is tried out: a copy of its module, without hooks, runs on made-up tokens.
+    To find how an unknown fused projection is packed, a copy of its module, without hooks, runs on random tokens.
 
     Args:
-        model: any module; one on the meta device will do.
+        model: any module, also on the meta device.
         exclusive, selective: see :func:`exsel.upgrade`.
 
     Returns:
         A table for people (``print``), ``.layers`` and ``.to_dict()`` for programs.
 
     Raises:
-        UpgradeError: layers beyond the model.
+        UpgradeError: ``layers`` exceeds the model.
     """
     found = targets(model)
     count = sum(not target.left_alone for target in found)

@@ -1,10 +1,10 @@
-"""Upgraded models of transformers: their configuration, how they are saved, and what loads them.
+"""Upgraded models of transformers: their configuration, saving and loading.
 
-A program without exsel must not load such a model and drop its mechanisms in silence. So ``config.json`` has a model
-type of its own, which ``AutoModel`` refuses, around the base model's configuration, and entries that stop a class that
-does not look at the model type. Tokenizers read neither. With exsel, the configuration is an instance of a subclass of
-the base model's configuration class, under the same name. The Auto classes find a loader for it, which builds the base
-model and puts its mechanisms in.
+A program without exsel must not load such a model silently without its mechanisms. So ``config.json`` wraps the base
+model's configuration. Its own model type makes ``AutoModel`` refuse it, and further entries stop classes that ignore
+the model type. Tokenizers read neither. With exsel, the configuration's class is a subclass of the base model's
+configuration class, under the same name. The Auto classes map it to a loader, which builds the base model and inserts
+the mechanisms.
 """
 
 from __future__ import annotations
@@ -36,27 +36,27 @@ from exsel.upgrading.wrapped_methods import Guarded, remember, wrap
 
 _PREFIX = "Upgraded"
 _ENTRY = "exsel"
-#: Arguments of ``from_pretrained`` that a configuration's own takes away, though the model's needs them too.
+#: Arguments that ``AutoConfig.from_pretrained`` would consume, although the model's ``from_pretrained`` needs them.
 _SHARED = ("dtype", "torch_dtype", "quantization_config")
 
 
 class UpgradedFields(Guarded):
-    """The base of every upgraded configuration's class: what it has beside the plain class, and how it is written."""
+    """The base of every upgraded configuration class: its additional fields, and how it is saved."""
 
     plain_class: ClassVar[type[Any]]
     exsel: Description
-    #: trl asks for it if transformers does not have a class of the name in the file. Empty: no code in the folder.
+    #: trl reads it if transformers has no class of the saved name. Empty: the folder holds no code.
     auto_map: ClassVar[dict[str, str]] = {}
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As the plain class; the values may be those of ``config.json`` too."""
+        """As the plain class; also takes the values of a wrapped ``config.json``."""
         if config_dict.get("model_type") == MODEL_TYPE:
             return read_config(config_dict, **kwargs)
         return super().from_dict(config_dict, **kwargs)  # type: ignore[misc]
 
     def to_dict(self) -> dict[str, Any]:
-        """As the plain class. PEFT calls it when it puts an adapter around the model."""
+        """As the plain class. PEFT calls it when it wraps the model, so PEFT's methods are guarded here."""
         guard()
         values: dict[str, Any] = super().to_dict()  # type: ignore[misc]
         return values
@@ -89,15 +89,15 @@ class UpgradedFields(Guarded):
         write_card(Path(save_directory), model, mechanisms, config._name_or_path.removesuffix(UNSAVED))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Its class has no name under which pickle could find it.
+        # pickle cannot find its class by name.
         return _new_config, (self.plain_class,), self.__dict__
 
 
 class UpgradingLoader:
-    """Builds the base model and puts the mechanisms in. The Auto classes find it for an upgraded configuration.
+    """Builds the base model and inserts the mechanisms. The Auto classes find it for an upgraded configuration.
 
-    It is a subclass of the base model's class, since ``from_pretrained`` asks for that class's attributes; but what it
-    builds is of the base model's class itself.
+    It is a subclass of the base model's class, since ``from_pretrained`` reads that class's attributes. It builds
+    instances of the base model's class itself.
     """
 
     model_class: ClassVar[type[Any]]
@@ -152,7 +152,7 @@ def read_config(values: dict[str, Any], **kwargs: Any) -> Any:
     """The upgraded configuration in a ``config.json``'s ``values``; ``kwargs`` as ``PreTrainedConfig.from_dict``.
 
     Raises:
-        LoadError: from a newer exsel, damaged, or of a base model that transformers does not know.
+        LoadError: a configuration from a newer exsel, a damaged one, or one whose base transformers does not know.
     """
     entry = values.get(_ENTRY)
     description = check(entry)
@@ -175,7 +175,7 @@ def read_config(values: dict[str, Any], **kwargs: Any) -> Any:
 
 @functools.cache
 def upgraded_config_class(plain_class: Any) -> Any:
-    """The upgraded subclass of a configuration's class, under the same name; the Auto classes get its loaders."""
+    """The upgraded subclass of a configuration class, under the same name; registers its loaders with Auto classes."""
 
     def initialise(self: Any, *args: Any, **kwargs: Any) -> None:
         guard()
@@ -185,7 +185,7 @@ def upgraded_config_class(plain_class: Any) -> Any:
     members = {
         "__module__": __name__,
         "__doc__": plain_class.__doc__,
-        # Without one of its own, transformers would write one that skips the plain class's validation.
+        # Without an __init__ here, transformers would generate one that skips the plain class's validation.
         "__init__": initialise,
         "plain_class": plain_class,
     }
@@ -200,13 +200,13 @@ def upgraded_config_class(plain_class: Any) -> Any:
 
 @functools.cache
 def _loader_class(model_class: Any, config_class: Any) -> Any:
-    """The :class:`UpgradingLoader` of a model's class with an upgraded configuration's class."""
+    """The :class:`UpgradingLoader` for a model class and an upgraded configuration class."""
     members = {"__module__": __name__, "model_class": model_class, "config_class": config_class}
     return type(model_class)(_PREFIX + model_class.__name__, (UpgradingLoader, model_class), members)
 
 
 def _auto_mappings(auto_class: Any) -> Iterator[Any]:
-    """From a configuration's class to one or several model classes: one mapping for each Auto class."""
+    """For each Auto class, its mapping from a configuration class to one or several model classes."""
     if auto_class._model_mapping is not None:
         yield auto_class._model_mapping
     for subclass in auto_class.__subclasses__():
@@ -242,7 +242,7 @@ def _new_config(plain_class: Any) -> Any:
 
 
 def _divide_with_heads(model: Any) -> None:
-    """Where the model's plan for tensor parallelism divides a layer's heads, have it divide its mechanisms too."""
+    """Extend the tensor parallel plan: where it divides a layer's heads, it divides the layer's mechanisms too."""
     for name, module in model.named_modules():
         if isinstance(module, Upgraded):
             mechanisms: Any = getattr(module, CHILD)
@@ -259,13 +259,13 @@ def _plain_names(names: list[str]) -> list[str]:
 
 
 def update_configuration(model: nn.Module, name: str | None = None) -> None:
-    """Have the configuration of each transformers model in ``model`` say which mechanisms the model has now.
+    """Update the configuration of each transformers model in ``model`` to the mechanisms that the model has now.
 
-    Where that changes, the model gets another configuration: plain models may have been built with the same one.
+    A changed configuration is a new object: plain models may have been built with the old one.
 
     Args:
-        model: upgraded, or downgraded again.
-        name: where the upgraded model can be found; ``None``: nowhere.
+        model: an upgraded or downgraded model.
+        name: the folder or hub name of the upgraded model; ``None``: it is not saved.
     """
     guard()
     for whole in _whole_models(model):
@@ -287,7 +287,7 @@ def update_configuration(model: nn.Module, name: str | None = None) -> None:
 
 
 def _whole_models(model: nn.Module) -> list[Any]:
-    """The transformers models in ``model`` that are in no other."""
+    """The outermost transformers models in ``model``."""
     if isinstance(model, PreTrainedModel):
         return [model]
     return [whole for child in model.children() for whole in _whole_models(child)]
@@ -298,7 +298,7 @@ def _plain_class(config: Any) -> Any:
 
 
 def _without_fields(config: Any) -> Any:
-    """A copy as the plain class, under the name of the plain model."""
+    """A copy of the plain class, with the plain model's name."""
     plain: Any = copy.copy(config)
     plain.__class__ = _plain_class(config)
     plain.__dict__.pop(_ENTRY, None)
@@ -309,10 +309,10 @@ def _without_fields(config: Any) -> Any:
 
 
 def _check_base(model: nn.Module, adapters: Mapping[str, Any], names: Iterable[str]) -> None:
-    """Before adapters are saved: check that the upgraded model that they belong to can be found.
+    """Before adapters are saved, check that the upgraded model that they belong to is saved.
 
     Raises:
-        UpgradeError: it lies in no folder.
+        UpgradeError: it is in no folder.
     """
     children = (getattr(module, CHILD) for module in model.modules() if isinstance(module, Upgraded))
     if not any(isinstance(child, Mechanisms) for child in children):
@@ -328,10 +328,10 @@ def _check_base(model: nn.Module, adapters: Mapping[str, Any], names: Iterable[s
 
 
 def guard() -> None:
-    """Have transformers and PEFT save what is upgraded as such, and build nothing plain from what says it is upgraded.
+    """Make transformers and PEFT save upgraded models as such, and build no plain ones from upgraded configurations.
 
-    Methods of every transformers model are wrapped, since any model may have an upgraded part. PEFT, once it is
-    imported, saves no adapter whose base is upgraded and in no folder.
+    Methods of ``PreTrainedModel`` are wrapped, since any model may have an upgraded part. PEFT, once imported, saves
+    no adapter whose base was upgraded and is in no folder.
     """
     wrap(PreTrainedModel, __init__=_building, save_pretrained=_saving)
     peft_model = sys.modules.get("peft.peft_model")
@@ -356,7 +356,7 @@ def _saving(save: Callable[..., Any]) -> Callable[..., Any]:
     def guarded(self: Any, *args: Any, **kwargs: Any) -> Any:
         if getattr(self, "_hf_peft_config_loaded", False):
             _check_base(self, self.peft_config, self.active_adapters())
-            return save(self, *args, **kwargs)  # an adapter alone, without a configuration
+            return save(self, *args, **kwargs)  # saves only the adapter, without a configuration
         update_configuration(self)
         plain_class = _plain_class(self.config)
         has_own_code = plain_class.__module__.startswith("transformers_modules.") or self.is_remote_code()

@@ -25,14 +25,14 @@ def upgrade(
     exclusive: ExclusiveArgument = None,
     selective: SelectiveArgument = None,
 ) -> Model:
-    """Put either or both mechanisms into a model that exists, in place.
+    """Put either or both mechanisms into an existing model, in place.
 
     Args:
         model: a transformers, timm or diffusers model, or any module with attention layers of a known kind:
             PyTorch's own, and classes that call ``scaled_dot_product_attention``. See :func:`exsel.support`.
         exclusive: ``True``, a strength, or an :class:`exsel.ExclusiveConfig`; see :meth:`exsel.ExclusiveConfig.read`.
-        selective: ``True`` or an :class:`exsel.SelectiveConfig`; see :meth:`exsel.SelectiveConfig.read`. At its start
-            the model computes what it did before if there is no positional term, and nearly so if there is one.
+        selective: ``True`` or an :class:`exsel.SelectiveConfig`; see :meth:`exsel.SelectiveConfig.read`. It starts with
+            the outputs of the original: exactly without a positional term, nearly with one.
 
     ``layers`` of either configuration counts the self-attention layers in the model's order, encoder before decoder,
     as :func:`exsel.support` numbers them. Cross-attention is left alone.
@@ -42,36 +42,36 @@ def upgrade(
         its ``save_pretrained`` saves, and :func:`exsel.downgrade` takes everything out again.
 
     Raises:
-        UpgradeError: nothing asked for, no attention, a layer that cannot be upgraded (with the reason), layers
-            beyond the model, or a model that is upgraded already. The model is as it was.
-        ExselError: a dictionary that is no configuration.
-        TypeError: for a mechanism, something else.
+        UpgradeError: no mechanism was asked for, the model has no attention, a layer cannot be upgraded (the message
+            says why), ``layers`` exceeds the model, or the model is upgraded already. The model is then unchanged.
+        ExselError: a dictionary that is not a valid configuration.
+        TypeError: ``exclusive`` or ``selective`` is of another type.
 
-    Source: Zhai, arXiv:2603.09078 (2026); Zhang et al., NeurIPS 2024, arXiv:2411.12892, which fine-tunes so. Where each
-    mechanism enters a layer: :mod:`exsel.nn.mechanisms`.
+    Source: Zhai, arXiv:2603.09078 (2026); Zhang et al., NeurIPS 2024, arXiv:2411.12892, who also fine-tune existing
+    models. Where each mechanism enters a layer: :mod:`exsel.nn.mechanisms`.
     """
     if any(isinstance(module, Upgraded) for module in model.modules()):
         raise UpgradeError(f"this {type(model).__name__} is upgraded already: exsel.downgrade(model) it first")
     insert_all(model, choose_layers(model, ExclusiveConfig.read(exclusive), SelectiveConfig.read(selective)))
     for module in model.modules():
         if isinstance(path := module.__dict__.get("name_or_path"), str):
-            # transformers found the plain model there. PEFT would take that one for this one.
+            # Under this name transformers finds the plain model. PEFT would load it in place of the upgraded one.
             module.__dict__["name_or_path"] = path + UNSAVED
     diffusers_processors.guard_saving()
     if "transformers.modeling_utils" in sys.modules:
         from exsel.upgrading import transformers_models
 
-        # From here on every transformers model in it says, and is saved as, what it is.
+        # Every transformers model in it now has a configuration that names the mechanisms, and is saved with it.
         transformers_models.update_configuration(model)
     return model
 
 
 def downgrade(model: Model) -> Model:
-    """Take the mechanisms out of ``model`` again, in place: its modules, classes and weights are what they were.
+    """Remove the mechanisms from ``model``, in place: modules and classes are the original's, other weights stay.
 
     Raises:
-        UpgradeError: a model that holds them as an adapter of PEFT, or whose upgraded modules' ``forward`` something
-            has replaced since, other than accelerate's hooks.
+        UpgradeError: the mechanisms belong to a PEFT adapter, or the class or ``forward`` of an upgraded module was
+            replaced since the upgrade. accelerate's hooks are accepted.
     """
     upgraded: list[Any] = [module for module in model.modules() if isinstance(module, Upgraded)]
     if not all(isinstance(module._modules[CHILD], Mechanisms) for module in upgraded):

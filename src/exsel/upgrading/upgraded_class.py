@@ -1,11 +1,11 @@
-"""The class of an upgraded attention module, and what replaces its forward pass before and after the upgrade.
+"""The class of an upgraded attention module, and how it detects that its forward pass was replaced.
 
-Before an upgrade an instance may have a forward pass of its own, which a change of class does not reach. accelerate's
-hooks put one on every module of a model that is spread over devices. They keep the class's forward pass beside their
-own and call it, so it can be exchanged there. Anything else is refused.
+Before an upgrade an instance may have its own ``forward``, which a new class does not change. accelerate's hooks set
+one on every module of a model that is spread over devices. They keep the class's ``forward`` on the instance and call
+it, so it can be exchanged there. Any other is refused.
 
-After an upgrade whatever replaces a forward pass may go around the mechanisms. :class:`Upgraded` sees at each call
-whether something was replaced, and whether the call has reached the mechanisms all the same.
+After an upgrade another ``forward`` may bypass the mechanisms. :class:`Upgraded` checks at each call whether
+``forward`` was replaced, and whether the call reached the mechanisms all the same.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from exsel.upgrading.rewriting import CHILD, rewrite
 from exsel.upgrading.sources import Read, content, described
 from exsel.upgrading.wrapped_methods import Guarded, remember
 
-#: Where accelerate keeps the forward pass that its hook replaces, and the hook. A hook that was removed leaves the
-#: class's forward pass on the instance.
+#: The attributes in which accelerate keeps the ``forward`` that its hook replaces, and the hook. A removed hook leaves
+#: the class's ``forward`` on the instance.
 _KEPT, _HOOK = "_old_forward", "_hf_hook"
-#: Where an upgraded module with a replaced forward pass notes which one its last call came through.
+#: The attribute that notes through which replaced ``forward`` the last call reached the mechanisms.
 _PASSED = "_exsel_passed"
 
 
@@ -37,9 +37,9 @@ class Upgraded(Guarded):
 
     Attributes:
         exsel_original: the original class.
-        exsel_projections: the names and packings of the projections, and the output projection, of the rewriting.
-        exsel_read: for each rewritten method what the original class had then: what is called, the function in it that
-            has the source, and its code.
+        exsel_projections: the names and packings of the projections, and the output projection, that it is made for.
+        exsel_read: for each rewritten method of the original class, its attribute, the function inside its wrappers,
+            and that function's code.
         exsel_forward: the rewritten forward pass.
     """
 
@@ -49,15 +49,15 @@ class Upgraded(Guarded):
     exsel_forward: ClassVar[types.FunctionType]
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        # Its class has no name under which pickle could find it.
+        # pickle cannot find its class by name.
         reduced: Any = super().__reduce_ex__(protocol)
         return _new, (self.exsel_original, *self.exsel_projections), *reduced[2:]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """As the original module, unless its forward pass goes around the mechanisms.
+        """Call the module, and check that the call goes through the mechanisms.
 
         Raises:
-            RuntimeError: naming what replaced the forward pass.
+            RuntimeError: it does not; the message names what replaced the forward pass.
         """
         if fault := _bypassed(self):
             raise RuntimeError(f"{fault}. Take it back, or exsel.downgrade(model), put it there, and upgrade again")
@@ -76,7 +76,7 @@ class Upgraded(Guarded):
         return result
 
     def _exsel_begin(self, **call: Any) -> Any:
-        """The pass with which the rewritten forward pass begins."""
+        """Begin a pass: the first statement of the rewritten forward pass."""
         own = self.__dict__
         if _PASSED in own:
             own[_PASSED] = own.get("forward", type(self).forward)  # type: ignore[attr-defined]
@@ -84,12 +84,12 @@ class Upgraded(Guarded):
 
 
 def original_class(module: nn.Module) -> type[nn.Module]:
-    """The class of a module, or the one that it had before its upgrade."""
+    """The class of a module; of an upgraded module, the class before the upgrade."""
     cls: type[nn.Module] = getattr(type(module), "exsel_original", type(module))
     return cls
 
 
-#: By original class and projections. A class that was patched since is made anew.
+#: Upgraded classes by original class and projections. An entry is replaced if the original was patched since.
 _MADE: dict[tuple[Any, ...], Any] = {}
 
 
@@ -136,7 +136,7 @@ def _new(cls: Any, packings: tuple[tuple[str, str], ...], output: str | None) ->
 
 
 def insert(module: nn.Module, projections: Projections | None, child: nn.Module) -> None:
-    """Have the forward pass of ``module`` go through ``child``, which begins a pass as :class:`Mechanisms` do."""
+    """Make the forward pass of ``module`` go through ``child``, which has the ``begin`` of :class:`Mechanisms`."""
     upgraded = upgraded_class(module.__class__, projections)
     module._modules[CHILD] = child
     module.__class__ = upgraded
@@ -153,7 +153,7 @@ def remove(module: nn.Module) -> None:
 
 
 def _rebind(module: nn.Module) -> None:
-    """After a change of class: the instance's own forward pass, if it has one, becomes the new class's."""
+    """After a change of class, replace the instance's own bound ``forward``, if any, by the new class's."""
     own = vars(module)
     own.pop(_PASSED, None)
     for name in (_KEPT, "forward"):
@@ -162,7 +162,7 @@ def _rebind(module: nn.Module) -> None:
 
 
 def refusal(module: nn.Module, names: Iterable[str] = ("forward",)) -> str:
-    """Why ``module`` does not run the methods ``names`` of its class, or not with new parameters; empty if it does."""
+    """Why ``module`` cannot be upgraded: one of ``names`` is replaced on it, or weights are offloaded; else empty."""
     own = vars(module)
     runs = own.get(_KEPT) if _HOOK in own else own.get("forward")
     if "forward" in own and not _is_of_class(runs, module):
@@ -177,7 +177,7 @@ def refusal(module: nn.Module, names: Iterable[str] = ("forward",)) -> str:
 
 
 def _replaced(cls: Any) -> str:
-    """The name of a method that the original class of the upgraded class ``cls`` does not have any more, or nothing."""
+    """The name of a rewritten method that the original class of ``cls`` no longer has; empty if it has all."""
     for name, (attribute, function, code) in cls.exsel_read.items():
         if getattr(cls.exsel_original, name, None) is not attribute or function.__code__ is not code:
             return str(name)
@@ -185,7 +185,7 @@ def _replaced(cls: Any) -> str:
 
 
 def _bypassed(module: Any) -> str:
-    """Which rewritten method was replaced where the upgraded module does not look, in words; empty if none was."""
+    """In words, which method was replaced where the upgraded class does not use it; empty if none was."""
     cls, own = type(module), module.__dict__
     if name := _replaced(cls):
         by = described(getattr(cls.exsel_original, name, None))
@@ -200,8 +200,8 @@ def check_whole(model: nn.Module) -> None:
     """Check that every module of ``model`` that has mechanisms computes with them, as far as can be seen.
 
     Raises:
-        UpgradeError: a module whose class or forward pass was replaced since it was upgraded. A forward pass around the
-            upgraded one passes if it holds that one, or if the last call came through it.
+        UpgradeError: the class or forward pass of a module was replaced since the upgrade. A wrapper is accepted if it
+            refers to the upgraded forward pass, or if the last call reached the mechanisms through it.
     """
     for name, module in model.named_modules():
         if isinstance(module, Upgraded):

@@ -1,6 +1,6 @@
-"""Methods of other libraries that are wrapped as long as anything in this process is upgraded.
+"""Wrap methods of other libraries as long as anything in this process is upgraded.
 
-A model of such a library may have an upgraded part, of which its own saving knows nothing.
+A model of such a library may have an upgraded part that the library's own saving does not know.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ class Guarded:
     """The base of upgraded modules and configurations: as long as one exists the methods stay wrapped."""
 
 
-#: By id, the remembered objects that still exist. A downgrade changes their class, so they may be guarded no more.
+#: Remembered objects that still exist, by id. A downgrade changes their class, so not all are :class:`Guarded`.
 _REMEMBERED: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 #: The wrapped methods by class and name.
 _WRAPPED: dict[Any, dict[str, Any]] = {}
@@ -32,7 +32,7 @@ def wrap(cls: Any, **wrappers: Callable[[Any], Any]) -> None:
 
     Args:
         cls: a class of another library.
-        **wrappers: by the method's name, a function from the method to what stands in its place.
+        **wrappers: for each method's name, a function that takes the method and returns its replacement.
     """
     if cls in _WRAPPED:
         return
@@ -43,9 +43,9 @@ def wrap(cls: Any, **wrappers: Callable[[Any], Any]) -> None:
 
 
 def release() -> None:
-    """Take the wrappers off, if nothing is guarded any more.
+    """Remove the wrappers if no guarded object exists any more.
 
-    If somebody has wrapped one of a class's wrapped methods again, all wrappers of that class stay.
+    If a wrapped method of a class was wrapped again by others, all wrappers of that class stay.
     """
     if any(isinstance(value, Guarded) for value in list(_REMEMBERED.values())):
         return
