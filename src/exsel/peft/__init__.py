@@ -7,7 +7,7 @@ Importing this module registers the method with PEFT::
 
     model = get_peft_model(model, exsel.peft.SelectiveAdapterConfig(task_type="CAUSAL_LM"))
 
-A program that loads such an adapter has to import it too: without it PEFT does not know the adapter's type, and stops.
+A program that loads such an adapter must import it too. Otherwise PEFT does not know the adapter's type, and raises.
 """
 
 from exsel.errors import MissingPackageError, require

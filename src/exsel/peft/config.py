@@ -1,4 +1,4 @@
-"""What an adapter holds: the mechanisms' options as PEFT configurations, and how these are read from a folder."""
+"""The mechanisms' options as PEFT configurations, and how these are read from a folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from exsel.errors import ExselError, LoadError, first_line
 
 
 def _peft_type(name: str) -> Any:
-    """A member for ``name`` in PEFT's closed enumeration of methods: its registration takes no other."""
+    """Add ``name`` to PEFT's enumeration of methods: PEFT registers members of it only."""
     member = str.__new__(PeftType, name)
     member._name_ = member._value_ = name
     setattr(PeftType, name, member)
@@ -31,12 +31,12 @@ _EXCLUSIVE = _peft_type("EXSEL_EXCLUSIVE")
 
 @dataclass(kw_only=True)
 class AdapterConfig(PeftConfig):
-    """What both kinds of adapter have in common."""
+    """The fields and methods that both adapters share."""
 
     lora: LoraConfig | None = None
     modules_to_save: list[str] | None = None
 
-    # PEFT's injection asks for these: the mechanisms say where they go with ``layers``.
+    # PEFT's injection reads these. The mechanisms are placed by ``layers`` instead.
     target_modules: ClassVar[None] = None
     target_parameters: ClassVar[None] = None
 
@@ -69,7 +69,7 @@ class AdapterConfig(PeftConfig):
     def from_pretrained(
         cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any
     ) -> AdapterConfig:
-        """The configuration in a folder. Its weights are checked before PEFT puts anything into a model.
+        """Read the configuration in a folder, and check the weights beside it before PEFT changes a model.
 
         Raises:
             LoadError: no configuration, one of a newer version, or weights that are no readable safetensors.
@@ -86,27 +86,27 @@ class AdapterConfig(PeftConfig):
 
 @dataclass(kw_only=True)
 class SelectiveAdapterConfig(AdapterConfig):
-    """An adapter with selective self-attention (SSA), and if wanted exclusive self-attention (XSA) too, for PEFT.
+    """A PEFT adapter with selective self-attention (SSA), and optionally exclusive self-attention (XSA).
 
-    ``get_peft_model(model, SelectiveAdapterConfig())`` freezes the model and puts temperatures into it, which alone are
-    trained and saved. LoRA in the same adapter is trained, switched and saved with them, and the temperatures read the
-    projections with their LoRA::
+    ``get_peft_model(model, SelectiveAdapterConfig())`` freezes the model and inserts temperatures. Only these are
+    trained and saved. LoRA in the same adapter is trained, switched and saved with them, and the temperatures are
+    computed from the projections' outputs with LoRA::
 
         SelectiveAdapterConfig(exclusive=True, lora=LoraConfig(r=8, target_modules=["q_proj", "v_proj"]))
 
-    To have LoRA as an adapter of its own, use transformers' ``model.add_adapter(config, name)`` for each, in either
-    order, and ``model.set_adapter([…, …])``. A model that PEFT has wrapped already is refused: merge that adapter
-    first. Loading needs ``import exsel.peft`` beforehand, without which PEFT stops at the adapter's type.
+    For LoRA as a separate adapter, call transformers' ``model.add_adapter(config, name)`` for each, in either order,
+    then ``model.set_adapter([…, …])``. A model that PEFT has wrapped already is refused: merge that adapter first.
+    Loading needs ``import exsel.peft`` first, since PEFT raises at an adapter type that it does not know.
 
-    ``merge_and_unload()`` returns an upgraded model as ``exsel.upgrade`` makes it, with what was trained: temperatures
-    are no linear maps, so only LoRA goes into the weights. ``unload()`` returns the model as it was. One adapter is
-    active at a time.
+    ``merge_and_unload()`` returns an upgraded model as ``exsel.upgrade`` makes it, with the trained parameters:
+    temperatures are not linear maps, so only LoRA is merged into the weights. ``unload()`` returns the original model.
+    One adapter is active at a time.
 
     Args:
         layers, query, key, value, token, position, value_position, per_head, position_per_head, position_init: as in
             :class:`exsel.SelectiveConfig`; ``layers`` counts the model's self-attention layers, and replaces
             ``target_modules`` and ``layers_to_transform`` of other methods.
-        exclusive: XSA with it, as :meth:`exsel.ExclusiveConfig.read` takes it, with layers of its own.
+        exclusive: XSA in the same adapter, as :meth:`exsel.ExclusiveConfig.read` takes it; it has its own ``layers``.
         lora: LoRA in the same adapter.
         modules_to_save: modules to train in full, as in other methods.
         task_type, base_model_name_or_path, revision, inference_mode: as in :class:`peft.PeftConfig`.
@@ -142,7 +142,7 @@ class SelectiveAdapterConfig(AdapterConfig):
 
 @dataclass(kw_only=True)
 class ExclusiveAdapterConfig(AdapterConfig):
-    """An adapter with exclusive self-attention (XSA) alone, for PEFT; see :class:`SelectiveAdapterConfig` for the rest.
+    """A PEFT adapter with exclusive self-attention (XSA) only; otherwise like :class:`SelectiveAdapterConfig`.
 
     Args:
         layers, strength: as in :class:`exsel.ExclusiveConfig`. A fixed strength has nothing to train, so it needs LoRA
@@ -172,7 +172,7 @@ class ExclusiveAdapterConfig(AdapterConfig):
 
 def _check_known(cls: type[Any], values: Mapping[str, Any]) -> None:
     known = {field.name for field in fields(cls)}
-    # Another version of PEFT may have fields of its own, which say nothing as long as they are empty.
+    # Another version of PEFT may have further fields, which have no effect while they are None.
     unknown = [name for name, value in values.items() if name not in known and value is not None]
     if unknown:
         raise ExselError(

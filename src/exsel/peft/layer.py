@@ -1,4 +1,4 @@
-"""An attention layer's adapters: what the layer's rewritten forward pass begins with."""
+"""The adapters of one attention layer. Its rewritten forward pass begins with them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from exsel.nn.mechanisms import Mechanisms
 
 
 class AdapterLayer(nn.Module, BaseTunerLayer):
-    """The mechanisms of one attention layer, by adapter, where an upgraded layer has its own.
+    """The mechanisms of one attention layer by adapter name, in the place of an upgraded layer's own.
 
-    It is beside the projections, not around them. So LoRA may wrap these before or after.
+    It does not wrap the projections, so LoRA may wrap them before or after.
     """
 
     adapter_layer_names = ("adapters",)
-    # Others read these of a layer that PEFT wraps: there is none here.
+    # Other code reads these from layers that wrap a module. This layer wraps none.
     weight = None
     bias = None
 
@@ -29,7 +29,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         self.merged_adapters: list[str] = []
 
     def begin(self, **call: Any) -> LayerPass:
-        """One forward pass with the active adapter, or with none as the layer was; see :meth:`Mechanisms.begin`."""
+        """Begin a forward pass with the active adapter, or as the original layer; see :meth:`Mechanisms.begin`."""
         active: Any = () if self.disable_adapters else self.active_adapters
         for name in active:
             if name in self.adapters:
@@ -39,10 +39,10 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         return LayerPass()
 
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
-        """Make an adapter the active one; those of other methods may be named too.
+        """Make an adapter the active one. The names may include adapters of other methods.
 
         Raises:
-            UpgradeError: two adapters of this layer.
+            UpgradeError: more than one adapter of this layer.
         """
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
         own = [name for name in names if name in self.adapters]

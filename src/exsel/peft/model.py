@@ -21,18 +21,18 @@ from exsel.upgrading.rewriting import CHILD
 from exsel.upgrading.upgrade_model import upgrade
 from exsel.upgrading.upgraded_class import Upgraded, insert, remove
 
-# PEFT recognises an adapter's parameters by its name within theirs. These names are parts of every parameter's name.
+# PEFT finds an adapter's parameters by its name in theirs. These words are part of every such parameter's name.
 _TAKEN = frozenset({"adapters", "temperatures", "query", "key", "value", "exclusive", "feature_proj", CHILD})
 
 _Step = tuple[Target, ExclusiveConfig | None, SelectiveConfig | None]
 
 
 class MechanismsModel(BaseTuner):
-    """A model in which the layers that a configuration of :mod:`exsel.peft` names have an :class:`AdapterLayer`.
+    """A model whose layers, as a configuration of :mod:`exsel.peft` selects them, have an :class:`AdapterLayer`.
 
     Raises:
         UpgradeError: a model that has no self-attention, a layer that cannot have the mechanism, a model that is
-            upgraded or wrapped by PEFT already. The model is then as it was.
+            upgraded or wrapped by PEFT already. The model is then unchanged.
     """
 
     prefix = f"{CHILD}."
@@ -45,7 +45,7 @@ class MechanismsModel(BaseTuner):
     def __init__(self, model: nn.Module, peft_config: Any, adapter_name: str, **options: Any) -> None:
         _check_adaptable(model, adapter_name)
         if isinstance(peft_config, AdapterConfig) and peft_config.lora is not None:
-            # transformers itself would load the parameters with this method's prefix, and leave LoRA's out.
+            # transformers' own loading takes only parameters with this method's prefix, so LoRA's would be missing.
             raise UpgradeError(
                 "transformers' own adapters cannot have lora= inside: load it with AutoPeftModelForCausalLM or "
                 "PeftModel.from_pretrained, or add the LoRA as an adapter of its own"
@@ -53,7 +53,7 @@ class MechanismsModel(BaseTuner):
         super().__init__(model, peft_config, adapter_name, **options)
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """Put the adapter ``adapter_name`` of ``peft_config`` into ``model``, or leave it as it was and raise."""
+        """Put the adapter ``adapter_name`` of ``peft_config`` into ``model``, or raise and leave it unchanged."""
         _check_adaptable(model, adapter_name)
         config: AdapterConfig = self.peft_config[adapter_name]
         self._trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -91,7 +91,7 @@ class MechanismsModel(BaseTuner):
             self._lora.peft_config[adapter_name] = config.lora
             self._lora.inject_adapter(model, adapter_name, low_cpu_mem_usage=low_cpu_mem_usage)
             return
-        # A tuner adds its configurations to those that it finds on the model, and leaves them there.
+        # A tuner adds its configuration to ``model.peft_config`` and leaves it there. What was there is put back below.
         found = model.__dict__.pop("peft_config", None)
         try:
             tuner = LoraModel(model, {adapter_name: config.lora}, adapter_name, low_cpu_mem_usage=low_cpu_mem_usage)
@@ -110,7 +110,7 @@ class MechanismsModel(BaseTuner):
             self._lora.set_adapter(adapter_name, inference_mode=inference_mode)
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Take ``adapter_name`` out, with its LoRA. If it was active, another one is now, in every layer the same."""
+        """Delete ``adapter_name`` and its LoRA. If it was active, another one is now active, the same in every layer."""
         was_active = adapter_name in self.active_adapters
         if self._lora is not None and adapter_name in self._lora.peft_config:
             self._lora.delete_adapter(adapter_name)
@@ -132,7 +132,7 @@ class MechanismsModel(BaseTuner):
             parameter.requires_grad_(name in self._trainable)
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
-        """Raises UpgradeError: temperatures are no linear maps, and cannot go into the weights."""
+        """Always raise UpgradeError: temperatures are not linear maps, and cannot be merged into weights."""
         raise UpgradeError(
             "a temperature cannot be merged into the weights of a projection: merge_and_unload() returns the model "
             "with the mechanisms in it, as exsel.upgrade makes it"
@@ -145,7 +145,7 @@ class MechanismsModel(BaseTuner):
         safe_merge: bool = False,
         adapter_names: list[str] | None = None,
     ) -> nn.Module:
-        """The model as it was; or, merged, upgraded with one adapter's mechanisms and with its LoRA in its weights."""
+        """The original model; or, with ``merge``, upgraded with one adapter's mechanisms, its LoRA in the weights."""
         names = self.active_adapters if adapter_names is None else adapter_names
         if merge and len(names) != 1:
             raise UpgradeError(f"one adapter can be merged, got {names}: name it in adapter_names=[…]")
@@ -194,7 +194,7 @@ class MechanismsModel(BaseTuner):
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: AdapterConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """What is about to be loaded, by the names that it has in ``model``: all of the adapter, and nothing else."""
+        """The tensors to load, by their names in ``model``: checked to be all of the adapter's, and nothing else."""
         if config.lora is not None:
             state_dict = LoraModel._remap_adapter_state_dict_for_load(model, config.lora, adapter_name, state_dict)
         found: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
@@ -233,7 +233,7 @@ def _check_adaptable(model: nn.Module, adapter_name: str) -> None:
 
 
 def _fault(found: Mapping[str, Tensor], there: Mapping[str, Tensor], expected: Set[str]) -> str:
-    """What is wrong with the tensors ``found``; empty: nothing."""
+    """What is wrong with the tensors ``found``; empty if nothing is."""
     for name in sorted(expected - found.keys()):
         return f"{name} is missing"
     for name, tensor in found.items():
@@ -245,7 +245,7 @@ def _fault(found: Mapping[str, Tensor], there: Mapping[str, Tensor], expected: S
 
 
 def _device(model: nn.Module, name: str) -> torch.device | None:
-    """Where the attention layer of an adapter's parameter is: the parameter may not be anywhere yet."""
+    """The device of the attention layer of an adapter's parameter, which may itself be on the meta device."""
     layer, is_own, _ = name.rpartition(f".{CHILD}.adapters.")
     if not is_own:
         return None

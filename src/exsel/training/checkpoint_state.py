@@ -1,4 +1,4 @@
-"""What a checkpoint holds beside the model, as safetensors and JSON: optimizer, schedule, random generators."""
+"""Save and load a checkpoint's optimizer, schedule and random generators, as safetensors and JSON."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RANDOM_TENSORS, RANDOM_VALUES = "random.safetensors", "random.json"
 
 
 def save_optimizer(folder: Path, optimizer: dict[str, Any], scheduler: dict[str, Any]) -> None:
-    """Save two state dictionaries: tensors by the index of their parameter and their name, all else as JSON."""
+    """Save two state dictionaries: tensors under their parameter's index and their name, all else as JSON."""
     tensors: dict[str, Tensor] = {}
     values: dict[str, dict[str, Any]] = {}
     for index, state in optimizer["state"].items():

@@ -22,9 +22,9 @@ from exsel.variants import VARIANTS
 from exsel.version import __version__
 
 _SCHEMA = 1
-# What of the settings differs from run to run and so belongs to the runs, not to the comparison.
+# Settings that differ between runs. Each run records them, not the comparison.
 _PER_RUN = ("variant", "seed", "learning_rate")
-# Of a model's configuration, what says how the model computes.
+# The fields of a model's configuration that define what it computes.
 _MODEL_FIELDS = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
     *("num_key_value_heads", "head_dim", "max_position_embeddings", "norm", "norm_eps", "mlp", "embedding_norm"),
@@ -70,10 +70,10 @@ def compare(
 
     Args:
         runs: from :func:`plan_runs`.
-        data: loaded as they say.
+        data: loaded as the settings of the runs say.
         folder: where everything goes, a folder for each run below ``runs``.
-        command: that was given, for the record.
-        progress: where the runs show what they do.
+        command: the command line, for the record.
+        progress: the display of the runs.
         resume: keep the runs that are finished and go on with the one that is not.
 
     Returns:

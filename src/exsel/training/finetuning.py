@@ -1,6 +1,6 @@
-"""A model that exists, as the beginning of a run: read, checked, loaded, and its mechanisms put in.
+"""Begin a run with an existing model: read, check and load it, and insert the mechanisms.
 
-One of exsel's own gets them in its configuration, since its modelling code has them; any other is upgraded.
+A model of exsel's own gets them through its configuration, since its modelling code has them. Any other is upgraded.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from exsel.upgrading import upgrade
 from exsel.upgrading.transformers_models import UpgradedFields
 from exsel.variants import BASELINE, VARIANTS
 
-# How far logits may move by rounding alone, as a share of the largest.
+# The largest difference of logits that counts as rounding, as a share of the largest logit.
 _TOLERANCE = 1e-4
 
 
 def read_source(source: str) -> Any:
-    """The configuration of the model to begin with.
+    """The configuration of the model to fine-tune.
 
     Args:
         source: a folder that holds a saved model, or a name on the Hugging Face hub.
@@ -47,7 +47,7 @@ def read_source(source: str) -> Any:
 
 
 def source_variant(config: Any) -> str:
-    """The variant that a model is already, a name of :data:`exsel.variants.VARIANTS`."""
+    """The variant of a saved model, a name in :data:`exsel.variants.VARIANTS`."""
     if isinstance(config, UpgradedFields):
         has = {name for entry in config.exsel["upgrades"] for name in ("exclusive", "selective") if entry[name]}
     else:
@@ -56,7 +56,7 @@ def source_variant(config: Any) -> str:
 
 
 def sketch_source(settings: Settings) -> nn.Module:
-    """The model of a run that begins with one that exists, without memory for its weights.
+    """The model of a fine-tuning run, without memory for its weights.
 
     Raises:
         ExselError: it cannot be built here, or not be upgraded as the settings say.
@@ -100,7 +100,7 @@ def load_source(settings: Settings) -> Any:
 
 
 def _own_config(config: ExselConfig, settings: Settings) -> ExselConfig:
-    """The configuration with the mechanisms of the settings, where it is plain."""
+    """The configuration with the settings' mechanisms, if it has none of its own."""
     if source_variant(config) == settings.variant:
         return config
     mechanisms = {name: value.to_dict() for name, value in settings.mechanisms.items() if value is not None}
@@ -109,16 +109,16 @@ def _own_config(config: ExselConfig, settings: Settings) -> ExselConfig:
 
 
 def check_source(model: Any, settings: Settings, vocab_size: int) -> None:
-    """Try whether a model that was loaded can learn from the data, by a few small forward passes.
+    """Check, by a few small forward passes, that a loaded model can learn from the data.
 
     Args:
-        model: whole, on the CPU.
+        model: with all its weights, on the CPU.
         settings: of the run.
-        vocab_size: of its data.
+        vocab_size: of the data.
 
     Raises:
-        ExselError: a vocabulary smaller than the tokenizer's, weights that give no numbers, or a model in which tokens
-            see those after them, or with ``--pack isolate`` other documents.
+        ExselError: the vocabulary is smaller than the tokenizer's, the logits are not numbers, or tokens attend to
+            later ones, or with ``--pack isolate`` to other documents.
     """
     source = str(settings.source)
     rows = model.get_input_embeddings().weight.shape[0]
@@ -138,7 +138,7 @@ def check_source(model: Any, settings: Settings, vocab_size: int) -> None:
     model.train(was_training)
     if not logits.isfinite().all():
         raise ExselError(f"--from {source}: the model gives logits that are no numbers: its weights are of no use")
-    if not is_causal:  # an encoder with a language model's head would learn to copy the token it should predict
+    if not is_causal:  # an encoder with a language model head would copy the token that it should predict
         raise ExselError(
             f"--from {source}: in this {type(model).__name__} tokens see those after them, so that predicting the "
             "next one would mean nothing"
@@ -151,11 +151,11 @@ def check_source(model: Any, settings: Settings, vocab_size: int) -> None:
 
 
 def _isolates(model: Any, tokens: Tensor) -> bool:
-    """Whether a second document is to the model what it is alone: attention, positions and temperatures."""
+    """Whether a document after another one has the logits that it has alone: attention, positions, temperatures."""
     if "position_ids" not in inspect.signature(model.forward).parameters:
         return False
     positions = torch.arange(16).repeat(2).unsqueeze(0)
-    # With σ(a) = 0.5 in every temperature, a position that is counted wrongly shows.
+    # With σ(a) = 0.5 in every temperature, a wrongly counted position changes the logits.
     temperatures = [module for module in model.modules() if isinstance(module, Temperature)]
     logits = [module.position_logit for module in temperatures if module.position_logit is not None]
     values = [logit.clone() for logit in logits]

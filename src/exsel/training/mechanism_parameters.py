@@ -1,4 +1,4 @@
-"""Which of a model's parameters the mechanisms brought."""
+"""The parameters that the mechanisms have in a model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from exsel.nn import Exclusive, Temperature
 
 
 def scalar_names(model: nn.Module) -> set[str]:
-    """The names of the mechanisms' per-head parameters: w or u, a, γ (of an MLP temperature not its matrix W')."""
+    """The names of the mechanisms' per-head parameters: w or u, a, γ (not an MLP temperature's matrix W')."""
     return {
         f"{prefix}.{name}" for prefix, module in _parts(model) for name, _ in module.named_parameters(recurse=False)
     }

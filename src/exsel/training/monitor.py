@@ -1,4 +1,4 @@
-"""What happens between the steps of a run: its clock, its record, its validation, its display, its interruption."""
+"""What happens between the steps of a run: clock, record, validation, display and interruption."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from exsel.evaluation import evaluate_loss
 from exsel.training.settings import Settings
 from exsel.training.step_record import StepRecord
 
-# The speed on display is the median over so many steps.
+# The displayed speed is the median over this many steps.
 _SPEED_STEPS = 50
 
 
@@ -41,15 +41,15 @@ class Progress(Protocol):
 
 @dataclass(kw_only=True, eq=False)
 class Monitor(TrainerCallback):
-    """See the module's description. The clock runs from step to step, and stands while the run evaluates and saves.
+    """Does all that the module's description lists. The clock stops while the run evaluates and saves.
 
     Args:
-        settings: of the run.
-        validation: the blocks that validate.
-        record: of its steps.
+        settings: the run's settings.
+        validation: the validation blocks.
+        record: the record of the run's steps.
         progress: the display.
-        log: where the validation loss goes besides, once there is a trainer: to its loggers.
-        signal: that asked the run to stop.
+        log: sends the validation loss to the trainer's loggers; set once there is a trainer.
+        signal: the signal that asked the run to stop.
     """
 
     settings: Settings
@@ -65,7 +65,7 @@ class Monitor(TrainerCallback):
 
     def __post_init__(self) -> None:
         self._device = torch.device(self.settings.device)
-        # Reading the losses waits for the device: on a GPU once in several steps.
+        # Reading the losses waits for the device. So on a GPU it happens only every few steps.
         self._window = 1 if self._device.type == "cpu" else 10
         self._evaluation_steps = set(self.settings.evaluation_steps())
 
@@ -96,11 +96,11 @@ class Monitor(TrainerCallback):
         self._clock = time.perf_counter()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Keep the learning rate that the step is taken with."""
+        """Note the learning rate of the step."""
         self._learning_rates.append(kwargs["lr_scheduler"].get_last_lr()[0])
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        """Put the steps since the last reading on record; evaluate where that is due; stop where that was asked."""
+        """Record the steps since the last reading; evaluate if it is due; stop if asked to."""
         step = state.global_step
         is_due = step in self._evaluation_steps
         if self.signal is not None:
@@ -117,7 +117,7 @@ class Monitor(TrainerCallback):
         return control
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Take saving out of the clock."""
+        """Restart the clock, so that saving does not count."""
         self._clock = time.perf_counter()
 
     def _read_losses(self, last_step: int) -> None:

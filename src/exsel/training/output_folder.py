@@ -1,4 +1,4 @@
-"""What lies where in an output folder: whether a folder is one, how something is saved there, how one is emptied."""
+"""The layout of an output folder: how to recognise one, save into it, and empty it."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from pathlib import Path
 from exsel.errors import ExselError, first_line
 from exsel.files import MANIFEST, read_json
 
-# Of a run.
+# The names in a run's folder.
 SETTINGS, METRICS, RESULT = "settings.json", "metrics.jsonl", "result.json"
 MODEL, CHECKPOINT = "model", "checkpoint-"
-# A checkpoint and a model are put together in these folders, and renamed when they are whole.
+# Checkpoints and models are written into these folders, which are renamed when they are complete.
 CHECKPOINT_STAGING, MODEL_STAGING = ".saving", ".model"
-# Of a comparison, with a folder for each run below RUNS. In the folder of a lone run, RUNS is TensorBoard's.
+# The names in a comparison's folder; each run has a folder below RUNS. In a single run's folder, RUNS is TensorBoard's.
 RESULTS, REPORT, RUNS = "results.json", "report.html", "runs"
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in a run's folder, oldest first."""
-    # A user's own checkpoint-7-backup or checkpoint-² is none of them.
+    # A user's own checkpoint-7-backup or checkpoint-² does not match.
     names = ((path, re.fullmatch(rf"{CHECKPOINT}([1-9][0-9]{{0,17}})", path.name)) for path in folder.glob("*"))
     found = {int(match[1]): path for path, match in names if match and path.is_dir()}
     return [found[step] for step in sorted(found)]
@@ -36,10 +36,10 @@ def last_good(folder: Path) -> str:
 
 @contextmanager
 def or_go_on(failure: str, folder: Path) -> Iterator[None]:
-    """Within, an error of the disk says what failed, and from where the run in ``folder`` can go on.
+    """Turn a disk error into one that says what failed, and from where the run in ``folder`` can go on.
 
     Raises:
-        ExselError: instead of the disk's or of safetensors' error.
+        ExselError: in the place of an ``OSError`` or a ``SafetensorError``.
     """
     from safetensors import SafetensorError
 
@@ -53,7 +53,7 @@ def or_go_on(failure: str, folder: Path) -> Iterator[None]:
 
 @contextmanager
 def staged(folder: Path, name: str, what: str) -> Iterator[Path]:
-    """A path in ``folder`` to put something together at, which is gone afterwards: rename what is whole.
+    """A temporary path in ``folder``, removed afterwards: write there, and rename what is complete.
 
     Raises:
         ExselError: see :func:`or_go_on`.
@@ -68,13 +68,13 @@ def staged(folder: Path, name: str, what: str) -> Iterator[Path]:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder holds a run, whole or begun: judged by what its settings say, not by the file's name."""
-    # Damaged settings beside a record are still a run's; reading them later reports the damage.
+    """Whether a folder holds a run, finished or not, judged by the content of its settings file."""
+    # Damaged settings beside a record count as a run's. Reading them later reports the damage.
     return _has_keys(folder / SETTINGS, {"variant", "seq_len"}, damaged=(folder / METRICS).is_file())
 
 
 def is_comparison(folder: Path) -> bool:
-    """Whether a folder holds a comparison, whole or begun."""
+    """Whether a folder holds a comparison, finished or not."""
     damaged = (folder / REPORT).is_file()
     return bool(_runs(folder)) or _has_keys(folder / RESULTS, {"exsel_version", "variants"}, damaged=damaged)
 
@@ -105,7 +105,7 @@ def _clear_run(folder: Path) -> None:
         events.unlink()
         _remove_if_empty(events.parent)
     _remove_if_empty(folder / RUNS)
-    # The files by which is_run knows a run go last, so that a removal that was cut short can be repeated.
+    # The files that is_run looks for are removed last, so that an interrupted removal can be repeated.
     for name in (MANIFEST, RESULT, METRICS, SETTINGS):
         (folder / name).unlink(missing_ok=True)
 

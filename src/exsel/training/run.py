@@ -38,11 +38,11 @@ from exsel.training.settings import Settings
 from exsel.training.step_record import StepRecord
 from exsel.training.trainer import ExselTrainer
 
-# Blocks over which the similarity bias is taken.
+# The number of blocks over which the similarity bias is measured.
 _SIMILARITY_BLOCKS = 8
 # Points of the training curve in a result; metrics.jsonl has every step.
 _CURVE_POINTS = 1000
-# How the hashes in a run's settings are called in words.
+# What error messages call the hashes in a run's settings.
 _HASHES = {"data_sha256": "what the data holds", "model_sha256": "model"}
 _ABSENT = object()
 
@@ -69,20 +69,20 @@ def train_run(
     """Train, and save the model, its record and its result in ``folder``.
 
     Args:
-        settings: checked.
+        settings: the run's settings.
         data: loaded as the settings say.
-        folder: the run's own; made where it does not exist, without a run in it unless ``resume``.
+        folder: the run's own; created if missing. It may hold a run only with ``resume``.
         name: how the run is shown.
-        progress: where.
+        progress: the display.
         resume: go on from the last checkpoint in ``folder``; a finished run returns its result.
-        model: what :func:`exsel.training.run_model.build_model` gave, where it has been called already.
+        model: the result of :func:`exsel.training.run_model.build_model`, if it has been called already.
 
     Returns:
         The run's entry in ``results.json``.
 
     Raises:
-        ExselError: a folder that holds something else or in which another process is at work, damaged files, other
-            settings or other data than those of the run to resume, a full disk, or a loss that stopped being a number.
+        ExselError: a folder that holds something else or in which another process is at work, damaged files, settings
+            or data that differ from those of the run to resume, a full disk, or a loss that is not finite.
         Interrupted: by Ctrl-C or SIGTERM, after saving.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -102,7 +102,7 @@ def _train(
     monitor = Monitor(settings=settings, validation=data.validation, record=record, progress=progress)
     train = data.train
     if isinstance(train, IterableDataset):
-        # A stream is repeated, so that every step is whole; other blocks are repeated by the trainer's BlockOrder.
+        # A stream is repeated so that every step is full. The trainer's BlockOrder repeats other blocks.
         train = train.shuffle(seed=settings.seed, buffer_size=1000).repeat(None)
     with quiet_transformers():
         trainer = ExselTrainer(
@@ -134,16 +134,16 @@ def _train(
     for leftover in checkpoints(folder):
         shutil.rmtree(leftover)
     if signal is not None:
-        # This run was finished before it could stop; the runs that were to follow it are not begun.
+        # This run finished before it could stop. The runs after it must not begin.
         raise Interrupted(signal, done)
     return result
 
 
 def check_begun(folder: Path, settings: Settings, data: PackedData, *, resume: bool) -> None:
-    """Check that a folder holds nothing of a run, or one with these settings on this data, to go on with.
+    """Check that a folder holds no part of a run, or with ``resume`` a run with these settings on this data.
 
     Raises:
-        ExselError: it holds parts of a run, or one that is not to be resumed or was begun with something else.
+        ExselError: it holds parts of a run, a run without ``resume``, or one with other settings or data.
     """
     if not (folder / SETTINGS).exists():
         names = (METRICS, RESULT, MANIFEST, MODEL)
@@ -154,7 +154,7 @@ def check_begun(folder: Path, settings: Settings, data: PackedData, *, resume: b
         raise ExselError(f"{folder} holds a run: resume it, or choose another folder")
     found, content = read_object(folder / SETTINGS), _content(settings, data)
     changed = [name for name in {**content, **found} if found.get(name, _ABSENT) != content.get(name, _ABSENT)]
-    # The model's file may have moved as long as its hash is the same.
+    # The model may have another path if its hash is the same.
     if named := [_HASHES.get(name, name) for name in changed if name != "model"]:
         raise ExselError(
             f"{folder} was begun with other settings ({', '.join(named)}): repeat the command that began it "
@@ -163,7 +163,7 @@ def check_begun(folder: Path, settings: Settings, data: PackedData, *, resume: b
 
 
 def finished(folder: Path) -> dict[str, Any] | None:
-    """The result of a run that is finished, and ``None`` of another.
+    """The result of a finished run; ``None`` if the run is not finished.
 
     Raises:
         ExselError: something that the finished run saved is missing or has changed.
@@ -188,7 +188,7 @@ def _content(settings: Settings, data: PackedData) -> dict[str, Any]:
 
 
 def _last_checkpoint(folder: Path) -> tuple[Path | None, int]:
-    """The checkpoint to go on from, and the step after which it was saved; ``None`` and 0 to begin.
+    """The checkpoint to go on from, and the step after which it was saved; ``None`` and 0 if there is none.
 
     Raises:
         ExselError: something in it is missing, has changed or was not saved with it.
@@ -245,7 +245,7 @@ def _arguments(settings: Settings, folder: Path) -> TrainingArguments:
 
 
 def _compile(model: Any, settings: Settings, data: PackedData) -> float:
-    """Compile the layers where asked, run one step that changes nothing, and return the seconds that it took."""
+    """Compile the layers if asked to, run one step that changes no weights, and return the seconds that it took."""
     device, dtype = torch.device(settings.device), getattr(torch, settings.dtype)
     torch.compiler.reset()
     if settings.compile:
@@ -266,7 +266,7 @@ def _compile(model: Any, settings: Settings, data: PackedData) -> float:
 
 
 def _layers(model: Any) -> list[nn.Module]:
-    """The layers, which share one compilation; the model itself where it has no list of layers."""
+    """The layers, which share one compilation; the model itself if it has no list of layers."""
     count = model.config.get_text_config(decoder=True).num_hidden_layers
     stacks = (list(module) for module in model.modules() if isinstance(module, nn.ModuleList))
     return next((layers for layers in stacks if len(layers) == count), [model])

@@ -1,4 +1,4 @@
-"""A run's model: without memory for its weights, with new weights, or one that exists; and the disk that it needs."""
+"""A run's model: without memory for its weights, with new weights, or an existing one; and its disk space."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from exsel.training import finetuning
 from exsel.training.mechanism_parameters import mechanism_parameters
 from exsel.training.settings import Settings
 
-#: Checkpoints kept while a run goes on: the second is there in case the first turns out to be unreadable.
+#: The number of checkpoints kept during a run. The older one is there in case the newer one is unreadable.
 KEPT_CHECKPOINTS = 2
-# Blocks in which the tokens are counted for token="frequency".
+# The number of blocks in which tokens are counted for token="frequency".
 _COUNTED_BLOCKS = 10_000
 
 
 def sketch_model(settings: Settings, vocab_size: int) -> nn.Module:
-    """The run's model without memory for its weights: what it will be, and whether it can be.
+    """The run's model without memory for its weights, to check that it can be built.
 
     Args:
         settings: of the run.
-        vocab_size: of its data; a model that exists has its own.
+        vocab_size: of its data; an existing model keeps its own.
 
     Raises:
-        ExselError: it cannot be built, or not be upgraded as the settings say.
+        ExselError: it cannot be built, or cannot be upgraded as the settings say.
     """
     if settings.source is None:
         config = settings.model_config(vocab_size, None)
@@ -48,12 +48,12 @@ def sketch_model(settings: Settings, vocab_size: int) -> nn.Module:
 
 
 def build_model(settings: Settings, data: PackedData) -> Any:
-    """The run's model as it begins, in float32: weights that variants share are the same for the same seed.
+    """The run's initial model, in float32. Weights that variants share are equal for equal seeds.
 
     With ``train="new"`` only the mechanisms' parameters require gradients.
 
     Raises:
-        ExselError: a model that exists and cannot be fine-tuned so.
+        ExselError: an existing model cannot be fine-tuned with these settings.
     """
     is_new = settings.source is None
     model: Any = _new_model(settings, data) if is_new else finetuning.load_source(settings)
@@ -77,7 +77,7 @@ def _new_model(settings: Settings, data: PackedData) -> ExselForCausalLM:
     set_seed(settings.seed)
     model = ExselForCausalLM(config)
     if any(settings.mechanisms.values()):
-        # An MLP temperature draws weights of its own, which must not shift those of the layers after it.
+        # An MLP temperature draws random weights, which must not change those of the layers after it.
         plain = type(config).from_dict({**config.to_dict(), "exclusive": None, "selective": None})
         set_seed(settings.seed)
         model.load_state_dict(ExselForCausalLM(plain).state_dict(), strict=False)
@@ -90,13 +90,13 @@ def check_disk(runs: Sequence[Settings], vocab_size: int, folder: Path) -> None:
     Args:
         runs: of a comparison, or the only one.
         vocab_size: of their data.
-        folder: of all of them; what it holds already counts as free, since it is kept or replaced.
+        folder: of all of them; its present content counts as free, since it is kept or replaced.
 
     Raises:
         ExselError: they do not fit, or one of the models cannot be built (see :func:`sketch_model`).
     """
     weights, checkpoints = zip(*(_sizes(settings, vocab_size) for settings in runs), strict=True)
-    # While a checkpoint is written, there is one more than is kept.
+    # While a checkpoint is written, there is one more than are kept.
     needed = sum(weights) + max(checkpoints) * (KEPT_CHECKPOINTS + 1)
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     held = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
@@ -109,7 +109,7 @@ def check_disk(runs: Sequence[Settings], vocab_size: int, folder: Path) -> None:
 
 
 def _sizes(settings: Settings, vocab_size: int) -> tuple[int, int]:
-    """Bytes of the weights, and of a checkpoint: with the optimizer's two averages of each weight that trains."""
+    """Bytes of the weights, and of a checkpoint, which adds the optimizer's two averages of each trained weight."""
     model = sketch_model(settings, vocab_size)
     trained = mechanism_parameters(model).values() if settings.train == "new" else model.parameters()
     weights, averages = (4 * sum(parameter.numel() for parameter in some) for some in (model.parameters(), trained))

@@ -22,7 +22,7 @@ from exsel.errors import LoadError, explained, require
 from exsel.upgrading.folder_checks import check_inside
 from exsel.upgrading.loading import load, load_config
 
-#: Of a folder that holds an adapter of PEFT and not a model.
+#: The file that a folder with a PEFT adapter, not a model, holds.
 ADAPTER = "adapter_config.json"
 
 
@@ -31,8 +31,8 @@ def load_whole(source: str, *, called: str | None = None, causal: bool = True, d
 
     Args:
         source: a folder that holds a saved model, or a name on the Hugging Face hub.
-        called: what the user knows it as, for errors.
-        causal: as a causal language model; otherwise as what saved it, which may also be an adapter of PEFT on
+        called: its name in error messages.
+        causal: load it as a causal language model; otherwise with the class that saved it, or as a PEFT adapter on
             another model.
         dtype: of its weights; by default as saved.
 
@@ -65,7 +65,7 @@ def read_config(source: str, called: str | None = None) -> Any:
 
 @functools.cache
 def is_offline(source: str) -> bool:
-    """Whether a model can come from this machine alone: it is no folder, and the hub does not give it to this user."""
+    """Whether a model can only come from the local cache: it is no folder, and the hub refuses it to this user."""
     return not Path(source).exists() and reason_unavailable(source, "model") is not None
 
 
@@ -106,7 +106,7 @@ def _load_adapter(source: str, called: str, dtype: torch.dtype | None) -> Any:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Within, transformers shows no bars and no notices; errors still pass."""
+    """Hide transformers' progress bars and notices in the block; errors are still shown."""
     bars, level = transformers_logging.is_progress_bar_enabled(), transformers.logging.get_verbosity()
     transformers_logging.disable_progress_bar()
     transformers.logging.set_verbosity(max(level, logging.ERROR))

@@ -20,7 +20,7 @@ from exsel.variants import VARIANTS
 
 @dataclass(frozen=True, kw_only=True)
 class SizeDefaults:
-    """The settings of a run that depend on the size of its model, where the user gives none."""
+    """The defaults of the settings that depend on the model's size."""
 
     tokens: int
     seq_len: int
@@ -28,7 +28,7 @@ class SizeDefaults:
     learning_rate: float
 
 
-#: The defaults of fine-tuning; a model that was made for shorter sequences gets those.
+#: The defaults of fine-tuning. A model with a shorter context has that as its default ``seq_len``.
 FINE_TUNING = SizeDefaults(tokens=150 * 4096, seq_len=512, batch_size=8, learning_rate=1e-4)
 
 #: The three large sizes have the paper's: 200,000 steps of 256 sequences of 2048 tokens, at its learning rates.
@@ -49,8 +49,8 @@ class Settings:
         variant: name in :data:`exsel.variants.VARIANTS`.
         seed: seed of the initial weights and of the order of the blocks.
         learning_rate: peak learning rate, after the warm-up; it falls along a cosine to a tenth.
-        model: name in :data:`exsel.models.SIZES`, or path to a transformers configuration; with ``source`` the same
-            as that.
+        model: name in :data:`exsel.models.SIZES`, or path to a transformers configuration; with ``source``, equal
+            to it.
         source: folder or hub name of a model to fine-tune; ``None``: a new model.
         train: ``"all"`` parameters, or only the ``"new"`` ones that the mechanisms add to an existing model.
         data, text_field, tokenizer, seq_len, pack: see :func:`exsel.data.load_data`.
@@ -64,7 +64,7 @@ class Settings:
         weight_decay: weight decay of matrices.
         selective_learning_rate: peak learning rate of the mechanisms' per-head parameters (w, u, a, γ).
         evaluations: points of the validation curve; the last is the final loss.
-        evaluation_blocks: blocks that validate.
+        evaluation_blocks: number of validation blocks.
         save_every: steps between checkpoints; 0: only at the end and when interrupted.
         device: ``"cpu"``, ``"cuda"`` or ``"mps"``.
         dtype: of the computation, ``"float32"`` or ``"bfloat16"`` (autocast; the weights stay float32).
@@ -72,7 +72,7 @@ class Settings:
         report_to: loggers of transformers' Trainer.
 
     Raises:
-        ExselError: values that cannot work.
+        ExselError: a value or a combination that cannot work.
     """
 
     variant: str
@@ -148,12 +148,12 @@ class Settings:
 
     @property
     def micro_batch_size(self) -> int:
-        """Sequences that are computed at once."""
+        """Sequences of one forward pass."""
         return self.batch_size // self.accumulation
 
     @property
     def mechanisms(self) -> dict[str, Any]:
-        """The configurations of the variant's mechanisms, and ``None`` of those that it does not have."""
+        """The configuration of each mechanism; ``None`` for one that the variant does not have."""
         return {
             name: getattr(self, name) if name in VARIANTS[self.variant] else None for name in ("exclusive", "selective")
         }
@@ -167,7 +167,7 @@ class Settings:
         """The configuration of the run's model.
 
         Raises:
-            ExselError: no such size or file, a configuration of another architecture, or one that cannot be.
+            ExselError: no such size or file, a configuration of another architecture, or an impossible one.
         """
         values = SIZES[self.model] if self.model in SIZES else _read_config(self.model)
         tokens = {"vocab_size": vocab_size, "eos_token_id": eos_token_id, "bos_token_id": None, "pad_token_id": None}
@@ -186,7 +186,7 @@ class Settings:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     def model_sha256(self) -> str | None:
-        """Of the configuration that ``source`` or ``model`` names, in hexadecimal; ``None``: it lies on the hub."""
+        """SHA-256 of the configuration that ``source`` or ``model`` names, in hexadecimal; ``None``: it is on the hub."""
         path = Path(self.source or self.model)
         if self.source is None and self.model in SIZES:
             values: Any = SIZES[self.model]
@@ -198,7 +198,7 @@ class Settings:
 
 
 def _config_file(path: Path) -> Path:
-    """The file of the configuration that a path names, itself or as the folder of a model."""
+    """The configuration file: ``path`` itself, or ``config.json`` in it if it is a folder."""
     return path / "config.json" if path.is_dir() else path
 
 
@@ -217,7 +217,7 @@ def check_loggers(names: Sequence[str]) -> None:
     """Check that transformers knows the loggers and that they are installed.
 
     Raises:
-        ExselError: one is not.
+        ExselError: one is unknown or not installed.
     """
     from transformers.integrations import get_available_reporting_integrations
     from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK

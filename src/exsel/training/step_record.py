@@ -1,4 +1,4 @@
-"""What a run has on record: a line of ``metrics.jsonl`` for each step."""
+"""The record of a run: one line of ``metrics.jsonl`` for each step."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from exsel.training.output_folder import METRICS, last_good, or_go_on
 
 @dataclass(kw_only=True)
 class StepRecord:
-    """The steps of a run: their losses, learning rates and training time, which leaves out evaluating and saving.
+    """The steps of a run: their losses, learning rates and training time (without evaluating and saving).
 
     Args:
         folder: the run's own.
-        lines: one a step, as the file holds them.
-        losses: one a micro-batch, of the steps that have no line yet; reading them would wait for the device.
+        lines: one per step, as in the file.
+        losses: one per micro-batch, for steps without a line yet, kept as tensors: reading them waits for the device.
     """
 
     folder: Path
@@ -75,7 +75,7 @@ class StepRecord:
         return [float(loss) for loss in taken]
 
     def check_finite(self, losses: list[float], first_step: int) -> None:
-        """Stop at the first loss that is not a number.
+        """Stop at the first loss that is not finite.
 
         Raises:
             ExselError: naming the step and the last good checkpoint.
@@ -93,5 +93,5 @@ class StepRecord:
         return float(self.lines[-1]["seconds"]) if self.lines else 0.0
 
     def step_seconds(self) -> list[float]:
-        """What each step took."""
+        """The seconds of each step."""
         return [later - earlier for earlier, later in pairwise([0.0, *(line["seconds"] for line in self.lines)])]

@@ -1,4 +1,4 @@
-"""From the runs of a comparison to its table: one row for each variant and learning rate."""
+"""The table of a comparison: one row for each variant and learning rate."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def summarise(runs: Sequence[Run], tokens_per_step: int) -> list[dict[str, Any]]
 
 
 def reach(curve: Sequence[Mapping[str, float]], loss: float) -> tuple[float, float] | None:
-    """Tokens and seconds after which a validation curve first reaches ``loss``, between its points by a line."""
+    """Tokens and seconds after which a validation curve first reaches ``loss``, linearly interpolated."""
     previous = None
     for point in curve:
         if point["loss"] <= loss:
@@ -77,7 +77,7 @@ def _over_seeds(values: list[float]) -> dict[str, Any]:
 
 
 def _mean_reach(pairs: list[tuple[Run, Run]]) -> dict[str, float] | None:
-    """The mean over the seeds; None unless every seed's run got there."""
+    """The mean over the seeds; None unless the run of every seed reached the loss."""
     places = [(reach(run["validation_curve"], base["loss"]), base) for run, base in pairs]
     found = [(*place, base) for place, base in places if place is not None]
     if len(found) < len(pairs):

@@ -1,7 +1,7 @@
-"""transformers' Trainer with what this project promises beyond it.
+"""transformers' Trainer with further guarantees.
 
-Checkpoints that appear whole or not at all and hold nothing pickled; a parameter group for the temperatures'
-scalars; the loss of every single step on record; the same blocks in the same order for the same seed.
+Checkpoints appear whole or not at all and hold no pickles. The temperatures' scalars have their own parameter group.
+The loss of every step is recorded. The same seed gives the same blocks in the same order.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from exsel.upgrading import from_pretrained
 
 
 class ExselTrainer(Trainer):
-    """See the module's description.
+    """A Trainer with the guarantees of the module's description.
 
     Args:
         selective_learning_rate: peak of the scalars' learning rate; it follows the same schedule.
-        record: of the steps, which gets each micro-batch's loss and goes into each checkpoint.
+        record: the record of the steps; it gets each micro-batch's loss and is saved in each checkpoint.
     """
 
     optimizer: Any
@@ -69,7 +69,7 @@ class ExselTrainer(Trainer):
         return BlockOrder(len(self.train_dataset), length=length, seed=self.args.seed)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """Trainer's step; the loss goes on record as it is, without waiting for the device."""
+        """Trainer's step; the loss is recorded as a tensor, without waiting for the device."""
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         self.record.losses.append(loss.detach())
         return loss
@@ -78,7 +78,7 @@ class ExselTrainer(Trainer):
         return str(Path(self.args.output_dir) / CHECKPOINT_STAGING)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Save into a folder of another name and rename it when all is there."""
+        """Save into a temporary folder and rename it when it is complete."""
         folder, step = Path(self.args.output_dir), self.state.global_step
         for name, parameter in self.model.named_parameters():
             if not torch.isfinite(parameter).all():
@@ -103,7 +103,7 @@ class ExselTrainer(Trainer):
         checkpoint_state.save_random(Path(output_dir))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Trainer's own cannot read an upgraded configuration, and passes over what is missing."""
+        """Replaces Trainer's method, which cannot read upgraded configurations and ignores missing weights."""
         saved = from_pretrained(resume_from_checkpoint, dtype=torch.float32)
         self.model.load_state_dict(saved.state_dict())
 
@@ -119,10 +119,10 @@ class ExselTrainer(Trainer):
 
 
 class BlockOrder(Sampler[int]):
-    """The blocks that a run reads, in order: one permutation of all after the other, cut where the run ends.
+    """The blocks that a run reads, in order: one random permutation of all after another, cut where the run ends.
 
-    Every step is whole, also where the blocks run out in the middle of one. The order depends on the arguments
-    alone, so that variants read the same and a resumed run goes on where it stopped.
+    Every step is full, even if the blocks run out in its middle. The order depends on the arguments alone, so variants
+    read the same blocks and a resumed run continues where it stopped.
 
     Args:
         blocks: how many there are.
