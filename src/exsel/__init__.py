@@ -2,7 +2,7 @@
 
 The operators :func:`exclude`, :func:`attention` and :func:`inverse_temperature`, the configurations
 :class:`ExclusiveConfig` and :class:`SelectiveConfig`, modules in :mod:`exsel.nn`, and a transformers model,
-:class:`ExselForCausalLM`, whose imports wait until it is asked for.
+:class:`ExselForCausalLM`, imported at its first use.
 """
 
 from __future__ import annotations

@@ -38,17 +38,17 @@ def exsel_attention_forward(
         key: ``[B, Hkv, S, D]``.
         value: ``[B, Hkv, S, D]``.
         attention_mask: as :func:`transformers.masking_utils.sdpa_mask` makes it; ``None``: causal, or one query.
-        dropout: of the attention weights.
-        scaling: of the scores.
+        dropout: dropout probability of the attention weights.
+        scaling: factor of the scores.
         is_causal: whether ``attention_mask=None`` means causal.
-        exclusive, strength, own_value, query_scale, value_scale: see :func:`exsel.attention`; plain where absent.
-        **kwargs: what other implementations use. A sliding window is in the mask already.
+        exclusive, strength, own_value, query_scale, value_scale: see :func:`exsel.attention`; absent: stock attention.
+        **kwargs: arguments of other implementations. A sliding window is in the mask already.
 
     Returns:
         ``[B, T, H, D]``, and no weights.
 
     Raises:
-        ValueError: an argument that changes the scores and that this implementation does not have.
+        ValueError: an argument that changes the scores and that this implementation does not support.
     """
     for name in ("softcap", "position_bias", "s_aux", "cache"):
         if kwargs.get(name) is not None:
@@ -58,7 +58,7 @@ def exsel_attention_forward(
         is_causal = getattr(module, "is_causal", True)
     is_causal = num_queries > 1 and attention_mask is None and is_causal
     if is_causal and key.shape[2] > num_queries:
-        # A static cache that was empty before: its later slots hold nothing yet.
+        # A static cache that was empty before: its later slots hold no tokens yet.
         key, value = key[:, :, :num_queries], value[:, :, :num_queries]
     z = attention(
         query,

@@ -1,4 +1,4 @@
-"""Which of the two mechanisms a model uses, and how: values that are checked when made, and plain JSON when saved."""
+"""Which of the two mechanisms a model uses, and how: checked at construction, plain JSON when saved."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class _Serialised:
         """The inverse of :meth:`to_dict`.
 
         Raises:
-            ExselError: a name that is no field (a newer version's, or a typing mistake), or a bad value.
+            ExselError: a name that is no field (a newer version's, or a typo), or a bad value.
         """
         known = [field.name for field in fields(cls)]  # type: ignore[arg-type]
         unknown = [name for name in values if name not in known]
@@ -144,7 +144,7 @@ class ExclusiveConfig(_Serialised):
 
     @classmethod
     def read(cls, value: Any) -> Self | None:
-        """As for the other configuration; a number or ``"learned"`` is the strength."""
+        """As :meth:`SelectiveConfig.read`; also takes the strength alone, a number or ``"learned"``."""
         if isinstance(value, (int, float, str)) and not isinstance(value, bool):
             return cls(strength=value)  # type: ignore[arg-type]
         return super().read(value)
@@ -158,7 +158,7 @@ class SelectiveConfig(_Serialised):
 
     Args:
         layers: where: ``"all"``, ``"first:k"``, ``"last:k"``, an index or several.
-        query, key, value: what gets a temperature. Keys are left alone by default, as in the paper: scaling a
+        query, key, value: what gets a temperature. Keys get none by default, as in the paper: scaling a
             key can change which key is nearest.
         token: f. ``"shared"``: w·GELU(W x) with W the projection the layer has anyway; ``"mlp"``: the same with a
             W' of its own; ``"frequency"``: u φ(token), φ the standardised log frequency; ``"none"``: τ_tok = 0.
@@ -169,11 +169,11 @@ class SelectiveConfig(_Serialised):
         position_init: σ(a) at the start, in (0, 1).
 
     Raises:
-        ExselError: an impossible value, or a combination in which nothing could change.
+        ExselError: an impossible value, or a combination that changes nothing.
 
     Source: Zhang et al., "Selective Attention: Enhancing Transformer through Principled Context Control",
     NeurIPS 2024, arXiv:2411.12892. Ours: the initialisation (w = 0; σ(a) from the authors' code), and φ, for
-    which the paper gives no formula. Where the paper has two readings each is an option, our default first.
+    which the paper gives no formula. Where the paper can be read in two ways, both are options, our default first.
     """
 
     layers: Layers = "all"
@@ -203,7 +203,7 @@ class SelectiveConfig(_Serialised):
             raise ExselError(f"position_init is σ(a) and must lie in (0, 1), got {_shown(self.position_init)}")
 
 
-#: What an argument ``exclusive`` may be, wherever there is one.
+#: The type of every argument ``exclusive``.
 ExclusiveArgument = ExclusiveConfig | Mapping[str, Any] | float | Literal["learned"] | bool | None
-#: What an argument ``selective`` may be, wherever there is one.
+#: The type of every argument ``selective``.
 SelectiveArgument = SelectiveConfig | Mapping[str, Any] | bool | None

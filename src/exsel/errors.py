@@ -11,11 +11,11 @@ from types import ModuleType
 
 
 class ExselError(ValueError):
-    """A mistake that the user can mend. The command line shows its text, one or two lines, and exits with 2."""
+    """A mistake that the user can correct. The command line shows its text, one or two lines, and exits with 2."""
 
 
 class UpgradeError(ExselError):
-    """A model into which the mechanisms cannot be put, or from which they cannot be taken."""
+    """The mechanisms cannot be put into a model, or taken out of it."""
 
 
 class LoadError(ExselError):
@@ -42,14 +42,14 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def explained(what: str) -> Iterator[None]:
-    """Turn whatever is raised within into an :class:`ExselError`: ``what``, and the first line of the error's text.
+    """Turn any error in the block into an :class:`ExselError`: ``what``, and the first line of the error's text.
 
     A damaged file can make a library raise anything: an IndexError, a ZeroDivisionError, a RecursionError.
     """
     try:
         yield
     except ImportError as error:
-        # Other libraries report a package that they need without a module's name; a broken import has one.
+        # Other libraries raise it without ``name`` for a package that they need. A broken import has a ``name``.
         if error.name is not None or isinstance(error, MissingPackageError):
             raise
         raise MissingPackageError(f"{what}: {first_line(error)}") from error

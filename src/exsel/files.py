@@ -76,7 +76,7 @@ def check_sealed(folder: Path) -> set[str]:
     """Check the files of a folder by the manifest in it, or in the folder above.
 
     Returns:
-        The paths of the checked files from the manifest's folder; none without a manifest.
+        The paths of the checked files, relative to the manifest's folder; none without a manifest.
 
     Raises:
         LoadError: one is missing or has changed, or the manifest itself is damaged.

@@ -9,7 +9,7 @@ from torch import nn
 
 from exsel.errors import ExselError
 
-# Under these names configurations say how many tokens the model was made for.
+# Names under which configurations say how many tokens the model was made for.
 _CONTEXT = ("max_position_embeddings", "max_seq_len", "seq_length", "n_ctx")
 _POSITIONS = re.compile(r"pos|wpe", re.IGNORECASE)
 # Some tables have a few rows more than there are positions.
@@ -24,13 +24,13 @@ def context_of(config: Any) -> int | None:
 
 
 def longest_sequence(model: nn.Module) -> int | None:
-    """How many tokens a model has positions for, learned or tabulated; ``None``: it computes them, and goes on."""
+    """How many tokens a model has learned or tabulated positions for; ``None`` if it computes positions without end."""
     config = getattr(model, "config", None)
     context = context_of(config)
     if context is None or getattr(_text_config(config), "rope_parameters", None) is not None:
         return None
     limits = []
-    # Where padding has a position, the first is after it.
+    # If padding has a position, the first token's position comes after it.
     rows = [
         (name, module.num_embeddings, 0 if module.padding_idx is None else module.padding_idx + 1)
         for name, module in model.named_modules()
@@ -48,7 +48,7 @@ def check_positions(model: nn.Module, tokens: int) -> None:
     """Check that a model has positions for so many tokens.
 
     Raises:
-        ExselError: it has a table of fewer.
+        ExselError: its table of positions is shorter.
     """
     limit = longest_sequence(model)
     if limit is not None and tokens > limit:
@@ -56,11 +56,11 @@ def check_positions(model: nn.Module, tokens: int) -> None:
 
 
 def check_context(context: int | None, tokens: int) -> None:
-    """Check that a model was made for so many tokens: beyond them what it gives means little.
+    """Check that a model was made for so many tokens: beyond them its outputs mean little.
 
     Args:
         context: see :func:`context_of`.
-        tokens: of a sequence.
+        tokens: the length of a sequence.
 
     Raises:
         ExselError: it was made for fewer.

@@ -19,7 +19,7 @@ _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "triton")
 
 
 def resolve_device(device: str) -> str:
-    """``"auto"`` as the best device there is, others checked.
+    """The best available device for ``"auto"``; any other device is checked and returned.
 
     Raises:
         ExselError: a device that this machine or this build of PyTorch does not have.
@@ -69,7 +69,7 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     except OSError:
-        pass  # no such file but on Linux
+        pass  # only Linux has this file
     return platform.processor() or platform.machine()
 
 

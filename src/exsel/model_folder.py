@@ -1,4 +1,4 @@
-"""What the folder of a saved model says to programs and people, and whether it holds all of the model's weights."""
+"""What a saved model's folder tells programs without exsel and people, and the check of its weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from exsel.files import write_text
 MODEL_TYPE = "exsel_upgraded: import exsel first"
 #: What all other classes quote in their error, in a program that has not imported exsel.
 HOW_TO_LOAD = "this model needs exsel, and loads with: import exsel; exsel.from_pretrained(folder)"
-#: Entries of a ``config.json`` with which every tokenizer loads, and no model in a program without exsel.
+#: Entries of a ``config.json`` that make models fail to load in a program without exsel, and tokenizers load.
 STOP: Mapping[str, str] = {
     "transformers_weights": HOW_TO_LOAD,  # from_pretrained refuses it: it is no name of a weights file
     "attn_implementation": HOW_TO_LOAD,  # a model refuses it when it is built
@@ -24,8 +24,8 @@ STOP: Mapping[str, str] = {
     "vocab_size": HOW_TO_LOAD,
 }
 
-#: Stands after the name of a model that was upgraded in memory. Nothing is found under that name, so nobody takes the
-#: plain model there for the upgraded one.
+#: A suffix for the name of a model that was upgraded in memory. Nothing is found under the longer name, so no program
+#: loads the plain model in its place.
 UNSAVED = ", upgraded in memory: save_pretrained it to a folder, and load it from there by exsel.from_pretrained"
 
 _CARD = "README.md"
@@ -56,13 +56,13 @@ After `import exsel`, transformers' Auto classes and `pipeline` load it too. The
 
 
 def write_card(folder: Path, name: str, mechanisms: Mapping[str, Mapping[str, Any]], base: str = "") -> None:
-    """Write a model card, ``README.md``, into a saved model's folder, unless it has somebody else's.
+    """Write a model card, ``README.md``, into a saved model's folder, unless a card of somebody else's is there.
 
     Args:
         folder: of the model.
         name: of the model's class.
         mechanisms: where each is (``"exclusive attention in …"``), and its values.
-        base: from where the model was loaded: a folder, a name on the Hugging Face hub, or empty. The licence is
+        base: where the model was loaded from: a folder, a name on the Hugging Face hub, or empty. The licence is
             taken from its card, if that can be read without the network.
     """
     path = folder / _CARD
@@ -123,7 +123,7 @@ def check_weights(
             head's, or a pooler's in BERT's checkpoints.
 
     Raises:
-        LoadError: weights are missing, for which transformers has put random numbers, or weights are left over.
+        LoadError: weights are missing (transformers has initialised them at random), or weights are left over.
     """
 
     def in_base(key: str) -> bool:

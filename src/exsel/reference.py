@@ -43,10 +43,10 @@ def exclude(y: Tensor, own_value: Tensor, strength: Tensor | None, eps: float) -
     scaled = v / largest
     norm = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
     unit = scaled / torch.maximum(norm, eps / largest)
-    # Below eps v̂ is shorter than 1 and I − v̂v̂ᵀ is no projection: it must act once.
+    # Below eps v̂ is shorter than 1 and I − v̂v̂ᵀ is no projection: it must be applied once only.
     is_unit = (norm > eps / largest).to(dtype)
-    # A projection may act twice. The second removes what rounding left of v̂ in the first, which matters where z is
-    # much smaller than y. Sums are of 2⁻⁸ v̂, so that y·v̂ is representable wherever y and z are.
+    # A projection may be applied twice. The second time removes what rounding left along v̂, which matters where z is
+    # much smaller than y. Sums are over y times 2⁻⁸ v̂, so that y·v̂ is representable wherever y and z are.
     small, large = unit * 2.0**-8, unit * 2.0**8
     along = (grouped_y * small).sum(-1, keepdim=True)
     rest = grouped_y - along * large
@@ -71,7 +71,7 @@ def attention(
     query_scale: Tensor | None,
     value_scale: Tensor | None,
 ) -> Tensor:
-    """softmax(τ_q q kᵀ · scale + mask) (τ_v v); a row in which nothing may be attended gives 0.
+    """softmax(τ_q q kᵀ · scale + mask) (τ_v v); a query that may attend to no key gives 0.
 
     query [..., H, T, D], key and value [..., Hkv, S, D], query_scale [..., H, T], value_scale [..., Hkv, S].
     """
@@ -104,7 +104,7 @@ def allowed(
     device: torch.device | None = None,
     first_query: int = 0,
 ) -> Tensor:
-    """Which key each query may attend to, boolean [T, S]: none later, less than the window away, its own sequence.
+    """Which keys each query may attend to, boolean [T, S]: not later, closer than the window, in its own sequence.
 
     The first query belongs to the token of key ``first_query``.
     """

@@ -1,8 +1,8 @@
-"""Tell transformers what exsel adds to it as soon as both packages are imported, in either order.
+"""Register exsel with transformers as soon as both packages are imported, in either order.
 
-``import exsel`` must not import transformers, which takes seconds. After it, ``AutoModel.from_pretrained`` must know
-the folders of exsel's models, and every model ``attn_implementation="exsel"``. transformers looks for no plugins.
-So a finder on ``sys.meta_path`` waits for the modules of transformers that hold such entries, and adds ours to them.
+``import exsel`` must not import transformers, which takes seconds. After it, ``AutoModel.from_pretrained`` must load
+exsel's models, and every model must accept ``attn_implementation="exsel"``. transformers has no plugins. So a finder
+on ``sys.meta_path`` waits for the modules of transformers that hold these registries, and adds exsel's entries.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from exsel.model_folder import MODEL_TYPE
 
 
 class _Finder:
-    """Finds the modules of transformers as always, and registers what exsel adds once each has run.
+    """Finds the modules of transformers as usual, and registers exsel's entries after each has run.
 
     It removes itself after the last of them.
     """
@@ -49,7 +49,7 @@ class _Finder:
 
 
 def _register_configurations() -> None:
-    """Enter stand-ins for two configuration classes, whose own modules import all that a model needs."""
+    """Register stand-ins for two configuration classes: their own modules import everything that a model needs."""
     from transformers.configuration_utils import PreTrainedConfig
 
     class Own(PreTrainedConfig):  # type: ignore[misc]
@@ -69,7 +69,7 @@ def _register_configurations() -> None:
             return ExselConfig.from_dict(config_dict, **kwargs)
 
     class Upgraded(PreTrainedConfig):  # type: ignore[misc]
-        """Stands for the configuration class of each upgraded model's base, upgraded."""
+        """Stands for the configuration classes of all upgraded models."""
 
         model_type = MODEL_TYPE
 
@@ -88,7 +88,7 @@ def _register_attention() -> None:
 
 
 _AUTO_CONFIG = "transformers.models.auto.configuration_auto"
-#: What is registered, by the module of transformers that must be imported before.
+#: The registrations, by the module of transformers that must be imported before.
 _REGISTRATIONS: Mapping[str, Callable[[], None]] = {
     _AUTO_CONFIG: _register_configurations,
     "transformers.modeling_utils": _register_attention,

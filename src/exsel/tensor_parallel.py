@@ -19,8 +19,8 @@ STYLE = "exsel_heads"
 class HeadsParallel(TensorParallelLayer):  # type: ignore[misc]
     """The style of parameters with a row for each head: every process has the rows of its heads.
 
-    A parameter that all heads share has one row, which every process has. It belongs to parameters, not modules:
-    their forward passes take what is theirs (:meth:`exsel.nn.scalars.Scalars.of_own_heads`).
+    A parameter that all heads share has one row, which every process has. The style shards parameters, not modules:
+    forward passes select the rows of their heads (:meth:`exsel.nn.scalars.Scalars.of_own_heads`).
     """
 
     def shard_param(self, module: nn.Module, param: str, mesh: Any) -> None:
@@ -39,7 +39,7 @@ ALL_PARALLEL_STYLES.register(STYLE, HeadsParallel())
 
 
 def heads_plan(module: nn.Module, name: str) -> dict[str, str]:
-    """A plan's entries for the mechanisms in ``module``, which has this name, where its heads are divided."""
+    """A plan's entries for the mechanisms in ``module``, called ``name``, in a layer whose heads are divided."""
     plan: dict[str, str] = {}
     for inner, child in module.named_modules(prefix=name):
         if isinstance(child, Scalars):

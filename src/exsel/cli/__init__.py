@@ -1,4 +1,4 @@
-"""The command line. A command's module is imported when that command runs, and what it needs when it works."""
+"""The command line. A command's module is imported when it runs, and what it needs when its work starts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ COMMANDS = {
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says of a mistake what it is and where to read on, without the whole usage."""
+    """Reports a mistake and where to read on, without the whole usage."""
 
     def error(self, message: str) -> NoReturn:
         """Print two lines and exit with 2."""
@@ -44,7 +44,7 @@ def run_command(program: str, commands: Mapping[str, tuple[str, str]], arguments
     Args:
         program: its name, as one types it.
         commands: by name, the module, with ``add_arguments(parser)`` and ``run(arguments) -> int``, and what it does.
-        arguments: ``None``: of the process.
+        arguments: the command-line arguments; ``None``: those of the process.
 
     Returns:
         The exit code: 0, 2 for a user's mistake, 128 + n after signal n.
@@ -54,7 +54,7 @@ def run_command(program: str, commands: Mapping[str, tuple[str, str]], arguments
     parser.add_argument("-V", "--version", action="version", version=f"exsel {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (module, text) in commands.items():
-        # Abbreviated flags would escape those who look at what was given.
+        # Code that looks for a flag among the given arguments would miss an abbreviation.
         subparser = subparsers.add_parser(
             name, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False
         )
@@ -80,7 +80,7 @@ def run_command(program: str, commands: Mapping[str, tuple[str, str]], arguments
 
 
 def _check_words(given: Sequence[str]) -> None:
-    """Check what no command has a use for: empty values, and bytes that are no text.
+    """Refuse what no command can use: empty values, and bytes that are not text.
 
     Raises:
         ExselError: naming the flag.
@@ -101,7 +101,7 @@ def _refuse(message: str) -> int:
 
 
 def _short(message: str, *, lines: int) -> str:
-    """A message that fits on a screen even where it quotes a value that does not."""
+    """``message``, shortened to fit on a screen."""
     return "\n".join(
         line if len(line) <= 600 else f"{line[:500]} … {line[-80:]}" for line in message.splitlines()[:lines]
     )

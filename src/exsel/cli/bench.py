@@ -111,10 +111,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> Plan:
-    """What the flags say.
+    """The plan that the flags give.
 
     Raises:
-        ExselError: something that is not known, not there or not a number.
+        ExselError: an unknown name, a device that is not there, or a value that is not a number.
     """
     from exsel.bench.attention import DEFAULT_NAMES, NAMES
     from exsel.bench.cases import DTYPES, check_names, parse_shapes
@@ -127,7 +127,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
     if arguments.device == "mps":
         raise ExselError("--device mps: choose auto, cpu or cuda")
     device = resolve_device(arguments.device)
-    if device == "mps":  # which auto found
+    if device == "mps":  # chosen by auto
         device = "cpu"
     dtype = arguments.dtype
     if dtype == "auto":
@@ -148,7 +148,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
 
 
 def _holds_results(folder: Path) -> bool:
-    """Whether a folder holds what this command writes: judged by what its numbers say, not by the file's name."""
+    """Whether a folder holds results of this command, judged by the file's content, not by its name."""
     from exsel.files import read_json
 
     path = folder / RESULTS

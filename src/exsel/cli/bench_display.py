@@ -27,7 +27,7 @@ class BarDisplay(Display):
         self._bars.update(self._task, detail=what)
 
     def measured(self, rounds: int, of: int) -> None:
-        """So many rounds are done."""
+        """Some rounds of a case are done."""
         self._bars.update(self._task, detail=f"round {rounds} of {of}")
 
 

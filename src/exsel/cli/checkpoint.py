@@ -1,4 +1,4 @@
-"""A saved model, found and loaded."""
+"""Find and load a saved model."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ def load_checkpoint(
     hint = "" if causal else " (a model that reads no text goes to exsel.diagnose(model, batches) in Python)"
     with explained(f"{home} cannot be loaded: its tokenizer is damaged or missing{hint}"):
         tokenizer = AutoTokenizer.from_pretrained(home, trust_remote_code=False, local_files_only=is_offline(home))
-        tokenizer.decode(tokenizer("a")["input_ids"])  # some damages show only at work
+        tokenizer.decode(tokenizer("a")["input_ids"])  # some damage shows only in use
     return model.to(device).eval(), tokenizer
 
 
 def read_context(text: str) -> int | None:
-    """How many tokens a model was made for, by its configuration (an adapter's: its model's); ``None``: unsaid."""
+    """How many tokens a model (or an adapter's model) was made for, by its configuration; ``None``: it does not say."""
     from exsel.files import read_json
     from exsel.training.saved_models import ADAPTER, read_config
 

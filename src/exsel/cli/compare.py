@@ -1,4 +1,4 @@
-"""``exsel compare``: the main job."""
+"""``exsel compare``: train variants side by side, and report."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from exsel.diagnostics import Diagnosis
     from exsel.diagnostics.report.diagnosed_models import DiagnosedModel
 
-# Where neither the flags nor the model say how long a sequence is.
+# The sequence length if neither the flags nor the model give one.
 _SEQ_LEN = 512
 _HEADINGS = {
     "similarity": "cos(y, v)",
@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     device = resolve_device(arguments.device)
     names = [arguments.model, *([] if arguments.against is None else [arguments.against])]
-    # Both read the same text, in sequences that are short enough for either.
+    # Both models read the same text, in sequences that are short enough for either.
     context = min((length for name in names if (length := read_context(name)) is not None), default=None)
     if arguments.seq_len is not None and not arguments.past_context:
         check_context(context, arguments.seq_len)
@@ -109,7 +109,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _diagnose(arguments: argparse.Namespace, text: str, context: int | None, device: str) -> Diagnosis:
-    """One model on the text, with what the command knows of both."""
+    """Diagnose one model on the text, and add what the command knows of model and text."""
     from dataclasses import replace
 
     import torch
@@ -141,10 +141,10 @@ def _diagnose(arguments: argparse.Namespace, text: str, context: int | None, dev
 def _sequences(
     arguments: argparse.Namespace, tokenizer: Any, context: int | None
 ) -> tuple[list[list[int]], str, list[str]]:
-    """The ids of each sequence, where they come from, and what to say of it."""
+    """The ids of each sequence, the name of their source, and notes for the report."""
     from exsel.data import load_evaluation_data
 
-    # Tokenizers that do not know say a number beyond all bounds.
+    # A tokenizer without a limit gives a huge number.
     context = min(
         (length for length in (context, tokenizer.model_max_length) if length and length < 10**9), default=None
     )
@@ -162,7 +162,7 @@ def _sequences(
         rows = rows[:limit]
     else:
         if tokenizer.eos_token_id is None and tokenizer.sep_token_id is not None:
-            tokenizer.eos_token = tokenizer.sep_token  # what ends a text where nothing follows it
+            tokenizer.eos_token = tokenizer.sep_token  # without an end-of-text token, a separator ends a text
         blocks, described = load_evaluation_data(
             arguments.data,
             tokenizer=tokenizer,

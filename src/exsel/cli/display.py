@@ -38,7 +38,7 @@ def make_progress() -> BarProgress | LineProgress:
 
 
 class BarProgress:
-    """A bar a run, with the latest losses and the speed; see :class:`exsel.training.monitor.Progress`."""
+    """A bar for each run, with the latest losses and the speed; see :class:`exsel.training.monitor.Progress`."""
 
     _bars: Progress | None = None
 
@@ -104,13 +104,13 @@ def _detail(loss: float, validation_loss: float | None, tokens_per_second: float
 
 
 def warn(text: str) -> None:
-    """A line on standard error."""
+    """Print a line to standard error."""
     print(f"exsel: {text}", file=sys.stderr, flush=True)
 
 
 @contextmanager
 def evaluation_progress(what: str = "evaluating") -> Iterator[Callable[[int, int], None] | None]:
-    """A function to tell how many blocks (or batches) are done of how many; None off a terminal."""
+    """A function that shows how many blocks (or batches) of how many are done; None off a terminal."""
     if not console.is_terminal:
         yield None
         return

@@ -25,9 +25,9 @@ from exsel.errors import ExselError, explained
 _PICTURES = (".svg", ".png")
 # A key has five digits, and the first is not 0.
 _MOST_KEYS = 90_000
-# Where neither the flags nor the model say how long a sequence is.
+# The sequence length if neither the flags nor the model give one.
 _SEQ_LEN = 1024
-# Flags that mean something only beside another.
+# Flags that have an effect only together with another flag.
 _BELONGING = {"passkey": ("depths", "samples", "seed", "picture"), "tasks": ("task_path", "num_fewshot", "limit")}
 
 
@@ -79,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
-    """All that is asked for, printed and as JSON types."""
+    """Run all evaluations asked for, print them, and return them as JSON types."""
     from exsel.cli.checkpoint import load_checkpoint
     from exsel.lengths import check_length, context_of
     from exsel.machine import describe_machine, resolve_device
@@ -203,7 +203,7 @@ def _tasks(arguments: argparse.Namespace, model: Any, tokenizer: Any, tasks: Any
 
 
 def _short(value: float | None) -> str:
-    """Four decimals, or four digits of what is too large for a table (the perplexity of an untrained model)."""
+    """``value`` with four decimals, or four digits if it is too large for a table (an untrained model's perplexity)."""
     if value is None:
         return "–"
     if isinstance(value, int):

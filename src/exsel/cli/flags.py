@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 Value = TypeVar("Value")
 
-#: What a command is told to load.
+#: The help text of a model argument.
 MODEL = "a run's folder, a folder with a model that transformers saved (upgraded or not), or a name on the hub"
 
 
@@ -45,7 +45,7 @@ def add_device_argument(parser: Any) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (%(default)s)")
 
 
-#: More than any count here can mean, and no more than what 64 bits and floating-point numbers hold.
+#: Larger than any meaningful count, and within what 64-bit integers and floating-point numbers hold exactly.
 _MOST = 10**15
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from exsel.cli.flags import MODEL, add_device_argument, add_past_context_argument, number, seed, whole
 
 _MOST_TOKENS = 200
-# Colder, and hotter, the logits leave the range of their numbers, or all tokens become the same.
+# Outside these, logits divided by the temperature overflow, or all tokens become equally likely.
 _COLDEST, _HOTTEST = 1e-4, 1e4
 
 

@@ -1,4 +1,4 @@
-"""Where a command writes, checked before it works; and the command that goes on after an interruption."""
+"""Check where a command will write before it works, and say which command resumes it."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from typing import Any
 from exsel.errors import ExselError
 from exsel.files import locked, write_json
 
-# Of a file's name, in bytes: file systems take 255, and a temporary name adds some.
+# The longest file name in bytes: file systems take 255, and a temporary name adds some.
 _LONGEST_NAME = 249
 
 
 def check_out(arguments: argparse.Namespace, is_ours: Callable[[Path], bool], writer: str) -> bool:
-    """Check what --out, --overwrite and, where a command has it, --resume say together, and change nothing.
+    """Check --out, --overwrite and, if the command has it, --resume, and change nothing.
 
     Args:
         arguments: with ``out``, ``overwrite`` and perhaps ``resume``.
-        is_ours: whether a folder holds what may be gone on with or replaced.
-        writer: who writes such folders, in words.
+        is_ours: whether a folder holds output that may be resumed or replaced.
+        writer: in words, what writes such folders.
 
     Returns:
-        Whether there is something to go on with.
+        Whether to resume.
 
     Raises:
-        ExselError: both flags, nothing to resume, a folder that holds something and neither flag was given, or
-            something that is not ours, one in which another process is at work, or one that cannot be written.
+        ExselError: both flags are given, there is nothing to resume, the folder is not empty and neither flag is given,
+            it holds something else, another process works in it, or it cannot be written.
     """
     folder: Path = arguments.out
     resumes: bool = getattr(arguments, "resume", False)
@@ -75,7 +75,7 @@ def check_file(flag: str, path: Path | None) -> None:
 
 @contextmanager
 def json_output(path: Path | None) -> Iterator[Callable[[Any], None]]:
-    """A function that writes a command's ``--json``; for standard output all else goes to standard error."""
+    """A function that writes a command's ``--json``; for ``-`` all other output goes to standard error."""
     check_file("--json", path)
     if str(path) != "-":
         yield lambda value: None if path is None else write_json(path, value)
@@ -88,7 +88,7 @@ def json_output(path: Path | None) -> Iterator[Callable[[Any], None]]:
 
 
 def command_line(given: Sequence[str]) -> str:
-    """The command that was given, as a shell would take it again."""
+    """The command line, quoted for a shell."""
     program = Path(sys.argv[0])
     if program.name == "__main__.py":
         words = [sys.executable, "-m", program.parent.name]
@@ -100,5 +100,5 @@ def command_line(given: Sequence[str]) -> str:
 
 
 def resume_command(given: Sequence[str]) -> str:
-    """The command that goes on after an interruption."""
+    """The command that resumes after an interruption."""
     return command_line([*(argument for argument in given if argument not in ("--overwrite", "--resume")), "--resume"])

@@ -1,4 +1,4 @@
-"""``exsel train``: one run of one variant, of a new model or of one that exists."""
+"""``exsel train``: one run of one variant, of a new model or an existing one."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
     def prepare(data: PackedData) -> None:
         nonlocal model
         if settings.source is not None:
-            # Whatever is wrong with a model that exists is found before the output folder is touched.
+            # Errors of an existing model are found before the output folder is touched.
             model = build_model(settings, data)
 
     def work(data: PackedData, folder: Path, progress: Progress) -> None:
@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _fine_tuning(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What :func:`exsel.cli.training.build_settings` must know of the model to begin with.
+    """The arguments of :func:`exsel.cli.training.build_settings` that depend on the model to fine-tune.
 
     Raises:
         ExselError: flags that contradict each other or the model, or no such model.

@@ -1,4 +1,4 @@
-"""What ``compare`` and ``train`` share: their flags, the settings that these say, and the way to a trained model."""
+"""What ``compare`` and ``train`` share: flags, the settings that these give, and the way to a trained model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
-    """What a run is told, whether it is the only one or one of several."""
+    """Add the flags of a run, single or one of several."""
     model = parser.add_argument_group("model")
     model.add_argument("--model", help="tiny, 124m, 0.7b, 1.4b, 2.7b, or a path to a transformers configuration (tiny)")
     text = (
@@ -45,7 +45,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
         ("--evaluation-blocks", whole(1), 32, "sequences that validate (%(default)s)"),
         ("--save-every", whole(0), None, "steps between checkpoints (a fifth of the run, 500 at most)"),
     ):
-        # The flag's name is that of the field in Settings, but for a shorter word.
+        # A flag is named like its field in Settings, except that -lr stands for -learning-rate.
         name = flag.removeprefix("--").replace("-lr", "-learning-rate").replace("-", "_")
         metavar = "X" if kind is number else "N"
         training.add_argument(flag, dest=name, type=kind, default=default, metavar=metavar, help=text)
@@ -74,12 +74,12 @@ def build_settings(
     train: Literal["all", "new"] = "all",
     defaults: SizeDefaults | None = None,
 ) -> Settings:
-    """The settings that the flags say.
+    """The settings that the flags give.
 
     Args:
         arguments: of :func:`add_training_arguments`.
         variant, learning_rate, seed, source, train: of the settings.
-        defaults: for what neither flag nor argument says; by default the model's.
+        defaults: for settings that neither flag nor argument gives; by default those of the model's size.
 
     Raises:
         ExselError: a value that cannot work, an absent device, or a logger that is not installed.
@@ -123,7 +123,7 @@ def build_settings(
 
 
 def _mechanism(kind: Any, flag: str, words: Sequence[str]) -> Any:
-    """What a flag says of a mechanism, by ``kind.read``: one value, or fields; the default where it is not given."""
+    """A mechanism's flag as ``kind.read`` takes it: one value, or NAME=VALUE fields; the default if it is absent."""
     misread = ExselError(f"--{flag} takes true, false or NAME=VALUE, each name once; got {' '.join(words)!r:.80}")
     given: Any = True
     if len(words) == 1 and "=" not in words[0]:
@@ -168,7 +168,7 @@ def run_session(
         The exit code.
 
     Raises:
-        ExselError: an output folder that cannot be used as the flags say, models or data that cannot be, a full disk.
+        ExselError: an output folder that cannot be used as the flags say, impossible models or data, or a full disk.
     """
     from exsel.cli.display import make_progress, warn
     from exsel.data import load_data
@@ -185,7 +185,7 @@ def run_session(
         raise ExselError(f"--out {out} was written by `exsel {other}`: resume it with that command")
     settings = runs[0]
     for run in runs:
-        sketch_model(run, vocab_size=1)  # heads, layers and strengths fit together
+        sketch_model(run, vocab_size=1)  # raises if heads, layers or strengths do not fit
     if arguments.compile is None and not settings.compile:
         warn("no C++ compiler (g++ or clang++) found: training runs eager, without torch.compile")
     data = load_data(

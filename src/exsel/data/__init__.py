@@ -1,6 +1,6 @@
 """Text in, fixed-length blocks of token ids out: sources, split, tokenizer, packing, collation.
 
-`load_data` does all of it for training, `load_evaluation_data` for a model that exists.
+`load_data` does all of it for training, `load_evaluation_data` for an existing model.
 """
 
 from exsel.errors import require

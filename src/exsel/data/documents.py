@@ -1,4 +1,4 @@
-"""Documents as `datasets` holds them: rows of text, of which a long document takes several.
+"""Documents as `datasets` holds them: rows of text. A long document takes several rows.
 
 Rows of bounded length let a text be larger than memory, and a tokenizer work on it in parallel.
 """
@@ -18,7 +18,7 @@ Row = tuple[str, bool]
 
 
 def rows_of(documents: Iterable[str | None]) -> Iterator[Row]:
-    """Cut documents into rows of bounded length, where a line begins if one does; leave out empty documents."""
+    """Cut documents into rows of bounded length, at a line's start if possible; leave out empty documents."""
     for document in documents:
         text = document or ""
         start = 0

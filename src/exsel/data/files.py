@@ -1,6 +1,6 @@
 """Local data: find the files that a ``--data`` value names, and read the documents in them.
 
-The readers of `datasets` would not do: they change line ends, take dates for timestamps, and report a damaged line by
+The readers of `datasets` are not used: they change line ends, read dates as timestamps, and report a damaged line by
 its place in their buffer.
 """
 
@@ -25,7 +25,7 @@ _SUFFIXES = frozenset(
     {".jsonl", ".parquet", ".txt", ".text", ".md", ".rst", ".tex", ".html", ".xml", ".py", ".c", ".h", ".cc", ".cpp"}
     | {".hpp", ".cu", ".java", ".js", ".ts", ".go", ".rs", ".sh", ".sql", ".lean"}
 )
-# A value that ends so is meant as a file, even if it is missing: it is not looked for on the hub.
+# A value with such a suffix means a file, even a missing one: it is not looked up on the hub.
 _FAMILIAR_SUFFIXES = frozenset(
     {".json", ".csv", ".tsv", ".arrow", ".gz", ".bz2", ".xz", ".zst", ".zip", ".tar", ".pdf", ".docx"}
 )
@@ -55,8 +55,8 @@ def is_local(spec: str) -> bool:
 def find_files(specs: Sequence[str]) -> list[Path]:
     """List the files that the values name, each once: files as they are, folders and globs expanded and sorted.
 
-    A folder is searched with its subfolders for files with a supported suffix (hidden ones left out); a file that
-    is named itself may also have no suffix and is then text.
+    A folder is searched with its subfolders for files with a supported suffix (hidden ones left out). A file that is
+    named itself may also have no suffix, and is then text.
 
     Raises:
         ExselError: something is missing, empty, of an unsupported type, or a folder holds nothing to read.
@@ -72,7 +72,7 @@ def find_files(specs: Sequence[str]) -> list[Path]:
             matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207
             if not matches:
                 raise ExselError(f"nothing matches {spec}")
-            # `**` matches folders and their files: the files suffice, unless there are folders alone.
+            # `**` matches folders and the files in them. The files suffice, unless only folders match.
             matches = [match for match in matches if match.is_file()] or matches
         for match in matches:
             for file in _readable(match):
@@ -150,7 +150,7 @@ def _read_text(file: Path) -> Iterator[Row]:
         while data:
             following = source.read(_READ_BYTES)
             cut = len(data)
-            if following:  # cut where the last line begins, or in a single line the last character
+            if following:  # cut before the last line, or in a single line before the last character
                 cut = data.rfind(b"\n") + 1 or max(len(data.rstrip(_CONTINUATION_BYTES)) - 1, 0) or cut
             yield _decode(data[:cut], file, source.tell() - len(following) - len(data)), not following
             data = data[cut:] + following
@@ -182,7 +182,7 @@ def _read_json_lines(file: Path, text_field: str) -> Iterator[str | None]:
 def _json_text(line: str, place: str, text_field: str) -> str | None:
     try:
         row = json.loads(line)
-    except (ValueError, RecursionError) as error:  # also for a number of thousands of digits, and deep nesting
+    except (ValueError, RecursionError) as error:  # also at numbers of thousands of digits, and deep nesting
         reason = first_line(error)
         if isinstance(error, json.JSONDecodeError):
             reason = f"{error.msg} at column {error.colno}"

@@ -41,8 +41,8 @@ def open_hub(spec: str, text_field: str) -> tuple[StreamedDocuments, StreamedDoc
     """Open a data set, ``name`` or ``name:configuration``, for streaming.
 
     Returns:
-        Train and validation documents: of the data set's own splits, or where it has a single split, told apart
-        by the hash of each document's content (5% validate).
+        Train and validation documents: the data set's own splits; or its single split, divided by the hash of each
+        document's content (5% validate).
 
     Raises:
         ExselError: the data set cannot be loaded, or does not have the field.

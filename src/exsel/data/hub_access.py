@@ -1,4 +1,4 @@
-"""The Hugging Face hub through its libraries: asked only once, and without progress bars."""
+"""Access to the Hugging Face hub: with one request only, and without progress bars."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TIMEOUT_SECONDS = 10.0
 def reason_unavailable(name: str, kind: Literal["dataset", "model"]) -> str | None:
     """Why this user cannot have a repository of the hub, in one line; `None` if it is there.
 
-    The hub is asked once: the libraries above it would try again for most of a minute.
+    The hub is asked once: `transformers` and `datasets` would retry for most of a minute.
     """
     try:
         HfApi().repo_info(name, repo_type=kind, timeout=_TIMEOUT_SECONDS)
@@ -29,7 +29,7 @@ def reason_unavailable(name: str, kind: Literal["dataset", "model"]) -> str | No
 
 @contextmanager
 def no_progress_bars() -> Iterator[None]:
-    """Switch the bars of `datasets` off for a while, and on again if they were on."""
+    """Hide the progress bars of `datasets` in the block."""
     were_disabled = datasets.are_progress_bars_disabled()
     if not were_disabled:
         datasets.disable_progress_bars()

@@ -1,4 +1,4 @@
-"""From what the user names to packed blocks: the sources, the split, the tokenizer and the packing put together."""
+"""Turn what the user names into packed blocks: sources, split, tokenizer and packing put together."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from exsel.data.standard_library import corpus_name, read_standard_library
 from exsel.data.tokenization import encode, load_tokenizer, vocabulary_size
 from exsel.errors import ExselError
 
-# How much of a stream validates (or is evaluated) where the caller sets no limit.
+# The tokens of a stream that validate (or are evaluated) if the caller sets no limit.
 _STREAM_VALIDATION_TOKENS = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataDescription:
-    """What was loaded, for the record; `None` where a stream does not tell before it has been read."""
+    """What was loaded, for the record; `None` if it is not known before a stream has been read."""
 
     name: str
     """The standard library with the interpreter's version, or the values of ``--data``."""
@@ -60,10 +60,10 @@ class PackedData:
     description: DataDescription
 
     def sha256(self) -> str:
-        """Of the description and of the tokens that validate, in hexadecimal.
+        """SHA-256 of the description and of the validation tokens, in hexadecimal.
 
-        It tells whether the text, its split or what the tokenizer makes of it has changed. A stream's training text is
-        not part of it.
+        It changes with the text, its split and what the tokenizer makes of it. The training text of a stream is not
+        part of it.
         """
         digest = hashlib.sha256(json.dumps(asdict(self.description), sort_keys=True).encode())
         for block in self.validation:
@@ -84,13 +84,13 @@ def load_data(
 
     Documents are tokenised, each ended by the end-of-text token, joined, and cut into blocks of ``seq_len`` tokens; the
     last block is dropped if incomplete. The split is by file for the standard library, by document for all else (see
-    `exsel.data.splitting`), and never depends on chance.
+    `exsel.data.splitting`), and is deterministic.
 
     Args:
         data: nothing for the Python standard library's source; text, ``.jsonl`` and ``.parquet`` files, folders and
             globs of them, and made-up documents with a passkey (``passkey`` or ``passkey:length=256,count=2000``, see
             `exsel.data.passkey`); or one Hugging Face data set as ``name`` or ``name:configuration``, which is
-            streamed (something local of that name comes first).
+            streamed (a local file or folder of that name takes precedence).
         tokenizer: see `load_tokenizer`.
         seq_len: tokens a block.
         pack: ``"concat"`` joins documents; ``"isolate"`` also adds ``position_ids`` that restart with each document.
@@ -113,15 +113,15 @@ def load_evaluation_data(
     text_field: str = "text",
     max_blocks: int | None = None,
 ) -> tuple[Dataset, DataDescription]:
-    """Load all documents of a corpus to evaluate a model on; of the standard library, the validation side alone.
+    """Load all documents of a corpus to evaluate a model on; of the standard library, only the validation part.
 
-    Of a streamed data set these are the documents of its validation or test split, or else those of its only split
-    which do not train in `load_data`.
+    Of a streamed data set, load its validation or test split, or else those documents of its only split that
+    `load_data` does not train on.
 
     Args:
         tokenizer: the model's own.
         max_blocks: at most this many blocks, evenly spread (of a stream, the first ones; by default a million tokens).
-        data, seq_len, pack, text_field: as for `load_data`, which also raises the same errors.
+        data, seq_len, pack, text_field: as for `load_data`, with the same errors.
 
     Returns:
         The blocks and their description, in which the documents count as validation.
@@ -140,7 +140,7 @@ def _load(
     *,
     trains: bool,
 ) -> PackedData:
-    """Load a corpus of which, without ``trains``, only the validation side is packed: all documents of files."""
+    """Load a corpus. Without ``trains``, pack only its validation part, which for files is all documents."""
     if seq_len < 2:
         raise ExselError(f"a block needs at least 2 tokens, not {seq_len}: choose a longer --seq-len")
     if pack not in get_args(Pack):
@@ -202,7 +202,7 @@ def _load(
 def _read(
     specs: Sequence[str], text_field: str, tokenizer: PreTrainedTokenizerBase, seq_len: int, *, trains: bool
 ) -> tuple[Corpus | None, Corpus]:
-    """The documents that train, if any shall, and those that validate."""
+    """The documents that train (``None`` without ``trains``), and those that validate."""
     if not specs:
         train, validation = split_by_name(read_standard_library())
         return (train if trains else None), validation

@@ -49,7 +49,7 @@ class Packer:
             ``isolate`` also ``position_ids``, which count from 0 at the start of each document and of each block.
         """
         tokens, lengths = encode(rows, self.tokenizer)
-        # A document starts where one has ended, which may be with the token to come.
+        # A document starts where another has ended. The last entry is for the first token of the next call.
         starts = np.zeros(len(tokens) + 1, np.bool_)
         starts[np.cumsum(lengths)[[ends for _, ends in rows]]] = True
         starts[0] |= self._next_starts
@@ -81,7 +81,7 @@ def pack_corpus(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, seq_len: 
     def pack_batch(texts: list[str], ends: list[bool], indices: list[int]) -> dict[str, list[NDArray[np.int32]]]:
         return packer(list(zip(texts, ends, strict=True)), last=indices[-1] == len(rows) - 1)
 
-    # The function that makes the blocks carries state, so their result is named by what goes into it.
+    # The packer carries state, so `datasets` cannot hash it. The cached result is named by the packer's inputs.
     name = f"exsel {_FORMAT} {corpus.digest.hex()} {Hasher.hash(tokenizer)} {seq_len} {pack}"
     with no_progress_bars():
         blocks = rows.map(
@@ -101,8 +101,8 @@ def pack_corpus(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, seq_len: 
 def pack_stream(
     documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, *, seq_len: int, pack: Pack
 ) -> IterableDataset:
-    """Tokenise and pack documents as they come; every iteration begins the documents anew."""
-    # In a tuple: `datasets` takes a list here for shards that may be read apart.
+    """Tokenise and pack documents as they come; every iteration starts with the first document."""
+    # A tuple, since `datasets` takes a list here for shards that may be read separately.
     source = {"source": (documents, tokenizer, seq_len, pack)}
     return IterableDataset.from_generator(_stream_blocks, features=_features(pack), gen_kwargs=source).with_format(
         "numpy"
@@ -164,9 +164,9 @@ def collate(features: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
 
     Returns:
         int64 tensors of ``[batch, seq_len]``: ``input_ids``, ``labels`` (the same ids: transformers' models shift
-        them) and, where the blocks have them, ``position_ids``. The label of a block's first token is −100, since
-        nothing predicts it and a count of labels is then one of predictions; with positions also that of each
-        document's first token, so that no token is predicted from another document.
+        them) and, if the blocks have them, ``position_ids``. The label of a block's first token is −100: nothing
+        predicts it, so the other labels count the predictions. With positions, the label of each document's first
+        token is −100 too, so that no token is predicted from another document.
     """
     names = [name for name in ("input_ids", "position_ids") if name in features[0]]
     batch = {name: torch.from_numpy(np.stack([np.asarray(row[name], np.int64) for row in features])) for name in names}

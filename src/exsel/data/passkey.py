@@ -2,7 +2,7 @@
 
 The task is Mohtashami and Jaggi's (2023, arXiv:2305.16300) and that of the SSA paper (Zhang et al., 2024,
 arXiv:2411.12892). Their sentences are used, without the instruction that opens their prompt, so that the task fits into
-128 bytes; a model is meant to be fine-tuned on `passkey_documents` before it is asked.
+128 bytes. A model should be fine-tuned on `passkey_documents` before it is evaluated.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from transformers import PreTrainedTokenizerBase
 from exsel.data.tokenization import encode
 from exsel.errors import ExselError
 
-#: Documents that are made up where a ``--data`` value names no number.
+#: The number of documents if a ``--data`` value gives none.
 COUNT = 2000
 _NAME = "passkey"
 _FILLER = ("The grass is green. ", "The sky is blue. ", "The sun is yellow. ", "Here we go. ", "There and back again. ")
 _UNIT = "".join(_FILLER)
 _FACT = "The pass key is {key}. Remember it. {key} is the pass key. "
 _QUESTION = "What is the pass key? The pass key is"
-# Rounds in which the filler's length is corrected until a document has as many tokens as it should.
+# The number of rounds that correct the filler's length until a document has the wanted number of tokens.
 _ROUNDS = 8
 _BATCH = 1000
-# Of a number in a ``--data`` value, and tokens of all its documents, which lie in memory: 2000 of 131,072 have room.
+# The most digits of a number in a ``--data`` value, and the most tokens in all, held in memory (2000 × 131,072 fit).
 _DIGITS, _MOST_TOKENS = 15, 2**28
 
 
@@ -47,12 +47,12 @@ class PasskeyDocument:
 
 
 def is_passkey(spec: str) -> bool:
-    """Whether a ``--data`` value names this source; a file or folder of that name comes first."""
+    """Whether a ``--data`` value names this source; a file or folder of that name takes precedence."""
     return spec.partition(":")[0] == _NAME and not Path(spec).exists()
 
 
 def passkey_documents(spec: str, tokenizer: PreTrainedTokenizerBase, seq_len: int) -> list[str]:
-    """Make the documents of a ``--data`` value, with keys and places by chance.
+    """Make the documents of a ``--data`` value, with random keys and places.
 
     Args:
         spec: ``passkey``, or with options ``passkey:length=256,count=2000,seed=0``: the tokens of a document with the
@@ -62,7 +62,7 @@ def passkey_documents(spec: str, tokenizer: PreTrainedTokenizerBase, seq_len: in
         seq_len: of a block.
 
     Raises:
-        ExselError: an option or its length cannot be, a document would not fit into a block or all of them into memory.
+        ExselError: an impossible option or length, documents longer than a block, or more than memory holds.
     """
     options = {"length": seq_len, "count": COUNT, "seed": 0}
     given: set[str] = set()
@@ -99,7 +99,7 @@ def random_key(chance: random.Random) -> str:
 
 
 def write_document(key: str, depth: float, filler: int) -> PasskeyDocument:
-    """Hide a key among the sentences of ``filler`` characters, of which the first may lack its beginning.
+    """Hide a key among filler sentences of ``filler`` characters; the first sentence may lack its beginning.
 
     The key stands before all of them at depth 0, and right before the question at depth 1.
     """
@@ -114,7 +114,7 @@ def write_document(key: str, depth: float, filler: int) -> PasskeyDocument:
 def fit_documents(
     wanted: Sequence[tuple[str, float]], tokenizer: PreTrainedTokenizerBase, length: int
 ) -> list[PasskeyDocument]:
-    """Hide keys, each at its depth, in as much filler as makes documents of ``length`` tokens with the end of text.
+    """Hide keys, each at its depth, in filler, so that each document has ``length`` tokens with the end of text.
 
     With some tokenizers a few documents have one or two tokens fewer, since no filler gives exactly as many.
 
@@ -142,7 +142,7 @@ def _fit(wanted: Sequence[tuple[str, float]], tokenizer: PreTrainedTokenizerBase
             f"a length of {tokens + 1} tokens is too short for a passkey: the key, the question and the end take "
             f"{max(counts) + 1} with this tokenizer; choose a longer one"
         )
-    characters = len(_UNIT) * 20 / measure([_UNIT * 20])[0]  # of a token
+    characters = len(_UNIT) * 20 / measure([_UNIT * 20])[0]  # per token
     fillers = [round((tokens - count) * characters) for count in counts]
     for _ in range(_ROUNDS):
         short = [index for index, count in enumerate(counts) if count < tokens]

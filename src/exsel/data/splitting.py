@@ -1,4 +1,4 @@
-"""Which documents train and which validate: decided by a hash, so that it never depends on order or chance."""
+"""Decide by a hash which documents train and which validate, independent of order and chance."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from exsel.data.documents import rows_of, to_dataset
 
 VALIDATION_SHARE = 0.05
-# Outside these the hash was unlucky (few documents, or one that outweighs the others) and is corrected for.
+# A share outside this range (few documents, or one that outweighs the others) is corrected.
 _LEAST_SHARE, _MOST_SHARE = 0.01, 0.25
 _THRESHOLD = int(VALIDATION_SHARE * 2**64)
 _BATCH = 100
@@ -81,12 +81,12 @@ class Corpus:
 
 
 def key_of(text: str) -> int:
-    """The 64-bit key by which a text (a document, or the name of one) falls on one side."""
+    """The 64-bit key that decides on which side a text (a document, or its name) falls."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
 def is_validation(key: int) -> bool:
-    """Whether a document with this key validates: so do 5% of all keys."""
+    """Whether a document with this key validates, as 5% of all keys do."""
     return key < _THRESHOLD
 
 
@@ -139,7 +139,7 @@ def _split_longest(corpus: Corpus) -> tuple[Corpus, Corpus]:
 
 
 def cut_tail(text: str, share: float) -> tuple[str, str]:
-    """Cut a text before about its last ``share``, where a line begins if one does within 5% of the text."""
+    """Cut a text before about its last ``share``, at a line's start if there is one within 5% of the text."""
     cut = min(max(1, round(len(text) * (1 - share))), len(text) - 1)
     reach = len(text) // 20 + 1
     newline = text.rfind("\n", max(0, cut - reach), cut)

@@ -1,4 +1,4 @@
-"""The default corpus, which every machine has that runs this: the source of the Python standard library."""
+"""The default corpus, which every machine with Python has: the source of the standard library."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 
 from exsel.errors import ExselError
 
-# pydoc_data is the language reference in English: one generated file, as large as 60 of source.
+# pydoc_data is the language reference in English: one generated file, as large as 60 source files.
 _EXCLUDED_FOLDERS = frozenset(
     {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "pydoc_data"}
 )
-# Written when the interpreter is built: it describes that machine.
+# Generated when the interpreter is built: it describes that machine.
 _GENERATED_PREFIX = "_sysconfigdata"
 
 

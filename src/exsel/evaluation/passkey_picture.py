@@ -1,4 +1,4 @@
-"""The picture of passkey retrieval: a field for each length and depth, the deeper the more keys were found."""
+"""A heat map of passkey retrieval: a cell for each length and depth, the stronger the more keys were found."""
 
 from __future__ import annotations
 

@@ -85,23 +85,23 @@ def passkey(
     """Ask a transformers language model for keys hidden in filler text (see `exsel.data.passkey`).
 
     A key counts as found if greedy decoding continues the prompt with its five digits. No token is generated: greedy
-    decoding writes the key if and only if each of the key's tokens is the likeliest after the prompt and the tokens
-    before it, and one pass over prompt and key tells.
+    decoding writes the key if and only if each of the key's tokens is the most likely after the prompt and the tokens
+    before it. One forward pass over prompt and key shows this.
 
     Args:
-        model: in which a token depends on those before it alone; evaluated uncompiled, in evaluation mode.
+        model: a causal model; evaluated uncompiled, in evaluation mode.
         tokenizer: the model's own.
         lengths: of the documents in tokens, as for training data: with the key and the end-of-text token.
-        depths: where the key stands among the filler, from 0 (before all of it) to 1 (right before the question); what
-            falls between the same two sentences of a short text is the same place.
+        depths: where the key stands among the filler, from 0 (before all of it) to 1 (right before the question). In a
+            short text, depths between the same two sentences are the same place.
         samples: keys for each length and depth.
-        seed: of the keys, which do not depend on the other lengths and depths that are asked for.
+        seed: seed of the keys, which do not depend on the other lengths and depths.
         batch_size: documents at a time.
         on_batch: called after each batch with (documents done, documents in all).
 
     Raises:
         ExselError: a length beyond the model's learned positions or too short for the key and the question, a depth
-            that is none, nothing to ask, a tokenizer that cannot write digits, or a model that gives no numbers.
+            outside [0, 1], an empty list, a tokenizer that cannot write digits, or logits that are not numbers.
     """
     for what, values in (("lengths", lengths), ("depths", depths)):
         if not values or len(set(values)) < len(values):
@@ -159,7 +159,7 @@ def _answer(model: torch.nn.Module, batch: Sequence[_Question]) -> list[bool]:
     """Whether each key is what greedy decoding writes."""
     device = next(model.parameters()).device
     rows = [torch.tensor(question.prompt + question.answer, device=device) for question in batch]
-    # Padding stands on the right, where a causal model does not look.
+    # Padding is on the right, to which tokens of a causal model do not attend.
     arguments: dict[str, Any] = {"input_ids": pad_sequence(rows, batch_first=True), "use_cache": False}
     if len({len(row) for row in rows}) > 1:
         arguments["attention_mask"] = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
@@ -169,7 +169,7 @@ def _answer(model: torch.nn.Module, batch: Sequence[_Question]) -> list[bool]:
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         arguments["logits_to_keep"] = kept
     logits: Tensor = model(**arguments).logits[:, -kept:]
-    if logits.isnan().any():  # it would have a largest one, and look like a key that was not found
+    if logits.isnan().any():  # argmax of NaN would count as a key that was not found
         raise ExselError("the model gives logits that are no numbers: its weights are of no use")
     likeliest = logits.argmax(-1).tolist()
     starts = [len(question.prompt) - 1 - first for question in batch]

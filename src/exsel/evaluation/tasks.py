@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase
 from exsel.data.hub_access import no_progress_bars, reason_unavailable
 from exsel.errors import ExselError, first_line
 
-#: Named sets: of each task the metrics that count.
+#: Named sets of tasks: for each task, the metrics that count.
 TASK_SETS: Mapping[str, Mapping[str, tuple[str, ...]]] = MappingProxyType(
     {
         # The eight zero-shot tasks of the XSA paper, with its metrics.
@@ -52,7 +52,7 @@ TASK_SETS: Mapping[str, Mapping[str, tuple[str, ...]]] = MappingProxyType(
 )
 # The seed of the examples that are shown before a question: the harness's own default.
 _FEWSHOT_SEED = 1234
-# Marks of the harness's tasks.
+# Attributes by which the harness marks tasks that are refused here, with the reason.
 _REFUSED = {
     "UNSAFE_CODE": "runs code that the model writes, which exsel does not do",
     "MULTIMODAL": "shows images or sounds, and these models read text alone",
@@ -80,7 +80,7 @@ class TaskScore:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskResult:
-    """What the tasks gave."""
+    """The scores of all tasks."""
 
     scores: tuple[TaskScore, ...]
     requests: int
@@ -89,7 +89,7 @@ class TaskResult:
     """How many of them are longer than the model's context with their text, whose beginning was cut."""
 
     def mean(self, task_set: str) -> float | None:
-        """The mean over the tasks of a named set which has one metric for each, all of them accuracies; else None."""
+        """The mean over a named set, if each of its tasks has one metric, and all are accuracies; else None."""
         wanted = [(task, metric) for task, metrics in TASK_SETS[task_set].items() for metric in metrics]
         values = [score.value for score in self.scores if (score.task, score.metric) in wanted]
         comparable = len(wanted) == len(TASK_SETS[task_set]) and all(name.startswith("acc") for _, name in wanted)
@@ -102,7 +102,7 @@ class TaskResult:
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedTasks:
-    """Tasks with their documents, ready to be asked."""
+    """Tasks with their documents, ready to run."""
 
     tasks: Mapping[str, Any]
     groups: Mapping[str, Any]
@@ -115,8 +115,8 @@ def load_tasks(names: Sequence[str], *, task_path: Path | None = None) -> Loaded
 
     Args:
         names: of tasks, groups and tags of the harness, and of `TASK_SETS`.
-        task_path: a folder of further task definitions (YAML), which come before the harness's own. They can call
-            Python code that lies beside them.
+        task_path: a folder of further task definitions (YAML), which take precedence over the harness's own. They can
+            call Python code beside them.
 
     Raises:
         ExselError: no such task or folder, documents that cannot be loaded, or a task that runs code that a model
@@ -149,7 +149,7 @@ def load_tasks(names: Sequence[str], *, task_path: Path | None = None) -> Loaded
 
 
 def _manager(wanted: Sequence[str], task_path: Path | None) -> Any:
-    """The index of tasks in which all that are wanted stand."""
+    """An index of tasks that contains all of ``wanted``."""
     if task_path is not None:
         own = TaskManager(include_path=str(task_path), include_defaults=False)
         # Reading the harness's own tasks takes seconds. Only groups may refer to them.
@@ -170,7 +170,7 @@ def _load(manager: Any, name: str) -> Any:
     source = str((entry.cfg or {}).get("dataset_path", ""))
     on_hub = "/" in source and not Path(source).exists()
     reason = reason_unavailable(source, "dataset") if on_hub else None
-    # Where the hub cannot be reached, its library shall look into its cache at once.
+    # If the hub cannot be reached, its library should use its cache at once.
     before = huggingface_hub.constants.HF_HUB_OFFLINE
     huggingface_hub.constants.HF_HUB_OFFLINE = before or reason is not None
     try:
@@ -215,11 +215,11 @@ def evaluate_tasks(
 
     Args:
         model: on the device that computes.
-        tokenizer: the model's own. A token that it puts before every text is kept, one that it puts behind is not.
+        tokenizer: the model's own. A token that it adds before every text is kept; one that it adds after is not.
         tasks: from `load_tasks`.
         num_fewshot: examples before each question (by default the task's own number; where a task fixes it at none, it
             stays none).
-        limit: documents of each task (all of them).
+        limit: documents of each task (default: all).
         batch_size: continuations at a time.
 
     Raises:
@@ -271,7 +271,7 @@ class _CheckedModel(HFLM):
 
 
 def _begins_texts(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the special tokens that the tokenizer adds all come before the text, as models expect that have one."""
+    """Whether the tokenizer adds special tokens, all before the text: a model with such tokens expects them."""
     plain: list[int] = tokenizer.encode("a", add_special_tokens=False)
     with_special: list[int] = tokenizer.encode("a")
     return len(with_special) > len(plain) and with_special[-len(plain) :] == plain

@@ -110,7 +110,7 @@ class MechanismsModel(BaseTuner):
             self._lora.set_adapter(adapter_name, inference_mode=inference_mode)
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Delete ``adapter_name`` and its LoRA. If it was active, another one is now active, the same in every layer."""
+        """Delete ``adapter_name`` and its LoRA. If it was active, another one becomes so, the same in every layer."""
         was_active = adapter_name in self.active_adapters
         if self._lora is not None and adapter_name in self._lora.peft_config:
             self._lora.delete_adapter(adapter_name)

@@ -186,7 +186,7 @@ class Settings:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     def model_sha256(self) -> str | None:
-        """SHA-256 of the configuration that ``source`` or ``model`` names, in hexadecimal; ``None``: it is on the hub."""
+        """SHA-256 of the configuration that ``source`` or ``model`` names, in hexadecimal; ``None``: on the hub."""
         path = Path(self.source or self.model)
         if self.source is None and self.model in SIZES:
             values: Any = SIZES[self.model]
