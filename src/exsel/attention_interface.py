@@ -33,7 +33,7 @@ def exsel_attention_forward(
     """:func:`exsel.attention` as transformers calls an attention function.
 
     Args:
-        module: the layer; its ``is_causal`` counts where none is given.
+        module: the layer; its ``is_causal`` counts if the argument is ``None``.
         query: ``[B, H, T, D]``.
         key: ``[B, Hkv, S, D]``.
         value: ``[B, Hkv, S, D]``.

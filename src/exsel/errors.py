@@ -23,7 +23,7 @@ class LoadError(ExselError):
 
 
 class MissingPackageError(ImportError):
-    """A package that is not installed, or too old; the message says so and, where it is one of exsel's, how to get it.
+    """A package is missing or too old; the message says so and, if one of exsel's extras has it, how to install it.
 
     The command line shows its text and exits with 2. Any other ``ImportError`` is a bug and keeps its traceback.
     """

@@ -41,7 +41,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON, or raise an ExselError if it is not JSON, or nested or long beyond what Python reads."""
+    """Read JSON, or raise an ExselError if the file is not JSON, or too long or too deeply nested for Python."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

@@ -45,7 +45,7 @@ def longest_sequence(model: nn.Module) -> int | None:
 
 
 def check_positions(model: nn.Module, tokens: int) -> None:
-    """Check that a model has positions for so many tokens.
+    """Check that a model has positions for ``tokens`` tokens.
 
     Raises:
         ExselError: its table of positions is shorter.
@@ -56,7 +56,7 @@ def check_positions(model: nn.Module, tokens: int) -> None:
 
 
 def check_context(context: int | None, tokens: int) -> None:
-    """Check that a model was made for so many tokens: beyond them its outputs mean little.
+    """Check that a model was made for ``tokens`` tokens: beyond its context its outputs mean little.
 
     Args:
         context: see :func:`context_of`.
@@ -73,7 +73,7 @@ def check_context(context: int | None, tokens: int) -> None:
 
 
 def check_length(model: nn.Module, tokens: int, *, past_context: bool) -> None:
-    """Check that a model has positions for so many tokens, and without ``past_context`` that it was made for them.
+    """Check that a model has positions for ``tokens`` tokens, and without ``past_context`` that it was made for them.
 
     Raises:
         ExselError: see :func:`check_positions` and :func:`check_context`.

@@ -14,7 +14,7 @@ from exsel.files import write_text
 
 #: The model type in the ``config.json`` of an upgraded model. Auto classes that do not know it quote it in their error.
 MODEL_TYPE = "exsel_upgraded: import exsel first"
-#: What all other classes quote in their error, in a program that has not imported exsel.
+#: All other classes quote this in their error, in a program that has not imported exsel.
 HOW_TO_LOAD = "this model needs exsel, and loads with: import exsel; exsel.from_pretrained(folder)"
 #: Entries of a ``config.json`` that make models fail to load in a program without exsel, and tokenizers load.
 STOP: Mapping[str, str] = {
@@ -61,7 +61,7 @@ def write_card(folder: Path, name: str, mechanisms: Mapping[str, Mapping[str, An
     Args:
         folder: of the model.
         name: of the model's class.
-        mechanisms: where each is (``"exclusive attention in …"``), and its values.
+        mechanisms: the name and place of each (``"exclusive attention in …"``), and its values.
         base: where the model was loaded from: a folder, a name on the Hugging Face hub, or empty. The licence is
             taken from its card, if that can be read without the network.
     """
@@ -115,7 +115,7 @@ def check_weights(
     """Check that a model has all weights of its folder, and the folder all of the model.
 
     Args:
-        folder: where they are.
+        folder: the folder of the weights.
         model: as transformers loaded it.
         info: what transformers says of the weights (``output_loading_info``).
         may_miss_head: whether the model's class is not the one that saved it, so that its head is new.

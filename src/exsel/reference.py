@@ -137,7 +137,7 @@ def position_term(position: Tensor, position_logit: Tensor) -> Tensor:
 def inverse_temperature(
     features: Tensor, weight: Tensor, position: Tensor | None, position_logit: Tensor | None
 ) -> Tensor:
-    """τ = τ_tok + τ_pos, with τ_pos = 1 where no ``position_logit`` is given."""
+    """τ = τ_tok + τ_pos, with τ_pos = 1 if ``position_logit`` is None."""
     if position_logit is None:
         return 1 + token_term(features, weight)
     assert position is not None

@@ -12,7 +12,7 @@ from exsel.cli.outputs import check_out
 if TYPE_CHECKING:
     from exsel.bench.session import Plan
 
-#: The files of an output folder beside the pictures.
+#: The file in an output folder, beside the pictures.
 RESULTS = "bench.json"
 
 

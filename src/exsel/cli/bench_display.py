@@ -1,4 +1,4 @@
-"""What ``exsel bench`` shows while it works, on standard error: a bar on a terminal, plain lines elsewhere."""
+"""The display of ``exsel bench`` on standard error: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from exsel.bench.measuring import Display
 
 
 class BarDisplay(Display):
-    """A bar over the cases; beside it what is prepared or how many rounds are done."""
+    """A bar over the cases, with the current preparation or the number of rounds done."""
 
     def __init__(self, bars: Progress) -> None:
         self._bars = bars
@@ -32,7 +32,7 @@ class BarDisplay(Display):
 
 
 class LineDisplay(Display):
-    """A line a case, and a line for each of its parts."""
+    """A line for each case, and one for each of its parts."""
 
     def __init__(self, console: Console) -> None:
         self._console = console

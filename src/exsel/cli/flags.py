@@ -79,7 +79,7 @@ def number(text: str) -> float:
 
 
 def count(text: str) -> int:
-    """The type of a flag that takes a count, of which k, m and b are thousands, millions and billions."""
+    """The type of a flag that takes a count; the suffixes k, m and b mean thousands, millions and billions."""
     scales = {"k": 10**3, "m": 10**6, "b": 10**9}
     digits, scale = (text[:-1], scales[text[-1].lower()]) if text[-1:].lower() in scales else (text, 1)
     try:

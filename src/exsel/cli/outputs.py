@@ -55,7 +55,7 @@ def check_out(arguments: argparse.Namespace, is_ours: Callable[[Path], bool], wr
     if not (resumes or arguments.overwrite):
         resume = "--resume to go on with it or " if hasattr(arguments, "resume") else ""
         raise ExselError(f"--out {folder} is not empty: add {resume}--overwrite to replace it")
-    with locked(folder):  # fails before any work where another process holds the lock
+    with locked(folder):  # fails before any work if another process holds the lock
         return resumes
 
 

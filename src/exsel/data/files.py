@@ -107,7 +107,7 @@ def load_files(files: Sequence[Path], text_field: str) -> Dataset:
         raise ExselError(f"no text in {', '.join(map(str, files[:3]))}: every document is empty")
     if sum(file.stat().st_size for file in files) <= IN_MEMORY_BYTES:
         return to_dataset(read_rows(files, text_field))
-    # `datasets` finds an earlier result by the arguments alone, so the state of each file is among them. They are in
+    # `datasets` finds an earlier result by its arguments only, so the state of each file is among them. They are in
     # a tuple, since a list would mean shards.
     states = tuple((str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
     arguments = {"files": states, "text_field": text_field}

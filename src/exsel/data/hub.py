@@ -60,7 +60,7 @@ def open_hub(spec: str, text_field: str) -> tuple[StreamedDocuments, StreamedDoc
 def open_stream(
     path: str, config: str | None = None, *, text_field: str, label: str
 ) -> tuple[StreamedDocuments, StreamedDocuments]:
-    """Open what `datasets.load_dataset` loads by ``path`` and ``config``; otherwise as `open_hub`."""
+    """Open the data set that `datasets.load_dataset` loads by ``path`` and ``config``; otherwise as `open_hub`."""
     try:
         with no_progress_bars():
             splits = datasets.load_dataset(path, config, streaming=True)

@@ -49,7 +49,7 @@ class Packer:
             ``isolate`` also ``position_ids``, which count from 0 at the start of each document and of each block.
         """
         tokens, lengths = encode(rows, self.tokenizer)
-        # A document starts where another has ended. The last entry is for the first token of the next call.
+        # A document starts after the end of another. The last entry is for the first token of the next call.
         starts = np.zeros(len(tokens) + 1, np.bool_)
         starts[np.cumsum(lengths)[[ends for _, ends in rows]]] = True
         starts[0] |= self._next_starts

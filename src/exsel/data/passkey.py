@@ -58,7 +58,7 @@ def passkey_documents(spec: str, tokenizer: PreTrainedTokenizerBase, seq_len: in
         spec: ``passkey``, or with options ``passkey:length=256,count=2000,seed=0``: the tokens of a document with the
             one that ends it (by default those of a block, so that each block holds one document), how many documents,
             and the seed of the keys and their places.
-        tokenizer: by which the length is measured.
+        tokenizer: the tokenizer that measures the length.
         seq_len: of a block.
 
     Raises:

@@ -21,7 +21,7 @@ _BATCH = 100
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """Documents, and what identifies and measures each of them."""
+    """Documents, with the hash and the size of each."""
 
     rows: Dataset
     """See `exsel.data.documents`."""
@@ -126,7 +126,7 @@ def _split_longest(corpus: Corpus) -> tuple[Corpus, Corpus]:
     others = (corpus.digests != corpus.digests[longest]).any(axis=1)
     tail_bytes = min(corpus.sizes[longest] / 2, VALIDATION_SHARE * corpus.num_bytes)
     first = int(corpus.row_counts[:longest].sum())
-    # From the last row of the document back to the one in which the tail begins.
+    # Go back from the document's last row to the row in which the tail begins.
     row = last = first + int(corpus.row_counts[longest]) - 1
     while tail_bytes > (row_bytes := len(rows[row]["text"].encode())) and row > first:
         tail_bytes -= row_bytes

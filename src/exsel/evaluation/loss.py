@@ -65,7 +65,7 @@ def evaluate_loss(
         blocks: rows of ``input_ids`` (and ``position_ids``), as :func:`exsel.data.load_data` packs them.
         batch_size: blocks at a time.
         device: where the model is.
-        dtype: of the computation (autocast, where it is not float32).
+        dtype: of the computation (autocast, if it is not float32).
         on_batch: called after each batch with (blocks done, blocks in all).
     """
     was_training = model.training

@@ -156,7 +156,7 @@ def _questions(
 
 
 def _answer(model: torch.nn.Module, batch: Sequence[_Question]) -> list[bool]:
-    """Whether each key is what greedy decoding writes."""
+    """Whether greedy decoding writes each key."""
     device = next(model.parameters()).device
     rows = [torch.tensor(question.prompt + question.answer, device=device) for question in batch]
     # Padding is on the right, to which tokens of a causal model do not attend.

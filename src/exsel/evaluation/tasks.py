@@ -52,7 +52,7 @@ TASK_SETS: Mapping[str, Mapping[str, tuple[str, ...]]] = MappingProxyType(
 )
 # The seed of the examples that are shown before a question: the harness's own default.
 _FEWSHOT_SEED = 1234
-# Attributes by which the harness marks tasks that are refused here, with the reason.
+# Attributes of the harness's tasks that are refused here, with the reason.
 _REFUSED = {
     "UNSAFE_CODE": "runs code that the model writes, which exsel does not do",
     "MULTIMODAL": "shows images or sounds, and these models read text alone",

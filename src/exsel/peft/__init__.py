@@ -1,4 +1,4 @@
-"""Both mechanisms as an adapter in PEFT: a frozen model, and the mechanisms' parameters trained and saved beside it.
+"""Both mechanisms as a PEFT adapter: the model is frozen, and the mechanisms' parameters are trained and saved.
 
 Importing this module registers the method with PEFT::
 

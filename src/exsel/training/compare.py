@@ -71,7 +71,7 @@ def compare(
     Args:
         runs: from :func:`plan_runs`.
         data: loaded as the settings of the runs say.
-        folder: where everything goes, a folder for each run below ``runs``.
+        folder: the output folder; each run has a folder below ``runs`` in it.
         command: the command line, for the record.
         progress: the display of the runs.
         resume: keep the runs that are finished and go on with the one that is not.

@@ -151,7 +151,7 @@ def check_source(model: Any, settings: Settings, vocab_size: int) -> None:
 
 
 def _isolates(model: Any, tokens: Tensor) -> bool:
-    """Whether a document after another one has the logits that it has alone: attention, positions, temperatures."""
+    """Whether a document has the same logits after another one as alone: attention, positions, temperatures."""
     if "position_ids" not in inspect.signature(model.forward).parameters:
         return False
     positions = torch.arange(16).repeat(2).unsqueeze(0)

@@ -24,7 +24,7 @@ _SPEED_STEPS = 50
 
 
 class Progress(Protocol):
-    """Where a run shows what it does."""
+    """The display of a run."""
 
     def start(self, name: str, steps: int, done: int) -> None:
         """A run begins, ``done`` of its steps already taken."""

@@ -65,7 +65,7 @@ def read_config(source: str, called: str | None = None) -> Any:
 
 @functools.cache
 def is_offline(source: str) -> bool:
-    """Whether a model can only come from the local cache: it is no folder, and the hub refuses it to this user."""
+    """Whether a model can only come from the local cache: it is no folder, and the hub cannot provide it."""
     return not Path(source).exists() and reason_unavailable(source, "model") is not None
 
 

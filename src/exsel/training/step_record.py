@@ -34,7 +34,7 @@ class StepRecord:
 
     @classmethod
     def begin(cls, folder: Path, checkpoint: Path | None) -> StepRecord:
-        """The record of a run that begins, or goes on from a checkpoint, which holds the lines up to its step.
+        """The record of a run that begins, or goes on from a checkpoint, which has the lines up to its step.
 
         The file in ``folder`` is replaced: a run that was killed may have written more lines, or half a line.
         """

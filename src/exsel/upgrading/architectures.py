@@ -121,7 +121,7 @@ _WRITING: Mapping[tuple[Any, ...], str] = {
     ),
 }
 
-#: Where an attribute of the module chooses the packing: the attribute, the packing if it is true, and if it is false.
+#: Classes in which an attribute chooses the packing: the attribute, the packing if it is true, and if it is false.
 PACKED_BY_FLAG: Mapping[str, tuple[str, str, str]] = {"timm.maxxvit.AttentionCl": ("head_first", "heads", "blocks")}
 
 #: exsel's own layers. They have the mechanisms in their code; diagnostics and experiments insert their own passes.
@@ -218,7 +218,7 @@ _REFUSED = {
 }
 
 NO_OWN_VALUES = "cross-attention has no own values"
-#: Classes that are left alone, by the reason: they do not attend to their own tokens, whatever their names say.
+#: Classes that are left alone, by the reason. Despite their names, they do not attend to their own tokens.
 _LEFT_ALONE = {
     NO_OWN_VALUES: "timm.cait.ClassAttn timm.volo.ClassAttention",
     "deformable attention samples points: it has no own values": "*.*MultiscaleDeformableAttention",

@@ -39,7 +39,7 @@ def refusal(module: Any, cls: type, sites: CallSites, switches: Mapping[str, boo
 
 
 def _joined(first: frozenset[Path], second: frozenset[Path]) -> frozenset[Path]:
-    """Each path of ``first`` that does not end there goes on with each of ``second``."""
+    """Each path of ``first``, continued by each of ``second`` unless it has ended."""
     return frozenset(one if _END in one else one | other for one in first for other in second)
 
 

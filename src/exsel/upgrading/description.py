@@ -43,7 +43,7 @@ class Description(TypedDict):
 
 
 def describe(model: nn.Module) -> Description | None:
-    """The mechanisms of ``model``; ``None`` where it has none.
+    """The mechanisms of ``model``; ``None`` if it has none.
 
     Raises:
         UpgradeError: mechanisms that cannot be saved with the model, such as an adapter's.

@@ -68,7 +68,7 @@ def geometry(module: nn.Module) -> Geometry | None:
 
 
 def refusals(module: nn.Module, cls: type) -> tuple[str, str]:
-    """Why ``module`` cannot be exclusive, and why not selective; each empty where it can be."""
+    """Why ``module`` cannot be exclusive, and why not selective; each empty if it can."""
     processor: Any = module.processor
     name = type(processor).__name__
     try:
@@ -112,7 +112,7 @@ def _process(self: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def fault(module: Any) -> str:
-    """Why an upgraded ``module`` with a processor would not compute with its mechanisms; empty where it would."""
+    """Why an upgraded ``module`` with a processor would compute without its mechanisms; empty if it would not."""
     try:
         if hasattr(module, _PROCESS):
             rewritten_call(module.processor)
@@ -129,7 +129,7 @@ def rewritten_call(processor: Any) -> Callable[..., Any]:
     """``processor``'s ``__call__``, rewritten to use the mechanisms of the layer that it is given.
 
     Raises:
-        RewritingError: the processor does not call exactly one attention function exactly once, or its ``forward`` was
+        RewritingError: the processor does not call an attention function exactly once, or its ``forward`` was
             replaced on the instance.
     """
     cls = type(processor)

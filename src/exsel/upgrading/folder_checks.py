@@ -76,7 +76,7 @@ def check_files(folder: str | PathLike[str], **kwargs: Any) -> None:
 
 
 def _read(folder: str | PathLike[str], name: str, kwargs: Mapping[str, Any]) -> dict[str, Any] | None:
-    """A JSON object in a folder or on the hub; ``None`` where there is none."""
+    """Read a JSON object in a folder or on the hub; ``None`` if there is none."""
     from transformers.utils import cached_file
 
     places = {key: kwargs[key] for key in PLACES if key in kwargs}

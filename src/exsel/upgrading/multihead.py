@@ -27,7 +27,7 @@ PROJECTIONS = Projections.read("query key value")
 
 
 def refusal(cls: type) -> str:
-    """Why ``cls``, a subclass of ``nn.MultiheadAttention``, cannot be upgraded; empty where it can be."""
+    """Why ``cls``, a subclass of ``nn.MultiheadAttention``, cannot be upgraded; empty if it can."""
     if patch := replacement(nn.MultiheadAttention, "forward"):
         return f"the forward of nn.MultiheadAttention was replaced by {patch}: take that back first"
     if cls.forward is not nn.MultiheadAttention.forward:  # type: ignore[attr-defined]
@@ -211,7 +211,7 @@ def _merged(
 
 
 def _forward_nested(module: Any, query: Tensor, value: Tensor) -> tuple[Tensor, None]:
-    """:func:`forward` of a nested tensor ``[B, T (ragged), E]``: ``TransformerEncoder`` packs padded batches so."""
+    """:func:`forward` of a nested tensor ``[B, T (ragged), E]``, as which ``TransformerEncoder`` packs a batch."""
     lengths = [sequence.shape[0] for sequence in query.unbind()]
     padded = query.to_padded_tensor(0.0)
     padded_value = padded if value is query else value.to_padded_tensor(0.0)

@@ -111,7 +111,7 @@ def _is_sdpa(call: ast.Call, method: Method) -> bool:
 
 
 def _named_value(expression: ast.expr, function: types.FunctionType) -> Any:
-    """What a name or ``name.attribute`` means in ``function``; ``None`` if it is a local variable."""
+    """The value of a name or ``name.attribute`` in ``function``; ``None`` if it is a local variable."""
     if isinstance(expression, ast.Attribute):
         return getattr(_named_value(expression.value, function), expression.attr, None)
     if not isinstance(expression, ast.Name):
@@ -198,7 +198,7 @@ def sites_of(cls: type) -> CallSites:
 
 
 def _functions(cls: type) -> Iterator[object]:
-    """Every function of a class, what it wraps, and the code of both."""
+    """Every function of a class, the functions that it wraps, and the code of all."""
     for base in cls.__mro__:
         if base not in (nn.Module, object):
             for value in vars(base).values():

@@ -56,7 +56,7 @@ class Method:
         attribute: the class's attribute of the method's name.
         function: the same without the wrappers.
         wrappers: the functions around it, outermost first.
-        module: the statement of its file that defines it, with the file's statements other than definitions (imports).
+        module: the statement of its file that defines it, with the file's statements that define nothing, like imports.
         definition: the method's ``def`` in ``module``.
     """
 
@@ -79,7 +79,7 @@ class Method:
 
     @property
     def as_read(self) -> Read:
-        """What to compare later to see whether the class still has this method."""
+        """Values to compare later, to see whether the class still has this method."""
         return self.attribute, self.function, self.function.__code__
 
     def rewritten(self, change: Callable[[ast.FunctionDef], object]) -> types.FunctionType:

@@ -90,7 +90,7 @@ def support(
     exclusive: ExclusiveArgument = True,
     selective: SelectiveArgument = True,
 ) -> Support:
-    """What :func:`exsel.upgrade` with the same arguments would do to each attention layer; nothing is changed.
+    """Say what :func:`exsel.upgrade` with the same arguments would do to each attention layer; nothing is changed.
 
     To find how an unknown fused projection is packed, a copy of its module, without hooks, runs on random tokens.
 

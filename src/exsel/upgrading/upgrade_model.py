@@ -48,7 +48,7 @@ def upgrade(
         TypeError: ``exclusive`` or ``selective`` is of another type.
 
     Source: Zhai, arXiv:2603.09078 (2026); Zhang et al., NeurIPS 2024, arXiv:2411.12892, who also fine-tune existing
-    models. Where each mechanism enters a layer: :mod:`exsel.nn.mechanisms`.
+    models. :mod:`exsel.nn.mechanisms` says where each mechanism enters a layer.
     """
     if any(isinstance(module, Upgraded) for module in model.modules()):
         raise UpgradeError(f"this {type(model).__name__} is upgraded already: exsel.downgrade(model) it first")
