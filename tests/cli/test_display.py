@@ -96,6 +96,8 @@ def test_evaluation_shows_a_bar_on_a_terminal_alone(terminal: io.StringIO, monke
         ("/env/bin/exsel", None, "/env/bin/exsel train"),
         ("/env/bin/exsel", "/other/bin/exsel", "/env/bin/exsel train"),
         ("/src/exsel/__main__.py", None, f"{sys.executable} -m exsel train"),
+        ("/src/evidence/__main__.py", None, f"{sys.executable} -m evidence train"),
+        ("/env/site-packages/pytest/__main__.py", None, "exsel train"),
         ("/usr/bin/pytest", None, "exsel train"),
     ],
 )

@@ -90,7 +90,7 @@ def json_output(path: Path | None) -> Iterator[Callable[[Any], None]]:
 def command_line(given: Sequence[str]) -> str:
     """The command line, quoted for a shell."""
     program = Path(sys.argv[0])
-    if program.name == "__main__.py":
+    if program.name == "__main__.py" and program.parent.name in ("exsel", "evidence"):
         words = [sys.executable, "-m", program.parent.name]
     elif program.name == "exsel" and shutil.which("exsel") != str(program.absolute()):
         words = [str(program)]
