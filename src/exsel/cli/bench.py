@@ -25,43 +25,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="attention (forward and backward), block (one transformer block, and a whole training step) or decode "
         "(one token on a cache); default: attention",
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (%(default)s)")
-    parser.add_argument(
-        "--shapes",
-        metavar="NAME[,NAME…]",
-        help="tiny, 124m, 0.7b, 1.4b, 2.7b, llama, or heads x key/value heads x head dimension such as 24x8x128 "
-        "(124m,0.7b,1.4b,llama; by device for block)",
+    shapes = (
+        "tiny, 124m, 0.7b, 1.4b, 2.7b, llama, or heads x key/value heads x head dimension such as 24x8x128 "
+        "(124m,0.7b,1.4b,llama; by device for block)"
     )
-    parser.add_argument(
-        "--seq-lens",
-        type=listed(whole(1)),
-        metavar="N[,N…]",
-        help="tokens a sequence; of decode: in its cache (by device)",
+    contenders = (
+        "of attention and decode, beside stock: eager normalize, compiled normalize, compiled dot, exsel auto, "
+        "exsel reference, exsel sdpa (all but the reference)"
     )
-    parser.add_argument(
-        "--dtype", default="auto", help="float32, bfloat16 or float16 (auto: bfloat16 on cuda, float32 on cpu)"
-    )
-    parser.add_argument(
-        "--contenders",
-        type=listed(str),
-        metavar="NAME[,NAME…]",
-        help="of attention and decode, beside stock: eager normalize, compiled normalize, compiled dot, exsel auto, "
-        "exsel reference, exsel sdpa (all but the reference)",
-    )
-    parser.add_argument("--model", metavar="SIZE", help="the size whose training step block times (by device)")
-    parser.add_argument(
-        "--rounds",
-        type=whole(1),
-        metavar="N",
-        help="of every contender in turn (as a minute a case allows, at least 5)",
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("runs", "bench"),
-        metavar="DIR",
-        help="where bench.json and the pictures go (%(default)s)",
-    )
+    dtypes = "float32, bfloat16 or float16 (auto: bfloat16 on cuda, float32 on cpu)"
+    names, numbers = "NAME[,NAME…]", listed(whole(1))
+    for flag, kind, default, metavar, text in (
+        ("--device", str, "auto", None, "auto, cpu or cuda (%(default)s)"),
+        ("--shapes", str, None, names, shapes),
+        ("--seq-lens", numbers, None, "N[,N…]", "tokens a sequence; of decode: in its cache (by device)"),
+        ("--dtype", str, "auto", None, dtypes),
+        ("--contenders", listed(str), None, names, contenders),
+        ("--model", str, None, "SIZE", "the size whose training step block times (by device)"),
+        ("--rounds", whole(1), None, "N", "of every contender in turn (as a minute a case allows, at least 5)"),
+    ):
+        parser.add_argument(flag, type=kind, default=default, metavar=metavar, help=text)
+    out = Path("runs", "bench")
+    text = "where bench.json and the pictures go (%(default)s)"
+    parser.add_argument("--out", type=Path, default=out, metavar="DIR", help=text)
     parser.add_argument("--overwrite", action="store_true", help="replace the results in --out")
 
 
