@@ -56,24 +56,24 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Job:
+class PlannedCase:
     """A case of a subject."""
 
     subject: str
     case: Case
 
 
-def jobs(plan: Plan) -> list[Job]:
+def jobs(plan: Plan) -> list[PlannedCase]:
     """Every case in order, checked.
 
     Raises:
         ExselError: a shape without a block of that size, or a case that does not fit into the memory.
     """
     device, dtype = torch.device(plan.device), DTYPES[plan.dtype]
-    planned: list[Job] = []
+    planned: list[PlannedCase] = []
 
     def add(subject: str, shape: Shape, tokens: int, batch: int) -> None:
-        planned.append(Job(subject, Case(shape=shape, tokens=tokens, batch=batch, device=device, dtype=dtype)))
+        planned.append(PlannedCase(subject, Case(shape=shape, tokens=tokens, batch=batch, device=device, dtype=dtype)))
 
     for subject in plan.subjects:
         names = _BLOCK_SIZES[plan.device] if subject == "block" else DEFAULT_SHAPES
@@ -98,7 +98,7 @@ def jobs(plan: Plan) -> list[Job]:
 
 def run(
     plan: Plan,
-    planned: Sequence[Job],
+    planned: Sequence[PlannedCase],
     *,
     command: str,
     display: Display,
@@ -156,13 +156,13 @@ def run(
     return record
 
 
-def _contenders(job: Job, clock: Clock, wanted: Collection[str]) -> list[Contender]:
+def _contenders(job: PlannedCase, clock: Clock, wanted: Collection[str]) -> list[Contender]:
     if job.subject in ("attention", "decode"):
         return attention.contenders(job.case, clock, wanted, decode=job.subject == "decode")
     return models.block_contenders(job.case) if job.subject == "block" else models.step_contenders(job.case)
 
 
-def _out_of_memory(job: Job) -> dict[str, Any]:
+def _out_of_memory(job: PlannedCase) -> dict[str, Any]:
     """The row of a case whose tensors alone do not fit."""
     return {
         "group": f"batch {job.case.batch}" if job.subject == "decode" else attention.STOCK[0],
