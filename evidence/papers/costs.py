@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from evidence.papers.outcome import Budget, Estimate, Finding, Job, Outcome, Table, Verdict
-from exsel.bench import models
+from exsel.bench import model_contenders
 from exsel.bench.cases import DTYPES, SHAPES, Case
 from exsel.bench.measuring import Clock, Display, make_clock, measure
 from exsel.config import ExclusiveConfig, SelectiveConfig
@@ -60,10 +60,10 @@ class _Blocks:
 # The paper has 32 sequences in bfloat16; on the CPU that would take hours.
 _BLOCKS: Mapping[Budget, _Blocks] = {
     "smoke": _Blocks(size="tiny", batch=1, tokens=(32, 64), rounds=2, ways=("eager",)),
-    "cpu": _Blocks(size="124m", batch=1, tokens=(256, 512, 1024, 2048), rounds=7, ways=models.GROUPS),
-    "gpu": _Blocks(size="1.4b", batch=32, tokens=(512, 1024, 2048, 4096, 8192), rounds=6, ways=models.GROUPS),
+    "cpu": _Blocks(size="124m", batch=1, tokens=(256, 512, 1024, 2048), rounds=7, ways=model_contenders.GROUPS),
+    "gpu": _Blocks(size="1.4b", batch=32, tokens=(512, 1024, 2048, 4096, 8192), rounds=6, ways=model_contenders.GROUPS),
 }
-# By name in :data:`exsel.bench.models.VARIANTS`.
+# By name in :data:`exsel.bench.model_contenders.VARIANTS`.
 _FORMS = {"exclusive": "ours", "naive exclusive": "the two published lines"}
 
 Ratios = dict[tuple[str, str, int], list[float]]
@@ -101,7 +101,9 @@ def _measure(
     case = Case(
         shape=SHAPES[blocks.size], tokens=tokens, batch=blocks.batch, device=torch.device(job.device), dtype=dtype
     )
-    contenders = [one for one in models.block_contenders(case) if one.group in ways and one.name in (BASELINE, *_FORMS)]
+    contenders = [
+        one for one in model_contenders.block_contenders(case) if one.group in ways and one.name in (BASELINE, *_FORMS)
+    ]
     return measure(contenders, clock=clock, device=case.device, rounds=blocks.rounds, display=Display())
 
 

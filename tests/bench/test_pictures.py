@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 from bench.records import record, row
 from exsel.bench.attention import NAMES
-from exsel.bench.models import VARIANTS
+from exsel.bench.model_contenders import VARIANTS
 from exsel.bench.pictures import panels, write_pictures
 from exsel.report.looks import PROPERTIES, looks_of_labels
 

@@ -5,7 +5,7 @@ import torch
 
 from exsel import reference
 from exsel.bench.attention import dot_form, normalize_form, scale_form
-from exsel.bench.models import PlainExclusive, PlainTemperature
+from exsel.bench.model_contenders import PlainExclusive, PlainTemperature
 
 
 @pytest.mark.parametrize("form", [normalize_form, dot_form, PlainExclusive()])

@@ -151,7 +151,7 @@ def refuse_work(*_: Any, **__: Any) -> None:
 def test_mistakes(arguments: list[str], message: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("exsel.bench.session.run", refuse_work)
     if message is None:  # more memory than there is, wherever this runs
-        monkeypatch.setattr("exsel.bench.models.BYTES_PER_PARAMETER", 10**6)
+        monkeypatch.setattr("exsel.bench.model_contenders.BYTES_PER_PARAMETER", 10**6)
         message = "--model 2.7b: a training step needs about"
     outcome = run_main("bench", *arguments, "--out", tmp_path / "out")
     assert_refused(outcome, message)

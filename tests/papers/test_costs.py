@@ -9,7 +9,7 @@ import pytest
 
 from evidence.papers import costs
 from evidence.papers.outcome import Estimate, Job, Outcome
-from exsel.bench.models import parameter_count
+from exsel.bench.model_contenders import parameter_count
 from exsel.cli import eval as eval_command
 from exsel.cli import train as train_command
 from exsel.cli.display import LineProgress

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from exsel.bench import attention, models
+from exsel.bench import attention, model_contenders
 from exsel.bench.cases import (
     DEFAULT_SHAPES,
     DTYPES,
@@ -86,10 +86,10 @@ def jobs(plan: Plan) -> list[PlannedCase]:
                 for batch in attention.BATCHES if subject == "decode" else batches:
                     add(subject, shape, tokens, batch)
         if subject == "block":
-            size, tokens, batch = models.STEPS[plan.device]
+            size, tokens, batch = model_contenders.STEPS[plan.device]
             size = plan.model or size
             check_sizes([size], "--model")
-            needed = models.parameter_count(size) * models.BYTES_PER_PARAMETER
+            needed = model_contenders.parameter_count(size) * model_contenders.BYTES_PER_PARAMETER
             check_bytes(needed, device, f"--model {size}: a training step")
             add("step", SHAPES[size], tokens, batch)
     check_memory([job.case for job in planned])
@@ -159,7 +159,11 @@ def run(
 def _contenders(job: PlannedCase, clock: Clock, wanted: Collection[str]) -> list[Contender]:
     if job.subject in ("attention", "decode"):
         return attention.contenders(job.case, clock, wanted, decode=job.subject == "decode")
-    return models.block_contenders(job.case) if job.subject == "block" else models.step_contenders(job.case)
+    return (
+        model_contenders.block_contenders(job.case)
+        if job.subject == "block"
+        else model_contenders.step_contenders(job.case)
+    )
 
 
 def _out_of_memory(job: PlannedCase) -> dict[str, Any]:

@@ -163,6 +163,9 @@ class MechanismPass(LayerPass):
 
     def _of_tokens(self, states: Tensor, attended: Tensor, num_last: int) -> Tensor:
         """The part of ``states`` that belongs to the tokens of ``attended`` ``[B, heads, T, D]``: ``[B, T, …]``."""
+        batch, num_tokens = attended.shape[0], attended.shape[-2]
+        if states.ndim == num_last + 2 and self.first_token == 0 and states.shape[:2] == (batch, num_tokens):
+            return states
         # The batch may be folded into the tokens. A layer may attend to one sequence after the other, in their order.
-        states = states.reshape(attended.shape[0], -1, *states.shape[-num_last:])
-        return states[:, self.first_token : self.first_token + attended.shape[-2]]
+        states = states.reshape(batch, -1, *states.shape[-num_last:])
+        return states[:, self.first_token : self.first_token + num_tokens]

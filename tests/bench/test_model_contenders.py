@@ -8,7 +8,7 @@ import torch
 from bench.conftest import Watcher
 from exsel.bench.cases import SHAPES, Case
 from exsel.bench.measuring import CpuClock, measure
-from exsel.bench.models import VARIANTS, SharedWeights, block_contenders, build, step_contenders
+from exsel.bench.model_contenders import VARIANTS, SharedWeights, block_contenders, build, step_contenders
 
 CPU = torch.device("cpu")
 
