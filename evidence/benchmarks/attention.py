@@ -21,7 +21,7 @@ from exsel.files import read_json, write_json
 RESULTS = Path(__file__).parent / "results"
 
 
-def measure(name: str, subjects: Sequence[str], flags: Sequence[str]) -> int:
+def measure_and_keep(name: str, subjects: Sequence[str], flags: Sequence[str]) -> int:
     """Run ``exsel bench`` and keep what it measured as ``NAME_DEVICE[_PART].json``; partial results are not kept."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--part", default="")
@@ -49,4 +49,4 @@ def measure(name: str, subjects: Sequence[str], flags: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(measure("attention", ["attention", "decode"], sys.argv[1:]))
+    sys.exit(measure_and_keep("attention", ["attention", "decode"], sys.argv[1:]))

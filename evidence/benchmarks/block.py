@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from evidence.benchmarks.attention import measure
+from evidence.benchmarks.attention import measure_and_keep
 
 if __name__ == "__main__":
-    sys.exit(measure("block", ["block"], sys.argv[1:]))
+    sys.exit(measure_and_keep("block", ["block"], sys.argv[1:]))

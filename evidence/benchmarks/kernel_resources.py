@@ -92,7 +92,7 @@ def compile_launches(launch: Callable[[], object], target: str) -> list[Row]:
 
     def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
         compiled = compile_and_launch(self, *args, grid=grid, warmup=True, **options)
-        rows.append(read(compiled, target))
+        rows.append(read_resources(compiled, target))
         return compiled
 
     with pretend(target):
@@ -133,7 +133,7 @@ def pretend(target: str) -> Iterator[None]:
         driver._active = before
 
 
-def read(compiled: Any, target: str) -> Row:
+def read_resources(compiled: Any, target: str) -> Row:
     """Registers and spilled bytes a thread, shared bytes a program, off the compiled binary.
 
     On AMD these are vector registers, and what a thread keeps in scratch memory.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from exsel.bench.table import gaps, ratio, ratio_with_quartiles, whole
+from exsel.bench.table import cost_ratio, counted_pass, gaps, ratio_with_quartiles
 from exsel.report.formatting import MISSING, milliseconds
 
 Row = Mapping[str, Any]
@@ -103,10 +103,10 @@ def _worst(goal: Goal, rows: Sequence[Row]) -> str:
     found = []
     for row in _measured(rows, goal.subject):
         if row["contender"] == goal.contender and goal.group in ("", row["group"]) and goal.tokens(row["tokens"]):
-            value = whole(row)["ratio_median"]
+            value = counted_pass(row)["ratio_median"]
             if goal.against:
                 others = [
-                    whole(other)["ratio_median"]
+                    counted_pass(other)["ratio_median"]
                     for other in _measured(rows, goal.subject)
                     if _place(other) == _place(row)
                     and other["group"] == row["group"]
@@ -216,9 +216,9 @@ def _pivot(
     floors = {row["contender"] for row in rows if row["contender"] == row["floor"]}
     others = dict.fromkeys(row["contender"] for row in rows if row["contender"] not in floors)
     lines: dict[tuple[str, ...], dict[str, str]] = {}
-    show = ratio if pass_name in ("forward", "backward") else ratio_with_quartiles
+    show = cost_ratio if pass_name in ("forward", "backward") else ratio_with_quartiles
     for row in rows:
-        summary = whole(row) if pass_name is None else row["passes"].get(pass_name, {})
+        summary = counted_pass(row) if pass_name is None else row["passes"].get(pass_name, {})
         is_floor = row["contender"] == row["floor"]
         cell = milliseconds(summary.get("ms_median")) if is_floor else show(summary)
         lines.setdefault(tuple(describe(row)), {})[row["contender"]] = cell

@@ -22,8 +22,8 @@ from safetensors.torch import load_model
 from evidence.papers.model_variants import Variant
 from evidence.papers.outcome import Budget, Job
 from exsel.data import PackedData, load_data
-from exsel.data.files import find_files, is_local
 from exsel.data.standard_library import corpus_name
+from exsel.data.text_files import find_files, is_local
 from exsel.files import write_json
 from exsel.models import ExselForCausalLM
 from exsel.training.output_folder import MODEL, RUNS, checkpoints

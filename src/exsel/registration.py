@@ -75,9 +75,9 @@ def _register_configurations() -> None:
 
         @classmethod
         def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-            from exsel.upgrading.transformers_models import read_config
+            from exsel.upgrading.transformers_models import read_upgraded_config
 
-            return read_config(config_dict, **kwargs)
+            return read_upgraded_config(config_dict, **kwargs)
 
     for config in (Own, Upgraded):
         sys.modules[_AUTO_CONFIG].CONFIG_MAPPING.register(config.model_type, config, exist_ok=True)

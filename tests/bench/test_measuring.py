@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bench.conftest import ScriptedClock, Watcher, idle
-from exsel.bench.measuring import FEWEST_ROUNDS, MOST_ROUNDS, Clock, Contender, Refused, Stop, measure, summarise
+from exsel.bench.measuring import FEWEST_ROUNDS, MOST_ROUNDS, Clock, Contender, Refused, Stop, measure, summarise_rounds
 
 CPU = torch.device("cpu")
 FLOOR = ("all", "floor")
@@ -41,7 +41,7 @@ def test_ratios_are_taken_within_a_round(watcher: Watcher) -> None:
 
 
 def test_one_round_has_no_spread() -> None:
-    assert summarise([3.0], [2.0]) == {"ms_median": 3000, "ratio_median": 1.5, "ratio_quartiles": [1.5, 1.5]}
+    assert summarise_rounds([3.0], [2.0]) == {"ms_median": 3000, "ratio_median": 1.5, "ratio_quartiles": [1.5, 1.5]}
 
 
 def test_a_refused_contender_is_a_gap_with_its_reason(watcher: Watcher) -> None:

@@ -25,7 +25,7 @@ from transformers import (
 import exsel
 from cli.conftest import run_main
 from cli.test_mistakes import assert_refused
-from exsel.diagnostics.report import diagnosis_folder
+from exsel.diagnostics.diagnosis_report import diagnosis_folder
 
 TEXT = "the quick brown fox jumps over the lazy dog, höher. " * 8
 
@@ -33,7 +33,7 @@ TEXT = "the quick brown fox jumps over the lazy dog, höher. " * 8
 @pytest.fixture(autouse=True)
 def _no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """They take seconds, and have tests of their own."""
-    monkeypatch.setattr("exsel.diagnostics.report.figures_by_section", lambda models: {})
+    monkeypatch.setattr("exsel.diagnostics.diagnosis_report.figures_by_section", lambda models: {})
 
 
 @pytest.fixture(scope="module")

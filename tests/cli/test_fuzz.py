@@ -152,7 +152,7 @@ def place(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("HOME", str(root))
-        patch.setattr("exsel.diagnostics.report.figures_by_section", lambda models: {})
+        patch.setattr("exsel.diagnostics.diagnosis_report.figures_by_section", lambda models: {})
         for work in (
             "exsel.training.run.train_run",
             "exsel.training.compare.compare",

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from exsel.data import documents, files
-from exsel.data.files import find_files, is_local, load_files, read_rows
+from exsel.data import documents, text_files
+from exsel.data.text_files import find_files, is_local, load_files, read_rows
 from exsel.errors import ExselError
 
 from .conftest import WriteRows
@@ -60,7 +60,7 @@ def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
 def test_a_text_is_read_in_rows_that_join_to_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, size: int
 ) -> None:
-    monkeypatch.setattr(files, "_READ_BYTES", size)
+    monkeypatch.setattr(text_files, "_READ_BYTES", size)
     for mark in (b"", b"\xef\xbb\xbf"):
         (tmp_path / "a.txt").write_bytes(mark + text.encode())
         rows = list(read_rows([tmp_path / "a.txt"], "text"))
@@ -75,7 +75,7 @@ def test_a_text_is_read_in_rows_that_join_to_it(
 def test_the_byte_that_is_no_text_is_found_in_any_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, size: int
 ) -> None:
-    monkeypatch.setattr(files, "_READ_BYTES", size)
+    monkeypatch.setattr(text_files, "_READ_BYTES", size)
     (tmp_path / "a.txt").write_bytes(content)
     with pytest.raises(UnicodeDecodeError) as expected:
         content.decode()
@@ -215,7 +215,7 @@ def test_a_file_that_vanishes_is_an_error(tmp_path: Path) -> None:
 class TestMemoryMapped:
     @pytest.fixture(autouse=True)
     def _everything_is_large(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(files, "IN_MEMORY_BYTES", 0)
+        monkeypatch.setattr(text_files, "IN_MEMORY_BYTES", 0)
 
     def test_the_documents_are_the_same_and_lie_in_the_cache(
         self, tmp_path: Path, cache: Path, write_rows: WriteRows, capfd: pytest.CaptureFixture[str]

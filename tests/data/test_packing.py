@@ -11,9 +11,9 @@ from datasets import Dataset, IterableDataset
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
-from exsel.data import documents, files, packing
+from exsel.data import documents, packing, text_files
 from exsel.data.documents import rows_of, to_dataset
-from exsel.data.packing import Pack, Packer, collate, pack_corpus, pack_stream, spread, token_counts
+from exsel.data.packing import Pack, Packer, collate, evenly_spread, pack_corpus, pack_stream, token_counts
 from exsel.data.splitting import Corpus
 from exsel.data.tokenization import load_tokenizer
 
@@ -111,7 +111,7 @@ def test_blocks_are_int32_in_memory(tokenizer: PreTrainedTokenizerBase, capfd: p
 def test_memory_mapped_documents_give_memory_mapped_blocks_which_are_found_again(
     tmp_path: Path, cache: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(text_files, "IN_MEMORY_BYTES", 0)
     (tmp_path / "a.txt").write_text("some text\n" * 100)
     text = Corpus.of(files.load_files([tmp_path / "a.txt"], "text"))
     blocks, num_tokens = pack_corpus(text, tokenizer, seq_len=8, pack="concat")
@@ -140,9 +140,9 @@ def test_a_stream_gives_the_same_blocks_every_time_it_is_read(tokenizer: PreTrai
 
 def test_spread_takes_blocks_from_everywhere() -> None:
     blocks = Dataset.from_dict({"n": list(range(10))})
-    assert spread(blocks, None) is blocks
-    assert spread(blocks, 10) is blocks
-    assert spread(blocks, 4)["n"][:] == [0, 2, 5, 7]
+    assert evenly_spread(blocks, None) is blocks
+    assert evenly_spread(blocks, 10) is blocks
+    assert evenly_spread(blocks, 4)["n"][:] == [0, 2, 5, 7]
 
 
 def test_tokens_are_counted(tokenizer: PreTrainedTokenizerBase) -> None:

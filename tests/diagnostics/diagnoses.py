@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from exsel.diagnostics.diagnosis import Diagnosis
+from exsel.diagnostics.diagnosis_report.diagnosed_models import DiagnosedModel, diagnosed_models
 from exsel.diagnostics.metrics import METRICS, PICTURED
-from exsel.diagnostics.report.diagnosed_models import DiagnosedModel, diagnosed_models
 
 WORDS = ("def", " attend", "(", "query", ")", ":", "\n", "\t", "return", " größer", "", "�")
 TEMPERATURES = ("query_temperature", "key_temperature", "value_temperature")

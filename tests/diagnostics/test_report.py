@@ -16,12 +16,12 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
 
 from diagnostics.diagnoses import HOSTILE, build, models_of
-from exsel.diagnostics import report
+from exsel.diagnostics import diagnosis_report
 from exsel.diagnostics.diagnosis import Diagnosis
+from exsel.diagnostics.diagnosis_report import diagnosis_folder, diagnosis_page
+from exsel.diagnostics.diagnosis_report.diagnosed_models import DiagnosedModel
+from exsel.diagnostics.diagnosis_report.diagnosis_charts import figures_by_section
 from exsel.diagnostics.metrics import METRICS
-from exsel.diagnostics.report import diagnosis_folder, diagnosis_page
-from exsel.diagnostics.report.diagnosed_models import DiagnosedModel
-from exsel.diagnostics.report.diagnosis_charts import figures_by_section
 from exsel.report.charts import Drawable
 
 
@@ -83,7 +83,7 @@ class Reader(HTMLParser):
 
 def render(diagnosis: Diagnosis, against: Diagnosis | None = None, *, with_figures: bool = False) -> str:
     models = models_of(diagnosis, against)
-    return diagnosis_page.render(models, figures_by_section(models) if with_figures else {})
+    return diagnosis_page.render_diagnosis(models, figures_by_section(models) if with_figures else {})
 
 
 def figure_names(models: list[DiagnosedModel]) -> list[str]:
@@ -244,7 +244,7 @@ def test_writing_makes_every_file_and_removes_only_its_own(tmp_path: Path, monke
         found = figures_by_section(models)
         return {"bias": found["bias"], "places": found["places"][:2]}
 
-    monkeypatch.setattr(report, "figures_by_section", few)
+    monkeypatch.setattr(diagnosis_report, "figures_by_section", few)
     folder = tmp_path / "deep" / "report"
     (folder / "figures").mkdir(parents=True)
     stale = [folder / "figures" / name for name in ("strength-layers.svg", "similarity-heads-difference.png")]
@@ -273,7 +273,7 @@ def test_writing_makes_every_file_and_removes_only_its_own(tmp_path: Path, monke
 
 
 def test_the_other_model_s_numbers_are_kept_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "figures_by_section", lambda models: {})
+    monkeypatch.setattr(diagnosis_report, "figures_by_section", lambda models: {})
     build().write(tmp_path, build(name="other"))
     assert json.loads((tmp_path / diagnosis_folder.AGAINST).read_text())["model"]["name"] == "other"
 

@@ -16,8 +16,8 @@ pytest.importorskip("jinja2")
 
 from diagnostics.diagnoses import HOSTILE, WORDS, build, models_of
 from exsel.diagnostics.diagnosis import Diagnosis
-from exsel.diagnostics.report import diagnosis_page
-from exsel.diagnostics.report.diagnosis_charts import figures_by_section
+from exsel.diagnostics.diagnosis_report import diagnosis_page
+from exsel.diagnostics.diagnosis_report.diagnosis_charts import figures_by_section
 
 CASES: dict[str, tuple[Diagnosis, Diagnosis | None]] = {
     "one layer": (build(layers=1, heads=1), None),
@@ -36,7 +36,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         path = folder / f"{case}.html"
         if not path.exists():
             models = models_of(*CASES[case])
-            path.write_text(diagnosis_page.render(models, figures_by_section(models)), encoding="utf-8")
+            path.write_text(diagnosis_page.render_diagnosis(models, figures_by_section(models)), encoding="utf-8")
         return path
 
     return path_of

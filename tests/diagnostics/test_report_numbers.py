@@ -10,9 +10,9 @@ import pytest
 
 from diagnostics.diagnoses import HOSTILE, build, models_of
 from exsel.diagnostics.diagnosis import Diagnosis
-from exsel.diagnostics.report import token_text
-from exsel.diagnostics.report.diagnosed_models import difference, last_parts, shortened, shown, spans
-from exsel.diagnostics.report.headline import headline, qualifications
+from exsel.diagnostics.diagnosis_report import token_text
+from exsel.diagnostics.diagnosis_report.diagnosed_models import difference, last_parts, shortened, shown, spans
+from exsel.diagnostics.diagnosis_report.diagnosis_headline import diagnosis_headline, qualifications
 
 
 def of_similarity(mean: float, after: float | None = None) -> Diagnosis:
@@ -33,22 +33,22 @@ def of_similarity(mean: float, after: float | None = None) -> Diagnosis:
     ],
 )
 def test_the_headline_says_what_the_number_says(mean: float, words: str) -> None:
-    assert words in headline(models_of(of_similarity(mean)))
+    assert words in diagnosis_headline(models_of(of_similarity(mean)))
 
 
 def test_the_headline_of_an_exclusive_model_says_what_is_left() -> None:
     models = models_of(of_similarity(0.4, after=1e-9))
-    assert "mean cosine 0.40" in headline(models)
+    assert "mean cosine 0.40" in diagnosis_headline(models)
     assert "The exclusive projection leaves 0.00 of it" in qualifications(models)
 
 
 def test_the_headline_compares_what_reaches_the_output_projection() -> None:
     models = models_of(of_similarity(0.4, after=0.0), replace(of_similarity(0.5), model={"name": "other"}))
-    assert "less of the token's own value in plain than in other: 0.00 against 0.50" in headline(models)
+    assert "less of the token's own value in plain than in other: 0.00 against 0.50" in diagnosis_headline(models)
     assert "differ by −0.50" in qualifications(models)
     assert "Before any exclusive projection: 0.40 against 0.50" in qualifications(models)
-    assert "more of" in headline(models_of(of_similarity(0.5), of_similarity(0.3)))
-    assert "as much of" in headline(models_of(of_similarity(0.5), of_similarity(0.5)))
+    assert "more of" in diagnosis_headline(models_of(of_similarity(0.5), of_similarity(0.3)))
+    assert "as much of" in diagnosis_headline(models_of(of_similarity(0.5), of_similarity(0.5)))
 
 
 def test_without_a_similarity_the_headline_says_why() -> None:
@@ -56,14 +56,14 @@ def test_without_a_similarity_the_headline_says_why() -> None:
     for layer in found.layers:
         del layer["metrics"]["similarity"]
         layer["gaps"]["similarity"] = "no own values"
-    assert headline(models_of(found)).endswith("could not be measured in plain.")
+    assert diagnosis_headline(models_of(found)).endswith("could not be measured in plain.")
     assert qualifications(models_of(found)) == "The reason: no own values."
 
 
 def test_a_headline_has_at_most_twenty_words() -> None:
     pairs = [(of_similarity(0.4), None), (of_similarity(0.5), of_similarity(0.3)), (of_similarity(0.5), build())]
     for pair in pairs:
-        assert len(headline(models_of(*pair)).split()) <= 20
+        assert len(diagnosis_headline(models_of(*pair)).split()) <= 20
 
 
 def test_models_of_one_name_are_told_apart() -> None:

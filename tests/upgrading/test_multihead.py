@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import exsel
 from exsel import ExclusiveConfig
-from exsel.upgrading.multihead import forward as upgraded_forward
+from exsel.upgrading.multihead import multihead_forward as upgraded_forward
 from upgrading.layer_checks import IDENTITY, assert_close, check_alike, check_model, randomise, run
 
 B, T, E, H = 3, 5, 16, 4

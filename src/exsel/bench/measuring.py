@@ -283,7 +283,7 @@ def _row(contender: Contender, facts: Mapping[str, Any], rounds: Sequence[Round]
     passes = {}
     for name in measured[0][contender.key] if measured else ():
         own = [each[contender.key][name] for each in measured]
-        passes[name] = summarise(own, [each[contender.floor][name] for each in measured])
+        passes[name] = summarise_rounds(own, [each[contender.floor][name] for each in measured])
     return {
         "group": contender.group,
         "contender": contender.name,
@@ -295,7 +295,7 @@ def _row(contender: Contender, facts: Mapping[str, Any], rounds: Sequence[Round]
     }
 
 
-def summarise(own: Sequence[float], floor: Sequence[float]) -> dict[str, Any]:
+def summarise_rounds(own: Sequence[float], floor: Sequence[float]) -> dict[str, Any]:
     """Median milliseconds, and median and quartiles of the ratios, each of one round: seconds in, one a round."""
     ratios = [one / other for one, other in zip(own, floor, strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3

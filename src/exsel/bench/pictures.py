@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from exsel.bench.session import SUBJECTS
-from exsel.bench.table import whole
+from exsel.bench.table import counted_pass
 from exsel.report.charts import Chart, Curve, Panels, Reference, Tick
 from exsel.report.picture import write_picture
 
@@ -49,8 +49,8 @@ def _chart(subject: str, shape: str, group: str, rows: Sequence[Row]) -> Chart:
     curves = []
     for name in dict.fromkeys(row["contender"] for row in own):
         line = [row for row in own if row["contender"] == name]
-        x, y = tuple(row["tokens"] for row in line), tuple(whole(row)["ratio_median"] for row in line)
-        low, high = zip(*(whole(row)["ratio_quartiles"] for row in line), strict=True)
+        x, y = tuple(row["tokens"] for row in line), tuple(counted_pass(row)["ratio_median"] for row in line)
+        low, high = zip(*(counted_pass(row)["ratio_quartiles"] for row in line), strict=True)
         curves.append(Curve(label=name, x=x, y=y, low=low, high=high))
     return Chart(
         name=f"{subject}-{shape}-{group}",

@@ -20,13 +20,13 @@ HEADINGS = {
 }
 
 
-def whole(row: Mapping[str, Any]) -> Mapping[str, Any]:
+def counted_pass(row: Mapping[str, Any]) -> Mapping[str, Any]:
     """The pass that counts: forward and backward together, or the only one there is; empty if not measured."""
     passes: Mapping[str, Mapping[str, Any]] = row["passes"]
     return passes.get("both") or next(iter(passes.values()), {})
 
 
-def ratio(summary: Mapping[str, Any]) -> str:
+def cost_ratio(summary: Mapping[str, Any]) -> str:
     """``1.034×``."""
     median = number(summary.get("ratio_median"))
     return MISSING if median is None else f"{median:.3f}×"
@@ -37,7 +37,7 @@ def ratio_with_quartiles(summary: Mapping[str, Any]) -> str:
     if not summary:
         return MISSING
     low, high = summary["ratio_quartiles"]
-    return f"{ratio(summary)} ({low:.3f}–{high:.3f})"
+    return f"{cost_ratio(summary)} ({low:.3f}–{high:.3f})"
 
 
 def case_name(row: Mapping[str, Any]) -> str:
@@ -55,10 +55,10 @@ def table_rows(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
                 "case": case_name(row),
                 "group": row["group"],
                 "contender": row["contender"],
-                "ms": milliseconds(whole(row).get("ms_median")),
-                "forward": ratio(passes.get("forward", {})),
-                "backward": ratio(passes.get("backward", {})),
-                "whole": ratio_with_quartiles(whole(row)),
+                "ms": milliseconds(counted_pass(row).get("ms_median")),
+                "forward": cost_ratio(passes.get("forward", {})),
+                "backward": cost_ratio(passes.get("backward", {})),
+                "whole": ratio_with_quartiles(counted_pass(row)),
                 "saved": memory(row["saved_bytes"]),
                 "peak": memory(row["peak_bytes"]),
             }

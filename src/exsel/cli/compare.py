@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from exsel.cli.flags import listed, number, seed
+from exsel.cli.flags import listed, real, seed
 from exsel.cli.outputs import command_line
 from exsel.cli.training import add_training_arguments, build_settings, run_session
 from exsel.errors import require_all
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--variants", type=listed(str), default=",".join(VARIANTS), metavar="NAME[,NAME…]", help="any of %(default)s"
     )
     parser.add_argument(
-        "--lr", type=listed(number), metavar="X[,X…]", help="peak learning rate; several: a sweep (by model)"
+        "--lr", type=listed(real), metavar="X[,X…]", help="peak learning rate; several: a sweep (by model)"
     )
     parser.add_argument(
         "--seeds", type=listed(seed), default=[0], metavar="N[,N…]", help="one run of each variant a seed (0)"

@@ -12,7 +12,7 @@ from exsel.errors import ExselError, explained
 
 if TYPE_CHECKING:
     from exsel.diagnostics import Diagnosis
-    from exsel.diagnostics.report.diagnosed_models import DiagnosedModel
+    from exsel.diagnostics.diagnosis_report.diagnosed_models import DiagnosedModel
 
 # The sequence length if neither the flags nor the model give one.
 _SEQ_LEN = 512
@@ -65,9 +65,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     from exsel.cli.checkpoint import read_context
     from exsel.cli.display import warn
-    from exsel.diagnostics.report.diagnosed_models import diagnosed_models
-    from exsel.diagnostics.report.diagnosis_folder import AGAINST, FIGURES, REPORT, RESULTS, TOKENS
-    from exsel.diagnostics.report.headline import headline, qualifications
+    from exsel.diagnostics.diagnosis_report.diagnosed_models import diagnosed_models
+    from exsel.diagnostics.diagnosis_report.diagnosis_folder import AGAINST, FIGURES, REPORT, RESULTS, TOKENS
+    from exsel.diagnostics.diagnosis_report.diagnosis_headline import diagnosis_headline, qualifications
     from exsel.lengths import check_context
     from exsel.machine import resolve_device
 
@@ -81,7 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
     models = diagnosed_models(*(each.to_dict() for each in found))
     for model in models:
         _print(model)
-    print(f"{headline(models)}\n{qualifications(models)}\n\nDrawing the figures …", flush=True)
+    print(f"{diagnosis_headline(models)}\n{qualifications(models)}\n\nDrawing the figures …", flush=True)
     folder = found[0].write(arguments.out, *found[1:]).parent
     for name in (REPORT, TOKENS, RESULTS, AGAINST, FIGURES):
         if (folder / name).exists():
@@ -94,7 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> None:
     from exsel.cli.outputs import check_out
-    from exsel.diagnostics.report.diagnosis_folder import is_diagnosis
+    from exsel.diagnostics.diagnosis_report.diagnosis_folder import is_diagnosis
     from exsel.training.output_folder import is_comparison, is_run
 
     if arguments.text and arguments.data:
@@ -191,7 +191,7 @@ def _batches(rows: Sequence[Sequence[int]], size: int, *, is_pair: bool) -> list
 
 def _print(model: DiagnosedModel) -> None:
     from exsel.cli.display import print_table
-    from exsel.diagnostics.report.diagnosed_models import measured, shown
+    from exsel.diagnostics.diagnosis_report.diagnosed_models import measured, shown
 
     name, data = model.record["model"]["name"], model.record["data"]
     print(f"{name} on {data['description']}: {data['sequences']:,} × ≤ {data['longest']:,} tokens\n")

@@ -15,7 +15,7 @@ from exsel.cli.flags import (
     add_json_argument,
     add_past_context_argument,
     listed,
-    number,
+    real,
     seed,
     whole,
 )
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     lengths = "lengths of the text in tokens, such as 128,256,512"
     keys.add_argument("--passkey", type=listed(whole(1)), metavar="N[,N…]", help=lengths)
     depths = "where the key stands, from 0 (first) to 1 (last) (0,0.25,0.5,0.75,1)"
-    keys.add_argument("--depths", type=listed(number), metavar="X[,X…]", help=depths)
+    keys.add_argument("--depths", type=listed(real), metavar="X[,X…]", help=depths)
     keys.add_argument("--samples", type=whole(1, _MOST_KEYS), metavar="N", help="keys for each length and depth (20)")
     keys.add_argument("--seed", type=seed, metavar="N", help="of the keys (0)")
     keys.add_argument("--picture", type=Path, metavar="FILE", help="also draw the table there (.svg or .png)")

@@ -70,7 +70,7 @@ def whole(least: int, most: int = _MOST) -> Callable[[str], int]:
 seed = whole(0, 2**32 - 1)
 
 
-def number(text: str) -> float:
+def real(text: str) -> float:
     """The type of a flag that takes a number."""
     try:
         return float(text)
@@ -78,7 +78,7 @@ def number(text: str) -> float:
         raise argparse.ArgumentTypeError(f"not a number: {text!r}") from None
 
 
-def count(text: str) -> int:
+def large_count(text: str) -> int:
     """The type of a flag that takes a count; the suffixes k, m and b mean thousands, millions and billions."""
     scales = {"k": 10**3, "m": 10**6, "b": 10**9}
     digits, scale = (text[:-1], scales[text[-1].lower()]) if text[-1:].lower() in scales else (text, 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from exsel.cli.flags import MODEL, add_device_argument, add_past_context_argument, number, seed, whole
+from exsel.cli.flags import MODEL, add_device_argument, add_past_context_argument, real, seed, whole
 
 _MOST_TOKENS = 200
 # Outside these, logits divided by the temperature overflow, or all tokens become equally likely.
@@ -19,8 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     most = f"({_MOST_TOKENS}, or as many as the model's context leaves)"
     parser.add_argument("--max-new-tokens", type=whole(1), metavar="N", help=most)
     parser.add_argument("--greedy", action="store_true", help="always the likeliest token")
-    parser.add_argument("--temperature", type=number, default=0.8, metavar="X", help="of sampling (%(default)s)")
-    parser.add_argument("--top-p", type=number, default=0.95, metavar="X", help="of sampling (%(default)s)")
+    parser.add_argument("--temperature", type=real, default=0.8, metavar="X", help="of sampling (%(default)s)")
+    parser.add_argument("--top-p", type=real, default=0.95, metavar="X", help="of sampling (%(default)s)")
     parser.add_argument("--seed", type=seed, default=0, metavar="N", help="of sampling (%(default)s)")
     add_past_context_argument(parser)
     add_device_argument(parser)

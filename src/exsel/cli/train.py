@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exsel.cli.flags import MODEL, number, seed
+from exsel.cli.flags import MODEL, real, seed
 from exsel.cli.training import add_training_arguments, build_settings, run_session
 from exsel.errors import ExselError, require_all
 from exsel.variants import BASELINE, VARIANTS
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags."""
     text = "baseline, exclusive, selective or exclusive+selective (baseline; with --from what MODEL is)"
     parser.add_argument("--variant", help=text)
-    parser.add_argument("--lr", type=number, metavar="X", help="peak learning rate (by model; with --from 1e-4)")
+    parser.add_argument("--lr", type=real, metavar="X", help="peak learning rate (by model; with --from 1e-4)")
     parser.add_argument("--seed", type=seed, default=0, metavar="N", help="of weights and order (%(default)s)")
     fine_tuning = parser.add_argument_group("fine-tuning")
     fine_tuning.add_argument(

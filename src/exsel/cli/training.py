@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from exsel.cli.flags import add_data_arguments, add_device_argument, count, number, whole
+from exsel.cli.flags import add_data_arguments, add_device_argument, large_count, real, whole
 from exsel.cli.outputs import check_out, resume_command
 from exsel.errors import ExselError
 
@@ -35,19 +35,19 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--pack", choices=["concat", "isolate"], default="concat", help=text)
     training = parser.add_argument_group("training")
     for flag, kind, default, text in (
-        ("--tokens", count, None, "tokens to train on, as 500k, 2.5b … (by model)"),
+        ("--tokens", large_count, None, "tokens to train on, as 500k, 2.5b … (by model)"),
         ("--batch-size", whole(1), None, "sequences a step (by model)"),
         ("--accumulation", whole(1), 1, "parts in which a step is computed (%(default)s)"),
         ("--warmup-steps", whole(0), None, "of the learning rate (a twentieth, 2000 at most)"),
-        ("--weight-decay", number, 0.1, "of matrices (%(default)s)"),
-        ("--selective-lr", number, 1e-3, "peak learning rate of the mechanisms' per-head parameters (%(default)s)"),
+        ("--weight-decay", real, 0.1, "of matrices (%(default)s)"),
+        ("--selective-lr", real, 1e-3, "peak learning rate of the mechanisms' per-head parameters (%(default)s)"),
         ("--evaluations", whole(1), 12, "points of the validation curve (%(default)s)"),
         ("--evaluation-blocks", whole(1), 32, "sequences that validate (%(default)s)"),
         ("--save-every", whole(0), None, "steps between checkpoints (a fifth of the run, 500 at most)"),
     ):
         # A flag is named like its field in Settings, except that -lr stands for -learning-rate.
         name = flag.removeprefix("--").replace("-lr", "-learning-rate").replace("-", "_")
-        metavar = "X" if kind is number else "N"
+        metavar = "X" if kind is real else "N"
         training.add_argument(flag, dest=name, type=kind, default=default, metavar=metavar, help=text)
     machine = parser.add_argument_group("machine")
     add_device_argument(machine)

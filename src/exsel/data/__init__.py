@@ -8,13 +8,13 @@ from exsel.errors import require
 require("transformers", "data")
 require("datasets", "data")
 
-from exsel.data.loading import (  # noqa: E402 - after the check that names the extra to install
+from exsel.data.packing import collate, token_counts  # noqa: E402
+from exsel.data.text_loading import (  # noqa: E402 - after the check that names the extra to install
     DataDescription,
     PackedData,
     load_data,
     load_evaluation_data,
 )
-from exsel.data.packing import collate, token_counts  # noqa: E402
 from exsel.data.tokenization import load_tokenizer  # noqa: E402
 
 __all__ = [

@@ -10,9 +10,9 @@ from typing import Literal
 import datasets
 from datasets import IterableDataset
 
-from exsel.data.files import text_of
 from exsel.data.hub_access import no_progress_bars, reason_unavailable
 from exsel.data.splitting import is_validation, key_of
+from exsel.data.text_files import text_of
 from exsel.errors import ExselError, first_line
 
 _SPEC = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(:(?P<config>[\w.-]+))?")

@@ -132,7 +132,7 @@ def _features(pack: Pack) -> Features:
     return Features({name: List(Value("int32")) for name in names})
 
 
-def spread(blocks: Dataset, most: int | None) -> Dataset:
+def evenly_spread(blocks: Dataset, most: int | None) -> Dataset:
     """At most ``most`` blocks, evenly spread over all of them."""
     if most is None or most >= len(blocks):
         return blocks
@@ -152,7 +152,7 @@ def token_counts(blocks: Dataset | IterableDataset, vocab_size: int, max_blocks:
         int64 of ``[vocab_size]``.
     """
     is_stream = isinstance(blocks, IterableDataset)
-    chosen = islice(blocks, max_blocks) if is_stream else spread(blocks, max_blocks).iter(_MOST_ROWS)
+    chosen = islice(blocks, max_blocks) if is_stream else evenly_spread(blocks, max_blocks).iter(_MOST_ROWS)
     counts = np.zeros(vocab_size, np.int64)
     for batch in chosen:
         counts += np.bincount(np.asarray(batch["input_ids"]).ravel(), minlength=vocab_size)

@@ -8,8 +8,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from exsel.diagnostics.report import notebook_html
-from exsel.diagnostics.report import write as write_report
+from exsel.diagnostics.diagnosis_report import notebook_html
+from exsel.diagnostics.diagnosis_report import write as write_report
 from exsel.errors import LoadError
 
 FORMAT = 1
@@ -76,7 +76,7 @@ class Diagnosis:
         return cls(**{name: value for name, value in values.items() if name != "format"})
 
     def write(self, folder: str | PathLike[str], against: Diagnosis | None = None) -> Path:
-        """Write the report, ``diagnostics.json`` and the figures; see :func:`exsel.diagnostics.report.write`."""
+        """Write the report, ``diagnostics.json`` and the figures; see :func:`exsel.diagnostics.diagnosis_report.write`."""
         other = None if against is None else against.to_dict()
         return write_report(self.to_dict(), Path(folder), other)
 

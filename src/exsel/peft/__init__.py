@@ -19,7 +19,7 @@ if not hasattr(require("peft", "peft").tuners.tuners_utils.BaseTuner, "_remove_a
 
 from peft.utils import register_peft_method
 
-from exsel.peft.config import ExclusiveAdapterConfig, SelectiveAdapterConfig
+from exsel.peft.adapter_config import ExclusiveAdapterConfig, SelectiveAdapterConfig
 from exsel.peft.layer import AdapterLayer
 from exsel.peft.model import MechanismsModel
 

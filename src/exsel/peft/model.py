@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from exsel.config import ExclusiveConfig, SelectiveConfig
 from exsel.errors import LoadError, UpgradeError
-from exsel.peft.config import AdapterConfig
+from exsel.peft.adapter_config import AdapterConfig
 from exsel.peft.layer import AdapterLayer
 from exsel.upgrading.attention_layers import Target
 from exsel.upgrading.placing import build_mechanisms, choose_layers

@@ -37,9 +37,9 @@ def render_report(results: Mapping[str, Any]) -> str:
     """
     for module in ("jinja2", "matplotlib"):
         require(module, "report")
-    from exsel.report.comparison_page import render
+    from exsel.report.comparison_page import render_comparison
 
-    return render(results)
+    return render_comparison(results)
 
 
 def write_report(results: Mapping[str, Any], path: Path) -> None:

@@ -37,7 +37,7 @@ _RUN_HEADINGS = (
 )
 
 
-def render(results: Mapping[str, Any]) -> str:
+def render_comparison(results: Mapping[str, Any]) -> str:
     """Return the report as one HTML document; see ``exsel.report.render_report``."""
     return templates.environment("exsel.report").get_template("comparison.html.j2").render(_context(results))
 

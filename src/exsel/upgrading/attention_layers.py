@@ -99,7 +99,7 @@ def _with_projections(target: Target, module: nn.Module, projections: Projection
 
 
 def _as_instance(target: Target, module: nn.Module) -> Target:
-    reason = "" if target.left_alone or target.exclusive else upgraded_class.refusal(module, target.methods)
+    reason = "" if target.left_alone or target.exclusive else upgraded_class.class_refusal(module, target.methods)
     return replace(target.refused(reason), by_name=False) if reason else target
 
 
@@ -174,7 +174,7 @@ def _reason_of_code(module: nn.Module, cls: type, sites: CallSites, in_table: Pr
         return ""
     if not calls_function:
         return f"{cls.__name__} calls no attention function"
-    return code_paths.refusal(module, cls, sites, known.switches(cls))
+    return code_paths.code_path_refusal(module, cls, sites, known.switches(cls))
 
 
 def _multihead_target(target: Target, module: nn.MultiheadAttention, parent: nn.Module | None) -> Target:
@@ -185,7 +185,7 @@ def _multihead_target(target: Target, module: nn.MultiheadAttention, parent: nn.
     names = f"{own_name} {type(parent).__name__}"
     if is_decoders or has_other_keys or _POOLING.search(type(parent).__name__) or _CROSS.search(names):
         return target.refused(NO_OWN_VALUES, left_alone=True)
-    if reason := multihead.refusal(original_class(module)):
+    if reason := multihead.multihead_refusal(original_class(module)):
         return target.refused(reason)
     geometry = Geometry(module.num_heads, module.num_heads, module.head_dim)
     return replace(target, projections=multihead.PROJECTIONS, geometry=geometry, hidden_size=module.embed_dim)

@@ -19,7 +19,7 @@ _ATTENTION, _SOFTMAX, _END = "attention", "softmax", "end"
 _EMPTY: frozenset[Path] = frozenset({frozenset()})
 
 
-def refusal(module: Any, cls: type, sites: CallSites, switches: Mapping[str, bool]) -> str:
+def code_path_refusal(module: Any, cls: type, sites: CallSites, switches: Mapping[str, bool]) -> str:
     """Why ``module``, of class ``cls``, cannot be upgraded at its attention function alone; empty if it can be.
 
     Args:

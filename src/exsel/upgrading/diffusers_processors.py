@@ -87,7 +87,7 @@ def refusals(module: nn.Module, cls: type) -> tuple[str, str]:
     return "", "" if geometry(module) is not None else f"the heads of {cls.__name__} are not known here"
 
 
-def methods(cls: type) -> dict[str, Any]:
+def processor_methods(cls: type) -> dict[str, Any]:
     """The members of an upgraded subclass of the attention class ``cls``."""
     method = read(cls, "forward")
 

@@ -2,7 +2,7 @@
 
 PyTorch's forward pass is one function, or one kernel in inference, into which no call can be inserted. So it is
 implemented again here. In inference ``TransformerEncoderLayer`` reads the layer's weights and does not call it, under
-conditions; :func:`methods` makes one of them false.
+conditions; :func:`multihead_methods` makes one of them false.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from exsel.upgrading.architectures import Projections
 from exsel.upgrading.rewriting import READ
 from exsel.upgrading.sources import replacement
 
-#: The projections, by the names that :func:`forward` gives them.
+#: The projections, by the names that :func:`multihead_forward` gives them.
 PROJECTIONS = Projections.read("query key value")
 
 
-def refusal(cls: type) -> str:
+def multihead_refusal(cls: type) -> str:
     """Why ``cls``, a subclass of ``nn.MultiheadAttention``, cannot be upgraded; empty if it can."""
     if patch := replacement(nn.MultiheadAttention, "forward"):
         return f"the forward of nn.MultiheadAttention was replaced by {patch}: take that back first"
@@ -35,20 +35,20 @@ def refusal(cls: type) -> str:
     return ""
 
 
-def methods(cls: type) -> dict[str, Any]:
+def multihead_methods(cls: type) -> dict[str, Any]:
     """The members of an upgraded subclass of ``cls``, an ``nn.MultiheadAttention``.
 
-    PyTorch reads the property only to decide whether inference may bypass :func:`forward`.
+    PyTorch reads the property only to decide whether inference may bypass :func:`multihead_forward`.
     """
     original: Any = cls.forward  # type: ignore[attr-defined]
     return {
-        "forward": forward,
+        "forward": multihead_forward,
         "_qkv_same_embed_dim": property(lambda self: False),
         READ: {"forward": (original, original, original.__code__)},
     }
 
 
-def forward(
+def multihead_forward(
     self: Any,
     query: Tensor,
     key: Tensor,
@@ -211,12 +211,12 @@ def _merged(
 
 
 def _forward_nested(module: Any, query: Tensor, value: Tensor) -> tuple[Tensor, None]:
-    """:func:`forward` of a nested tensor ``[B, T (ragged), E]``, as which ``TransformerEncoder`` packs a batch."""
+    """:func:`multihead_forward` of a nested tensor ``[B, T (ragged), E]``, as which ``TransformerEncoder`` packs a batch."""
     lengths = [sequence.shape[0] for sequence in query.unbind()]
     padded = query.to_padded_tensor(0.0)
     padded_value = padded if value is query else value.to_padded_tensor(0.0)
     index = torch.arange(padded.shape[1], device=padded.device)
     padding = index >= torch.tensor(lengths, device=padded.device).unsqueeze(-1)
-    output, _ = forward(module, padded, padded, padded_value, key_padding_mask=padding, need_weights=False)
+    output, _ = multihead_forward(module, padded, padded, padded_value, key_padding_mask=padding, need_weights=False)
     rows = [sequence[:length] for sequence, length in zip(output.unbind(), lengths, strict=True)]
     return torch.nested.as_nested_tensor(rows, layout=query.layout), None

@@ -52,7 +52,7 @@ class UpgradedFields(Guarded):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """As the plain class; also takes the values of a wrapped ``config.json``."""
         if config_dict.get("model_type") == MODEL_TYPE:
-            return read_config(config_dict, **kwargs)
+            return read_upgraded_config(config_dict, **kwargs)
         return super().from_dict(config_dict, **kwargs)  # type: ignore[misc]
 
     def to_dict(self) -> dict[str, Any]:
@@ -148,7 +148,7 @@ class UpgradingLoader:
         return (model, info) if with_info else model
 
 
-def read_config(values: dict[str, Any], **kwargs: Any) -> Any:
+def read_upgraded_config(values: dict[str, Any], **kwargs: Any) -> Any:
     """The upgraded configuration in a ``config.json``'s ``values``; ``kwargs`` as ``PreTrainedConfig.from_dict``.
 
     Raises:

@@ -78,7 +78,7 @@ def downgrade(model: Model) -> Model:
         raise UpgradeError(f"this {type(model).__name__} has its mechanisms from a PEFT adapter: call its unload()")
     if any(READ not in vars(type(module)) for module in upgraded):
         raise UpgradeError(f"the upgraded modules of this {type(model).__name__} were given another class: undo that")
-    if any(upgraded_class.refusal(module) for module in upgraded):
+    if any(upgraded_class.class_refusal(module) for module in upgraded):
         raise UpgradeError("the forward of an upgraded module was replaced on the instance: take that back first")
     for module in upgraded:
         upgraded_class.remove(module)

@@ -108,9 +108,9 @@ def _upgraded_class(cls: Any, packings: tuple[tuple[str, str], ...], output: str
     made = _MADE.get((cls, packings, output))
     if made is None or made.forward is not made.exsel_forward or _replaced(made):
         if issubclass(cls, nn.MultiheadAttention):
-            methods = multihead.methods(cls)
+            methods = multihead.multihead_methods(cls)
         elif diffusers_processors.has_processor(cls):
-            methods = diffusers_processors.methods(cls)
+            methods = diffusers_processors.processor_methods(cls)
         else:
             methods = rewrite(cls, dict(packings), output)
         members = {
@@ -161,7 +161,7 @@ def _rebind(module: nn.Module) -> None:
             own[name] = types.MethodType(type(module).forward, module)
 
 
-def refusal(module: nn.Module, names: Iterable[str] = ("forward",)) -> str:
+def class_refusal(module: nn.Module, names: Iterable[str] = ("forward",)) -> str:
     """Why ``module`` cannot be upgraded: one of ``names`` is replaced on it, or weights are offloaded; else empty."""
     own = vars(module)
     runs = own.get(_KEPT) if _HOOK in own else own.get("forward")

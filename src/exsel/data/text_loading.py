@@ -13,12 +13,12 @@ from datasets import Dataset, IterableDataset, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
 from exsel.data.documents import Row, rows_of, to_dataset
-from exsel.data.files import find_files, is_local, load_files
 from exsel.data.hub import StreamedDocuments, open_hub
-from exsel.data.packing import Pack, batches_of, pack_corpus, pack_stream, spread
+from exsel.data.packing import Pack, batches_of, evenly_spread, pack_corpus, pack_stream
 from exsel.data.passkey import is_passkey, passkey_documents
 from exsel.data.splitting import Corpus, split_by_content, split_by_name
 from exsel.data.standard_library import corpus_name, read_standard_library
+from exsel.data.text_files import find_files, is_local, load_files
 from exsel.data.tokenization import encode, load_tokenizer, vocabulary_size
 from exsel.errors import ExselError
 
@@ -179,7 +179,7 @@ def _load(
     _check_length("validation" if trains else "evaluation", seq_len, tokens)
     return PackedData(
         train=train,
-        validation=spread(validation, max_blocks),
+        validation=evenly_spread(validation, max_blocks),
         tokenizer=tokenizer,
         description=DataDescription(
             name=" ".join(specs) or corpus_name(),

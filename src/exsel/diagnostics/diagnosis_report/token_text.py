@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from exsel.diagnostics.diagnosis_report.diagnosed_models import METRIC_OF, DiagnosedModel
 from exsel.diagnostics.metrics import PICTURED
-from exsel.diagnostics.report.diagnosed_models import METRIC_OF, DiagnosedModel
 from exsel.report.formatting import MISSING
 
 Values = list[float | None]

@@ -8,7 +8,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from exsel.diagnostics.report.diagnosed_models import METRIC_OF, DiagnosedModel, difference, extent, measured, shown
+from exsel.diagnostics.diagnosis_report.diagnosed_models import (
+    METRIC_OF,
+    DiagnosedModel,
+    difference,
+    extent,
+    measured,
+    shown,
+)
 from exsel.report.charts import Chart, Curve, Drawable, HeatMap, Reference, Tick
 from exsel.report.looks import Look, look
 

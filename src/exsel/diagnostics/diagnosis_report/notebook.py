@@ -7,7 +7,7 @@ from html import escape
 from importlib import resources
 from typing import Any
 
-from exsel.diagnostics.report.diagnosed_models import (
+from exsel.diagnostics.diagnosis_report.diagnosed_models import (
     METRIC_OF,
     DiagnosedModel,
     diagnosed_models,
@@ -15,7 +15,7 @@ from exsel.diagnostics.report.diagnosed_models import (
     shown,
     size_of,
 )
-from exsel.diagnostics.report.headline import headline, qualifications
+from exsel.diagnostics.diagnosis_report.diagnosis_headline import diagnosis_headline, qualifications
 from exsel.report.formatting import compact
 
 # Under these numbers a bar shows their size, from 0 to 1 of either sign.
@@ -27,7 +27,7 @@ def notebook_html(record: Mapping[str, Any]) -> str:
     """A sentence and a table as HTML without a script, an id or anything from elsewhere."""
     (model,) = models = diagnosed_models(record)
     names = [name for name in measured(models, METRIC_OF) if name not in _LEFT_OUT]
-    style = resources.files("exsel.diagnostics.report").joinpath("notebook.css").read_text(encoding="utf-8")
+    style = resources.files("exsel.diagnostics.diagnosis_report").joinpath("notebook.css").read_text(encoding="utf-8")
     about = f"{model.name} · {compact(record['model'].get('parameters'))} parameters · {size_of(record['data'])}"
     heading = "".join(f'<th scope="col">{escape(METRIC_OF[name].title)}</th>' for name in names)
     rows = "".join(
@@ -37,7 +37,7 @@ def notebook_html(record: Mapping[str, Any]) -> str:
     left_out = [f"{each['name']} is left out: {each['reason']}" for each in record["left_out"]]
     paragraphs = [qualifications(models), about, *record["notes"], *left_out]
     return (
-        f'<div class="exsel-diagnosis"><style>{style}</style><p><b>{escape(headline(models))}</b></p>'
+        f'<div class="exsel-diagnosis"><style>{style}</style><p><b>{escape(diagnosis_headline(models))}</b></p>'
         f"{''.join(f'<p>{escape(text)}</p>' for text in paragraphs if text)}"
         f'<div class="exsel-scroll" tabindex="0"><table><thead><tr><th scope="col">Layer</th>{heading}</tr></thead>'
         f"<tbody>{rows}</tbody></table></div>"

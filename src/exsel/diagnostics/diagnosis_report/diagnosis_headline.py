@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from exsel.diagnostics.report.diagnosed_models import DiagnosedModel, difference, shown
+from exsel.diagnostics.diagnosis_report.diagnosed_models import DiagnosedModel, difference, shown
 
 # Below this a mean cosine is "hardly" any: random directions in a head of 64 numbers have ± 0.125.
 _LITTLE = 0.1
@@ -12,7 +12,7 @@ _LITTLE = 0.1
 _SAME = 0.01
 
 
-def headline(models: Sequence[DiagnosedModel]) -> str:
+def diagnosis_headline(models: Sequence[DiagnosedModel]) -> str:
     """How much of the token's own value attention passes on, in at most twenty words."""
     for model in models:
         if model.mean("similarity") is None:

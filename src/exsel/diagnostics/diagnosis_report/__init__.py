@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from exsel.diagnostics.report.diagnosed_models import diagnosed_models
-from exsel.diagnostics.report.diagnosis_charts import figures_by_section, looks_of_models
-from exsel.diagnostics.report.diagnosis_folder import AGAINST, FIGURES, REPORT, RESULTS, TOKENS, clear
-from exsel.diagnostics.report.notebook import notebook_html
+from exsel.diagnostics.diagnosis_report.diagnosed_models import diagnosed_models
+from exsel.diagnostics.diagnosis_report.diagnosis_charts import figures_by_section, looks_of_models
+from exsel.diagnostics.diagnosis_report.diagnosis_folder import AGAINST, FIGURES, REPORT, RESULTS, TOKENS, clear
+from exsel.diagnostics.diagnosis_report.notebook import notebook_html
 from exsel.errors import require
 from exsel.files import write_json, write_text
 
@@ -41,7 +41,7 @@ def write(record: Mapping[str, Any], folder: Path, against: Mapping[str, Any] | 
     """
     for module in ("jinja2", "matplotlib"):
         require(module, "report")
-    from exsel.diagnostics.report import diagnosis_page
+    from exsel.diagnostics.diagnosis_report import diagnosis_page
     from exsel.report.picture import SUFFIXES, write_picture
 
     (folder / FIGURES).mkdir(parents=True, exist_ok=True)
@@ -59,6 +59,6 @@ def write(record: Mapping[str, Any], folder: Path, against: Mapping[str, Any] | 
     if tokens:
         write_text(folder / TOKENS, tokens)
         written.append(TOKENS)
-    write_text(folder / REPORT, diagnosis_page.render(models, sections))
+    write_text(folder / REPORT, diagnosis_page.render_diagnosis(models, sections))
     clear(folder, but=written)
     return folder / REPORT

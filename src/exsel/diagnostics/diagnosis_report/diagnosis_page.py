@@ -10,18 +10,25 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
+from exsel.diagnostics.diagnosis_report.diagnosed_models import (
+    METRIC_OF,
+    DiagnosedModel,
+    difference,
+    measured,
+    shown,
+    size_of,
+)
+from exsel.diagnostics.diagnosis_report.diagnosis_charts import is_by_depth, looks_of_models
+from exsel.diagnostics.diagnosis_report.diagnosis_headline import diagnosis_headline, qualifications
+from exsel.diagnostics.diagnosis_report.token_text import SHADES, token_texts
 from exsel.diagnostics.metrics import METRICS
-from exsel.diagnostics.report.diagnosed_models import METRIC_OF, DiagnosedModel, difference, measured, shown, size_of
-from exsel.diagnostics.report.diagnosis_charts import is_by_depth, looks_of_models
-from exsel.diagnostics.report.headline import headline, qualifications
-from exsel.diagnostics.report.token_text import SHADES, token_texts
 from exsel.report import formatting, templates
 from exsel.report.charts import Drawable, labels_of
 from exsel.report.facts import facts
 from exsel.report.looks import Look
 from exsel.report.picture import page_picture
 
-_PACKAGE = "exsel.diagnostics.report"
+_PACKAGE = "exsel.diagnostics.diagnosis_report"
 _TILES = {
     "similarity": "mean cosine of attention's output and the token's own value",
     "similarity_after": "of it in what reaches the output projection, after the exclusive projection",
@@ -50,12 +57,12 @@ class Line(NamedTuple):
     cells: list[tuple[str, str]]
 
 
-def render(models: Sequence[DiagnosedModel], sections: Mapping[str, Sequence[Drawable]]) -> str:
+def render_diagnosis(models: Sequence[DiagnosedModel], sections: Mapping[str, Sequence[Drawable]]) -> str:
     """The report as one HTML document that loads nothing.
 
     Args:
         models: one, or two.
-        sections: see :func:`exsel.diagnostics.report.diagnosis_charts.figures_by_section`.
+        sections: see :func:`exsel.diagnostics.diagnosis_report.diagnosis_charts.figures_by_section`.
     """
     looks = looks_of_models(models)
     legends = {}
@@ -66,7 +73,7 @@ def render(models: Sequence[DiagnosedModel], sections: Mapping[str, Sequence[Dra
     return _render(
         "diagnosis.html.j2",
         models,
-        headline=headline(models),
+        headline=diagnosis_headline(models),
         qualifications=qualifications(models),
         tiles=_tiles(models),
         notes=_notes(models),
