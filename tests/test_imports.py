@@ -19,12 +19,6 @@ OPERATIONS = {"attention", "block", "exclude", "inverse_temperature", "project",
 OPERATION_ROOMS = {"reference", "functional", "kernels", "bench", "evidence"}
 #: What every module of a kind defines, for one caller: commands, and what is started by ``python -m``.
 PROTOCOLS = {"add_arguments", "contenders", "default_config", "main", "run"}
-#: Names that still have two meanings; this list may only become shorter.
-KNOWN = {
-    "Picture", "config", "count", "files", "forward", "headline", "loading", "look", "measure", "methods", "number",
-    "picture", "ratio", "read", "read_config", "refusal", "render", "report", "spread", "summarise", "summary",
-    "variants", "whole", "write_picture",
-}  # fmt: skip
 #: ``python -m`` wants this file name.
 ENTRY = "__main__"
 
@@ -135,6 +129,6 @@ def unexplained(places: Mapping[str, set[str]]) -> list[str]:
         f"{name} in {', '.join(sorted(modules))}"
         for name, modules in sorted(places.items())
         if len(modules) > 1
-        and name not in {*PROTOCOLS, *KNOWN, ENTRY}
+        and name not in {*PROTOCOLS, ENTRY}
         and not (name in OPERATIONS and {room(module) for module in modules} <= OPERATION_ROOMS)
     ]

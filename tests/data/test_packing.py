@@ -113,7 +113,7 @@ def test_memory_mapped_documents_give_memory_mapped_blocks_which_are_found_again
 ) -> None:
     monkeypatch.setattr(text_files, "IN_MEMORY_BYTES", 0)
     (tmp_path / "a.txt").write_text("some text\n" * 100)
-    text = Corpus.of(files.load_files([tmp_path / "a.txt"], "text"))
+    text = Corpus.of(text_files.load_files([tmp_path / "a.txt"], "text"))
     blocks, num_tokens = pack_corpus(text, tokenizer, seq_len=8, pack="concat")
     (file,) = [Path(entry["filename"]) for entry in blocks.cache_files]
     assert file.is_relative_to(cache)

@@ -76,7 +76,7 @@ class Diagnosis:
         return cls(**{name: value for name, value in values.items() if name != "format"})
 
     def write(self, folder: str | PathLike[str], against: Diagnosis | None = None) -> Path:
-        """Write the report, ``diagnostics.json`` and the figures; see :func:`exsel.diagnostics.diagnosis_report.write`."""
+        """Write the report, ``diagnostics.json`` and the figures; see :mod:`exsel.diagnostics.diagnosis_report`."""
         other = None if against is None else against.to_dict()
         return write_report(self.to_dict(), Path(folder), other)
 

@@ -211,7 +211,7 @@ def _merged(
 
 
 def _forward_nested(module: Any, query: Tensor, value: Tensor) -> tuple[Tensor, None]:
-    """:func:`multihead_forward` of a nested tensor ``[B, T (ragged), E]``, as which ``TransformerEncoder`` packs a batch."""
+    """:func:`multihead_forward` of a nested tensor ``[B, T (ragged), E]``, into which ``TransformerEncoder`` packs."""
     lengths = [sequence.shape[0] for sequence in query.unbind()]
     padded = query.to_padded_tensor(0.0)
     padded_value = padded if value is query else value.to_padded_tensor(0.0)
