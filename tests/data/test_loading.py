@@ -16,12 +16,12 @@ from exsel.data import (
     DataDescription,
     PackedData,
     collate,
-    files,
     hub,
     load_data,
     load_evaluation_data,
     load_tokenizer,
-    loading,
+    text_files,
+    text_loading,
 )
 from exsel.errors import ExselError
 
@@ -105,7 +105,7 @@ class TestLocal:
     def test_the_sides_share_no_document_and_two_loads_are_equal(
         self, corpus: Path, cache: Path, in_memory: bool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(files, "IN_MEMORY_BYTES", 2**30 if in_memory else 0)
+        monkeypatch.setattr(text_files, "IN_MEMORY_BYTES", 2**30 if in_memory else 0)
         first, second = (load_data([str(corpus)], seq_len=16, pack="isolate") for _ in range(2))
         assert first.description == second.description
         assert blocks(first.train) == blocks(second.train)
@@ -168,7 +168,7 @@ class TestStream:
         def open_folder(spec: str, text_field: str) -> tuple[hub.StreamedDocuments, hub.StreamedDocuments]:
             return hub.open_stream(str(tmp_path / spec), text_field=text_field, label=spec)
 
-        monkeypatch.setattr(loading, "open_hub", open_folder)
+        monkeypatch.setattr(text_loading, "open_hub", open_folder)
         write_rows(tmp_path / "owner/name/data.jsonl", [{"text": SENTENCE.format(n)} for n in range(1000)])
         return tmp_path / "owner/name"
 
@@ -189,7 +189,7 @@ class TestStream:
         assert 0.9 < description.bytes_per_token < 1
 
     def test_without_a_limit_it_validates_on_the_begin(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(loading, "_STREAM_VALIDATION_TOKENS", 640)
+        monkeypatch.setattr(text_loading, "_STREAM_VALIDATION_TOKENS", 640)
         monkeypatch.setattr("exsel.data.packing._STREAM_ROWS", 4)
         data = load_data(["owner/name"], seq_len=32)
         assert 640 <= (data.description.validation_tokens or 0) < 640 + 4 * 70
