@@ -329,7 +329,7 @@ def _read_call(
     _check_strength(strength)
     device = query.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        # As autocast does for scaled_dot_product_attention itself.
+        # Autocast does the same for scaled_dot_product_attention.
         dtype = torch.get_autocast_dtype(device)
         own_value = own_value if own_value is None or own_value is value else own_value.to(dtype)
         query, key, value, given = query.to(dtype), key.to(dtype), value.to(dtype), value

@@ -205,7 +205,7 @@ class ExselPreTrainedModel(PreTrainedModel):
             self._tp_plan.update(heads_plan(self, ""))
 
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
-        """Our own operator where none is asked for."""
+        """Use our own operator by default."""
         requested_attention = IMPLEMENTATION if requested_attention is None else requested_attention
         implementation: str = super().get_correct_attn_implementation(requested_attention, is_init_check)
         return implementation

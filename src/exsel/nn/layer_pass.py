@@ -67,7 +67,7 @@ class AttentionCall:
 
 
 class PassObserver:
-    """Is shown what goes through a layer in one forward pass, and changes nothing. Here every method does nothing."""
+    """Observes one forward pass of a layer and changes nothing. Every method of this base class does nothing."""
 
     def projected(
         self, name: str, packed: Tensor, module: Callable[..., Tensor], hidden_states: Tensor, *args: Any, **kwargs: Any

@@ -82,7 +82,7 @@ class Positions:
         column = place.clamp_max(mask.shape[2] - 1).unsqueeze(-1)
         itself = mask.gather(2, column.expand(mask.shape[0], -1, -1)).squeeze(-1)
         is_before = torch.arange(mask.shape[2], device=place.device) < place.unsqueeze(-1)
-        said = (mask & is_before).sum(-1, dtype=torch.int32)  # to int64 PyTorch takes fifty times as long
+        said = (mask & is_before).sum(-1, dtype=torch.int32)  # int64 is fifty times slower
         return torch.where(itself, place - said, said)
 
     def _padding_before(self, is_hidden: Tensor) -> Tensor:

@@ -66,7 +66,7 @@ class Scalars(nn.Module):
         else:
             from torch.distributed.tensor import Partial
 
-            # The redistribution changes nothing on the way forward; on the way back it sums.
+            # The redistribution is the identity in the forward; in the backward it sums.
             own = divided.redistribute(placements=[placement]).to_local(grad_placements=[Partial()])
         return own
 
