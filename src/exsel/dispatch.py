@@ -1,4 +1,4 @@
-"""Which backend runs, and why in words."""
+"""Choose the backend, and explain the choice."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ def _check_strength(strength: float | Tensor | None) -> None:
 
 
 def _expand_strength(strength: float | Tensor | None, y: Tensor) -> Tensor | None:
-    """None for 1, else α as [..., H, T] (a view)."""
+    """α as a view ``[..., H, T]``; None if α is 1."""
     if not isinstance(strength, Tensor):
         return None if strength is None or strength == 1 else y.new_tensor(strength).expand(y.shape[:-1])
     by_token = strength.unsqueeze(-1) if strength.ndim == 1 and strength.shape[0] == y.shape[-3] else strength

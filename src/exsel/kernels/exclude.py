@@ -77,7 +77,7 @@ def is_traced_for_cpu(x: Tensor) -> bool:
 
 
 class _Traced(torch.autograd.Function):
-    """The passes' formulas, which a compiler can see through; an operator it could not."""
+    """The passes' formulas in plain PyTorch, which a compiler can fuse; it cannot fuse a custom operator."""
 
     @staticmethod
     def forward(y: Tensor, own_value: Tensor, strength: Tensor | None, eps: float) -> Tensor:

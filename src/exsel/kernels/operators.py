@@ -27,7 +27,7 @@ def is_watched() -> bool:
 
 
 def is_forward_mode() -> bool:
-    """Whether derivatives are taken forward (``torch.func.jvp`` too), which our operators do not do."""
+    """Whether forward-mode derivatives are taken (also by ``torch.func.jvp``); our operators do not support them."""
     return forward_ad._current_level >= 0
 
 

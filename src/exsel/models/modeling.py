@@ -403,7 +403,7 @@ class ExselForCausalLM(ExselPreTrainedModel, GenerationMixin):
         average over accumulated batches).
         """
         if labels is not None and use_cache is None:
-            use_cache = False  # a loss is of whole sequences
+            use_cache = False  # a loss needs whole sequences
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,

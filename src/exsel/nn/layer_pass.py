@@ -47,7 +47,7 @@ class AttentionCall:
     first_token: int
 
     def again(self, convert: Callable[[Any], Any]) -> Tensor:
-        """The function's output ``[B, H, T, D]`` for the same arguments, each after ``convert``."""
+        """Call the function again with ``convert`` applied to each argument; return its output ``[B, H, T, D]``."""
         states = [convert(states) for states in (self.query, self.key, self.value)]
         kwargs = {name: convert(argument) for name, argument in self.kwargs.items()}
         if self.module is None:
@@ -61,7 +61,7 @@ class AttentionCall:
         cached, count = self.cached_value, self.query.shape[-2]
         if cached is None or self.value.shape[-2] == count:
             return 0
-        # A static cache that was empty has its free places at the end.
+        # The free slots of a static cache that was empty are at the end.
         comes_first = torch.equal(self.value[..., :1, :].to(cached.dtype), cached[..., :1, :])
         return 0 if comes_first else self.value.shape[-2] - count
 

@@ -140,7 +140,7 @@ class MechanismPass(LayerPass):
         tau = self.tau(kind, features.transpose(1, 2))
         if states.shape[1] % tau.shape[1]:
             raise RuntimeError(f"an upgraded layer has {states.shape[1]} {kind} heads and {tau.shape[1]} temperatures")
-        # Attention without groups may be given each key and value once a query head.
+        # Attention without grouped heads may receive each key and value repeated for every query head.
         return tau if tau.shape[1] == states.shape[1] else tau.repeat_interleave(states.shape[1] // tau.shape[1], dim=1)
 
     def tau(self, kind: str, features: Tensor) -> Tensor:

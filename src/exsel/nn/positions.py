@@ -69,7 +69,7 @@ class Positions:
         if not isinstance(self.mask, Tensor):
             rows, token = torch.arange(batch, device=place.device).unsqueeze(-1), place[0]
             is_seen = self.mask.mask_mod(rows, torch.zeros_like(rows), token, token)  # type: ignore[union-attr]
-            # Of a mask that does not ask for the row there is one row, without a dimension for it.
+            # A mask function that ignores the batch index returns no batch dimension.
             return self._padding_before(~is_seen.expand(batch, -1))
         mask = self.mask.bool().unsqueeze(1) if self.mask.ndim == 2 else self.mask[:, 0]
         mask = mask > HIDDEN if mask.is_floating_point() else mask.bool()
