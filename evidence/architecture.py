@@ -1,4 +1,4 @@
-"""The picture of docs/architecture.md, drawn from the imports: ``python -m evidence.architecture``.
+"""What imports what in exsel, and the picture of it in docs/architecture.md: ``python -m evidence.architecture``.
 
 A box is a file or folder of ``src/exsel``. A box imports what it has arrows to, directly or by way of other boxes; an
 arrow that another way implies is left out, and so are the arrows to ``errors`` and ``files``, which most boxes use.
@@ -7,57 +7,79 @@ arrow that another way implies is left out, and so are the arrows to ``errors`` 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+import functools
+from collections.abc import Mapping
 from pathlib import Path
 from xml.sax.saxutils import escape
 
 ROOT = Path(__file__).parent.parent
-SOURCE = ROOT / "src" / "exsel"
 PICTURE = ROOT / "docs" / "architecture.svg"
 GROUND = frozenset({"errors", "files", "version"})
-WIDTH, HEIGHT, GAP, ROW = 128, 38, 14, 70
+WIDTH, HEIGHT, GAP, ROW = 128, 28, 14, 60
 
 STYLE = """\
 text { font: 13px system-ui, sans-serif; fill: #1f2328; text-anchor: middle }
-.lines { font-size: 11px; fill: #57606a }
 rect { fill: #eef3f8; stroke: #8c9bab }
 path { fill: none; stroke: #8c9bab }
 marker path { fill: #8c9bab; stroke: none }
 @media (prefers-color-scheme: dark) {
-  text { fill: #e6edf3 } .lines { fill: #9da7b1 } rect { fill: #22303f; stroke: #6e7b89 }
+  text { fill: #e6edf3 } rect { fill: #22303f; stroke: #6e7b89 }
 }"""
 
 
-def room_of(path: Path) -> str:
-    """The folder of ``src/exsel`` in which a file lies, or the file itself."""
-    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+@functools.cache
+def module_paths() -> Mapping[str, Path]:
+    """Every module of both packages, by its dotted name."""
+    found = {}
+    for base, package in ((ROOT / "src", "exsel"), (ROOT, "evidence")):
+        for path in sorted((base / package).rglob("*.py")):
+            parts = path.relative_to(base).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
 
 
-def imported(path: Path) -> Iterator[str]:
-    """The modules of exsel that a file imports, wherever in it, as dotted names below ``exsel``."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module == "exsel":
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("exsel."):
-            yield (node.module or "").removeprefix("exsel.")
-        elif isinstance(node, ast.Import):
-            yield from (alias.name.removeprefix("exsel.") for alias in node.names if alias.name.startswith("exsel."))
+@functools.cache
+def syntax_tree(module: str) -> ast.Module:
+    """The parsed source of a module."""
+    return ast.parse(module_paths()[module].read_text(encoding="utf-8"))
 
 
-def read_rooms() -> tuple[dict[str, int], dict[str, set[str]]]:
-    """Lines of Python by room, and by room those that it imports."""
-    lines: dict[str, int] = {}
+@functools.cache
+def imports(module: str) -> frozenset[str]:
+    """The modules of both packages that ``module`` imports, in functions and for type checkers too."""
+    found = set()
+    for node in ast.walk(syntax_tree(module)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{module}: imports are absolute"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return frozenset(_module_of(name) for name in found if name.split(".")[0] in ("exsel", "evidence"))
+
+
+def _module_of(name: str) -> str:
+    """The module of ``name``, which may be something that a module defines."""
+    while name and name not in module_paths():
+        name = name.rpartition(".")[0]
+    return name
+
+
+def room_of(module: str) -> str:
+    """The part of exsel that a module belongs to: a folder or a file; ``evidence`` is one."""
+    package, _, rest = module.partition(".")
+    return rest.partition(".")[0] if package == "exsel" else package
+
+
+def rooms() -> dict[str, set[str]]:
+    """The parts of exsel, each with the others that it imports."""
     uses: dict[str, set[str]] = {}
-    for path in sorted(SOURCE.rglob("*.py")):
-        room = room_of(path)
-        if room.startswith("__"):
-            continue
-        lines[room] = lines.get(room, 0) + len(path.read_text(encoding="utf-8").splitlines())
-        uses.setdefault(room, set()).update(name.partition(".")[0] for name in imported(path))
-    return lines, {room: (others - {room}) & lines.keys() for room, others in uses.items()}
+    for module in module_paths():
+        if module.startswith("exsel.") and room_of(module) != "__main__":
+            uses.setdefault(room_of(module), set()).update(map(room_of, imports(module)))
+    return {room: others - {room} for room, others in uses.items()}
 
 
-def architecture_svg(lines: dict[str, int], uses: dict[str, set[str]]) -> str:
+def architecture_svg(uses: Mapping[str, set[str]]) -> str:
     """The picture as SVG: each room above those that it imports."""
     levels: dict[str, int] = {}
 
@@ -70,7 +92,7 @@ def architecture_svg(lines: dict[str, int], uses: dict[str, set[str]]) -> str:
         return uses[room].union(*(reached(other) for other in uses[room]))
 
     rows: dict[int, list[str]] = {}
-    for room in lines:
+    for room in uses:
         rows.setdefault(level(room), []).append(room)
     broadest = max(map(len, rows.values()))
     width, top = broadest * (WIDTH + GAP) + GAP, max(rows)
@@ -86,13 +108,12 @@ def architecture_svg(lines: dict[str, int], uses: dict[str, set[str]]) -> str:
             (x, y), (u, v) = place[room], place[other]
             x, y, u = x + WIDTH / 2, y + HEIGHT, u + WIDTH / 2
             parts.append(
-                f'<path marker-end="url(#end)" d="M{x:g} {y:g} C{x:g} {y + 30:g} {u:g} {v - 30:g} {u:g} {v:g}"/>'
+                f'<path marker-end="url(#end)" d="M{x:g} {y:g} C{x:g} {y + 26:g} {u:g} {v - 26:g} {u:g} {v:g}"/>'
             )
     for room, (x, y) in place.items():
         parts.append(
             f'<rect x="{x:g}" y="{y:g}" width="{WIDTH}" height="{HEIGHT}" rx="4"/>'
-            f'<text x="{x + WIDTH / 2:g}" y="{y + 17:g}">{escape(room)}</text>'
-            f'<text class="lines" x="{x + WIDTH / 2:g}" y="{y + 33:g}">{lines[room]:,} lines</text>'
+            f'<text x="{x + WIDTH / 2:g}" y="{y + 18:g}">{escape(room)}</text>'
         )
     height = (top + 1) * ROW - ROW + HEIGHT + 2 * GAP
     return "\n".join(
@@ -109,4 +130,4 @@ def architecture_svg(lines: dict[str, int], uses: dict[str, set[str]]) -> str:
 
 
 if __name__ == "__main__":
-    PICTURE.write_text(architecture_svg(*read_rooms()), encoding="utf-8")
+    PICTURE.write_text(architecture_svg(rooms()), encoding="utf-8")
