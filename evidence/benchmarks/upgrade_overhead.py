@@ -24,6 +24,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 import exsel
 from exsel.bench.measuring import Contender, CpuClock, Work, check_compiler, measure
+from exsel.bench.model_contenders import SharedWeights, training_step
 from exsel.cli.bench_display import make_display
 from exsel.files import write_json
 from exsel.machine import describe_machine, git_revision
@@ -101,26 +102,16 @@ def generation(original: nn.Module, batch: int) -> list[Contender]:
 def training(original: nn.Module, batch: int) -> list[Contender]:
     """A compiled training step."""
     ids = torch.randint(3, 100, (batch, TOKENS))
-    optimizers: list[torch.optim.Optimizer] = []
+    weights = SharedWeights()
 
     def work(name: str, group: str) -> Work:
         check_compiler()
         model = variant(original, name).train()
         compiled: Callable[..., Any] = torch.compile(model, dynamic=False)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
-        for other in optimizers:  # what the shared weights have of the optimiser is shared too
-            for parameter in model.parameters():
-                if parameter in other.state:
-                    optimizer.state[parameter] = other.state[parameter]
-        optimizers.append(optimizer)
+        optimizer = weights.optimizer(model, lr=1e-5)
 
         def call() -> Tensor:
-            loss: Tensor = compiled(input_ids=ids, labels=ids, use_cache=False).loss
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-            return loss.detach()
+            return training_step(compiled(input_ids=ids, labels=ids, use_cache=False).loss, model, optimizer)
 
         return Work(forward=call, name="step")
 

@@ -125,15 +125,20 @@ def step_contenders(case: Case) -> list[Contender]:
         def step() -> Tensor:
             with torch.autocast(case.device.type, case.dtype, enabled=case.dtype != torch.float32):
                 loss: Tensor = model(input_ids=ids, labels=ids).loss
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-            return loss.detach()
+            return training_step(loss, model, optimizer)
 
         return Work(forward=step, name="step")
 
     return _contenders(work)
+
+
+def training_step(loss: Tensor, model: nn.Module, optimizer: torch.optim.Optimizer) -> Tensor:
+    """What follows the forward pass: backward, clipping, the optimiser; returns the loss."""
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss.detach()
 
 
 class SharedWeights:
@@ -152,9 +157,9 @@ class SharedWeights:
                 setattr(model.get_submodule(module_name), own_name, shared)
         model.tie_weights()  # the output layer still had the token embedding that was its own
 
-    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+    def optimizer(self, model: nn.Module, lr: float = 1e-4) -> torch.optim.Optimizer:
         """One that updates the model's parameters, with the shared state."""
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=lr, fused=True)
         for other in self._optimizers:
             for parameter in model.parameters():
                 if parameter in other.state:
