@@ -76,6 +76,11 @@ def is_traced_for_cpu(x: Tensor) -> bool:
     return torch.compiler.is_compiling() and x.device.type == "cpu"
 
 
+def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    *tensors, ctx.eps = inputs
+    ctx.save_for_backward(*tensors)
+
+
 class _Traced(torch.autograd.Function):
     """The passes' formulas in plain PyTorch, which a compiler can fuse; it cannot fuse a custom operator."""
 
@@ -83,10 +88,7 @@ class _Traced(torch.autograd.Function):
     def forward(y: Tensor, own_value: Tensor, strength: Tensor | None, eps: float) -> Tensor:
         return passes.forward_formula(y, own_value, strength, eps)
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        *tensors, ctx.eps = inputs
-        ctx.save_for_backward(*tensors)
+    setup_context = staticmethod(_save_inputs)
 
     @staticmethod
     def backward(ctx: Any, dz: Tensor) -> tuple[Tensor | None, ...]:
@@ -121,11 +123,6 @@ def _empty_gradients(
 
 _exclude.register_fake(lambda y, own_value, strength, eps: torch.empty_like(y))
 _exclude_backward.register_fake(_empty_gradients)
-
-
-def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    *tensors, ctx.eps = inputs
-    ctx.save_for_backward(*tensors)
 
 
 def _gradients(ctx: Any, dz: Tensor) -> tuple[Tensor | None, ...]:

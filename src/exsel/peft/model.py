@@ -11,11 +11,9 @@ from peft import LoraModel, PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
 
-from exsel.config import ExclusiveConfig, SelectiveConfig
 from exsel.errors import LoadError, UpgradeError
 from exsel.peft.adapter_config import AdapterConfig
 from exsel.peft.layer import AdapterLayer
-from exsel.upgrading.attention_layers import Target
 from exsel.upgrading.placing import build_mechanisms, choose_layers
 from exsel.upgrading.rewriting import CHILD
 from exsel.upgrading.upgrade_model import upgrade
@@ -23,8 +21,6 @@ from exsel.upgrading.upgraded_class import Upgraded, insert, remove
 
 # PEFT finds an adapter's parameters by its name in theirs. These words are part of every such parameter's name.
 _TAKEN = frozenset({"adapters", "temperatures", "query", "key", "value", "exclusive", "feature_proj", CHILD})
-
-_Step = tuple[Target, ExclusiveConfig | None, SelectiveConfig | None]
 
 
 class MechanismsModel(BaseTuner):

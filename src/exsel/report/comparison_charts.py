@@ -35,11 +35,11 @@ def comparison_looks(results: Results) -> dict[str, Look]:
 def loss_charts(results: Results) -> list[Chart]:
     """The validation loss against tokens and against training seconds; nothing without curves."""
     charts = []
+    runs = best_runs(results)
     for key in ("tokens", "seconds"):
-        curves = {name: [_curve(run, key) for run in runs] for name, runs in best_runs(results).items()}
-        everything = [curve for group in curves.values() for curve in group if curve]
+        everything = [curve for group in runs.values() for run in group if (curve := _curve(run, key))]
         if everything:
-            charts.append(_loss_chart(results, curves, everything, key))
+            charts.append(_loss_chart(results, runs, everything, key))
     return charts
 
 
@@ -100,14 +100,14 @@ def sweep_chart(results: Results) -> Chart | None:
 
 
 def _loss_chart(
-    results: Results, curves: Mapping[str, Sequence[Points]], everything: Sequence[Points], key: str
+    results: Results, runs: Mapping[str, Sequence[Mapping[str, Any]]], everything: Sequence[Points], key: str
 ) -> Chart:
     longest = max(x for curve in everything for x, _ in curve)
     unit, scale = ("", 1.0) if key == "tokens" else _time_unit(longest)
     drawn = []
-    for name, group in curves.items():
-        middle = _mean_curve(best_runs(results)[name], key)
-        singles = [curve for curve in group if curve and (len(group) > 1 or not middle)]
+    for name, group in runs.items():
+        middle = _mean_curve(group, key)
+        singles = [curve for run in group if (curve := _curve(run, key)) and (len(group) > 1 or not middle)]
         drawn += [_line(name, curve, "thin" if middle else "line", scale) for curve in singles]
         drawn += [_line(name, middle, "line", scale)] if middle else []
     low, high, is_cut = _loss_range(everything)

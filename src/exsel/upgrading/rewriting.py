@@ -1,7 +1,7 @@
 """Rewrite the forward pass of an attention class so that the calls that matter go through the mechanisms.
 
 The result is what one would write by hand in a copy of the modelling file: the calls of the layer's projections, its
-cache and its attention function go through a :class:`exsel.nn.mechanism_pass.MechanismPass`. Everything else stays,
+cache and its attention function go through a :class:`exsel.nn.layer_pass.LayerPass`. Everything else stays,
 line numbers too. So norms, gates, caches and any attention function keep their places, and a traceback shows the
 original's lines.
 """
@@ -20,7 +20,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import nn
 
-from exsel.upgrading.sources import Method, RewritingError, content, may_attend, read
+from exsel.upgrading.sources import Method, RewritingError, closure_cells, content, may_attend, read
 
 #: The local variable that holds the pass; the child module that holds the parameters; the method of an upgraded layer
 #: that begins a pass.
@@ -119,7 +119,7 @@ def _named_value(expression: ast.expr, function: types.FunctionType) -> Any:
     code = function.__code__
     if expression.id in (*code.co_varnames, *code.co_cellvars):
         return None
-    cells = dict(zip(code.co_freevars, function.__closure__ or (), strict=True))
+    cells = closure_cells(function)
     if expression.id in cells:
         return content(cells[expression.id])
     return function.__globals__.get(expression.id)

@@ -96,13 +96,14 @@ class Method:
             for code in _codes(_compile(module, function.__code__))
             if (code.co_firstlineno, code.co_qualname) == (first, function.__code__.co_qualname)
         )
-        made = _like(function, code, _cells(function))
+        made = _like(function, code, closure_cells(function))
         # inspect.getsource follows __wrapped__: there it finds the same bytecode, in a file with the rewritten source.
-        made.__wrapped__ = _like(function, _readable(code, definition), _cells(function))  # type: ignore[attr-defined]
+        made.__wrapped__ = _like(function, _readable(code, definition), closure_cells(function))  # type: ignore[attr-defined]
         inner = function
         for wrapper in reversed(self.wrappers):
             cells = {
-                name: types.CellType(made) if content(cell) is inner else cell for name, cell in _cells(wrapper).items()
+                name: types.CellType(made) if content(cell) is inner else cell
+                for name, cell in closure_cells(wrapper).items()
             }
             made, inner = _like(wrapper, wrapper.__code__, cells, __wrapped__=made), wrapper
         return made
@@ -120,7 +121,7 @@ def read(cls: type, name: str) -> Method:
     wrappers: list[types.FunctionType] = []
     function = attribute
     while (inner := vars(function).get("__wrapped__")) is not None:
-        held = [cell for cell in _cells(function).values() if content(cell) is inner]
+        held = [cell for cell in closure_cells(function).values() if content(cell) is inner]
         others = [value for key, value in vars(function).items() if value is inner and key != "__wrapped__"]
         if not isinstance(inner, types.FunctionType) or not _is_harmless(function) or len(held) != 1 or others:
             raise RewritingError(
@@ -167,7 +168,7 @@ def may_attend(cls: type, name: str = "forward") -> bool:
         function = inspect.unwrap(wrapped)
         if not isinstance(function, types.FunctionType):
             continue
-        called = [content(cell) for cell in _cells(function).values()]
+        called = [content(cell) for cell in closure_cells(function).values()]
         for named in {named for code in _codes(function.__code__) for named in code.co_names + code.co_varnames}:
             value = function.__globals__.get(named)
             if _ATTENTION.fullmatch(named) or value is F.scaled_dot_product_attention:
@@ -294,7 +295,8 @@ def _first_line(definition: ast.FunctionDef) -> int:
     return min((decorator.lineno for decorator in definition.decorator_list), default=definition.lineno)
 
 
-def _cells(function: types.FunctionType) -> dict[str, types.CellType]:
+def closure_cells(function: types.FunctionType) -> dict[str, types.CellType]:
+    """The cells of the variables that ``function`` takes from the function around it, by name."""
     return dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
 
 
