@@ -520,3 +520,15 @@ def test_weights_that_are_missing_are_not_made_up(trained: Path, tmp_path: Path)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     outcome = run_main("generate", folder, "--prompt", "x")
     assert_refused(outcome, "lacks 1 weights, such as model.layers.1.self_attn.v_proj.weight")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [("WORLD_SIZE", "2", "the launcher started 2"), ("ACCELERATE_MIXED_PRECISION", "bf16", "give --dtype bfloat16")],
+)
+def test_what_a_launcher_asks_for_in_vain(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, message: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    assert_refused(run_main("train", *flags, "--out", tmp_path / "run"), message)
+    assert not (tmp_path / "run").exists()

@@ -88,8 +88,10 @@ def build_settings(
 
     from exsel.config import ExclusiveConfig, SelectiveConfig
     from exsel.machine import can_compile, resolve_device
+    from exsel.training.processes import check_alone
     from exsel.training.settings import DEFAULTS, Settings, check_loggers
 
+    check_alone()
     device = resolve_device(arguments.device)
     check_loggers(arguments.report_to)
     if arguments.compile and not can_compile():

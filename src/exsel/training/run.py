@@ -32,6 +32,7 @@ from exsel.training.output_folder import (
     checkpoints,
     staged,
 )
+from exsel.training.processes import check_alone
 from exsel.training.run_model import KEPT_CHECKPOINTS, build_model
 from exsel.training.saved_models import quiet_transformers
 from exsel.training.settings import Settings
@@ -85,6 +86,7 @@ def train_run(
             or data that differ from those of the run to resume, a full disk, or a loss that is not finite.
         Interrupted: by Ctrl-C or SIGTERM, after saving.
     """
+    check_alone()
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         check_begun(folder, settings, data, resume=resume)
