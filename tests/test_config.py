@@ -11,11 +11,12 @@ from torch import nn
 
 import exsel
 from exsel import ExclusiveConfig, SelectiveConfig
-from exsel.cli.training import add_training_arguments, build_settings
+from exsel.cli.training import add_training_arguments, mechanism_flags
 from exsel.config import Layers, resolve_layers
 from exsel.peft import ExclusiveAdapterConfig, SelectiveAdapterConfig
 from exsel.training.settings import Settings
 from exsel.upgrading.rewriting import CHILD
+from exsel.variants import Variant, choose_variants
 
 
 @pytest.mark.parametrize(
@@ -193,9 +194,11 @@ def through_adapter(mechanism: str, value: Any) -> Any:
 
 
 def through_settings(mechanism: str, value: Any) -> Any:
-    numbers = {"seed": 0, "learning_rate": 0.1, "tokens": 64, "seq_len": 8, "batch_size": 8, "warmup_steps": 0}
-    settings = Settings(variant="baseline", model="tiny", **{mechanism: value}, **numbers)  # type: ignore[arg-type]
-    config = getattr(settings, mechanism)
+    variant = Variant(name="own", **{mechanism: value})
+    settings = Settings(
+        variant=variant, model="tiny", seed=0, learning_rate=0.1, tokens=64, seq_len=8, batch_size=8, warmup_steps=0
+    )
+    config = variant.mechanisms[mechanism]
     assert json.loads(json.dumps(settings.to_dict()))[mechanism] == (None if config is None else config.to_dict())
     return config
 
@@ -204,7 +207,7 @@ def through_flag(mechanism: str, *words: str) -> Any:
     parser = argparse.ArgumentParser()
     add_training_arguments(parser)
     arguments = parser.parse_args(["--device", "cpu", *([f"--{mechanism}", *words] if words else [])])
-    return getattr(build_settings(arguments, variant="baseline", learning_rate=None, seed=0), mechanism)
+    return mechanism_flags(arguments)[mechanism]
 
 
 DOORS: list[Callable[[str, Any], Any]] = [
@@ -312,10 +315,7 @@ def test_what_is_no_mechanism_on_the_command_line(mechanism: str, words: list[st
 
 def test_off_contradicts_a_variant_that_has_it() -> None:
     with pytest.raises(exsel.ExselError, match="--exclusive false contradicts --variant exclusive"):
-        Settings(
-            variant="exclusive", model="tiny", exclusive=None, seed=0, learning_rate=0.1, tokens=64, seq_len=8,
-            batch_size=8, warmup_steps=0,
-        )  # fmt: skip
+        choose_variants(["baseline", "exclusive"], exclusive=None)
 
 
 def test_an_adapters_configuration_is_named_as_what_it_is() -> None:

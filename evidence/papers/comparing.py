@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from evidence.papers.model_variants import BASELINE, Variant
+from evidence.papers.model_variants import BASELINE, ModelVariant
 from evidence.papers.outcome import Estimate, Finding, Job, Outcome, Table, Verdict
 from evidence.papers.variant_runs import describe_size, train_variant
 from exsel.report import formatting
@@ -41,7 +41,7 @@ class Contrast:
 
     subject: str
     quantity: str
-    terms: tuple[tuple[float, Variant], ...]
+    terms: tuple[tuple[float, ModelVariant], ...]
     above: str
     below: str
     between: str
@@ -55,8 +55,8 @@ class Contrast:
 
 
 def gain(
-    variant: Variant,
-    base: Variant = BASELINE,
+    variant: ModelVariant,
+    base: ModelVariant = BASELINE,
     *,
     expected: str = "",
     sign: Literal[-1, 1] | None = None,
@@ -78,7 +78,7 @@ def gain(
     )
 
 
-def claimed_gain(variant: Variant, base: Variant = BASELINE, *, share: float = 1.0) -> Contrast:
+def claimed_gain(variant: ModelVariant, base: ModelVariant = BASELINE, *, share: float = 1.0) -> Contrast:
     """A :func:`gain` that the claim says is there."""
     return gain(variant, base, expected="above 0", sign=1, share=share)
 
@@ -103,12 +103,12 @@ class Comparison:
     """
 
     contrasts: tuple[Contrast, ...]
-    drawn: tuple[Variant, ...]
-    timed: tuple[Variant, ...] = ()
+    drawn: tuple[ModelVariant, ...]
+    timed: tuple[ModelVariant, ...] = ()
     published_speed_up: float | None = None
 
     @property
-    def variants(self) -> tuple[Variant, ...]:
+    def variants(self) -> tuple[ModelVariant, ...]:
         """All that is trained, the baseline first."""
         named = [*self.drawn, *(variant for contrast in self.contrasts for _, variant in contrast.terms)]
         return tuple({variant.name: variant for variant in (BASELINE, *named)}.values())
@@ -130,12 +130,12 @@ class Trained:
             factor * _loss_after(self.results[variant.name][seed], contrast.share) for factor, variant in contrast.terms
         )
 
-    def ratio(self, variant: Variant, quantity: str) -> Estimate:
+    def ratio(self, variant: ModelVariant, quantity: str) -> Estimate:
         """``quantity`` of a variant over that of the baseline, seed by seed."""
         pairs = self._pairs(variant)
         return Estimate.of(*(result[quantity] / base[quantity] for result, base in pairs))
 
-    def reached(self, variant: Variant) -> tuple[Estimate, Estimate] | None:
+    def reached(self, variant: ModelVariant) -> tuple[Estimate, Estimate] | None:
         """Tokens and seconds to the baseline's final loss, over the baseline's own of all its training.
 
         ``None``: with some seed it is not reached.
@@ -149,13 +149,13 @@ class Trained:
             seconds.append(place[1] / base["train_seconds"])
         return Estimate.of(*tokens), Estimate.of(*seconds)
 
-    def curve(self, variant: Variant, abscissa: str) -> Curve:
+    def curve(self, variant: ModelVariant, abscissa: str) -> Curve:
         """The validation loss against ``"tokens"`` or ``"seconds"``: means over the seeds, and their intervals."""
         points = list(zip(*(result["validation_curve"] for result in self.results[variant.name]), strict=True))
         losses = [Estimate.of(*(point["loss"] for point in at)) for at in points]
         return line(variant.label, [statistics.fmean(point[abscissa] for point in at) for at in points], losses)
 
-    def gain_curve(self, variant: Variant, base: Variant) -> Curve:
+    def gain_curve(self, variant: ModelVariant, base: ModelVariant) -> Curve:
         """The gain of a variant over another at the same tokens."""
         pairs = zip(self.results[variant.name], self.results[base.name], strict=True)
         curves = [
@@ -169,12 +169,12 @@ class Trained:
         gains = [Estimate.of(*(value for _, value in at)) for at in points]
         return line(variant.label, [at[0][0] for at in points], gains)
 
-    def _pairs(self, variant: Variant) -> list[tuple[Result, Result]]:
+    def _pairs(self, variant: ModelVariant) -> list[tuple[Result, Result]]:
         return list(zip(self.results[variant.name], self.results[BASELINE.name], strict=True))
 
 
 def train_all(
-    job: Job, variants: Sequence[Variant], *, learning_rate: float | None = None, seq_len: int | None = None
+    job: Job, variants: Sequence[ModelVariant], *, learning_rate: float | None = None, seq_len: int | None = None
 ) -> Trained:
     """Train every variant with every seed; those of a seed follow one another, so that a machine's drift is shared."""
     results: dict[str, list[Result]] = {variant.name: [] for variant in variants}
@@ -273,7 +273,7 @@ def _loss_after(result: Result, share: float) -> float:
     return float(curve[max(0, round(share * len(curve)) - 1)]["loss"])
 
 
-def _speed_ups(comparison: Comparison, trained: Trained, variant: Variant) -> list[Finding]:
+def _speed_ups(comparison: Comparison, trained: Trained, variant: ModelVariant) -> list[Finding]:
     reached = trained.reached(variant)
     if reached is None:
         return []

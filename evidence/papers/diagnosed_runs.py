@@ -10,7 +10,7 @@ from torch import Tensor
 
 import exsel
 from evidence.papers.comparing import line
-from evidence.papers.model_variants import Variant
+from evidence.papers.model_variants import ModelVariant
 from evidence.papers.outcome import Estimate, Job
 from evidence.papers.variant_runs import SIZES, TrainedRun, describe_size, train_variant
 from exsel.data import collate
@@ -23,7 +23,7 @@ _SEQUENCES = {"smoke": 2, "cpu": 16, "gpu": 64}
 Layers = Sequence[Mapping[str, Any]]
 
 
-def diagnose_variant(job: Job, variant: Variant) -> list[Layers]:
+def diagnose_variant(job: Job, variant: ModelVariant) -> list[Layers]:
     """The layers of the variant's diagnosis, a model a seed."""
     watched = []
     for seed in job.seeds:

@@ -26,7 +26,7 @@ from exsel.training.output_folder import MODEL as MODEL_FOLDER
 from exsel.training.run import train_run
 from exsel.training.saved_models import quiet_transformers
 from exsel.training.settings import Settings
-from exsel.variants import BASELINE
+from exsel.variants import BASELINE, VARIANTS
 
 #: A model that learns what it can in a minute: many small steps find out how to look a key up, few large ones do not.
 MODEL: Mapping[str, Any] = {
@@ -151,7 +151,7 @@ def _train(job: Job, settings: Settings, data: PackedData, what: str) -> str:
 def _settings(job: Job, plan: _Plan, variant: str, seed: int, *, steps: int, model: str, **changes: Any) -> Settings:
     source = changes.get("source")
     return Settings(
-        variant=variant,
+        variant=VARIANTS[variant],
         seed=seed,
         learning_rate=LEARNING_RATE,
         model=model,

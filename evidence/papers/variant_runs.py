@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from safetensors.torch import load_model
 
-from evidence.papers.model_variants import Variant
+from evidence.papers.model_variants import ModelVariant
 from evidence.papers.outcome import Budget, Job
 from exsel.data import PackedData, load_data
 from exsel.data.standard_library import corpus_name
@@ -130,7 +130,7 @@ class TrainedRun:
         result: what :func:`exsel.training.run.train_run` found.
     """
 
-    variant: Variant
+    variant: ModelVariant
     settings: Settings
     data: PackedData = field(repr=False)
     folder: Path
@@ -152,7 +152,7 @@ class TrainedRun:
 
 def train_variant(
     job: Job,
-    variant: Variant,
+    variant: ModelVariant,
     *,
     seed: int,
     learning_rate: float | None = None,
@@ -245,10 +245,9 @@ def _changed(size: Size, learning_rate: float | None, seq_len: int | None) -> Si
     return size
 
 
-def _settings(job: Job, variant: Variant, seed: int, size: Size) -> Settings:
-    configs = {"exclusive": variant.exclusive, "selective": variant.selective}
+def _settings(job: Job, variant: ModelVariant, seed: int, size: Size) -> Settings:
     return Settings(
-        variant=variant.mechanisms,
+        variant=variant,
         seed=seed,
         learning_rate=size.learning_rate,
         model=str(_write_model(job.folder, size)),
@@ -256,9 +255,8 @@ def _settings(job: Job, variant: Variant, seed: int, size: Size) -> Settings:
         tokens=size.tokens,
         seq_len=size.seq_len,
         batch_size=size.batch_size,
-        **{name: config for name, config in configs.items() if config is not None},  # type: ignore[arg-type]
         warmup_steps=size.steps // 10,
-        selective_learning_rate=variant.scalars_learning_rate,
+        selective_learning_rate=variant.selective_learning_rate or 1e-3,
         evaluations=size.evaluations,
         evaluation_blocks=max(1, size.evaluation_tokens // size.seq_len),
         device=job.device,
@@ -283,7 +281,7 @@ def _write_model(folder: Path, size: Size) -> Path:
     return path
 
 
-def _run_name(variant: Variant, settings: Settings, size: Size) -> str:
+def _run_name(variant: ModelVariant, settings: Settings, size: Size) -> str:
     """Readable at its beginning, and different where anything differs but the folder that all lies in."""
     values = {**settings.to_dict(), **asdict(size), "model": None, "name": variant.name}
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]
@@ -291,7 +289,7 @@ def _run_name(variant: Variant, settings: Settings, size: Size) -> str:
     return f"{name}-lr{size.learning_rate:g}-t{size.seq_len}-seed{settings.seed}-{digest}"
 
 
-def _build(variant: Variant, settings: Settings, data: PackedData) -> ExselForCausalLM:
+def _build(variant: ModelVariant, settings: Settings, data: PackedData) -> ExselForCausalLM:
     model: ExselForCausalLM = build_model(settings, data)
     if variant.addition is not None:
         variant.addition(model)

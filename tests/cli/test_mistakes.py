@@ -352,7 +352,7 @@ def test_a_full_disk_is_seen_before_anything_is_touched(
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        (["--variant", "exclusive"], "(variant)"),
+        (["--variant", "exclusive"], "(variant, selective)"),
         (["--exclusive", "strength=0.5"], "(exclusive)"),
         (["--selective", "token=mlp"], "(selective)"),
         (["--tokenizer", "bytes", "--pack", "isolate"], "(pack, what the data holds)"),

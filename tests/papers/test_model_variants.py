@@ -1,22 +1,10 @@
 from __future__ import annotations
 
-import pytest
-
 from evidence.papers import model_variants
-from evidence.papers.model_variants import (
-    BASELINE,
-    BOTH,
-    EXCLUSIVE,
-    OUTPUT_GATE,
-    SELECTIVE,
-    Variant,
-    exclusive_in,
-    sinks,
-)
-from exsel.variants import VARIANTS
+from evidence.papers.model_variants import EXCLUSIVE, ModelVariant, exclusive_in, sinks
 
 ALL = [
-    *(value for value in vars(model_variants).values() if isinstance(value, Variant)),
+    *(value for value in vars(model_variants).values() if isinstance(value, ModelVariant)),
     *(sinks(count) for count in (1, 4)),
     *(exclusive_in(layers, f"in {layers}") for layers in ("first:1", "last:1", "last:2")),
 ]
@@ -31,22 +19,6 @@ def test_names_and_labels_are_different() -> None:
 def test_no_two_variants_are_the_same() -> None:
     configs = [(v.exclusive, v.selective, None if v.addition is None else v.name) for v in ALL]
     assert len(set(configs)) == len(configs)
-
-
-@pytest.mark.parametrize(
-    ("variant", "mechanisms"),
-    [
-        (BASELINE, "baseline"),
-        (EXCLUSIVE, "exclusive"),
-        (SELECTIVE, "selective"),
-        (BOTH, "exclusive+selective"),
-        (OUTPUT_GATE, "baseline"),
-        (OUTPUT_GATE.with_exclusive(), "exclusive"),
-    ],
-)
-def test_the_mechanisms_of_a_variant_are_named_as_the_settings_name_them(variant: Variant, mechanisms: str) -> None:
-    assert variant.mechanisms == mechanisms
-    assert mechanisms in VARIANTS
 
 
 def test_with_exclusive_keeps_what_is_put_in() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from evidence.papers import comparing, sweeps
-from evidence.papers.model_variants import Variant
+from evidence.papers.model_variants import ModelVariant
 from evidence.papers.outcome import Job
 from papers.fakes import read_again
 from papers.trainings import invented, make_job
@@ -17,7 +17,7 @@ def invent(monkeypatch: pytest.MonkeyPatch, gain_at: dict[float, float], by: str
     """Trainings in which exclusive attention gains so much at each place."""
     places: list[float] = []
 
-    def train(job: Job, variant: Variant, *, seed: int, **changes: Any) -> Any:
+    def train(job: Job, variant: ModelVariant, *, seed: int, **changes: Any) -> Any:
         place = changes[by]
         places.append(place)
         gain = gain_at[place] + 0.001 * seed if variant.name == "exclusive" else 0.0

@@ -16,7 +16,7 @@ from evidence.papers.model_variants import (
     LEARNED_STRENGTH,
     OUTPUT_GATE,
     SCALABLE_SOFTMAX,
-    Variant,
+    ModelVariant,
     sinks,
 )
 from evidence.papers.outcome import Job
@@ -27,7 +27,7 @@ from papers.trainings import make_job
 from training.small_runs import Watcher
 
 
-def train(job: Job, variant: Variant = BASELINE, *, seed: int = 0) -> TrainedRun:
+def train(job: Job, variant: ModelVariant = BASELINE, *, seed: int = 0) -> TrainedRun:
     return train_variant(job, variant, seed=seed)
 
 
@@ -54,7 +54,7 @@ def test_a_finished_run_is_found_where_its_folder_was_moved(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("variant", [FREQUENCY, sinks(2).with_exclusive(), OUTPUT_GATE, SCALABLE_SOFTMAX])
-def test_a_loaded_model_is_the_trained_one(tmp_path: Path, variant: Variant) -> None:
+def test_a_loaded_model_is_the_trained_one(tmp_path: Path, variant: ModelVariant) -> None:
     run = train(make_job(tmp_path), variant)
     model = run.load()
     assert not model.training
@@ -90,7 +90,7 @@ def test_variants_begin_alike_and_read_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("variant", [EXCLUSIVE, sinks(1)])
-def test_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path: Path, variant: Variant) -> None:
+def test_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path: Path, variant: ModelVariant) -> None:
     whole = train(make_job(tmp_path / "whole"), variant)
     stopper = Watcher(after=1, action=lambda: os.kill(os.getpid(), signal.SIGINT))
     job = make_job(tmp_path / "stopped", progress=stopper)

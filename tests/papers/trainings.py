@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from evidence.papers import comparing
-from evidence.papers.model_variants import Variant
+from evidence.papers.model_variants import ModelVariant
 from evidence.papers.outcome import Job
 from training.small_runs import Watcher, write_corpus
 
@@ -53,7 +53,7 @@ def invent(monkeypatch: pytest.MonkeyPatch, losses: dict[str, float], *, otherwi
     """
     trained: list[str] = []
 
-    def train(job: Job, variant: Variant, *, seed: int, **changes: Any) -> Any:
+    def train(job: Job, variant: ModelVariant, *, seed: int, **changes: Any) -> Any:
         trained.append(variant.name)
         noise = 0.01 * seed + 0.0001 * (seed % 2) * len(variant.name)
         return SimpleNamespace(result=invented(losses.get(variant.name, otherwise) + noise))

@@ -11,6 +11,7 @@ from typing import Any
 from exsel.data import PackedData, load_data
 from exsel.training.run import Interrupted, train_run
 from exsel.training.settings import Settings
+from exsel.variants import choose_variants
 
 SEQ_LEN = 32
 MODEL = {
@@ -54,7 +55,9 @@ def small_settings(model: Path, **changes: Any) -> Settings:
         "save_every": 4,
         "compile": False,
     }
-    return Settings(**{**values, **changes})
+    values |= changes
+    configs = {name: values.pop(name) for name in ("exclusive", "selective") if name in values}
+    return Settings(**{**values, "variant": choose_variants([values["variant"]], **configs)[0]})
 
 
 def small_data(corpus: Path, *, pack: str = "concat", seq_len: int = SEQ_LEN) -> PackedData:

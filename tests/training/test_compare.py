@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from exsel.config import SelectiveConfig
+from exsel.config import ExclusiveConfig, SelectiveConfig
 from exsel.data import PackedData
 from exsel.errors import ExselError
 from exsel.training.compare import compare, plan_runs
 from exsel.training.run import Interrupted
-from exsel.variants import VARIANTS
+from exsel.variants import VARIANTS, Variant, choose_variants
 from training.small_runs import Watcher, metrics, small_settings
 
 
@@ -23,8 +23,8 @@ def compared(
     # A temperature that begins at exactly 1: the positional terms left out.
     selective = SelectiveConfig(position=False, value_position=False)
     runs = plan_runs(
-        small_settings(model_file, selective=selective),
-        variants=["selective", "baseline"],
+        small_settings(model_file),
+        variants=choose_variants(["selective", "baseline"], selective=selective),
         learning_rates=[1e-2],
         seeds=[0, 1],
     )
@@ -34,7 +34,10 @@ def compared(
 
 def test_plan_orders_and_names_the_runs(model_file: Path) -> None:
     runs = plan_runs(
-        small_settings(model_file), variants=["exclusive", "baseline"], learning_rates=[1e-3, 1e-4], seeds=[1, 0]
+        small_settings(model_file),
+        variants=choose_variants(["exclusive", "baseline"]),
+        learning_rates=[1e-3, 1e-4],
+        seeds=[1, 0],
     )
     assert list(runs) == [
         "baseline-lr0.001-seed1",
@@ -47,26 +50,36 @@ def test_plan_orders_and_names_the_runs(model_file: Path) -> None:
         "exclusive-lr0.0001-seed0",
     ]
     last = runs["exclusive-lr0.0001-seed0"]
-    assert (last.variant, last.learning_rate, last.seed) == ("exclusive", 1e-4, 0)
+    assert (last.variant.name, last.learning_rate, last.seed) == ("exclusive", 1e-4, 0)
+
+
+def test_a_recipes_own_rates_take_the_place_of_the_comparisons(model_file: Path) -> None:
+    own = Variant(name="own", exclusive=ExclusiveConfig(), learning_rates=(1e-3, 1e-4), selective_learning_rate=1e-2)
+    runs = plan_runs(small_settings(model_file), variants=[own, VARIANTS["baseline"]], learning_rates=[1e-3], seeds=[0])
+    assert list(runs) == ["baseline-lr0.001-seed0", "own-lr0.001-seed0", "own-lr0.0001-seed0"]
+    assert [run.selective_learning_rate for run in runs.values()] == [1e-3, 1e-2, 1e-2]
 
 
 def test_learning_rates_that_hardly_differ_are_runs_of_their_own(model_file: Path) -> None:
     rates = [1e-3, 1.0000001e-3]
-    assert len(plan_runs(small_settings(model_file), variants=["baseline"], learning_rates=rates, seeds=[0])) == 2
+    assert (
+        len(plan_runs(small_settings(model_file), variants=[VARIANTS["baseline"]], learning_rates=rates, seeds=[0]))
+        == 2
+    )
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"variants": []}, "--variants names nothing"),
-        ({"variants": ["baseline", "baseline"]}, "--variants names the same one twice"),
-        ({"variants": ["baseline", "sparse"]}, "no variant is called 'sparse'"),
+        ({"variants": [VARIANTS["baseline"]] * 2}, "--variants names the same one twice: baseline, baseline"),
+        ({"variants": [Variant(name="slow", learning_rates=(1e-4, 1e-4))]}, "--lr of slow names the same one twice"),
         ({"seeds": [1, 1]}, "--seeds names the same one twice: 1, 1"),
         ({"learning_rates": [1e-3, 1e-3]}, "--lr names the same one twice"),
     ],
 )
 def test_plans_that_cannot_be(model_file: Path, changes: dict[str, Any], message: str) -> None:
-    values: dict[str, Any] = {"variants": ["baseline"], "learning_rates": [1e-3], "seeds": [0], **changes}
+    values: dict[str, Any] = {"variants": [VARIANTS["baseline"]], "learning_rates": [1e-3], "seeds": [0], **changes}
     with pytest.raises(ExselError, match=message):
         plan_runs(small_settings(model_file), **values)
 
@@ -84,7 +97,9 @@ def test_results_are_json_and_say_it_all(compared: tuple[dict[str, Any], Path]) 
     assert results["config"]["variants"] == ["baseline", "selective"]
     assert results["config"]["lr"] == [1e-2]
     assert results["config"]["steps"] == 12
-    assert not results["config"].keys() & {"variant", "seed", "learning_rate"}
+    assert not results["config"].keys() & {"variant", "exclusive", "selective", "seed", "learning_rate"}
+    assert list(results["recipes"]) == ["baseline", "selective"]
+    assert results["recipes"]["selective"]["selective"]["position"] is False
     assert results["data"]["vocab_size"] == 259
     assert len(results["data"]["sha256"]) == 64
     assert {"platform", "cores", "memory_bytes", "device", "python", "torch", "transformers"} <= results[
@@ -167,12 +182,10 @@ def test_an_interrupted_comparison_goes_on(model_file: Path, data: PackedData, t
     import os
     import signal
 
-    settings = small_settings(model_file)
+    settings, variants = small_settings(model_file), choose_variants(["baseline", "exclusive"])
 
     def run(folder: Path, progress: Watcher, *, resume: bool = False, **changes: Any) -> dict[str, Any]:
-        runs = plan_runs(
-            settings, **{"variants": ["baseline", "exclusive"], "learning_rates": [1e-2], "seeds": [0], **changes}
-        )
+        runs = plan_runs(settings, **{"variants": variants, "learning_rates": [1e-2], "seeds": [0], **changes})
         return compare(runs, data, folder, command="", progress=progress, resume=resume)
 
     whole = run(tmp_path / "whole", Watcher())
@@ -195,7 +208,7 @@ def test_an_interrupted_comparison_goes_on(model_file: Path, data: PackedData, t
     more = run(tmp_path / "run", Watcher(), resume=True, seeds=[0, 1])
     assert [one["loss"] for one in more["runs"]][:2] == [one["loss"] for one in whole["runs"]]
     other = plan_runs(
-        small_settings(model_file, weight_decay=0.0), variants=["baseline"], learning_rates=[1e-2], seeds=[7, 0]
+        small_settings(model_file, weight_decay=0.0), variants=variants[:1], learning_rates=[1e-2], seeds=[7, 0]
     )
     watcher = Watcher()
     with pytest.raises(ExselError, match=r"other settings \(weight_decay\)"):

@@ -19,7 +19,6 @@ from training.small_runs import small_settings, write_model
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"variant": "sparse"}, "no variant is called 'sparse': choose from baseline, exclusive"),
         ({"batch_size": 0}, "--batch-size must be at least 1, got 0"),
         ({"seq_len": -1}, "--seq-len must be at least 1"),
         ({"tokens": -5}, "--tokens must be at least 1"),
@@ -97,7 +96,7 @@ def test_a_variant_has_its_mechanisms(model_file: Path, variant: str) -> None:
 def test_every_size_has_defaults_and_a_configuration(size: str) -> None:
     defaults = DEFAULTS[size]
     settings = Settings(
-        variant="baseline",
+        variant=VARIANTS["baseline"],
         seed=0,
         learning_rate=defaults.learning_rate,
         model=size,

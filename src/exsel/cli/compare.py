@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from exsel.cli.flags import listed, real, seed
 from exsel.cli.outputs import command_line
-from exsel.cli.training import add_training_arguments, build_settings, run_session
+from exsel.cli.training import add_training_arguments, build_settings, mechanism_flags, run_session
 from exsel.errors import require_all
-from exsel.variants import BASELINE, VARIANTS
+from exsel.variants import BASELINE, VARIANTS, choose_variants
 
 if TYPE_CHECKING:
     from exsel.data import PackedData
@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags."""
     parser.add_argument(
-        "--variants", type=listed(str), default=",".join(VARIANTS), metavar="NAME[,NAME…]", help="any of %(default)s"
+        "--variants",
+        type=listed(str),
+        default=",".join(VARIANTS),
+        metavar="NAME[,NAME…]",
+        help="any of %(default)s, and .toml files of recipes of your own (FILE.toml, or one of it: FILE.toml:NAME)",
     )
     parser.add_argument(
         "--lr", type=listed(real), metavar="X[,X…]", help="peak learning rate; several: a sweep (by model)"
@@ -39,10 +43,10 @@ def run(arguments: argparse.Namespace) -> int:
     from exsel.training.compare import compare, plan_runs
     from exsel.training.output_folder import REPORT, RESULTS
 
-    variants = [name for name in arguments.variants if name]
+    variants = choose_variants([word for word in arguments.variants if word], **mechanism_flags(arguments))
     rates = arguments.lr or []
     settings = build_settings(
-        arguments, variant=BASELINE, learning_rate=rates[0] if rates else None, seed=arguments.seeds[0]
+        arguments, variant=VARIANTS[BASELINE], learning_rate=rates[0] if rates else None, seed=arguments.seeds[0]
     )
     rates = rates or [settings.learning_rate]
     runs = plan_runs(settings, variants=variants, learning_rates=rates, seeds=arguments.seeds)

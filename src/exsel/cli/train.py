@@ -7,18 +7,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exsel.cli.flags import MODEL, real, seed
-from exsel.cli.training import add_training_arguments, build_settings, run_session
+from exsel.cli.training import add_training_arguments, build_settings, mechanism_flags, run_session
 from exsel.errors import ExselError, require_all
-from exsel.variants import BASELINE, VARIANTS
+from exsel.variants import BASELINE, VARIANTS, choose_variants
 
 if TYPE_CHECKING:
     from exsel.data import PackedData
     from exsel.training.monitor import Progress
+    from exsel.variants import Variant
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags."""
-    text = "baseline, exclusive, selective or exclusive+selective (baseline; with --from what MODEL is)"
+    text = (
+        "baseline, exclusive, selective or exclusive+selective, or a recipe of your own, as FILE.toml:NAME "
+        "(baseline; with --from what MODEL is)"
+    )
     parser.add_argument("--variant", help=text)
     parser.add_argument("--lr", type=real, metavar="X", help="peak learning rate (by model; with --from 1e-4)")
     parser.add_argument("--seed", type=seed, default=0, metavar="N", help="of weights and order (%(default)s)")
@@ -43,10 +47,12 @@ def run(arguments: argparse.Namespace) -> int:
     from exsel.training.run import train_run
     from exsel.training.run_model import build_model
 
-    said: dict[str, Any] = {"learning_rate": arguments.lr, "seed": arguments.seed, "train": arguments.train}
-    if arguments.source is not None:
-        said |= _fine_tuning(arguments)
-    settings = build_settings(arguments, **{"variant": arguments.variant or BASELINE, **said})
+    said = {} if arguments.source is None else _fine_tuning(arguments)
+    variant = _one_variant(arguments, said.pop("has", BASELINE))
+    rate = variant.learning_rates[0] if variant.learning_rates else arguments.lr
+    settings = build_settings(
+        arguments, variant=variant, learning_rate=rate, seed=arguments.seed, train=arguments.train, **said
+    )
     model: Any = None
 
     def prepare(data: PackedData) -> None:
@@ -57,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     def work(data: PackedData, folder: Path, progress: Progress) -> None:
         result = train_run(
-            settings, data, folder, name=settings.variant, progress=progress, resume=arguments.resume, model=model
+            settings, data, folder, name=variant.name, progress=progress, resume=arguments.resume, model=model
         )
         share = formatting.percent(100 * result["new_parameters"] / (result["parameters"] - result["new_parameters"]))
         trained = f"; {result['trained_parameters']:,} trained" if settings.train == "new" else ""
@@ -70,6 +76,17 @@ def run(arguments: argparse.Namespace) -> int:
         )
 
     return run_session(arguments, [settings], work, prepare=prepare)
+
+
+def _one_variant(arguments: argparse.Namespace, default: str) -> Variant:
+    """The variant of --variant, with one learning rate at most."""
+    word: str = arguments.variant or default
+    chosen = choose_variants([word], **mechanism_flags(arguments))
+    if len(chosen) > 1:
+        raise ExselError(f"--variant {word} holds {len(chosen)} recipes: name one, as {word}:{chosen[0].name}")
+    if len(chosen[0].learning_rates) > 1:
+        raise ExselError(f"--variant {word} has several learning rates, which `exsel compare` tries: leave it one")
+    return chosen[0]
 
 
 def _fine_tuning(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -95,8 +112,8 @@ def _fine_tuning(arguments: argparse.Namespace) -> dict[str, Any]:
     config = read_source(source)
     has = source_variant(config)
     variant = arguments.variant or has
-    for mechanism in VARIANTS[has] if variant == has else ():
-        if getattr(arguments, mechanism):
+    for mechanism, present in VARIANTS[has].mechanisms.items() if variant == has else ():
+        if present and getattr(arguments, mechanism):
             raise ExselError(f"--from {source} is {has} already and stays as it is: leave out --{mechanism}")
     seq_len = min(FINE_TUNING.seq_len, context_of(config) or FINE_TUNING.seq_len)
-    return {"variant": variant, "source": source, "defaults": replace(FINE_TUNING, seq_len=seq_len)}
+    return {"has": has, "source": source, "defaults": replace(FINE_TUNING, seq_len=seq_len)}

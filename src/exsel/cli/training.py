@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from exsel.cli.flags import add_data_arguments, add_device_argument, large_count, real, whole
 from exsel.cli.outputs import check_out, resume_command
+from exsel.config import ExclusiveConfig, SelectiveConfig
 from exsel.errors import ExselError
 
 if TYPE_CHECKING:
     from exsel.data import PackedData
     from exsel.training.monitor import Progress
     from exsel.training.settings import Settings, SizeDefaults
+    from exsel.variants import Variant
 
 
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,10 +24,10 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     model = parser.add_argument_group("model")
     model.add_argument("--model", help="tiny, 124m, 0.7b, 1.4b, 2.7b, or a path to a transformers configuration (tiny)")
     text = (
-        "of the exclusive variants: a strength (0.5, learned), or fields of ExclusiveConfig, such as strength=learned "
+        "of the exclusive variants above: a strength (0.5, learned), or fields of ExclusiveConfig, as strength=learned "
     )
     model.add_argument("--exclusive", nargs="+", default=[], metavar="VALUE", help=f"{text}layers=last:2")
-    text = "of the selective variants: fields of SelectiveConfig, such as token=mlp value_position=false"
+    text = "of the selective variants above: fields of SelectiveConfig, such as token=mlp value_position=false"
     model.add_argument("--selective", nargs="+", default=[], metavar="NAME=VALUE", help=text)
     data = parser.add_argument_group("data")
     add_data_arguments(data)
@@ -67,7 +69,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
 def build_settings(
     arguments: argparse.Namespace,
     *,
-    variant: str,
+    variant: Variant,
     learning_rate: float | None,
     seed: int,
     source: str | None = None,
@@ -86,7 +88,6 @@ def build_settings(
     """
     from dataclasses import asdict, fields
 
-    from exsel.config import ExclusiveConfig, SelectiveConfig
     from exsel.machine import can_compile, resolve_device
     from exsel.training.processes import check_alone
     from exsel.training.settings import DEFAULTS, Settings, check_loggers
@@ -113,15 +114,23 @@ def build_settings(
         "source": source,
         "train": train,
         "tokenizer": source or arguments.tokenizer or "bytes",
-        "exclusive": _mechanism(ExclusiveConfig, "exclusive", arguments.exclusive),
-        "selective": _mechanism(SelectiveConfig, "selective", arguments.selective),
         "device": device,
     }
+    if variant.selective_learning_rate is not None:
+        values["selective_learning_rate"] = variant.selective_learning_rate
     if learning_rate is not None:
         values["learning_rate"] = learning_rate
     if arguments.dtype == "auto":
         values["dtype"] = "bfloat16" if device == "cuda" else "float32"
     return Settings(**values)
+
+
+def mechanism_flags(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What --exclusive and --selective say, as arguments of :func:`exsel.variants.choose_variants`."""
+    return {
+        "exclusive": _mechanism(ExclusiveConfig, "exclusive", arguments.exclusive),
+        "selective": _mechanism(SelectiveConfig, "selective", arguments.selective),
+    }
 
 
 def _mechanism(kind: Any, flag: str, words: Sequence[str]) -> Any:

@@ -18,12 +18,12 @@ from exsel.training.output_folder import REPORT, RESULTS, RUNS
 from exsel.training.run import check_begun, train_run
 from exsel.training.settings import Settings
 from exsel.training.summary import summarise
-from exsel.variants import VARIANTS
+from exsel.variants import VARIANTS, Variant
 from exsel.version import __version__
 
 _SCHEMA = 1
 # Settings that differ between runs. Each run records them, not the comparison.
-_PER_RUN = ("variant", "seed", "learning_rate")
+_PER_RUN = ("variant", "exclusive", "selective", "seed", "learning_rate", "selective_learning_rate")
 # The fields of a model's configuration that define what it computes.
 _MODEL_FIELDS = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
@@ -34,26 +34,43 @@ _MODEL_FIELDS = (
 
 
 def plan_runs(
-    settings: Settings, *, variants: Sequence[str], learning_rates: Sequence[float], seeds: Sequence[int]
+    settings: Settings, *, variants: Sequence[Variant], learning_rates: Sequence[float], seeds: Sequence[int]
 ) -> dict[str, Settings]:
     """The runs of a comparison by name, in order: those of a seed together, the baseline first.
 
+    Args:
+        settings: of all runs; each run has its own variant, learning rates and seed.
+        variants: one or more; recipes come after the variants that have a name in :data:`exsel.variants.VARIANTS`.
+        learning_rates: the peak learning rates of each variant that has none of its own.
+        seeds: of the runs of each variant and learning rate.
+
     Raises:
-        ExselError: an unknown variant, or something named twice.
+        ExselError: nothing to run, or something named twice.
     """
-    for what, values in (("variants", variants), ("lr", learning_rates), ("seeds", seeds)):
+    own = {variant.name: variant.learning_rates or tuple(learning_rates) for variant in variants}
+    for what, values in (
+        ("variants", [variant.name for variant in variants]),
+        ("lr", learning_rates),
+        ("seeds", seeds),
+        *((f"lr of {name}", rates) for name, rates in own.items()),
+    ):
         if not values:
             raise ExselError(f"--{what} names nothing to run")
         if len(set(values)) < len(values):
             raise ExselError(f"--{what} names the same one twice: {', '.join(map(str, values))}")
-    order = list(VARIANTS)
+    order = {name: place for place, name in enumerate(VARIANTS)}
     return {
-        f"{variant}-lr{learning_rate}-seed{seed}": replace(
-            settings, variant=variant, learning_rate=learning_rate, seed=seed
+        f"{variant.name}-lr{learning_rate}-seed{seed}": replace(
+            settings,
+            variant=variant,
+            learning_rate=learning_rate,
+            selective_learning_rate=variant.selective_learning_rate or settings.selective_learning_rate,
+            seed=seed,
         )
-        for learning_rate in learning_rates
+        for learning_rate in dict.fromkeys(rate for rates in (learning_rates, *own.values()) for rate in rates)
         for seed in seeds
-        for variant in sorted(variants, key=lambda name: order.index(name) if name in order else 0)
+        for variant in sorted(variants, key=lambda variant: order.get(variant.name, len(order)))
+        if learning_rate in own[variant.name]
     }
 
 
@@ -90,7 +107,7 @@ def compare(
         entries = []
         for index, (name, settings) in enumerate(runs.items(), start=1):
             own = folder / RUNS / name
-            title = f"{settings.variant} ({index} of {len(runs)})"
+            title = f"{settings.variant.name} ({index} of {len(runs)})"
             entry = train_run(settings, data, own, name=title, progress=progress, resume=resume)
             entries.append({**entry, "directory": str(own.relative_to(folder))})
         results = _results(list(runs.values()), entries, data, command=command, started=started)
@@ -112,10 +129,13 @@ def _results(
         "git_revision": git_revision(),
         "config": {
             **{name: value for name, value in first.to_dict().items() if name not in _PER_RUN},
-            "variants": list(dict.fromkeys(run.variant for run in runs)),
+            "variants": list(dict.fromkeys(run.variant.name for run in runs)),
             "lr": list(dict.fromkeys(run.learning_rate for run in runs)),
             "seeds": list(dict.fromkeys(run.seed for run in runs)),
             "steps": first.steps,
+        },
+        "recipes": {
+            run.variant.name: {**run.variant.to_dict(), "selective_lr": run.selective_learning_rate} for run in runs
         },
         "data": asdict(data.description),
         "machine": describe_machine(first.device),

@@ -23,7 +23,7 @@ from exsel.training.saved_models import load_whole, quiet_transformers, read_con
 from exsel.training.settings import Settings
 from exsel.upgrading import upgrade
 from exsel.upgrading.transformers_models import UpgradedFields
-from exsel.variants import BASELINE, VARIANTS
+from exsel.variants import BASELINE
 
 # The largest difference of logits that counts as rounding, as a share of the largest logit.
 _TOLERANCE = 1e-4
@@ -52,7 +52,7 @@ def source_variant(config: Any) -> str:
         has = {name for entry in config.exsel["upgrades"] for name in ("exclusive", "selective") if entry[name]}
     else:
         has = {name for name in ("exclusive", "selective") if getattr(config, name, None) is not None}
-    return next(variant for variant, mechanisms in VARIANTS.items() if mechanisms == has)
+    return "+".join(sorted(has)) or BASELINE
 
 
 def sketch_source(settings: Settings) -> nn.Module:
@@ -66,16 +66,17 @@ def sketch_source(settings: Settings) -> nn.Module:
     if context is not None and settings.seq_len > context:
         raise ExselError(f"--seq-len {settings.seq_len} is more than the {context} tokens of --from {source}")
     has = source_variant(config)
-    if has not in (BASELINE, settings.variant):
+    variant = settings.variant.name
+    if has not in (BASELINE, variant):
         raise ExselError(
-            f"--from {source} is {has} already, and cannot become {settings.variant}: leave out --variant to train it "
+            f"--from {source} is {has} already, and cannot become {variant}: leave out --variant to train it "
             "on as it is, or begin with the plain model"
         )
-    with explained(f"--from {source} cannot be {settings.variant}"), torch.device("meta"), quiet_transformers():
+    with explained(f"--from {source} cannot be {variant}"), torch.device("meta"), quiet_transformers():
         if isinstance(config, ExselConfig):
             return ExselForCausalLM(_own_config(config, settings))
         model: nn.Module = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
-        return model if has == settings.variant else upgrade(model, **settings.mechanisms)
+        return model if has == settings.variant.kind else upgrade(model, **settings.variant.mechanisms)
 
 
 def load_source(settings: Settings) -> Any:
@@ -88,10 +89,10 @@ def load_source(settings: Settings) -> Any:
     config = read_source(source)
     model = load_whole(source, called=f"--from {source}", dtype=torch.float32)
     set_seed(settings.seed)
-    if source_variant(config) == settings.variant:
+    if source_variant(config) == settings.variant.kind:
         return model
     if not isinstance(config, ExselConfig):
-        return upgrade(model, **settings.mechanisms)
+        return upgrade(model, **settings.variant.mechanisms)
     own = ExselForCausalLM(_own_config(model.config, settings))
     loading = own.load_state_dict(model.state_dict(), strict=False)
     assert mechanism_names(own).issuperset(loading.missing_keys), loading.missing_keys
@@ -101,9 +102,9 @@ def load_source(settings: Settings) -> Any:
 
 def _own_config(config: ExselConfig, settings: Settings) -> ExselConfig:
     """The configuration with the settings' mechanisms, if it has none of its own."""
-    if source_variant(config) == settings.variant:
+    if source_variant(config) == settings.variant.kind:
         return config
-    mechanisms = {name: value.to_dict() for name, value in settings.mechanisms.items() if value is not None}
+    mechanisms = {name: value for name, value in settings.variant.to_dict().items() if value is not None}
     own: ExselConfig = ExselConfig.from_dict({**deepcopy(config).to_dict(), **mechanisms})
     return own
 

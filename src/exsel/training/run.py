@@ -288,7 +288,7 @@ def _result(
         device = torch.device(settings.device)
         similarity = similarity_bias(model, blocks, batch_size=settings.micro_batch_size, device=device)
     return {
-        "variant": settings.variant,
+        "variant": settings.variant.name,
         "seed": settings.seed,
         "learning_rate": settings.learning_rate,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),

@@ -17,6 +17,7 @@ from exsel.models import ExselForCausalLM
 from exsel.training import finetuning
 from exsel.training.mechanism_parameters import mechanism_parameters
 from exsel.training.settings import Settings
+from exsel.variants import BASELINE
 
 #: The number of checkpoints kept during a run. The older one is there in case the newer one is unreadable.
 KEPT_CHECKPOINTS = 2
@@ -41,7 +42,7 @@ def sketch_model(settings: Settings, vocab_size: int) -> nn.Module:
     sketch = finetuning.sketch_source(settings)
     if settings.train == "new" and not mechanism_parameters(sketch):
         raise ExselError(
-            f"--train new: nothing would train, since --variant {settings.variant} as it is here adds no "
+            f"--train new: nothing would train, since --variant {settings.variant.name} as it is here adds no "
             "parameters; use --train all, or --exclusive strength=learned, or a selective variant"
         )
     return sketch
@@ -76,7 +77,7 @@ def _new_model(settings: Settings, data: PackedData) -> ExselForCausalLM:
     config.bos_token_id = data.tokenizer.bos_token_id
     set_seed(settings.seed)
     model = ExselForCausalLM(config)
-    if any(settings.mechanisms.values()):
+    if settings.variant.kind != BASELINE:
         # An MLP temperature draws random weights, which must not change those of the layers after it.
         plain = type(config).from_dict({**config.to_dict(), "exclusive": None, "selective": None})
         set_seed(settings.seed)

@@ -6,16 +6,15 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from exsel.config import ExclusiveConfig, SelectiveConfig
 from exsel.errors import ExselError
 from exsel.files import read_json
 from exsel.models import SIZES, ExselConfig
 from exsel.models.conversion import exsel_values
-from exsel.variants import VARIANTS
+from exsel.variants import Variant
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +45,8 @@ class Settings:
     """One training run.
 
     Args:
-        variant: name in :data:`exsel.variants.VARIANTS`.
+        variant: which mechanisms the model has; a ``source`` that has mechanisms keeps its own. Its learning rates are
+            the concern of what plans the runs.
         seed: seed of the initial weights and of the order of the blocks.
         learning_rate: peak learning rate, after the warm-up; it falls along a cosine to a tenth.
         model: name in :data:`exsel.models.SIZES`, or path to a transformers configuration; with ``source``, equal
@@ -57,9 +57,6 @@ class Settings:
         tokens: training tokens; the run takes whole steps of ``batch_size`` · ``seq_len``.
         batch_size: sequences a step.
         accumulation: micro-batches a step.
-        exclusive, selective: configurations of the mechanisms, used where the variant has them, as
-            :meth:`ExclusiveConfig.read` and :meth:`SelectiveConfig.read` take them; a ``source`` that has mechanisms
-            keeps its own.
         warmup_steps: steps in which the learning rate rises.
         weight_decay: weight decay of matrices.
         selective_learning_rate: peak learning rate of the mechanisms' per-head parameters (w, u, a, γ).
@@ -75,7 +72,7 @@ class Settings:
         ExselError: a value or a combination that cannot work.
     """
 
-    variant: str
+    variant: Variant
     seed: int
     learning_rate: float
     model: str
@@ -89,8 +86,6 @@ class Settings:
     seq_len: int
     batch_size: int
     accumulation: int = 1
-    exclusive: ExclusiveConfig | None = field(default_factory=ExclusiveConfig)
-    selective: SelectiveConfig | None = field(default_factory=SelectiveConfig)
     warmup_steps: int
     weight_decay: float = 0.1
     selective_learning_rate: float = 1e-3
@@ -103,13 +98,6 @@ class Settings:
     report_to: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.variant not in VARIANTS:
-            raise ExselError(f"no variant is called {self.variant!r}: choose from {', '.join(VARIANTS)}")
-        object.__setattr__(self, "exclusive", ExclusiveConfig.read(self.exclusive))
-        object.__setattr__(self, "selective", SelectiveConfig.read(self.selective))
-        for name in sorted(VARIANTS[self.variant]):
-            if getattr(self, name) is None:
-                raise ExselError(f"--{name} false contradicts --variant {self.variant}: leave out one of the two")
         if self.train not in ("all", "new"):
             raise ExselError(f"--train must be all or new, got {self.train!r}")
         if self.train == "new" and self.source is None:
@@ -151,13 +139,6 @@ class Settings:
         """Sequences of one forward pass."""
         return self.batch_size // self.accumulation
 
-    @property
-    def mechanisms(self) -> dict[str, Any]:
-        """The configuration of each mechanism; ``None`` for one that the variant does not have."""
-        return {
-            name: getattr(self, name) if name in VARIANTS[self.variant] else None for name in ("exclusive", "selective")
-        }
-
     def evaluation_steps(self) -> list[int]:
         """The steps after which the validation loss is taken, evenly spread; the last is the last step."""
         count = min(self.evaluations, self.steps)
@@ -173,16 +154,16 @@ class Settings:
         tokens = {"vocab_size": vocab_size, "eos_token_id": eos_token_id, "bos_token_id": None, "pad_token_id": None}
         try:
             config: ExselConfig = ExselConfig.from_dict(
-                {**values, **tokens, "max_position_embeddings": self.seq_len, **self.mechanisms}
+                {**values, **tokens, "max_position_embeddings": self.seq_len, **self.variant.mechanisms}
             )
         except (ValueError, TypeError) as error:
             raise ExselError(f"--model {self.model}: {error}") from error
         return config
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON types."""
-        configs = {"exclusive": self.exclusive, "selective": self.selective}
-        values = {**asdict(self), **{name: config and config.to_dict() for name, config in configs.items()}}
+        """As JSON types; the variant as its name and its mechanisms."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values |= {"variant": self.variant.name, **self.variant.to_dict()}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     def model_sha256(self) -> str | None:

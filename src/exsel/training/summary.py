@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from exsel.variants import BASELINE, VARIANTS
+from exsel.variants import BASELINE
 
 Run = Mapping[str, Any]
 
@@ -21,7 +21,7 @@ def summarise(runs: Sequence[Run], tokens_per_step: int) -> list[dict[str, Any]]
         tokens_per_step: of every run.
     """
     groups: dict[tuple[str, float], list[Run]] = {}
-    for variant in VARIANTS:
+    for variant in dict.fromkeys(run["variant"] for run in runs):
         for run in sorted(runs, key=lambda run: float(run["learning_rate"])):
             if run["variant"] == variant:
                 groups.setdefault((variant, run["learning_rate"]), []).append(run)
