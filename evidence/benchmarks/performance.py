@@ -2,70 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
 
+from evidence.benchmarks.goals import (
+    DEVICES,
+    NOT_MEASURED,
+    Record,
+    Row,
+    bytes_beyond_stock,
+    device_name,
+    first_paragraph,
+    goal_lines,
+    measured,
+    place,
+)
 from exsel.bench.table import cost_ratio, counted_pass, gaps, ratio_with_quartiles
 from exsel.report.formatting import MISSING, milliseconds
-
-Row = Mapping[str, Any]
-Record = Mapping[str, Any]
-NOT_MEASURED = "not measured"
-
-
-@dataclass(frozen=True)
-class Goal:
-    """A bound on the worst ratio of the rows that it is about."""
-
-    what: str
-    bound: float
-    subject: str
-    group: str
-    contender: str
-    tokens: Callable[[int], bool] = lambda _: True
-    device: str | None = None
-    against: tuple[str, ...] = ()
-
-
-# What the backend auto runs on every device, by exsel.dispatch.
-OURS = "exsel sdpa"
-GOALS = (
-    Goal("Attention, exclusive, T ≥ 4096", 1.02, "attention", "exclusive", OURS, lambda t: t >= 4096, "cuda"),
-    Goal("Attention, exclusive, T = 2048", 1.05, "attention", "exclusive", OURS, lambda t: t == 2048, "cuda"),
-    Goal("Attention, exclusive, T = 256 … 8192", 1.05, "attention", "exclusive", OURS, device="cpu"),
-    Goal("Attention, both, T = 2048", 1.08, "attention", "exclusive+selective", OURS, lambda t: t == 2048),
-    Goal(
-        "Attention, exclusive, to the faster compiled form",
-        1.0,
-        "attention",
-        "exclusive",
-        OURS,
-        against=("compiled normalize", "compiled dot"),
-    ),
-    Goal("Training step, exclusive", 1.01, "step", "compiled", "exclusive"),
-    Goal("Training step, both", 1.03, "step", "compiled", "exclusive+selective"),
-    Goal("Decode, exclusive", 1.02, "decode", "", OURS),
-    *(
-        Goal(f"Upgraded model, {what}{how}, {name}", bound, f"upgraded {what}", group, contender)
-        for what, group, how, bound in (
-            ("generation", "eager", ", eager", 1.02),
-            ("generation", "compiled", ", compiled", 1.02),
-            ("training", "compiled", " step, compiled", 1.03),
-        )
-        for name, contender in (("exclusive", "exclusive"), ("both", "exclusive+selective"))
-    ),
-)
 
 
 def sections(records: Sequence[Record]) -> dict[str, str]:
     """The text between the markers of each name."""
     return {
-        "goals": goals(records),
+        "first paragraph": first_paragraph(records),
+        "goals": markdown(goal_lines(records)),
         "attention": subject(records, "attention", _attention),
         "block": subject(records, "block", _block),
         "upgraded": subject(records, "upgraded generation", _upgraded),
         "decode": subject(records, "decode", _decode),
+        "long": subject(records, "window", _long),
     }
 
 
@@ -75,70 +39,20 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def device_name(record: Record) -> str:
-    """The chip; of a CPU also the cores."""
-    machine = record["machine"]
-    return f"{machine['cores']} cores of {machine['processor']}" if record["device"] == "cpu" else machine["device"]
-
-
-def goals(records: Sequence[Record]) -> str:
-    """Each goal with the worst that was measured, a column a device; a kind of device without results stays empty."""
-    columns: list[tuple[str, str, list[Record]]] = []
-    for kind, name in (("cpu", "CPU"), ("cuda", "GPU")):
-        named = {device_name(record) for record in records if record["device"] == kind}
-        columns += [(kind, each, [r for r in records if device_name(r) == each]) for each in sorted(named)]
-        if not named:
-            columns.append((kind, name, []))
-    table = [["Worst ratio", "Goal", *(name for _, name, _ in columns)]]
-    for goal in GOALS:
-        cells = [
-            "" if goal.device not in (None, kind) else _worst(goal, [row for r in own for row in r["rows"]])
-            for kind, _, own in columns
-        ]
-        table.append([goal.what, f"≤ {goal.bound:.2f}×", *cells])
-    return markdown(table)
-
-
-def _worst(goal: Goal, rows: Sequence[Row]) -> str:
-    found = []
-    for row in _measured(rows, goal.subject):
-        if row["contender"] == goal.contender and goal.group in ("", row["group"]) and goal.tokens(row["tokens"]):
-            value = counted_pass(row)["ratio_median"]
-            if goal.against:
-                others = [
-                    counted_pass(other)["ratio_median"]
-                    for other in _measured(rows, goal.subject)
-                    if _place(other) == _place(row)
-                    and other["group"] == row["group"]
-                    and other["contender"] in goal.against
-                ]
-                if not others:
-                    continue
-                value /= min(others)
-            found.append((value, row))
-    if not found:
-        return NOT_MEASURED
-    value, row = max(found, key=lambda one: one[0])
-    return f"{value:.3f}× ({row['shape']}, {row['tokens']})"
-
-
-def _measured(rows: Iterable[Row], name: str) -> list[Row]:
-    return [row for row in rows if row["subject"] == name and row["passes"]]
-
-
-def _place(row: Row) -> tuple[str, int, int]:
-    return row["shape"], row["tokens"], row["batch"]
+def folded(title: str, text: str) -> str:
+    """A part that opens at a click, on GitHub and on the site (whose Markdown wants to be told that it is Markdown)."""
+    return f'<details markdown="1"><summary>{title}</summary>\n\n{text}\n\n</details>'
 
 
 #: What is shown in one part with a subject.
-_WITH = {"block": "step", "upgraded generation": "upgraded training"}
+_WITH = {"block": "step", "upgraded generation": "upgraded training", "window": "packed"}
 
 
 def subject(records: Sequence[Record], name: str, render: Callable[[Sequence[Row]], list[str]]) -> str:
     """A part for each device that measured it; a kind of device that did not is said to be missing."""
     parts = []
-    for kind, title in (("cpu", "CPU"), ("cuda", "GPU")):
-        own = [record for record in records if record["device"] == kind and _measured(record["rows"], name)]
+    for kind, title in DEVICES.items():
+        own = [record for record in records if record["device"] == kind and measured(record["rows"], name)]
         if not own:
             parts.append(f"**{title}**: {NOT_MEASURED}.")
         for record in own:
@@ -160,7 +74,7 @@ def _attention(rows: Sequence[Row]) -> list[str]:
             parts.append(_pivot(own, lambda row: [row["shape"], f"{row['tokens']:,}"], ["Shape", "T"], "both"))
             for name in ("forward", "backward"):
                 inner = _pivot(own, lambda row: [row["shape"], f"{row['tokens']:,}"], ["Shape", "T"], name)
-                parts.append(f"<details><summary>{name.capitalize()} alone, {group}</summary>\n\n{inner}\n\n</details>")
+                parts.append(folded(f"{name.capitalize()} alone, {group}", inner))
     parts.append("Kept for the backward beyond what stock attention keeps, bytes a token and query head:")
     parts.append(_kept(rows))
     return parts
@@ -168,12 +82,11 @@ def _attention(rows: Sequence[Row]) -> list[str]:
 
 def _kept(rows: Sequence[Row]) -> str:
     """The most over all cases, by group and contender."""
-    floor = {_place(row): row["saved_bytes"] for row in rows if row["contender"] == row["floor"]}
+    floors = {place(row): row for row in rows if row["contender"] == row["floor"]}
     most: dict[tuple[str, str], float] = {}
     for row in rows:
         if row["passes"] and row["contender"] != row["floor"]:
-            more = (row["saved_bytes"] - floor[_place(row)]) / (row["batch"] * row["tokens"] * row["num_heads"])
-            key = (row["group"], row["contender"])
+            more, key = bytes_beyond_stock(row, floors[place(row)]), (row["group"], row["contender"])
             most[key] = max(more, most.get(key, more))
     return markdown([["Group", "Contender", "Bytes"], *([*key, f"{value:,.0f}"] for key, value in most.items())])
 
@@ -207,6 +120,18 @@ def _decode(rows: Sequence[Row]) -> list[str]:
         return [row["shape"], f"{row['tokens']:,}", str(row["batch"])]
 
     return [_pivot(rows, describe, ["Shape", "Cache", "Batch"], None)]
+
+
+def _long(rows: Sequence[Row]) -> list[str]:
+    def describe(row: Row) -> list[str]:
+        return [row["shape"], f"{row['batch']} × {row['tokens']:,}"]
+
+    parts = []
+    for name, title in (("window", "A sliding window"), ("packed", "Packed sequences")):
+        own = [row for row in rows if row["subject"] == name]
+        if own:
+            parts += [f"{title}:", _pivot(own, describe, ["Case", "Tokens"], None)]
+    return parts
 
 
 def _pivot(

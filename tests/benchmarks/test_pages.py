@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import shutil
 from pathlib import Path
 from types import ModuleType
@@ -55,16 +56,13 @@ def test_prose_stays_and_tables_come(tables: ModuleType, monkeypatch: pytest.Mon
     (tables.RESULTS / "attention_cpu.json").write_text(json.dumps(record()))
     run(tables, monkeypatch)
     after = tables.PERFORMANCE.read_text()
-    assert after.partition("<!-- begin")[0] == before.partition("<!-- begin")[0]
-    assert after.rpartition("end decode -->")[2] == before.rpartition("end decode -->")[2]
+    prose = re.compile(r"<!-- begin (.*?) -->.*?<!-- end \1 -->", re.DOTALL)
+    assert prose.split(after) == prose.split(before)
     goals = after.partition("<!-- begin goals -->")[2].partition("<!-- end goals -->")[0]
-    assert "| Worst ratio | Goal | 2 cores of A Processor | GPU |" in goals
-    assert "| Attention, exclusive, T = 256 … 8192 | ≤ 1.05× | 1.030× (1.4b, 2048) |  |" in goals
-    # 1.03 / 1.08 at 2048 tokens, 1.01 / 1.08 at 4096: the worse one.
-    assert (
-        "| Attention, exclusive, to the faster compiled form | ≤ 1.00× | 0.954× (1.4b, 2048) | not measured |" in goals
-    )
-    assert "| Attention, both, T = 2048 | ≤ 1.08× | 1.060× (1.4b, 2048) | not measured |" in goals
+    assert "| **CPU**: 2 cores of A Processor |" in goals
+    # 1.03 at 2048 tokens and 1.01 at 4096: the worse one, beside what is written by hand at the same length.
+    assert "T = 256 … 8,192 | ≤ 1.05× | 1.030× (1.4b, 2,048) | 1.080× | met |" in goals
+    assert "| Compiled training step, tiny, both | ≤ 1.05× | not measured |  |  |" in goals
     attention = after.partition("<!-- begin attention -->")[2].partition("<!-- end attention -->")[0]
     assert (
         "| 1.4b | 2,048 | 10.0 | 2.000× (1.990–2.020) | 1.080× (1.070–1.100) | 1.030× (1.020–1.050) | – |" in attention
@@ -81,13 +79,12 @@ def test_nothing_measured_no_numbers(tables: ModuleType, monkeypatch: pytest.Mon
         name, _, rest = part.partition(" -->")
         body = rest.partition("<!-- end")[0]
         assert "not measured" in body
-        measured = [line for line in body.splitlines() if "×" in line.replace("≤ 1.", "").partition("× |")[2]]
-        assert measured == [], name
+        assert not re.search(r"(?<!≤ )\d\.\d{3}×", body), name
 
 
 def test_a_page_without_its_markers_is_an_error(tables: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     tables.PERFORMANCE.write_text("# Performance\n")
-    with pytest.raises(SystemExit, match="begin goals"):
+    with pytest.raises(SystemExit, match="begin first paragraph"):
         run(tables, monkeypatch)
 
 
