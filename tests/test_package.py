@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import get_overloads
 
 import pytest
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import exsel
+from exsel.data import load_tokenizer
 from readme import python_examples
 
 
@@ -19,7 +21,16 @@ def run_python(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
 
 
-def test_readme_examples_run(tmp_path: Path) -> None:
+def test_readme_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A small model stands where `exsel pull` keeps the one that the examples name, so that nothing is downloaded.
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = tmp_path / "exsel" / "models" / "smollm2"
+    tokenizer = load_tokenizer("bytes")
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     examples = python_examples()
     assert len(examples) == 3
     for code in examples:

@@ -24,8 +24,8 @@ from exsel.machine import can_compile
 from exsel.report.charts import Chart
 from exsel.training.output_folder import MODEL as MODEL_FOLDER
 from exsel.training.run import train_run
-from exsel.training.saved_models import quiet_transformers
 from exsel.training.settings import Settings
+from exsel.upgrading.loading import quiet_transformers
 from exsel.variants import BASELINE, VARIANTS
 
 #: A model that learns what it can in a minute: many small steps find out how to look a key up, few large ones do not.

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from exsel.functional import attention, exclude, explain_backend, inverse_temperature
     from exsel.kernels.cpp import use_cpp
     from exsel.models import ExselConfig, ExselForCausalLM, ExselModel
+    from exsel.pretrained import pull
     from exsel.upgrading import downgrade, from_pretrained, support, upgrade
 
 _HOMES = {
@@ -31,6 +32,7 @@ _HOMES = {
     **dict.fromkeys(("ExselConfig", "ExselForCausalLM", "ExselModel"), "exsel.models"),
     **dict.fromkeys(("downgrade", "from_pretrained", "support", "upgrade"), "exsel.upgrading"),
     "diagnose": "exsel.diagnostics",
+    "pull": "exsel.pretrained",
     "use_cpp": "exsel.kernels.cpp",
 }
 
@@ -51,6 +53,7 @@ __all__ = [
     "from_pretrained",
     "inverse_temperature",
     "nn",
+    "pull",
     "support",
     "upgrade",
     "use_cpp",

@@ -68,6 +68,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "data": ("transformers", "datasets"),
     "report": ("jinja2", "matplotlib"),
     "peft": ("transformers", "peft"),
+    "gguf": ("transformers", "gguf"),
     "train": ("transformers", "datasets", "jinja2", "matplotlib", "accelerate", "psutil", "rich"),
 }
 

@@ -50,6 +50,20 @@ def test_a_compiled_training_step(name: str) -> None:
     assert_same_step(step(compiled, name, **NO_CACHE[name]), expected)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # by torch.compile
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_layers_that_are_compiled_one_by_one_share_a_graph(name: str) -> None:
+    """As exsel train compiles them. A graph a layer would take minutes, and PyTorch stops after eight."""
+    torch.compiler.reset()
+    model = upgraded(name, layers=3, exclusive=LEARNED)
+    expected = step(model, name, **NO_CACHE[name])
+    counter = CompileCounter()
+    for layer in model.model.layers if name == "llama" else model.transformer.h:
+        layer.compile(backend=counter)
+    assert_same_step(step(model, name, **NO_CACHE[name]), expected)
+    assert counter.frame_count == 1
+
+
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_lengths_do_not_compile_it_again(name: str) -> None:
     def compilations(model: Any) -> int:

@@ -28,7 +28,16 @@ def find_checkpoint(text: str) -> str:
 
 
 def find_model(text: str, flag: str = "") -> str:
-    """The folder of a saved model as :func:`find_checkpoint`, or a name on the hub. An error names ``flag``."""
+    """The folder of a saved model: as :func:`find_checkpoint`, of a GGUF file, or of a model that was pulled.
+
+    Anything else is taken for a name on the hub. An error names ``flag``.
+    """
+    from exsel.pretrained import PACKAGED_MODELS, folder_of_gguf, pulled
+
+    if text.endswith(".gguf"):
+        return str(folder_of_gguf(Path(text)))
+    if text in PACKAGED_MODELS and not Path(text).exists():
+        return str(pulled(text))
     if text and Path(text).exists():
         return find_checkpoint(text)
     if not text or text.startswith((".", "/", "~")):

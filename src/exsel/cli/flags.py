@@ -10,7 +10,10 @@ from typing import Any, TypeVar
 Value = TypeVar("Value")
 
 #: The help text of a model argument.
-MODEL = "a run's folder, a folder with a model that transformers saved (upgraded or not), or a name on the hub"
+MODEL = (
+    "a run's folder, a folder with a model that transformers saved (upgraded or not), a GGUF file, a model that "
+    "`exsel pull` has fetched, or a name on the hub"
+)
 
 
 def add_data_arguments(parser: Any) -> None:

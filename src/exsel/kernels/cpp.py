@@ -35,6 +35,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from exsel.files import cache_folder
+
 _SOURCE: Final = Path(__file__).with_name("passes.cpp")
 _BASE: Final = ("-std=c++17", "-O3", "-shared", "-fPIC", "-fno-math-errno", "-ffp-contract=fast")
 # The first that the compiler takes: for this processor and on several threads, else without the one or the other.
@@ -263,7 +265,9 @@ def _run(command: list[str], seconds: float) -> str:
 def _load(compiler: list[str], flags: tuple[str, ...], version: str) -> ctypes.CDLL:
     """The library compiled with these flags: an earlier one from the cache folder, else a new one."""
     name = f"passes-{_digest(_SOURCE.read_bytes(), compiler, flags, version, _processor())}"
-    cache = _cache_folder()
+    cache = cache_folder()
+    if cache is not None and not _is_mine(cache):
+        cache = None
     if cache is not None and (library := _open_kept(cache, name)) is not None:
         return library
     with _folder_to_write(cache) as folder:
@@ -336,16 +340,6 @@ def _processor() -> str:
         wanted = ("vendor_id", "cpu family", "model", "stepping", "flags", "Features", "CPU")
         return repr(sorted({line for line in lines if line.startswith(wanted)}))
     return f"{platform.machine()} {platform.processor()} {platform.platform()}"
-
-
-def _cache_folder() -> Path | None:
-    """The user's cache folder, if nobody else can write to it; None where there is none and none can be made."""
-    try:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "exsel"
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except (OSError, RuntimeError):  # RuntimeError: a user without a home
-        return None
-    return folder if _is_mine(folder) else None
 
 
 @contextlib.contextmanager

@@ -101,7 +101,9 @@ class Mechanisms(nn.Module):
             raise RuntimeError(ACROSS)
         if not self.needs_position:
             return UpgradedPass(self)
-        index = (layer_index if layer_index is not None else self.layer_index) or 0
+        index = 0
+        if cache is not None:  # without one, compiled layers do not depend on their index: one graph serves all
+            index = (layer_index if layer_index is not None else self.layer_index) or 0
         return UpgradedPass(self, Positions(position_ids, attention_mask, cache, index, self.has_window))
 
 

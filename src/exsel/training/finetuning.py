@@ -19,9 +19,10 @@ from exsel.lengths import context_of
 from exsel.models import ExselConfig, ExselForCausalLM
 from exsel.nn import Temperature
 from exsel.training.mechanism_parameters import mechanism_names
-from exsel.training.saved_models import load_whole, quiet_transformers, read_config
+from exsel.training.saved_models import load_whole, read_config
 from exsel.training.settings import Settings
 from exsel.upgrading import upgrade
+from exsel.upgrading.loading import quiet_transformers
 from exsel.upgrading.transformers_models import UpgradedFields
 from exsel.variants import BASELINE
 

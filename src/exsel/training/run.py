@@ -34,10 +34,10 @@ from exsel.training.output_folder import (
 )
 from exsel.training.processes import check_alone
 from exsel.training.run_model import KEPT_CHECKPOINTS, build_model
-from exsel.training.saved_models import quiet_transformers
 from exsel.training.settings import Settings
 from exsel.training.step_record import StepRecord
 from exsel.training.trainer import ExselTrainer
+from exsel.upgrading.loading import quiet_transformers
 
 # The number of blocks over which the similarity bias is measured.
 _SIMILARITY_BLOCKS = 8

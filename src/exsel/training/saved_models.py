@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import functools
-import logging
 import warnings
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
-from transformers.utils import logging as transformers_logging
 
 import exsel.models  # noqa: F401 (registers the model's type)
 from exsel.data.hub_access import reason_unavailable
 from exsel.errors import LoadError, explained, require
 from exsel.upgrading.folder_checks import check_inside
-from exsel.upgrading.loading import load, load_config
+from exsel.upgrading.loading import load, load_config, quiet_transformers
 
 #: The file that a folder with a PEFT adapter, not a model, holds.
 ADAPTER = "adapter_config.json"
@@ -102,17 +98,3 @@ def _load_adapter(source: str, called: str, dtype: torch.dtype | None) -> Any:
             if names:
                 raise LoadError(f"it {what} {len(names)} weights, such as {min(names)}")
     return adapted
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Hide transformers' progress bars and notices in the block; errors are still shown."""
-    bars, level = transformers_logging.is_progress_bar_enabled(), transformers.logging.get_verbosity()
-    transformers_logging.disable_progress_bar()
-    transformers.logging.set_verbosity(max(level, logging.ERROR))
-    try:
-        yield
-    finally:
-        if bars:
-            transformers_logging.enable_progress_bar()
-        transformers.logging.set_verbosity(level)

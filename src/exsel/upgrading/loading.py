@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
@@ -95,6 +98,23 @@ def load(folder: str | PathLike[str], auto_class: Any = None, **kwargs: Any) -> 
     if not issubclass(model_class or AutoModel, (transformers_models.UpgradingLoader, ExselPreTrainedModel)):
         check_weights(folder, model, info, may_miss_head=False, may_have_other_head=True)
     return model, info
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Hide transformers' progress bars and notices in the block; errors are still shown."""
+    import transformers
+    from transformers.utils import logging as transformers_logging
+
+    bars, level = transformers_logging.is_progress_bar_enabled(), transformers.logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
+    transformers.logging.set_verbosity(max(level, logging.ERROR))
+    try:
+        yield
+    finally:
+        if bars:
+            transformers_logging.enable_progress_bar()
+        transformers.logging.set_verbosity(level)
 
 
 def load_config(folder: str | PathLike[str], **kwargs: Any) -> Any:
