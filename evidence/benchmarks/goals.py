@@ -68,7 +68,7 @@ class Goal:
         """Those of a contender that were measured."""
         return [
             row
-            for row in measured(rows, self.subject)
+            for row in measured_rows(rows, self.subject)
             if row["contender"] == contender and self.group in ("", row["group"]) and self.where(row)
         ]
 
@@ -183,7 +183,7 @@ GOALS = (
 )
 
 
-def measured(rows: Iterable[Row], subject: str) -> list[Row]:
+def measured_rows(rows: Iterable[Row], subject: str) -> list[Row]:
     """The rows of a subject that have numbers."""
     return [row for row in rows if row["subject"] == subject and row["passes"]]
 
@@ -234,7 +234,7 @@ def _floor(row: Row, rows: Iterable[Row]) -> Row:
     """The row that it is divided by."""
     return next(
         other
-        for other in measured(rows, row["subject"])
+        for other in measured_rows(rows, row["subject"])
         if other["contender"] == row["floor"] and place(other) == place(row)
     )
 
@@ -252,7 +252,7 @@ def first_paragraph(records: Sequence[Record]) -> str:
 def _by_hand(record: Record) -> list[str]:
     """A sentence for each training step that was measured with both."""
     cases: dict[tuple[str, int, int], dict[tuple[str, str], Mapping[str, Any]]] = {}
-    for row in measured(record["rows"], "step"):
+    for row in measured_rows(record["rows"], "step"):
         cases.setdefault(place(row), {})[row["group"], row["contender"]] = counted_pass(row)
     sentences = []
     for (shape, tokens, batch), found in cases.items():
