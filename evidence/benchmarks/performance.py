@@ -13,7 +13,7 @@ from evidence.benchmarks.goals import (
     device_name,
     first_paragraph,
     goal_lines,
-    measured,
+    measured_rows,
     place,
 )
 from exsel.bench.table import cost_ratio, counted_pass, gaps, ratio_with_quartiles
@@ -52,7 +52,7 @@ def subject(records: Sequence[Record], name: str, render: Callable[[Sequence[Row
     """A part for each device that measured it; a kind of device that did not is said to be missing."""
     parts = []
     for kind, title in DEVICES.items():
-        own = [record for record in records if record["device"] == kind and measured(record["rows"], name)]
+        own = [record for record in records if record["device"] == kind and measured_rows(record["rows"], name)]
         if not own:
             parts.append(f"**{title}**: {NOT_MEASURED}.")
         for record in own:
