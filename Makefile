@@ -11,8 +11,10 @@ BIN := .venv/bin
 demo: .venv/installed  ## the main job on the embedded corpus: baseline, exclusive, selective, both
 	$(BIN)/exsel compare --out runs/demo --overwrite
 
-test: .venv/installed  ## the test suite, a process a core, each with one thread: more would wait for each other
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses=logical --maxprocesses=8 --dist=worksteal
+# One thread a process: more would wait for each other. Bytecode is written even where the environment forbids it: without
+# it each program that a test starts compiles torch and transformers from their source, which takes it 10 seconds.
+test: .venv/installed  ## the test suite, a process a core
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/pytest --numprocesses=logical --maxprocesses=8 --dist=worksteal
 
 reproduce: .venv/installed  ## the papers' experiments again, on a CPU by default: make reproduce NAME=bias
 	$(BIN)/python -m evidence reproduce $(NAME) $(FLAGS)

@@ -19,6 +19,12 @@ if not torch.cuda.is_available():
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # Whole modules move: their fixtures are made once.
+    first = {item.path for item in items if item.get_closest_marker("first")}
+    items.sort(key=lambda item: item.path not in first)
+
+
 def pytest_collection_finish() -> None:
     # Accelerate collects garbage after each training run. It need not look through all modules each time, which takes
     # half the time of a small run.

@@ -13,6 +13,8 @@ import torch
 
 import exsel
 
+pytestmark = pytest.mark.first
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 UPGRADES = ("gpt2", "llama", "vit")
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")

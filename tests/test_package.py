@@ -16,6 +16,8 @@ import exsel
 from exsel.data import load_tokenizer
 from readme import python_examples
 
+pytestmark = pytest.mark.first
+
 
 def run_python(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)

@@ -21,6 +21,8 @@ from cli.conftest import run_main
 from exsel.training.output_folder import checkpoints
 from training.small_runs import metrics, without_times
 
+pytestmark = pytest.mark.first
+
 # Many steps: there is time to stop a run in the middle.
 STEPS, SAVE_EVERY = 150, 25
 LONG = ["--tokens", str(STEPS * 128), "--save-every", str(SAVE_EVERY), "--lr", "1e-3"]

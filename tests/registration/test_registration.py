@@ -13,6 +13,8 @@ import exsel
 from models.small_models import small_model
 from upgrading.upgraded_models import character_tokenizer, llama, llama_config
 
+pytestmark = pytest.mark.first
+
 
 def run_python(code: str, *arguments: str) -> str:
     done = subprocess.run(

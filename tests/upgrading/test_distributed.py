@@ -17,6 +17,8 @@ from exsel import ExclusiveConfig
 from upgrading import distributed_checks
 from upgrading.upgraded_models import llama_config
 
+pytestmark = pytest.mark.first
+
 TESTS = Path(__file__).parent.parent
 
 

@@ -19,6 +19,8 @@ import exsel
 from exsel import ExclusiveConfig
 from upgrading.architectures import IDS, assert_near, inputs, outputs, plain, upgrade, upgraded
 
+pytestmark = pytest.mark.first
+
 LEARNED = ExclusiveConfig(strength="learned")
 #: q, k and v apart; fused; written out; without a mask.
 LAYOUTS = ("llama", "gpt2", "gptj", "bert")
