@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from exsel.functional import attention
-from exsel.training.monitor import Progress
+from exsel.training.progress import Progress
 
 NODES = 8
 DIMENSION = 8

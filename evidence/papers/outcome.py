@@ -15,7 +15,7 @@ from exsel.files import read_json
 from exsel.report.charts import Chart
 
 if TYPE_CHECKING:
-    from exsel.training.monitor import Progress
+    from exsel.training.progress import Progress
 
 #: How much may be spent: seconds, to see that it runs; minutes on a CPU; at most eight minutes on a GPU.
 Budget = Literal["smoke", "cpu", "gpu"]

@@ -24,8 +24,8 @@ from evidence.papers.results_page import PAGE, PICTURES
 from exsel.errors import ExselError
 from exsel.files import read_json, write_json
 from exsel.machine import describe_machine, git_revision
-from exsel.training.monitor import Progress
 from exsel.training.output_folder import RUNS
+from exsel.training.progress import Progress
 from exsel.training.run import Interrupted, finished
 
 #: Of an output folder: what everything in it was made with, and the experiments' own folder.

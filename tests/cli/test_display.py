@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from exsel.cli import display
-from exsel.cli.display import BarProgress, LineProgress, evaluation_progress, make_progress, print_table
+from exsel.cli.display import RunLines, RunTable, evaluation_progress, make_progress, print_table
 from exsel.cli.outputs import command_line, resume_command
 
 ROWS = [{"name": "loss", "value": "1.5"}, {"name": "a longer name", "value": "10.25"}]
@@ -35,8 +35,8 @@ def test_a_table_on_a_terminal_is_rich(terminal: io.StringIO) -> None:
 
 
 def test_lines_come_from_time_to_time(capsys: pytest.CaptureFixture[str]) -> None:
-    assert isinstance(make_progress(), LineProgress)
-    progress = LineProgress()
+    assert isinstance(make_progress(), RunLines)
+    progress = RunLines()
     progress.start("run", 100, 0)
     for step in range(1, 101):
         progress.advance(step, 1.0, 2.0 if step >= 50 else None, 1234.5)
@@ -51,7 +51,7 @@ def test_lines_come_from_time_to_time(capsys: pytest.CaptureFixture[str]) -> Non
 def test_at_least_a_line_a_minute(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(display.time, "monotonic", lambda: now[0])
-    progress = LineProgress()
+    progress = RunLines()
     progress.start("run", 10_000, 0)
     for step in range(1, 21):
         now[0] += 31.0
@@ -60,13 +60,13 @@ def test_at_least_a_line_a_minute(capsys: pytest.CaptureFixture[str], monkeypatc
 
 
 def test_a_resumed_run_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    LineProgress().start("run", 10, 4)
+    RunLines().start("run", 10, 4)
     assert capsys.readouterr().out == "run: 10 steps, resumed after step 4\n"
 
 
 def test_a_bar(terminal: io.StringIO) -> None:
     progress = make_progress()
-    assert isinstance(progress, BarProgress)
+    assert isinstance(progress, RunTable)
     progress.start("run", 4, 1)
     progress.advance(2, 1.5, 2.5, 10.0)
     progress.note("a note")

@@ -12,7 +12,7 @@ from evidence.papers.outcome import Estimate, Job, Outcome
 from exsel.bench.model_contenders import parameter_count
 from exsel.cli import eval as eval_command
 from exsel.cli import train as train_command
-from exsel.cli.display import LineProgress
+from exsel.cli.display import RunLines
 from exsel.cli.training import build_settings
 from exsel.models import ExselForCausalLM
 from papers.fakes import read_again
@@ -22,7 +22,7 @@ TABLE_2_FIRST = ("51.26", "61.07", "55.68", "52.82", "35.00", "74.05", "40.02", 
 
 @pytest.fixture
 def job(tmp_path: Path) -> Job:
-    return Job(budget="smoke", device="cpu", seeds=(0, 1), data=(), folder=tmp_path, progress=LineProgress())
+    return Job(budget="smoke", device="cpu", seeds=(0, 1), data=(), folder=tmp_path, progress=RunLines())
 
 
 def check_json(outcome: Outcome) -> None:

@@ -20,7 +20,7 @@ from evidence.papers.denoising import (
     value_selector,
 )
 from evidence.papers.outcome import Estimate, Job
-from exsel.cli.display import LineProgress
+from exsel.cli.display import RunLines
 from papers.fakes import read_again
 
 
@@ -110,7 +110,7 @@ def test_verdict(plain, selective, verdict):
 
 
 def test_smoke(tmp_path):
-    job = Job(budget="smoke", device="cpu", seeds=(0, 1), data=(), folder=tmp_path, progress=LineProgress())
+    job = Job(budget="smoke", device="cpu", seeds=(0, 1), data=(), folder=tmp_path, progress=RunLines())
     first = run_denoising(job)
     assert run_denoising(job) == first
     assert read_again(first) == first

@@ -8,7 +8,7 @@ from evidence.papers.bias import bias_outcome, run_bias
 from evidence.papers.outcome import Job
 from evidence.papers.spikiness import run_spikiness, spikiness_outcome
 from evidence.papers.temperatures import class_of, explained_share, run_temperatures, temperatures_outcome
-from exsel.cli.display import LineProgress
+from exsel.cli.display import RunLines
 
 
 def layer(**means):
@@ -109,7 +109,7 @@ def test_classes(token, name):
 
 @pytest.mark.parametrize("run", [run_bias, run_spikiness, run_temperatures], ids=lambda run: run.__name__)
 def test_smoke(run, tmp_path):
-    job = Job(budget="smoke", device="cpu", seeds=(0,), data=(), folder=tmp_path, progress=LineProgress())
+    job = Job(budget="smoke", device="cpu", seeds=(0,), data=(), folder=tmp_path, progress=RunLines())
     outcome = run(job)
     assert all(math.isfinite(finding.ours.mean) for finding in outcome.findings)
     assert outcome.size

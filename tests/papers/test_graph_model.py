@@ -17,11 +17,11 @@ from evidence.papers.graph_model import (
     train_models,
     true_map,
 )
-from exsel.cli.display import LineProgress
+from exsel.cli.display import RunLines
 
 
 def trained(tasks, variants, steps=300, **kwargs):
-    return train_models(tasks, variants, has_softmax_head=False, steps=steps, progress=LineProgress(), **kwargs)
+    return train_models(tasks, variants, has_softmax_head=False, steps=steps, progress=RunLines(), **kwargs)
 
 
 def test_true_map_of_a_path():

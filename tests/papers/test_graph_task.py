@@ -5,7 +5,7 @@ import pytest
 from evidence.papers.graph_model import MAIN, Setting
 from evidence.papers.graph_task import Result, graph_outcome, run_graph
 from evidence.papers.outcome import Estimate, Job
-from exsel.cli.display import LineProgress
+from exsel.cli.display import RunLines
 from papers.fakes import read_again
 
 NARROW = Setting(dimension=4)
@@ -56,7 +56,7 @@ def test_numbers_stand_beside_the_published():
 
 
 def test_smoke(tmp_path):
-    job = Job(budget="smoke", device="cpu", seeds=(0, 1), data=(), folder=tmp_path, progress=LineProgress())
+    job = Job(budget="smoke", device="cpu", seeds=(0, 1), data=(), folder=tmp_path, progress=RunLines())
     first = run_graph(job)
     assert run_graph(job) == first
     assert read_again(first) == first

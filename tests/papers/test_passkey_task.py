@@ -5,7 +5,7 @@ import pytest
 
 from evidence.papers.outcome import Job
 from evidence.papers.passkey_task import SHARE, TRAINED_LENGTHS, passkey_data, passkey_outcome, run_passkey
-from exsel.cli.display import LineProgress
+from exsel.cli.display import RunLines
 from exsel.evaluation.retrieval import PasskeyResult
 from papers.fakes import read_again
 
@@ -56,7 +56,7 @@ def test_a_quarter_of_the_data_is_text(tmp_path):
 
 
 def test_smoke(tmp_path):
-    job = Job(budget="smoke", device="cpu", seeds=(0,), data=(), folder=tmp_path / "work", progress=LineProgress())
+    job = Job(budget="smoke", device="cpu", seeds=(0,), data=(), folder=tmp_path / "work", progress=RunLines())
     first = run_passkey(job)
     assert read_again(first) == first
     assert first.findings[0].ours.mean == 0.0  # three steps find no key

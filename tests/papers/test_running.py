@@ -14,7 +14,7 @@ import exsel
 from evidence.papers import running
 from evidence.papers.outcome import ExperimentRecord, Job, Outcome
 from evidence.papers.running import Reproduction, Stopped
-from exsel.cli.display import LineProgress
+from exsel.cli.display import RunLines
 from exsel.errors import ExselError
 from exsel.training.run import Interrupted
 from papers.fakes import FIRST, QUESTION, SECOND, Run, install, make_outcome
@@ -31,7 +31,7 @@ def reproduction(tmp_path: Path) -> Reproduction:
 
 def run(monkeypatch: pytest.MonkeyPatch, reproduction: Reproduction, first: Run) -> ExperimentRecord:
     install(monkeypatch, first=first, second=first, question=first)
-    return running.reproduce(FIRST, reproduction, LineProgress())
+    return running.reproduce(FIRST, reproduction, RunLines())
 
 
 def test_an_experiment_is_given_its_job_and_its_record_is_kept(
@@ -135,7 +135,7 @@ def test_overwriting_takes_what_it_wrote_and_nothing_else(
     reproduction: Reproduction, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(monkeypatch, reproduction, lambda job: make_outcome())
-    running.reproduce(QUESTION, reproduction, LineProgress())
+    running.reproduce(QUESTION, reproduction, RunLines())
     (reproduction.folder / "reproduction.md").write_text("page")
     (reproduction.folder / "notes.txt").write_text("mine")
     running.open_folder(reproduction, overwrite=False)

@@ -34,7 +34,7 @@ from evidence.papers.theory import (
     spikiness_with_temperatures,
     unit_pairs,
 )
-from exsel.cli.display import LineProgress
+from exsel.cli.display import RunLines
 from papers.fakes import read_again
 
 
@@ -43,7 +43,7 @@ def numbers(*values):
 
 
 def job(folder, seeds=(0,)):
-    return Job(budget="smoke", device="cpu", seeds=seeds, data=(), folder=folder, progress=LineProgress())
+    return Job(budget="smoke", device="cpu", seeds=seeds, data=(), folder=folder, progress=RunLines())
 
 
 def test_a_bound_that_is_exceeded_is_a_violation():

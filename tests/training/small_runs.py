@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from exsel.data import PackedData, load_data
+from exsel.training.progress import Progress
 from exsel.training.run import Interrupted, train_run
 from exsel.training.settings import Settings
 from exsel.variants import choose_variants
@@ -64,7 +65,7 @@ def small_data(corpus: Path, *, pack: str = "concat", seq_len: int = SEQ_LEN) ->
     return load_data([str(corpus)], seq_len=seq_len, pack=pack, validation_blocks=8)
 
 
-class Watcher:
+class Watcher(Progress):
     """A progress display that keeps what it is told, and does something after a step."""
 
     def __init__(self, after: int | None = None, action: Callable[[], None] | None = None) -> None:
@@ -84,9 +85,6 @@ class Watcher:
 
     def note(self, text: str) -> None:
         self.notes.append(text)
-
-    def finish(self) -> None:
-        pass
 
 
 def train(

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 import exsel
-from exsel.cli.display import LineProgress
+from exsel.cli.display import RunLines
 from exsel.data import PackedData
 from exsel.errors import ExselError
 from exsel.files import locked, read_json
@@ -244,7 +244,7 @@ def test_a_signal_in_the_middle_of_a_write_to_standard_output(
     raw = Raw()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BufferedWriter(raw)))
     with pytest.raises(Interrupted) as stop:
-        train_run(small_settings(model_file), data, tmp_path / "run", name="run", progress=LineProgress())
+        train_run(small_settings(model_file), data, tmp_path / "run", name="run", progress=RunLines())
     assert stop.value.step == 7
     assert b"stopping after step 7, and saving a checkpoint" in raw.written
 

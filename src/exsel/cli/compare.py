@@ -14,7 +14,7 @@ from exsel.variants import BASELINE, VARIANTS, choose_variants
 
 if TYPE_CHECKING:
     from exsel.data import PackedData
-    from exsel.training.monitor import Progress
+    from exsel.training.progress import Progress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

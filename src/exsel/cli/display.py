@@ -6,10 +6,19 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.progress import Progress as Bars
+from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
+
+from exsel.cli.forecast import Forecast
+from exsel.report.formatting import compact, duration, fixed, signed
+from exsel.training.progress import PlannedRun, Progress
 
 console = Console(highlight=False)
 
@@ -32,75 +41,169 @@ def print_table(rows: Sequence[Mapping[str, str]], headings: Mapping[str, str]) 
         print("  ".join(padded).rstrip(), flush=True)
 
 
-def make_progress() -> BarProgress | LineProgress:
+def make_progress() -> RunTable | RunLines:
     """The display of runs that suits standard output."""
-    return BarProgress() if console.is_terminal else LineProgress()
+    return RunTable() if console.is_terminal else RunLines()
 
 
-class BarProgress:
-    """A bar for each run, with the latest losses and the speed; see :class:`exsel.training.monitor.Progress`."""
+class _Runs(Progress):
+    """What both displays know: the plan, the losses, and how long all runs still take."""
 
-    _bars: Progress | None = None
+    def __init__(self) -> None:
+        self._runs: dict[str, PlannedRun] = {}
+        self._validations: dict[str, dict[int, float]] = {}
+        self._forecast = Forecast()
+        self._name = ""
+
+    def plan(self, runs: Sequence[PlannedRun]) -> None:
+        """See :class:`exsel.training.monitor.Progress`."""
+        self._runs = {run.name: run for run in runs}
+        self._forecast.plan({run.name: run.steps for run in runs})
+
+    def kept(self, name: str, curve: Sequence[Mapping[str, Any]]) -> None:
+        """Take the losses of a run that was finished before."""
+        self._validations[name] = {point["step"]: point["loss"] for point in curve}
+        self._forecast.finish(name)
 
     def start(self, name: str, steps: int, done: int) -> None:
-        """Begin a bar."""
-        self._bars = Progress(
-            TextColumn("{task.description}", style="bold"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[detail]}"),
-            TimeRemainingColumn(compact=True),
-            console=console,
-            expand=True,
-        )
-        self._bars.start()
-        self._bars.add_task(name, total=steps, completed=done, detail="compiling …")
+        """Begin a run, planned or not."""
+        self._name = name
+        self._runs.setdefault(name, PlannedRun(name=name, steps=steps))
+        self._validations[name] = {}
+        self._forecast.start(name, steps, done)
 
     def advance(self, step: int, loss: float, validation_loss: float | None, tokens_per_second: float) -> None:
-        """Move the bar."""
-        assert self._bars is not None
-        detail = _detail(loss, validation_loss, tokens_per_second)
-        self._bars.update(self._bars.task_ids[0], completed=step, detail=detail)
+        """Keep a validation loss that is new."""
+        own = self._validations[self._name]
+        if validation_loss is not None and [validation_loss] != list(own.values())[-1:]:
+            own[step] = validation_loss
+        self._forecast.advance(step)
+
+    def finish(self) -> None:
+        """The run is over."""
+        self._forecast.finish(self._name)
+
+    def _losses(self, name: str) -> tuple[float | None, float | None]:
+        """A run's last validation loss, and how far the baseline's at that step lies below it."""
+        own = self._validations.get(name, {})
+        if not own:
+            return None, None
+        step, loss = list(own.items())[-1]
+        baseline = self._validations.get(self._runs[name].baseline or "", {}).get(step)
+        return loss, None if baseline is None else loss - baseline
+
+
+class RunTable(_Runs):
+    """One live table of all runs, with the time that they still take below it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._live: Live | None = None
+        self._steps: dict[str, int] = {}
+        self._state: dict[str, str] = {}
+        self._loss: dict[str, float] = {}
+
+    def kept(self, name: str, curve: Sequence[Mapping[str, Any]]) -> None:
+        """Show the run as done."""
+        super().kept(name, curve)
+        self._steps[name], self._state[name] = self._runs[name].steps, "done before"
+
+    def start(self, name: str, steps: int, done: int) -> None:
+        """Begin a run; the table appears with the first one."""
+        super().start(name, steps, done)
+        self._steps[name], self._state[name] = done, "starting …"
+        self._begun = time.monotonic()
+        if self._live is None:
+            self._live = Live(console=console, get_renderable=self._shown, refresh_per_second=2)
+            self._live.start()
+
+    def advance(self, step: int, loss: float, validation_loss: float | None, tokens_per_second: float) -> None:
+        """Keep what the row shows."""
+        super().advance(step, loss, validation_loss, tokens_per_second)
+        self._steps[self._name], self._loss[self._name] = step, loss
+        self._state[self._name] = f"{compact(tokens_per_second)} tokens/s"
 
     def note(self, text: str) -> None:
-        """Print above the bar."""
+        """Print above the table."""
         console.print(text)
 
     def finish(self) -> None:
-        """Leave the bar as it is."""
-        if self._bars is not None:
-            self._bars.stop()
-            self._bars = None
+        """Say how long the run took."""
+        super().finish()
+        self._state[self._name] = f"in {duration(time.monotonic() - self._begun)}"
+
+    def close(self) -> None:
+        """Leave the table as it is."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _shown(self) -> Group:
+        names, room = list(self._runs), max(3, console.height - 4)
+        # As many rows as the screen has, with the current one among them.
+        first = max(0, min(names.index(self._name) - room // 2, len(names) - room)) if self._name else 0
+        is_wide = console.width >= 90
+        table = Table(box=None, pad_edge=False, header_style="bold", expand=console.width < 120)
+        for heading in ("Run", *(["Progress"] if is_wide else []), "Step", "Loss", "Validation", "To baseline", ""):
+            table.add_column(heading, justify="left" if heading in ("Run", "Progress", "") else "right", no_wrap=True)
+        for name in names[first : first + room]:
+            run, step = self._runs[name], self._steps.get(name, 0)
+            loss, difference = self._losses(name)
+            bar = [ProgressBar(total=run.steps, completed=step, width=20)] if is_wide else []
+            table.add_row(
+                name,
+                *bar,
+                f"{step}/{run.steps}",
+                fixed(self._loss.get(name)),
+                fixed(loss),
+                signed(difference),
+                self._state.get(name, ""),
+                style="bold" if name == self._name else "dim" if name not in self._steps else "",
+            )
+        done = sum(self._steps.get(name, 0) >= run.steps for name, run in self._runs.items())
+        words = [f"{done} of {len(names)} runs done"] if len(names) > 1 else []
+        return Group(table, Text(", ".join([*words, *filter(None, [self._forecast.words()])])))
 
 
-class LineProgress:
-    """A plain line at the start, ten or so on the way, and at least one a minute."""
+class RunLines(_Runs):
+    """A plain line at a run's start, ten or so on the way, and at least one a minute."""
+
+    def kept(self, name: str, curve: Sequence[Mapping[str, Any]]) -> None:
+        """Say so."""
+        super().kept(name, curve)
+        self.note(f"{name}: finished before")
 
     def start(self, name: str, steps: int, done: int) -> None:
         """Say which run begins."""
-        self._name, self._steps, self._next = name, steps, done
+        super().start(name, steps, done)
+        self._steps, self._next = steps, done
         resumed = f", resumed after step {done}" if done else ""
         self.note(f"{name}: {steps} steps{resumed}")
 
     def advance(self, step: int, loss: float, validation_loss: float | None, tokens_per_second: float) -> None:
-        """Say how far it is, from time to time."""
-        if step < self._next and step < self._steps and time.monotonic() - self._printed_at < 60:
+        """Say how far it is, from time to time, and as soon as it is known how long all take."""
+        was_known = bool(self._forecast.words())
+        super().advance(step, loss, validation_loss, tokens_per_second)
+        left = self._forecast.words()
+        is_due = step >= self._next or step >= self._steps or time.monotonic() - self._printed_at >= 60
+        if not is_due and (was_known or not left):
             return
         self._next = step + max(1, self._steps // 10)
-        self.note(f"{self._name}: step {step}/{self._steps}, {_detail(loss, validation_loss, tokens_per_second)}")
+        validation, difference = self._losses(self._name)
+        parts = [f"loss {loss:.4f}"]
+        if validation is not None:
+            beside = "" if difference is None else f" ({signed(difference)} to the baseline)"
+            parts.append(f"validation {validation:.4f}{beside}")
+        parts.append(f"{tokens_per_second:,.0f} tokens/s")
+        runs = f"all {len(self._runs)} runs: " if len(self._runs) > 1 else ""
+        if left and (step < self._steps or runs):
+            parts.append(f"{runs}{left}")
+        self.note(f"{self._name}: step {step}/{self._steps}, {', '.join(parts)}")
 
     def note(self, text: str) -> None:
         """Print a line."""
         self._printed_at = time.monotonic()
         print(text, flush=True)
-
-    def finish(self) -> None:
-        """Nothing to clear away."""
-
-
-def _detail(loss: float, validation_loss: float | None, tokens_per_second: float) -> str:
-    validation = "" if validation_loss is None else f", validation {validation_loss:.4f}"
-    return f"loss {loss:.4f}{validation}, {tokens_per_second:,.0f} tokens/s"
 
 
 def warn(text: str) -> None:
@@ -115,6 +218,6 @@ def evaluation_progress(what: str = "evaluating") -> Iterator[Callable[[int, int
         yield None
         return
     columns = (TextColumn(what, style="bold"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=console, transient=True) as bars:
+    with Bars(*columns, console=console, transient=True) as bars:
         task = bars.add_task("", total=None)
         yield lambda done, total: bars.update(task, completed=done, total=total)

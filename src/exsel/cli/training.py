@@ -14,7 +14,7 @@ from exsel.errors import ExselError
 
 if TYPE_CHECKING:
     from exsel.data import PackedData
-    from exsel.training.monitor import Progress
+    from exsel.training.progress import Progress
     from exsel.training.settings import Settings, SizeDefaults
     from exsel.variants import Variant
 

@@ -13,12 +13,12 @@ from exsel.errors import ExselError
 from exsel.files import locked, write_json
 from exsel.machine import describe_machine, git_revision
 from exsel.report import write_report
-from exsel.training.monitor import Progress
 from exsel.training.output_folder import REPORT, RESULTS, RUNS
+from exsel.training.progress import PlannedRun, Progress
 from exsel.training.run import check_begun, train_run
 from exsel.training.settings import Settings
 from exsel.training.summary import summarise
-from exsel.variants import VARIANTS, Variant
+from exsel.variants import BASELINE, VARIANTS, Variant
 from exsel.version import __version__
 
 _SCHEMA = 1
@@ -104,16 +104,36 @@ def compare(
     with locked(folder):
         for name, settings in runs.items():
             check_begun(folder / RUNS / name, settings, data, resume=resume)
+        planned = _planned(list(runs.values()))
+        progress.plan(planned)
         entries = []
-        for index, (name, settings) in enumerate(runs.items(), start=1):
+        for shown, (name, settings) in zip(planned, runs.items(), strict=True):
             own = folder / RUNS / name
-            title = f"{settings.variant.name} ({index} of {len(runs)})"
-            entry = train_run(settings, data, own, name=title, progress=progress, resume=resume)
+            entry = train_run(settings, data, own, name=shown.name, progress=progress, resume=resume)
             entries.append({**entry, "directory": str(own.relative_to(folder))})
         results = _results(list(runs.values()), entries, data, command=command, started=started)
         write_json(folder / RESULTS, results)
         write_report(results, folder / REPORT)
     return results
+
+
+def _planned(runs: Sequence[Settings]) -> list[PlannedRun]:
+    """The runs as they are shown: by what tells them apart, each beside the baseline of its seed and learning rate."""
+    seeds, rates = ({getattr(run, name) for run in runs} for name in ("seed", "learning_rate"))
+    names = {}
+    for index, run in enumerate(runs, start=1):
+        rate = f", lr {run.learning_rate:g}" if len(rates) > 1 else ""
+        seed = f", seed {run.seed}" if len(seeds) > 1 else ""
+        key = run.variant.name, run.learning_rate, run.seed
+        names[key] = f"{run.variant.name}{rate}{seed} ({index} of {len(runs)})"
+    return [
+        PlannedRun(
+            name=name,
+            steps=run.steps,
+            baseline=None if run.variant.name == BASELINE else names.get((BASELINE, run.learning_rate, run.seed)),
+        )
+        for name, run in zip(names.values(), runs, strict=True)
+    ]
 
 
 def _results(

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import psutil
 import torch
@@ -16,27 +16,12 @@ from torch import nn
 from transformers import TrainerCallback
 
 from exsel.evaluation import evaluate_loss
+from exsel.training.progress import Progress
 from exsel.training.settings import Settings
 from exsel.training.step_record import StepRecord
 
 # The displayed speed is the median over this many steps.
 _SPEED_STEPS = 50
-
-
-class Progress(Protocol):
-    """The display of a run."""
-
-    def start(self, name: str, steps: int, done: int) -> None:
-        """A run begins, ``done`` of its steps already taken."""
-
-    def advance(self, step: int, loss: float, validation_loss: float | None, tokens_per_second: float) -> None:
-        """Steps up to ``step`` are taken; the losses are the latest."""
-
-    def note(self, text: str) -> None:
-        """Show a message."""
-
-    def finish(self) -> None:
-        """The run is over, well or not."""
 
 
 @dataclass(kw_only=True, eq=False)

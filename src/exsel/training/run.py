@@ -21,7 +21,7 @@ from exsel.errors import ExselError, LoadError
 from exsel.files import MANIFEST, check_sealed, locked, read_object, seal, write_json
 from exsel.models import ExselForCausalLM
 from exsel.training.mechanism_parameters import mechanism_parameters
-from exsel.training.monitor import Monitor, Progress
+from exsel.training.monitor import Monitor
 from exsel.training.output_folder import (
     CHECKPOINT,
     METRICS,
@@ -33,6 +33,7 @@ from exsel.training.output_folder import (
     staged,
 )
 from exsel.training.processes import check_alone
+from exsel.training.progress import Progress
 from exsel.training.run_model import KEPT_CHECKPOINTS, build_model
 from exsel.training.settings import Settings
 from exsel.training.step_record import StepRecord
@@ -90,7 +91,10 @@ def train_run(
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         check_begun(folder, settings, data, resume=resume)
-        return finished(folder) or _train(settings, data, folder, name=name, progress=progress, model=model)
+        if (result := finished(folder)) is not None:
+            progress.kept(name, result["validation_curve"])
+            return result
+        return _train(settings, data, folder, name=name, progress=progress, model=model)
 
 
 def _train(
