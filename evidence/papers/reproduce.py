@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -87,7 +88,8 @@ def _run_all(experiments: Sequence[Experiment], reproduction: Reproduction, give
                 print("finished before")
                 record = ExperimentRecord.read(finished)
             else:
-                record = running.reproduce(experiment, reproduction, make_progress())
+                with closing(make_progress()) as progress:
+                    record = running.reproduce(experiment, reproduction, progress)
             _show(record)
         except running.Stopped as stop:
             print(f"\nstopped in {experiment.name}; go on with:\n  {resume_command(given)}", flush=True)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from cli.conftest import Outcome, run_main
+from exsel.training.sizing import Cost
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +43,36 @@ def test_progress_names_the_runs(compared: tuple[Outcome, Path]) -> None:
     lines = compared[0].out.splitlines()
     starts = [line for line in lines if line.endswith(": 12 steps")]
     assert starts == [
-        "baseline (1 of 4): 12 steps",
-        "exclusive (2 of 4): 12 steps",
-        "baseline (3 of 4): 12 steps",
-        "exclusive (4 of 4): 12 steps",
+        "baseline, seed 0 (1 of 4): 12 steps",
+        "exclusive, seed 0 (2 of 4): 12 steps",
+        "baseline, seed 1 (3 of 4): 12 steps",
+        "exclusive, seed 1 (4 of 4): 12 steps",
     ]
-    assert any(line.startswith("exclusive (4 of 4): step 12/12, loss ") and "validation" in line for line in lines)
+    assert any(
+        line.startswith("exclusive, seed 1 (4 of 4): step 12/12, loss ") and "validation" in line for line in lines
+    )
+
+
+def test_minutes_choose_the_tokens_once(flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    at = flags.index("--tokens")
+    given = [*flags[:at], *flags[at + 2 :], "--variants", "baseline,exclusive", "--out", str(tmp_path / "out")]
+    said = run_main("compare", *flags, "--minutes", "1", "--out", tmp_path / "out")
+    assert (said.code, "give one of the two" in said.err) == (2, True)
+    # A machine on which the steps take a second, so that a minute has room for some.
+    monkeypatch.setattr("exsel.training.sizing._measure", lambda settings, data: Cost(step=0.5, around=1.0))
+    outcome = run_main("compare", *given, "--minutes", "1")
+    assert outcome.code == 0, outcome.err
+    assert "measuring 5 steps of exclusive …" in outcome.out.splitlines()
+    chosen = read(tmp_path / "out")["config"]
+    assert 20 <= chosen["steps"] < 60
+    assert chosen["tokens"] == 128 * chosen["steps"]
+    assert {run["steps"] for run in read(tmp_path / "out")["runs"]} == {chosen["steps"]}
+    # On another machine, the comparison keeps them.
+    monkeypatch.setattr("exsel.training.sizing._measure", lambda settings, data: Cost(step=0.1, around=1.0))
+    again = run_main("compare", *given, "--minutes", "1", "--resume")
+    assert again.code == 0, again.err
+    assert "measuring" not in again.out
+    assert read(tmp_path / "out")["config"] == chosen
 
 
 def test_results_hold_the_command_and_the_runs(compared: tuple[Outcome, Path]) -> None:

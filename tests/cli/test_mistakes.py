@@ -245,7 +245,9 @@ def test_an_absent_device(
 
 
 def test_a_compiler_that_is_not_there(flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("exsel.machine.can_compile", lambda: False)
+    for module in ("machine", "training.settings"):
+        monkeypatch.setattr(f"exsel.{module}.can_compile", lambda: False)
+    monkeypatch.setattr("exsel.training.settings.COMPILED_STEPS", 12)
     assert_refused(run_main("train", *flags, "--compile", "--out", tmp_path / "out"), "--compile needs a C++ compiler")
     assert list(tmp_path.iterdir()) == []
     without = [flag for flag in flags if flag != "--no-compile"]

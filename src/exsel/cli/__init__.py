@@ -15,6 +15,7 @@ from exsel.version import __version__
 #: What each command does; its module is ``exsel.cli.NAME`` with ``add_arguments(parser)`` and ``run(arguments) -> int``
 COMMANDS = {
     "compare": "train variants side by side and report which is better per token and per second",
+    "report": "make the page of a comparison again, or of several together",
     "train": "train one variant",
     "generate": "continue a prompt with a trained model",
     "eval": "loss, perplexity and bits per byte of a trained model on text",

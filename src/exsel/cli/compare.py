@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exsel.cli.flags import listed, real, seed
 from exsel.cli.outputs import command_line
 from exsel.cli.training import add_training_arguments, build_settings, mechanism_flags, run_session
-from exsel.errors import require_all
+from exsel.errors import ExselError, require_all
 from exsel.variants import BASELINE, VARIANTS, choose_variants
 
 if TYPE_CHECKING:
     from exsel.data import PackedData
     from exsel.training.progress import Progress
+    from exsel.training.settings import Settings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,16 +37,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seeds", type=listed(seed), default=[0], metavar="N[,N…]", help="one run of each variant a seed (0)"
     )
+    text = "size the runs by time instead of --tokens: all ends in about N minutes, on equal tokens for every variant"
+    parser.add_argument("--minutes", type=real, metavar="N", help=text)
     add_training_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Check, load, train all, print the table."""
+    started = time.monotonic()
     require_all("train")
     from exsel.cli.display import print_table
     from exsel.report import HEADINGS, headline, headline_note, spread_sentence, summary_rows
     from exsel.training.compare import compare, plan_runs
     from exsel.training.output_folder import REPORT, RESULTS
+    from exsel.training.sizing import CHOSEN, chosen_before, fit
 
     variants = choose_variants([word for word in arguments.variants if word], **mechanism_flags(arguments))
     rates = arguments.lr or []
@@ -51,6 +60,29 @@ def run(arguments: argparse.Namespace) -> int:
     rates = rates or [settings.learning_rate]
     runs = plan_runs(settings, variants=variants, learning_rates=rates, seeds=arguments.seeds)
     command = command_line(arguments.given)
+    minutes: float | None = arguments.minutes
+    if minutes is not None and not 0 < minutes < math.inf:
+        raise ExselError(f"--minutes must be a positive number, got {minutes}")
+    if minutes is not None and arguments.tokens is not None:
+        raise ExselError("--minutes chooses the tokens, and --tokens says them: give one of the two")
+
+    def prepare(data: PackedData) -> Sequence[Settings] | None:
+        nonlocal runs
+        if minutes is None:
+            return None
+        # A comparison that goes on keeps the tokens that were chosen when it began.
+        chosen = chosen_before(arguments.out) if arguments.resume else None
+        if chosen is not None:
+            sized = [replace(run, **chosen) for run in runs.values()]
+        else:
+            end = started + 60 * minutes
+            given = [name for name in CHOSEN if getattr(arguments, name) is not None]
+            sized = fit(list(runs.values()), data, seconds_left=lambda: end - time.monotonic(), fixed=given, note=note)
+        runs = dict(zip(runs, sized, strict=True))
+        return sized
+
+    def note(text: str) -> None:
+        print(text, flush=True)
 
     def work(data: PackedData, folder: Path, progress: Progress) -> None:
         results = compare(runs, data, folder, command=command, progress=progress, resume=arguments.resume)
@@ -59,4 +91,4 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"\n{spread_sentence(results)}\n{headline(results)}\n{headline_note(results)}".rstrip())
         print(f"\nreport: {folder / REPORT}\nnumbers: {folder / RESULTS}", flush=True)
 
-    return run_session(arguments, list(runs.values()), work)
+    return run_session(arguments, list(runs.values()), work, prepare=prepare)

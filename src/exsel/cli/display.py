@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bars
@@ -24,20 +24,27 @@ console = Console(highlight=False)
 
 
 def print_table(rows: Sequence[Mapping[str, str]], headings: Mapping[str, str]) -> None:
-    """A table: ruled on a terminal, columns of plain text elsewhere."""
+    """A table: ruled on a terminal, columns of plain text elsewhere.
+
+    On a terminal that is too narrow for it, its columns become rows.
+    """
     keys = [key for key in headings if rows and key in rows[0]]
+    lines = [[row[key] for key in keys] for row in (headings, *rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     if console.is_terminal:
+        # A heading may be broken between its words.
+        least = [max(max(map(len, heading.split())), *map(len, cells)) for heading, *cells in zip(*lines, strict=True)]
+        if sum(least) + 2 * len(least) - 2 > console.width:
+            lines = [list(line) for line in zip(*lines, strict=True)]
         table = Table(box=None, pad_edge=False, header_style="bold")
-        for index, key in enumerate(keys):
-            table.add_column(headings[key], justify="left" if index == 0 else "right", overflow="fold")
-        for row in rows:
-            table.add_row(*(row[key] for key in keys))
+        for index, heading in enumerate(lines[0]):
+            table.add_column(heading, justify="left" if index == 0 else "right", overflow="fold")
+        for cells in lines[1:]:
+            table.add_row(*cells)
         console.print(table)
         return
-    lines = [[row[key] for key in keys] for row in (headings, *rows)]
-    first, *others = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for name, *cells in lines:
-        padded = [name.ljust(first), *(cell.rjust(width) for cell, width in zip(cells, others, strict=True))]
+        padded = [name.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))]
         print("  ".join(padded).rstrip(), flush=True)
 
 
@@ -68,7 +75,8 @@ class _Runs(Progress):
     def start(self, name: str, steps: int, done: int) -> None:
         """Begin a run, planned or not."""
         self._name = name
-        self._runs.setdefault(name, PlannedRun(name=name, steps=steps))
+        if name not in self._runs:
+            self._runs = {name: PlannedRun(name=name, steps=steps)}
         self._validations[name] = {}
         self._forecast.start(name, steps, done)
 
@@ -91,6 +99,10 @@ class _Runs(Progress):
         step, loss = list(own.items())[-1]
         baseline = self._validations.get(self._runs[name].baseline or "", {}).get(step)
         return loss, None if baseline is None else loss - baseline
+
+
+# The columns of the table of runs, each with the fewest characters of a screen that it is shown on.
+_COLUMNS = {"Run": 0, "Progress": 100, "Step": 0, "Loss": 72, "Validation": 50, "To baseline": 0, "Speed": 72}
 
 
 class RunTable(_Runs):
@@ -128,12 +140,14 @@ class RunTable(_Runs):
         console.print(text)
 
     def finish(self) -> None:
-        """Say how long the run took."""
+        """Say how long the run took; after the last one, leave the table as it is."""
         super().finish()
         self._state[self._name] = f"in {duration(time.monotonic() - self._begun)}"
+        if self._forecast.is_over:
+            self.close()
 
     def close(self) -> None:
-        """Leave the table as it is."""
+        """Leave the table as it is, whether all runs are done or not."""
         if self._live is not None:
             self._live.stop()
             self._live = None
@@ -142,24 +156,25 @@ class RunTable(_Runs):
         names, room = list(self._runs), max(3, console.height - 4)
         # As many rows as the screen has, with the current one among them.
         first = max(0, min(names.index(self._name) - room // 2, len(names) - room)) if self._name else 0
-        is_wide = console.width >= 90
-        table = Table(box=None, pad_edge=False, header_style="bold", expand=console.width < 120)
-        for heading in ("Run", *(["Progress"] if is_wide else []), "Step", "Loss", "Validation", "To baseline", ""):
-            table.add_column(heading, justify="left" if heading in ("Run", "Progress", "") else "right", no_wrap=True)
+        columns = [heading for heading, least in _COLUMNS.items() if console.width >= least]
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for heading in columns:
+            is_left = heading in ("Run", "Progress", "Speed")
+            table.add_column(heading, justify="left" if is_left else "right", no_wrap=heading != "Run", overflow="fold")
         for name in names[first : first + room]:
             run, step = self._runs[name], self._steps.get(name, 0)
             loss, difference = self._losses(name)
-            bar = [ProgressBar(total=run.steps, completed=step, width=20)] if is_wide else []
-            table.add_row(
-                name,
-                *bar,
-                f"{step}/{run.steps}",
-                fixed(self._loss.get(name)),
-                fixed(loss),
-                signed(difference),
-                self._state.get(name, ""),
-                style="bold" if name == self._name else "dim" if name not in self._steps else "",
-            )
+            cells: dict[str, RenderableType] = {
+                "Run": name,
+                "Progress": ProgressBar(total=run.steps, completed=step, width=20),
+                "Step": f"{step}/{run.steps}",
+                "Loss": fixed(self._loss.get(name)),
+                "Validation": fixed(loss),
+                "To baseline": signed(difference),
+                "Speed": self._state.get(name, ""),
+            }
+            style = "bold" if name == self._name else "" if name in self._steps else "dim"
+            table.add_row(*(cells[heading] for heading in columns), style=style)
         done = sum(self._steps.get(name, 0) >= run.steps for name, run in self._runs.items())
         words = [f"{done} of {len(names)} runs done"] if len(names) > 1 else []
         return Group(table, Text(", ".join([*words, *filter(None, [self._forecast.words()])])))

@@ -6,10 +6,10 @@ import time
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 
-from exsel.report.formatting import duration
-
 # Steps that are measured before anything is said.
 _FEWEST_STEPS = 3
+# Seconds from which on the day is said, too.
+_SAME_DAY = 20 * 3600
 
 
 class Forecast:
@@ -56,6 +56,11 @@ class Forecast:
             self._name, self._own_steps, self._own_seconds = None, 0, 0.0
             self._ended = time.monotonic()
 
+    @property
+    def is_over(self) -> bool:
+        """Whether no run is left."""
+        return not self._left
+
     def seconds_left(self) -> float | None:
         """Of all runs together; ``None`` until some steps are measured."""
         steps, seconds = self._steps + self._own_steps, self._seconds + self._own_seconds
@@ -68,9 +73,18 @@ class Forecast:
         return current * own + sum(to_come.values()) * mean + len(to_come) * self._around
 
     def words(self) -> str:
-        """What is left and when all is over: ``about 5 min 10 s left, until 14:32``; empty while it is not known."""
+        """What is left and when all is over: ``about 5 min left, until 14:32``; empty while it is not known."""
         seconds = self.seconds_left()
-        if seconds is None:
+        if seconds is None or not any(self._left.values()):
             return ""
         end = datetime.now().astimezone() + timedelta(seconds=seconds)
-        return f"about {duration(seconds)} left, until {end:%H:%M}" + (f" on {end:%d %B}" if seconds > 72000 else "")
+        day = f" on {end:%d %B}" if seconds > _SAME_DAY else ""
+        return f"about {_rounded(seconds)} left, until {end:%H:%M}{day}"
+
+
+def _rounded(seconds: float) -> str:
+    """``25 s``, ``6 min``, ``2 h 05 min``: no more digits than an estimate has."""
+    if seconds < 57.5:
+        return f"{max(5, 5 * round(seconds / 5))} s"
+    minutes = max(1, round(seconds / 60))
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60:,} h {minutes % 60:02d} min"

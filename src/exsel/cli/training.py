@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -55,7 +56,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     add_device_argument(machine)
     dtypes = ["auto", "float32", "bfloat16"]
     machine.add_argument("--dtype", choices=dtypes, default="auto", help="auto: bfloat16 on cuda")
-    text = "torch.compile (default: where it can)"
+    text = "torch.compile (default: where it pays, from 500 steps on)"
     machine.add_argument("--compile", action=argparse.BooleanOptionalAction, default=None, help=text)
     text = "tensorboard, wandb, trackio … as in transformers"
     machine.add_argument("--report-to", nargs="+", default=[], metavar="LOGGER", help=text)
@@ -90,7 +91,7 @@ def build_settings(
 
     from exsel.machine import can_compile, resolve_device
     from exsel.training.processes import check_alone
-    from exsel.training.settings import DEFAULTS, Settings, check_loggers
+    from exsel.training.settings import DEFAULTS, Settings, check_loggers, schedule
 
     check_alone()
     device = resolve_device(arguments.device)
@@ -104,9 +105,7 @@ def build_settings(
     values = {**asdict(defaults or DEFAULTS.get(arguments.model, DEFAULTS["tiny"])), **said}
     steps = values["tokens"] // max(1, values["batch_size"] * values["seq_len"])
     values = {
-        "warmup_steps": min(2000, steps // 20),
-        "save_every": max(1, min(500, steps // 5)),
-        "compile": can_compile(),
+        **schedule(steps),
         **{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()},
         "variant": variant,
         "seed": seed,
@@ -171,9 +170,11 @@ def run_session(
     runs: Sequence[Settings],
     work: Callable[[PackedData, Path, Progress], None],
     *,
-    prepare: Callable[[PackedData], None] | None = None,
+    prepare: Callable[[PackedData], Sequence[Settings] | None] | None = None,
 ) -> int:
     """Check everything, load the data, prepare, and only then touch the output folder and work.
+
+    ``prepare`` may return the runs as they will be, where the settings depend on the data.
 
     Returns:
         The exit code.
@@ -184,9 +185,12 @@ def run_session(
     from exsel.cli.display import make_progress, warn
     from exsel.data import load_data
     from exsel.files import locked
+    from exsel.machine import can_compile
+    from exsel.training.estimate import estimate
     from exsel.training.output_folder import clear_output, is_comparison, is_run
     from exsel.training.run import Interrupted
     from exsel.training.run_model import check_disk, sketch_model
+    from exsel.training.settings import COMPILED_STEPS
 
     kinds = {"train": is_run, "compare": is_comparison}
     out: Path = arguments.out
@@ -197,8 +201,6 @@ def run_session(
     settings = runs[0]
     for run in runs:
         sketch_model(run, vocab_size=1)  # raises if heads, layers or strengths do not fit
-    if arguments.compile is None and not settings.compile:
-        warn("no C++ compiler (g++ or clang++) found: training runs eager, without torch.compile")
     data = load_data(
         settings.data,
         tokenizer=settings.tokenizer,
@@ -210,20 +212,19 @@ def run_session(
     described = data.description
     check_disk(runs, described.vocab_size, out)
     size = "streamed" if described.train_tokens is None else f"{described.train_tokens:,} tokens"
-    print(
-        f"data: {described.name}, {size}, to train on\n"
-        f"model: {settings.model}, {settings.steps:,} steps of {settings.batch_size} × {settings.seq_len} tokens on "
-        f"{settings.device}, {settings.dtype}, {'compiled' if settings.compile else 'eager'}",
-        flush=True,
-    )
+    print(f"data: {described.name}, {size}, to train on", flush=True)
     if prepare is not None:
-        prepare(data)
+        runs = prepare(data) or runs
+    if arguments.compile is None and not can_compile() and runs[0].steps >= COMPILED_STEPS:
+        warn("no C++ compiler (g++ or clang++) found: training runs eager, without torch.compile")
+    print(estimate(runs, described.vocab_size), flush=True)
     out.mkdir(parents=True, exist_ok=True)
     with locked(out):
         if arguments.overwrite:
             clear_output(out)
     try:
-        work(data, out, make_progress())
+        with closing(make_progress()) as progress:
+            work(data, out, progress)
     except Interrupted as stop:
         print(f"\n{stop}; go on with:\n  {resume_command(arguments.given)}", flush=True)
         return 128 + stop.signal

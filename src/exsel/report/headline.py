@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from exsel.report.comparison import best_rows, mean, reached, spread, values, variant_name
+from exsel.report.comparison import best_rows, mean, reached, section, spread, values, variant_name
 from exsel.report.formatting import fixed, learning_rate, number, ratio, signed
 from exsel.variants import BASELINE
 
@@ -60,6 +60,9 @@ def verdict(results: Mapping[str, Any]) -> Verdict:
     the spread of the difference where there is one. It is better per second when it reached the baseline's final loss
     in less time.
     """
+    if parts := section(results, "parts"):
+        said = " ".join(f"{label}: {verdict(part).sentence}" for label, part in parts.items())
+        return Verdict(f"{len(parts)} comparisons on the same data, each against its own baseline.", said)
     rows = [row for row in best_rows(results) if mean(row, "loss") is not None]
     baseline = next((row for row in rows if variant_name(row) == BASELINE), None)
     others = sorted((row for row in rows if row is not baseline), key=_loss)

@@ -1,12 +1,15 @@
-"""What a run will take before anything runs: parameters, steps, memory; and the schedule that fits its steps."""
+"""How large runs are, before anything runs: parameters, steps, memory."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import psutil
 import torch
 from torch import Tensor
 
+from exsel.report import formatting
 from exsel.training.mechanism_parameters import mechanism_parameters
 from exsel.training.run_model import sketch_model
 from exsel.training.settings import Settings
@@ -64,3 +67,42 @@ def size_of(settings: Settings, vocab_size: int) -> Size:
         state_bytes=_FLOAT * (sum(counts.values()) + 3 * trained),
         activation_bytes=activations,
     )
+
+
+def estimate(runs: Sequence[Settings], vocab_size: int) -> str:
+    """Two lines: what is trained for how many steps, and the parameters and the memory that this needs.
+
+    The memory on a CPU is that of the whole process. It is an estimate: kernels need some for their work, and compiled
+    layers keep less.
+    """
+    first = runs[0]
+    # Runs that differ in seeds and learning rates alone are equally large.
+    sizes = [size_of(run, vocab_size) for run in {run.variant.name: run for run in runs}.values()]
+    new = max(size.new_parameters for size in sizes)
+    added = f", {'up to ' if len(sizes) > 1 else ''}{new:,} of them new" if new else ""
+    parameters = f"{max(size.parameters for size in sizes):,} parameters{added}"
+    known = [size.state_bytes + size.activation_bytes for size in sizes if size.activation_bytes is not None]
+    process, free, where = _memory(first.device)
+    if len(known) < len(sizes):
+        needed = process + max(size.state_bytes for size in sizes)
+        memory = f"at least {formatting.memory(needed)} of memory, without that of activations"
+    else:
+        needed = process + max(known)
+        memory = f"about {formatting.memory(needed)} of memory"
+    lacks = f", and {where} has {formatting.memory(free)} free" if free is not None and needed - process > free else ""
+    count = "" if len(runs) == 1 else f"{len(runs)} runs, each "
+    return (
+        f"model: {first.model}, {count}{first.steps:,} steps of {first.batch_size} × {first.seq_len} tokens on "
+        f"{first.device}, {first.dtype}, {'compiled' if first.compile else 'eager'}\n"
+        f"size: {parameters}; {formatting.compact(len(runs) * first.steps * first.tokens_per_step)} tokens in all; "
+        f"{memory}{lacks}"
+    )
+
+
+def _memory(device: str) -> tuple[int, int | None, str]:
+    """Bytes that this process has where the model will be, bytes that are free there, and its name."""
+    if device == "cuda":
+        return torch.cuda.memory_allocated(), torch.cuda.mem_get_info()[0], "the GPU"
+    if device == "cpu":
+        return psutil.Process().memory_info().rss, psutil.virtual_memory().available, "this machine"
+    return 0, None, device
