@@ -9,10 +9,10 @@ from exsel.data import PackedData
 from exsel.errors import ExselError
 from exsel.training import sizing
 from exsel.training.compare import plan_runs
-from exsel.training.estimate import estimate, size_of
+from exsel.training.estimate import estimate, run_size
 from exsel.training.run_model import build_model
 from exsel.training.settings import COMPILED_STEPS, Settings, schedule
-from exsel.training.sizing import Cost, chosen_before, fit
+from exsel.training.sizing import Cost, chosen_before, fit_minutes
 from exsel.variants import choose_variants
 from training.small_runs import small_settings, train
 
@@ -49,11 +49,13 @@ def sized(
     runs: list[Settings], data: PackedData, machine: dict[str, Any], *, minutes: float, fixed: tuple[str, ...] = ()
 ) -> list[Settings]:
     machine["now"], machine["measured"] = 0.0, []
-    return fit(runs, data, seconds_left=lambda: 60 * minutes - machine["now"], fixed=fixed, note=lambda text: None)
+    return fit_minutes(
+        runs, data, seconds_left=lambda: 60 * minutes - machine["now"], fixed=fixed, note=lambda text: None
+    )
 
 
 def seconds_of(runs: list[Settings], data: PackedData, machine: dict[str, Any]) -> float:
-    """What the machine would take for all of it, evaluations as :func:`fit` takes them."""
+    """What the machine would take for all of it, evaluations as :func:`fit_minutes` takes them."""
     step = machine["compiled"] if runs[0].compile else machine["step"]
     total = machine["now"]
     for run in runs:
@@ -127,7 +129,7 @@ def test_the_size_is_that_of_the_model(model_file: Path, data: PackedData, varia
     import torch
 
     settings = small_settings(model_file, variant=variant)
-    size = size_of(settings, data.description.vocab_size)
+    size = run_size(settings, data.description.vocab_size)
     model = build_model(settings, data)
     assert size.parameters == sum(parameter.numel() for parameter in model.parameters())
     assert size.state_bytes == 16 * size.parameters

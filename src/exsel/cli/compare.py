@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     from exsel.report import HEADINGS, headline, headline_note, spread_sentence, summary_rows
     from exsel.training.compare import compare, plan_runs
     from exsel.training.output_folder import REPORT, RESULTS
-    from exsel.training.sizing import CHOSEN, chosen_before, fit
+    from exsel.training.sizing import CHOSEN, chosen_before, fit_minutes
 
     variants = choose_variants([word for word in arguments.variants if word], **mechanism_flags(arguments))
     rates = arguments.lr or []
@@ -77,7 +77,9 @@ def run(arguments: argparse.Namespace) -> int:
         else:
             end = started + 60 * minutes
             given = [name for name in CHOSEN if getattr(arguments, name) is not None]
-            sized = fit(list(runs.values()), data, seconds_left=lambda: end - time.monotonic(), fixed=given, note=note)
+            sized = fit_minutes(
+                list(runs.values()), data, seconds_left=lambda: end - time.monotonic(), fixed=given, note=note
+            )
         runs = dict(zip(runs, sized, strict=True))
         return sized
 

@@ -19,7 +19,7 @@ _FLOAT = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Size:
+class RunSize:
     """The size of a run.
 
     Args:
@@ -36,7 +36,7 @@ class Size:
     activation_bytes: int | None
 
 
-def size_of(settings: Settings, vocab_size: int) -> Size:
+def run_size(settings: Settings, vocab_size: int) -> RunSize:
     """The size of a run, from its model without memory for its weights."""
     model = sketch_model(settings, vocab_size)
     new = mechanism_parameters(model)
@@ -61,7 +61,7 @@ def size_of(settings: Settings, vocab_size: int) -> Size:
         activations = None
     else:
         activations = sum(size for storage, (_, size) in kept.items() if storage not in own)
-    return Size(
+    return RunSize(
         parameters=sum(counts.values()),
         new_parameters=sum(parameter.numel() for parameter in new.values()),
         state_bytes=_FLOAT * (sum(counts.values()) + 3 * trained),
@@ -77,7 +77,7 @@ def estimate(runs: Sequence[Settings], vocab_size: int) -> str:
     """
     first = runs[0]
     # Runs that differ in seeds and learning rates alone are equally large.
-    sizes = [size_of(run, vocab_size) for run in {run.variant.name: run for run in runs}.values()]
+    sizes = [run_size(run, vocab_size) for run in {run.variant.name: run for run in runs}.values()]
     new = max(size.new_parameters for size in sizes)
     added = f", {'up to ' if len(sizes) > 1 else ''}{new:,} of them new" if new else ""
     parameters = f"{max(size.parameters for size in sizes):,} parameters{added}"

@@ -28,7 +28,7 @@ _SHARE = 0.85
 # A forward pass alone, as a share of a step.
 _FORWARD = 1 / 3
 
-#: The settings that :func:`fit` chooses.
+#: The settings that :func:`fit_minutes` chooses.
 CHOSEN = ("tokens", "warmup_steps", "save_every", "compile")
 
 
@@ -40,7 +40,7 @@ class Cost:
     around: float
 
 
-def fit(
+def fit_minutes(
     runs: Sequence[Settings],
     data: PackedData,
     *,
@@ -78,7 +78,7 @@ def fit(
 
 
 def chosen_before(folder: Path) -> dict[str, Any] | None:
-    """What :func:`fit` chose for the comparison in a folder; ``None`` if no run of it has begun."""
+    """What :func:`fit_minutes` chose for the comparison in a folder; ``None`` if no run of it has begun."""
     path = next(iter(sorted(folder.glob(f"{RUNS}/*/{SETTINGS}"))), None)
     if path is None:
         return None
