@@ -37,7 +37,7 @@ def run(name: str, folder: Path, *launcher: str) -> str:
 
 
 def test_each_is_here() -> None:
-    assert {path.stem for path in EXAMPLES.glob("*.py")} == {*UPGRADES, "compare", "look", "pretrain"}
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == {*UPGRADES, "compare", "look", "own_model", "pretrain"}
 
 
 @pytest.mark.parametrize("name", UPGRADES)
@@ -51,6 +51,13 @@ def test_compare(tmp_path: Path) -> None:
     last = run("compare", tmp_path).splitlines()[-2:]
     assert [line.split()[:2] for line in last] == [["baseline", "loss"], ["exclusive", "loss"]]
     assert (tmp_path / "comparison" / "report.html").is_file()
+
+
+def test_own_model(tmp_path: Path) -> None:
+    assert "\nexclusive+selective  " in run("own_model", tmp_path)
+    runs = [path.parent for path in (tmp_path / "comparison" / "runs").rglob("own_model.json")]
+    assert len(runs) == 4
+    assert all((folder / "model.safetensors").is_file() for folder in runs)
 
 
 def test_look(tmp_path: Path) -> None:

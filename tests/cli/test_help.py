@@ -48,7 +48,7 @@ def test_help_names_the_variants_and_sizes_that_there_are(command: str) -> None:
     assert set(re.findall(r"(?:baseline|exclusive|selective)(?:\+\w+)?", text)) >= set(VARIANTS)
     if command == "compare":
         assert ",".join(VARIANTS) in text
-    assert f"{', '.join(SIZES)}, or a path" in text
+    assert f"{', '.join(SIZES)}; a path" in text
 
 
 def test_no_command_is_a_mistake() -> None:

@@ -194,7 +194,8 @@ def test_what_to_run(flags: list[str], tmp_path: Path, arguments: list[str], mes
     [
         ({"num_attention_heads": 3, "num_key_value_heads": 2}, "must be a multiple of num_key_value_heads=2"),
         ({"hidden_size": 30, "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": None}, "hidden_size=30"),
-        ({"model_type": "gpt2"}, "a configuration of type 'gpt2' cannot be trained here"),
+        ({"model_type": "gpt9"}, "transformers knows no model of type 'gpt9'"),
+        ({"model_type": "bert"}, "in this BertLMHeadModel tokens see those after them"),
         ({"rope_parameters": {"rope_type": "spiral", "rope_theta": 1e4}}, "cannot be built"),
         ({"num_layers": 3}, "no field 'num_layers'"),
         ({"num_attention_heads": 0}, "num_attention_heads must be at least 1, got 0"),

@@ -41,12 +41,12 @@ def write_model(path: Path, **changes: Any) -> Path:
     return path
 
 
-def small_settings(model: Path, **changes: Any) -> Settings:
+def small_settings(model: Any, **changes: Any) -> Settings:
     values: dict[str, Any] = {
         "variant": "baseline",
         "seed": 0,
         "learning_rate": 1e-2,
-        "model": str(model),
+        "model": str(model) if isinstance(model, Path) else model,
         "tokens": 12 * 4 * SEQ_LEN,
         "seq_len": SEQ_LEN,
         "batch_size": 4,

@@ -58,8 +58,8 @@ def test_reach_of_a_flat_curve() -> None:
 def test_one_seed() -> None:
     baseline, exclusive = summarise(
         [
-            run("exclusive", [2.0, 1.0, 0.5], parameters=1010, new_parameters=10, ms_per_step=2000.0),
             run("baseline", [3.0, 2.0, 1.0]),
+            run("exclusive", [2.0, 1.0, 0.5], parameters=1010, new_parameters=10, ms_per_step=2000.0),
         ],
         tokens_per_step=10,
     )

@@ -23,7 +23,11 @@ if TYPE_CHECKING:
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of a run, single or one of several."""
     model = parser.add_argument_group("model")
-    model.add_argument("--model", help="tiny, 124m, 0.7b, 1.4b, 2.7b, or a path to a transformers configuration (tiny)")
+    text = (
+        "tiny, 124m, 0.7b, 1.4b, 2.7b; a path to a transformers configuration; or a function of your own that builds a "
+        "model, as package.module:name or file.py:name (tiny)"
+    )
+    model.add_argument("--model", help=text)
     text = (
         "of the exclusive variants above: a strength (0.5, learned), or fields of ExclusiveConfig, as strength=learned "
     )
@@ -187,6 +191,7 @@ def run_session(
     from exsel.files import locked
     from exsel.machine import can_compile
     from exsel.training.estimate import estimate
+    from exsel.training.model_checks import check_new_models
     from exsel.training.output_folder import clear_output, is_comparison, is_run
     from exsel.training.run import Interrupted
     from exsel.training.run_model import check_disk, sketch_model
@@ -199,8 +204,8 @@ def run_session(
         other = next(command for command, is_kind in kinds.items() if is_kind(out))
         raise ExselError(f"--out {out} was written by `exsel {other}`: resume it with that command")
     settings = runs[0]
-    for run in runs:
-        sketch_model(run, vocab_size=1)  # raises if heads, layers or strengths do not fit
+    for run in {run.variant: run for run in runs}.values():
+        sketch_model(run, vocab_size=256)  # raises if heads, layers or strengths do not fit
     data = load_data(
         settings.data,
         tokenizer=settings.tokenizer,
@@ -213,6 +218,7 @@ def run_session(
     check_disk(runs, described.vocab_size, out)
     size = "streamed" if described.train_tokens is None else f"{described.train_tokens:,} tokens"
     print(f"data: {described.name}, {size}, to train on", flush=True)
+    check_new_models(runs, data)
     if prepare is not None:
         runs = prepare(data) or runs
     if arguments.compile is None and not can_compile() and runs[0].steps >= COMPILED_STEPS:

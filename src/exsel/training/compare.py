@@ -13,6 +13,7 @@ from exsel.errors import ExselError
 from exsel.files import locked, write_json
 from exsel.machine import describe_machine, git_revision
 from exsel.report import write_report
+from exsel.training.new_models import model_facts
 from exsel.training.output_folder import REPORT, RESULTS, RUNS
 from exsel.training.progress import PlannedRun, Progress
 from exsel.training.run import check_begun, train_run
@@ -24,13 +25,6 @@ from exsel.version import __version__
 _SCHEMA = 1
 # Settings that differ between runs. Each run records them, not the comparison.
 _PER_RUN = ("variant", "exclusive", "selective", "seed", "learning_rate", "selective_learning_rate")
-# The fields of a model's configuration that define what it computes.
-_MODEL_FIELDS = (
-    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
-    *("num_key_value_heads", "head_dim", "max_position_embeddings", "norm", "norm_eps", "mlp", "embedding_norm"),
-    *("qk_norm", "sliding_window", "layer_types", "rope_parameters", "attention_dropout", "initializer_range"),
-    "tie_word_embeddings",
-)
 
 
 def plan_runs(
@@ -140,7 +134,6 @@ def _results(
     runs: list[Settings], entries: list[dict[str, Any]], data: PackedData, *, command: str, started: str
 ) -> dict[str, Any]:
     first = runs[0]
-    model_config = first.model_config(data.description.vocab_size, None).to_dict()
     return {
         "schema": _SCHEMA,
         "exsel_version": __version__,
@@ -160,9 +153,9 @@ def _results(
         "data": asdict(data.description),
         "machine": describe_machine(first.device),
         "model": {
-            "name": first.model,
+            "name": first.model_name,
             "parameters": min(entry["parameters"] - entry["new_parameters"] for entry in entries),
-            **{name: model_config[name] for name in _MODEL_FIELDS},
+            **model_facts(first, data.description.vocab_size),
         },
         "variants": summarise(entries, first.tokens_per_step),
         "runs": entries,

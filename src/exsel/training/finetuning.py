@@ -5,19 +5,17 @@ A model of exsel's own gets them through its configuration, since its modelling 
 
 from __future__ import annotations
 
-import inspect
 from copy import deepcopy
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import set_seed
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from exsel.errors import ExselError, explained
 from exsel.lengths import context_of
 from exsel.models import ExselConfig, ExselForCausalLM
-from exsel.nn import Temperature
 from exsel.training.mechanism_parameters import mechanism_names
 from exsel.training.saved_models import load_whole, read_config
 from exsel.training.settings import Settings
@@ -25,9 +23,6 @@ from exsel.upgrading import upgrade
 from exsel.upgrading.loading import quiet_transformers
 from exsel.upgrading.transformers_models import UpgradedFields
 from exsel.variants import BASELINE
-
-# The largest difference of logits that counts as rounding, as a share of the largest logit.
-_TOLERANCE = 1e-4
 
 
 def read_source(source: str) -> Any:
@@ -108,73 +103,3 @@ def _own_config(config: ExselConfig, settings: Settings) -> ExselConfig:
     mechanisms = {name: value for name, value in settings.variant.to_dict().items() if value is not None}
     own: ExselConfig = ExselConfig.from_dict({**deepcopy(config).to_dict(), **mechanisms})
     return own
-
-
-def check_source(model: Any, settings: Settings, vocab_size: int) -> None:
-    """Check, by a few small forward passes, that a loaded model can learn from the data.
-
-    Args:
-        model: with all its weights, on the CPU.
-        settings: of the run.
-        vocab_size: of the data.
-
-    Raises:
-        ExselError: the vocabulary is smaller than the tokenizer's, the logits are not numbers, or tokens attend to
-            later ones, or with ``--pack isolate`` to other documents.
-    """
-    source = str(settings.source)
-    rows = model.get_input_embeddings().weight.shape[0]
-    if vocab_size > rows:
-        raise ExselError(
-            f"--from {source}: its tokenizer has ids up to {vocab_size - 1} and the model only {rows} embeddings: "
-            "they do not belong together"
-        )
-    tokens = (torch.arange(32) * 7 + 3).remainder(rows).unsqueeze(0)
-    was_training = model.training
-    model.eval()
-    with torch.no_grad(), explained("the model of --from cannot be used"):
-        logits = _logits(model, tokens)
-        later = torch.cat((tokens[:, :16], (tokens[:, 16:] + 1).remainder(rows)), dim=1)
-        is_causal = _close(logits[:, :16], _logits(model, later)[:, :16])
-        is_isolated = settings.pack != "isolate" or _isolates(model, tokens)
-    model.train(was_training)
-    if not logits.isfinite().all():
-        raise ExselError(f"--from {source}: the model gives logits that are no numbers: its weights are of no use")
-    if not is_causal:  # an encoder with a language model head would copy the token that it should predict
-        raise ExselError(
-            f"--from {source}: in this {type(model).__name__} tokens see those after them, so that predicting the "
-            "next one would mean nothing"
-        )
-    if not is_isolated:
-        raise ExselError(
-            f"--from {source}: {type(model).__name__} does not keep documents apart by their positions: "
-            "use --pack concat"
-        )
-
-
-def _isolates(model: Any, tokens: Tensor) -> bool:
-    """Whether a document has the same logits after another one as alone: attention, positions, temperatures."""
-    if "position_ids" not in inspect.signature(model.forward).parameters:
-        return False
-    positions = torch.arange(16).repeat(2).unsqueeze(0)
-    # With σ(a) = 0.5 in every temperature, a wrongly counted position changes the logits.
-    temperatures = [module for module in model.modules() if isinstance(module, Temperature)]
-    logits = [module.position_logit for module in temperatures if module.position_logit is not None]
-    values = [logit.clone() for logit in logits]
-    try:
-        for logit in logits:
-            logit.zero_()
-        together = _logits(model, tokens, position_ids=positions)[:, 16:]
-        return _close(together, _logits(model, tokens[:, 16:], position_ids=positions[:, 16:]))
-    finally:
-        for logit, value in zip(logits, values, strict=True):
-            logit.copy_(value)
-
-
-def _logits(model: Any, tokens: Tensor, **inputs: Tensor) -> Tensor:
-    logits: Tensor = model(input_ids=tokens, use_cache=False, **inputs).logits
-    return logits
-
-
-def _close(logits: Tensor, others: Tensor) -> bool:
-    return bool((logits - others).abs().max() <= _TOLERANCE * others.abs().max())

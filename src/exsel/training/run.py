@@ -32,6 +32,7 @@ from exsel.training.output_folder import (
     checkpoints,
     staged,
 )
+from exsel.training.own_model import OwnModel
 from exsel.training.processes import check_alone
 from exsel.training.progress import Progress
 from exsel.training.run_model import KEPT_CHECKPOINTS, build_model
@@ -273,8 +274,10 @@ def _compile(model: Any, settings: Settings, data: PackedData) -> float:
 
 def _layers(model: Any) -> list[nn.Module]:
     """The layers, which share one compilation; the model itself if it has no list of layers."""
-    count = model.config.get_text_config(decoder=True).num_hidden_layers
     stacks = (list(module) for module in model.modules() if isinstance(module, nn.ModuleList))
+    if isinstance(model, OwnModel):
+        return next((layers for layers in stacks if len(layers) > 1 and len(set(map(type, layers))) == 1), [model])
+    count = model.config.get_text_config(decoder=True).num_hidden_layers
     return next((layers for layers in stacks if len(layers) == count), [model])
 
 

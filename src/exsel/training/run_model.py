@@ -9,15 +9,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import set_seed
 
 from exsel.data import PackedData, token_counts
-from exsel.errors import ExselError, explained
-from exsel.models import ExselForCausalLM
+from exsel.errors import ExselError
 from exsel.training import finetuning
 from exsel.training.mechanism_parameters import mechanism_parameters
+from exsel.training.model_checks import check_model
+from exsel.training.new_models import new_model
 from exsel.training.settings import Settings
-from exsel.variants import BASELINE
 
 #: The number of checkpoints kept during a run. The older one is there in case the newer one is unreadable.
 KEPT_CHECKPOINTS = 2
@@ -36,9 +35,10 @@ def sketch_model(settings: Settings, vocab_size: int) -> nn.Module:
         ExselError: it cannot be built, or cannot be upgraded as the settings say.
     """
     if settings.source is None:
-        config = settings.model_config(vocab_size, None)
-        with explained(f"--model {settings.model} cannot be built"), torch.device("meta"):
-            return ExselForCausalLM(config)
+        # How a fused projection of one's own is packed is found by trying it, which takes weights.
+        with torch.device("cpu" if settings.factory else "meta"):
+            model: nn.Module = new_model(settings, vocab_size)
+        return model
     sketch = finetuning.sketch_source(settings)
     if settings.train == "new" and not mechanism_parameters(sketch):
         raise ExselError(
@@ -57,31 +57,18 @@ def build_model(settings: Settings, data: PackedData) -> Any:
         ExselError: an existing model cannot be fine-tuned with these settings.
     """
     is_new = settings.source is None
-    model: Any = _new_model(settings, data) if is_new else finetuning.load_source(settings)
+    vocab_size = data.description.vocab_size
+    model: Any = new_model(settings, vocab_size, data.tokenizer) if is_new else finetuning.load_source(settings)
     inner = getattr(model, "model", None)
     frequency = getattr(inner, "token_log_frequency", None)
     if inner is not None and frequency is not None and frequency.isnan().any():
         inner.set_token_counts(token_counts(data.train, model.config.vocab_size, max_blocks=_COUNTED_BLOCKS))
     if not is_new:
-        finetuning.check_source(model, settings, data.description.vocab_size)
+        check_model(model, settings, vocab_size)
     if settings.train == "new":
         new = mechanism_parameters(model)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in new)
-    return model
-
-
-def _new_model(settings: Settings, data: PackedData) -> ExselForCausalLM:
-    config = settings.model_config(data.description.vocab_size, data.tokenizer.eos_token_id)
-    config.pad_token_id = data.tokenizer.pad_token_id
-    config.bos_token_id = data.tokenizer.bos_token_id
-    set_seed(settings.seed)
-    model = ExselForCausalLM(config)
-    if settings.variant.kind != BASELINE:
-        # An MLP temperature draws random weights, which must not change those of the layers after it.
-        plain = type(config).from_dict({**config.to_dict(), "exclusive": None, "selective": None})
-        set_seed(settings.seed)
-        model.load_state_dict(ExselForCausalLM(plain).state_dict(), strict=False)
     return model
 
 

@@ -15,6 +15,7 @@ from exsel.files import read_json
 from exsel.machine import can_compile
 from exsel.models import SIZES, ExselConfig
 from exsel.models.conversion import exsel_values
+from exsel.training.own_model import Factory, factory_name, find_factory, is_factory, source_sha256
 from exsel.variants import Variant
 
 
@@ -63,8 +64,9 @@ class Settings:
             the concern of what plans the runs.
         seed: seed of the initial weights and of the order of the blocks.
         learning_rate: peak learning rate, after the warm-up; it falls along a cosine to a tenth.
-        model: name in :data:`exsel.models.SIZES`, or path to a transformers configuration; with ``source``, equal
-            to it.
+        model: name in :data:`exsel.models.SIZES`; path to a transformers configuration, or its dictionary; or a
+            function that builds a model, itself or as ``package.module:name`` or ``file.py:name`` (see
+            :mod:`exsel.training.own_model`). With ``source``, equal to it.
         source: folder or hub name of a model to fine-tune; ``None``: a new model.
         train: ``"all"`` parameters, or only the ``"new"`` ones that the mechanisms add to an existing model.
         data, text_field, tokenizer, seq_len, pack: see :func:`exsel.data.load_data`.
@@ -89,7 +91,7 @@ class Settings:
     variant: Variant
     seed: int
     learning_rate: float
-    model: str
+    model: str | Mapping[str, Any] | Factory
     source: str | None = None
     train: Literal["all", "new"] = "all"
     data: tuple[str, ...] = ()
@@ -158,33 +160,68 @@ class Settings:
         count = min(self.evaluations, self.steps)
         return [round(self.steps * (index + 1) / count) for index in range(count)]
 
+    @property
+    def model_name(self) -> str:
+        """The model in a word: as it was named, or the type of its configuration, or the function that builds it."""
+        if isinstance(self.model, str):
+            return self.model
+        return str(self.model.get("model_type")) if isinstance(self.model, Mapping) else factory_name(self.model)
+
+    @property
+    def factory(self) -> Factory | None:
+        """The function that builds the model, if that is how it is named."""
+        if isinstance(self.model, str):
+            return find_factory(self.model) if is_factory(self.model) else None
+        return None if isinstance(self.model, Mapping) else self.model
+
+    @property
+    def is_decoder(self) -> bool:
+        """Whether the model is exsel's own decoder, also as a configuration of another type that it reproduces."""
+        return self.factory is None and _is_decoder(self.config_values())
+
+    def config_values(self) -> Mapping[str, Any]:
+        """The configuration of the model's size, file or dictionary.
+
+        Raises:
+            ExselError: no such size or file, or a file that is no configuration.
+        """
+        if isinstance(self.model, Mapping):
+            return self.model
+        return SIZES[self.model_name] if self.model in SIZES else _read_config(self.model_name)
+
     def model_config(self, vocab_size: int, eos_token_id: int | None) -> ExselConfig:
-        """The configuration of the run's model.
+        """The configuration of the run's model, if it :attr:`is_decoder`.
 
         Raises:
             ExselError: no such size or file, a configuration of another architecture, or an impossible one.
         """
-        values = SIZES[self.model] if self.model in SIZES else _read_config(self.model)
+        values = self.config_values() if self.model in SIZES else exsel_values(self.config_values())
         tokens = {"vocab_size": vocab_size, "eos_token_id": eos_token_id, "bos_token_id": None, "pad_token_id": None}
         try:
             config: ExselConfig = ExselConfig.from_dict(
                 {**values, **tokens, "max_position_embeddings": self.seq_len, **self.variant.mechanisms}
             )
         except (ValueError, TypeError) as error:
-            raise ExselError(f"--model {self.model}: {error}") from error
+            raise ExselError(f"--model {self.model_name}: {error}") from error
         return config
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types; the variant as its name and its mechanisms."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values["model"] = self.model_name if callable(self.model) else self.model
         values |= {"variant": self.variant.name, **self.variant.to_dict()}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     def model_sha256(self) -> str | None:
-        """SHA-256 of the configuration that ``source`` or ``model`` names, in hexadecimal; ``None``: on the hub."""
-        path = Path(self.source or self.model)
-        if self.source is None and self.model in SIZES:
-            values: Any = SIZES[self.model]
+        """SHA-256 of the configuration that ``source`` or ``model`` names, in hexadecimal; ``None``: on the hub.
+
+        Of a function that builds the model, of the file that defines it; ``None``: there is none.
+        """
+        if self.source is None and (factory := self.factory) is not None:
+            return source_sha256(factory)
+        path = Path(self.source or self.model_name)
+        if self.source is None and (isinstance(self.model, Mapping) or self.model in SIZES):
+            values: Any = self.config_values()
         elif path.exists():
             values = read_json(_config_file(path))
         else:
@@ -201,11 +238,24 @@ def _read_config(model: str) -> dict[str, Any]:
     """The dictionary of a transformers configuration file, or of the one in a folder."""
     path = _config_file(Path(model))
     if not path.is_file():
-        raise ExselError(f"--model {model}: neither a size ({', '.join(SIZES)}) nor a transformers configuration file")
+        raise ExselError(
+            f"--model {model}: neither a size ({', '.join(SIZES)}) nor a transformers configuration file, nor a "
+            "function as package.module:name or file.py:name"
+        )
     values = read_json(path)
     if not isinstance(values, dict):
         raise ExselError(f"--model {model}: not a transformers configuration, which is a JSON object")
-    return exsel_values(values)
+    return values
+
+
+def _is_decoder(values: Mapping[str, Any]) -> bool:
+    if values.get("model_type", ExselConfig.model_type) == ExselConfig.model_type:
+        return True
+    try:
+        exsel_values(values)
+    except ExselError:  # another type, or an option that the decoder does not have
+        return False
+    return True
 
 
 def check_loggers(names: Sequence[str]) -> None:

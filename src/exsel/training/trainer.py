@@ -21,6 +21,7 @@ from exsel.files import seal
 from exsel.training import checkpoint_state
 from exsel.training.mechanism_parameters import scalar_names
 from exsel.training.output_folder import CHECKPOINT, CHECKPOINT_STAGING, checkpoints, last_good, staged
+from exsel.training.own_model import OwnModel
 from exsel.training.step_record import StepRecord
 from exsel.upgrading import from_pretrained
 
@@ -102,8 +103,19 @@ class ExselTrainer(Trainer):
     def _save_rng_state(self, output_dir: str) -> None:
         checkpoint_state.save_random(Path(output_dir))
 
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Trainer's method; a model of the user's own, which may tie weights, is saved by its own."""
+        if isinstance(self.model, OwnModel):
+            self.model.save_pretrained(str(output_dir))
+            self.processing_class.save_pretrained(str(output_dir))
+        else:
+            super()._save(output_dir, state_dict)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Replaces Trainer's method, which cannot read upgraded configurations and ignores missing weights."""
+        if isinstance(self.model, OwnModel):
+            self.model.load(resume_from_checkpoint)
+            return
         saved = from_pretrained(resume_from_checkpoint, dtype=torch.float32)
         self.model.load_state_dict(saved.state_dict())
 

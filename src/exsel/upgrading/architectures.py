@@ -48,7 +48,7 @@ USUAL: tuple[Projections, ...] = tuple(
         (
             *("q_proj k_proj v_proj", "query key value", "q k v", "q_lin k_lin v_lin", "linear_q linear_k linear_v"),
             *("to_q to_k to_v", "to_q:query to_kv:key_value", "Wq Wk Wv", "wq wk wv"),
-            *("qkv:blocks", "qkv_proj:blocks", "Wqkv:blocks", "c_attn:blocks"),
+            *("qkv:blocks", "qkv_proj:blocks", "Wqkv:blocks", "c_attn:blocks", "to_qkv:blocks", "in_proj:blocks"),
         ),
     )
 )
@@ -251,7 +251,7 @@ SWITCHES: Mapping[str, Mapping[str, bool]] = {"timm": {"fused_attn": True}}
 
 #: Names of head sizes, of numbers of heads, and of numbers of key/value heads in attention modules.
 HEAD_DIMS = ("head_dim", "attention_head_size", "head_size", "key_value_proj_dim", "dim_per_head", "d_head")
-NUM_HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "num_attn_heads")
+NUM_HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "num_attn_heads", "heads", "nhead")
 NUM_KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads")
 
 
