@@ -15,8 +15,8 @@ from exsel.errors import ExselError, explained
 from exsel.nn import Temperature
 from exsel.training.new_models import new_model
 from exsel.training.own_model import OwnModel
-from exsel.training.saved_models import quiet_transformers
 from exsel.training.settings import Settings
+from exsel.upgrading.loading import quiet_transformers
 from exsel.variants import BASELINE, VARIANTS
 
 # The largest difference of logits that counts as rounding, as a share of the largest logit.
