@@ -92,7 +92,7 @@ def estimate(runs: Sequence[Settings], vocab_size: int) -> str:
     lacks = f", and {where} has {formatting.memory(free)} free" if free is not None and needed - process > free else ""
     count = "" if len(runs) == 1 else f"{len(runs)} runs, each "
     return (
-        f"model: {first.model}, {count}{first.steps:,} steps of {first.batch_size} × {first.seq_len} tokens on "
+        f"model: {first.model_name}, {count}{first.steps:,} steps of {first.batch_size} × {first.seq_len} tokens on "
         f"{first.device}, {first.dtype}, {'compiled' if first.compile else 'eager'}\n"
         f"size: {parameters}; {formatting.compact(len(runs) * first.steps * first.tokens_per_step)} tokens in all; "
         f"{memory}{lacks}"
