@@ -15,7 +15,7 @@ _TIMEOUT_SECONDS = 10.0
 
 
 def reason_unavailable(name: str, kind: Literal["dataset", "model"]) -> str | None:
-    """Why this user cannot have a repository of the hub, in one line; `None` if it is there.
+    """Why a repository of the hub is not available to this user, in one line; `None` if it is.
 
     The hub is asked once: `transformers` and `datasets` would retry for most of a minute.
     """

@@ -28,7 +28,7 @@ _STREAM_VALIDATION_TOKENS = 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class DataDescription:
-    """What was loaded, for the record; `None` if it is not known before a stream has been read."""
+    """What was loaded, for a run's results. A value is `None` if only reading a whole stream would tell it."""
 
     name: str
     """The standard library with the interpreter's version, or the values of ``--data``."""

@@ -1,4 +1,7 @@
-"""Rows of attention weights in numbers, computed in blocks of queries: the whole matrix never exists."""
+"""Numbers that summarise each row of attention weights, computed for a block of queries at a time.
+
+The whole matrix never exists.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +25,14 @@ _ROUNDINGS = 16
 
 @dataclass(frozen=True)
 class AttentionRows:
-    """Each query's row of attention weights p, in numbers ``[B, H, T]``.
+    """Numbers that summarise each query's row of attention weights p, ``[B, H, T]`` each.
 
     Args:
         self_weight: the weight on the token itself.
         sink_mass: the weight on the first token of its sequence.
         entropy: in nats, of the weights among tokens. A learned sink's share is left out; the rest then sums to 1.
         spikiness: ‖p‖₁ / (‖p‖₂² L) of the same weights, L the number of tokens that may be attended.
-        is_verified: whether the weights give the layer's own output, within rounding.
+        is_verified: whether weights computed here give the layer's own output, within rounding.
     """
 
     self_weight: Tensor

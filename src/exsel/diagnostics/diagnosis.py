@@ -1,4 +1,4 @@
-"""What was found in a model."""
+"""The result of a diagnosis: plain data, which is saved as ``diagnostics.json``."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ class Diagnosis:
     """What :func:`exsel.diagnose` found in a model.
 
     Args:
-        exsel_version: that found it.
+        exsel_version: the version of exsel that made the diagnosis.
         model: ``name``, ``class``, ``parameters``, ``context`` (the longest text that it is made for, or ``None``).
         data: ``description``, ``sequences``, ``tokens``, ``longest`` (of a sequence).
-        machine: where it was found.
-        command: that found it.
-        buckets: ``first`` and ``last`` place n of a token in its sequence, from 1, doubling.
-        layers: by layer, ``metrics`` by name, each with ``mean``, ``least``, ``most``, ``heads`` (by query head),
-            ``buckets`` and ``head_buckets``; and ``gaps``: why a metric is not there. The names are those of
-            :data:`exsel.diagnostics.metrics.METRICS`.
+        machine: the machine that it ran on.
+        command: the command that made it, if there was one.
+        buckets: groups of positions, counted from 1: ``first`` and ``last`` of each, which is twice as wide as the
+            one before it.
+        layers: for each layer ``metrics`` by name, each with ``mean``, ``least``, ``most``, ``heads`` (by query head),
+            ``buckets`` and ``head_buckets``; and ``gaps``, the reasons why other metrics were not measured. The names
+            are those of :data:`exsel.diagnostics.metrics.METRICS`.
         left_out: attention modules that could not be watched, with the reason.
         notes: what else the reader should know.
         pictures: some metrics of the first tokens, one by one.

@@ -158,7 +158,7 @@ class LayerMetrics:
         self._add("token_norm", self.score_map.token_norms(attended.projected["query"].hidden_states), tokens)
 
     def _look_at_first_tokens(self, similarity: Tensor, tokens: Tokens) -> None:
-        """A first token whose output is not its own value has seen later tokens: the layer is not causal."""
+        """A first token whose output is not its own value has seen later tokens. Then the layer is not causal."""
         is_first = (tokens.number == 1) & (tokens.length > 1)
         if is_first.any():
             self.has_long_sequence = True

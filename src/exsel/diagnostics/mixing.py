@@ -61,7 +61,8 @@ def mixing_of(call: AttentionCall) -> Mixing:
         bias, softcap = given.get("position_bias"), given.get("softcap")
         is_sdpa = getattr(function, "__module__", "") == "transformers.integrations.sdpa_attention"
         sinks = None if is_sdpa else given.get("s_aux")
-        if mask is None and getattr(function, "__name__", "") != "eager_attention_forward":  # it reads its mask alone
+        # Eager attention goes by its mask alone.
+        if mask is None and getattr(function, "__name__", "") != "eager_attention_forward":
             by_default = "attention_mask" in given and getattr(module, "is_causal", True)
             said = given.get("is_causal")
             is_causal = bool(by_default if said is None else said) and query.shape[2] > 1
@@ -83,7 +84,7 @@ def mixing_of(call: AttentionCall) -> Mixing:
 
 def as_float32(given: Any) -> Any:
     """Tensors in low precision as float32; everything else as it is."""
-    # A mask's low-precision minimum hides in float32 too.
+    # The minimum of a low-precision dtype hides a token in float32 scores too.
     is_low = isinstance(given, Tensor) and given.is_floating_point() and given.dtype.itemsize < 4
     return given.float() if is_low else given
 

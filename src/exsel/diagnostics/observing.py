@@ -1,4 +1,4 @@
-"""What is seen of an attention layer in a forward pass, and who is told."""
+"""What an observer is shown of each attention layer in a forward pass."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Attended:
     Args:
         y: ``[B, H, T, D]``, attention's own output.
         own_value: ``[B, Hkv, T, D]``, without a temperature.
-        mixing: what was mixed; ``None``: attention that is written out in the layer, whose weights nobody sees.
+        mixing: what was mixed; ``None`` where the layer writes its attention out, so that its weights cannot be seen.
         projected: by kind, where that is known.
         tau: by kind, the inverse temperatures ``[B, heads, T]``.
         in_float32: for a ``y`` in low precision, the same attention of the same inputs in float32.
@@ -68,7 +68,7 @@ class Attended:
 
 
 class Observer:
-    """What is told of every layer; does nothing itself."""
+    """Is shown the attention of every layer. The methods of this base class do nothing."""
 
     def attended(self, layer: Layer, attended: Attended) -> None:
         """A layer has attended."""

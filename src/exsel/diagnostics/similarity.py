@@ -39,7 +39,7 @@ def similarity_bias(
     """Mean cos(y_i, v_i) of each layer, over heads and tokens; :func:`exsel.diagnose` measures more.
 
     Args:
-        model: on ``device``; run uncompiled, in evaluation mode and float32 sums.
+        model: on ``device``. It runs uncompiled, in evaluation mode; sums are in float32.
         blocks: rows of ``input_ids``, as :func:`exsel.data.load_data` packs them.
         batch_size: blocks at a time.
         device: where the model is.

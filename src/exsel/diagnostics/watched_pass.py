@@ -1,4 +1,4 @@
-"""What one forward pass of a watched layer says of its attention, for an observer of layers."""
+"""One forward pass of a watched layer, from which an observer learns what the layer attends with."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ ACROSS = "it was called to attend to other tokens than its own"
 
 
 class WatchedPass(PassObserver):
-    """Puts together what a layer projects and what it attends with, and tells an observer.
+    """Collects what a layer projects and what it attends with, and shows both to an observer.
 
     Args:
         layer: the layer.
-        observer: is told.
+        observer: is shown each call of the layer's attention.
         tau: the inverse temperatures by kind, which are filled in as they are computed.
     """
 
@@ -36,25 +36,25 @@ class WatchedPass(PassObserver):
     ) -> None:
         """Keep queries, keys and values by kind."""
         projections, geometry = self.layer.target.projections, self.layer.target.geometry
-        # A layer may use a projection again, for what are not its tokens.
+        # A layer may call a projection again, on inputs that are not its tokens.
         if name in self.names or projections is None or geometry is None:
             return
         self.names.add(name)
         packing = projections.packings[name]
-        # Without the hooks on a projection, which expect the layer's tokens and nothing else.
+        # Call forward itself: hooks on a projection expect the layer's tokens as its input.
         called = module.forward if isinstance(module, nn.Module) else module
         apply = functools.partial(_apply, called, args, kwargs)
         for kind, part in PACKINGS[packing].split(packed, geometry).items():
-            # A picture's tokens have two dimensions; attention that is written out may have none for the batch.
+            # Vision models may have tokens in two dimensions; written-out attention may have no batch dimension.
             states = part.flatten(1, -3) if part.ndim > 3 else part.unsqueeze(0)
             self.states[kind] = Projected(apply, packing, hidden_states, states.transpose(1, 2))
-        # exsel's own layers scale their values before they attend, and written-out attention shows no others.
+        # exsel's own layers scale values before attention, and written-out attention shows only what was projected.
         is_own = type(self.layer.module).__module__.startswith("exsel.")
         if "value" in self.states and (projections.output is not None or is_own):
             self.own_value = self.states["value"].states
 
     def attended(self, call: AttentionCall) -> None:
-        """Tell of a call of the attention function."""
+        """Show a call of the attention function."""
         query, own_value = call.query, call.own_value if self.own_value is None else self.own_value
         if query.ndim != 4 or own_value.ndim != 4:
             reason = f"it attends with queries {tuple(query.shape)}: which dimension holds the heads is not known"
@@ -68,7 +68,7 @@ class WatchedPass(PassObserver):
             self.observer.attended(self.layer, told)
 
     def mixed(self, y: Tensor) -> None:
-        """Tell of attention that the layer writes out."""
+        """Show attention that the layer writes out."""
         own_value = self.own_value
         if own_value is None:
             self.observer.lost(self.layer, "its own values are not seen")
@@ -81,7 +81,7 @@ class WatchedPass(PassObserver):
             self.observer.attended(self.layer, told)
 
     def ended(self, *, is_done: bool) -> None:
-        """Tell of a layer that never attended."""
+        """Report a layer that never attended."""
         if not is_done:
             self.observer.lost(self.layer, "it took a path around its attention function")
 

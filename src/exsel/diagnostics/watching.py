@@ -1,7 +1,7 @@
 """Watch every self-attention layer of a model in its forward pass, and leave no trace in it.
 
-For the time a layer is rewritten as for an upgrade, unless it is upgraded: its passes (:mod:`exsel.nn.layer_pass`) then
-change nothing, or what the layer's mechanisms change, and each has an observer.
+While it is watched, a layer is rewritten as for an upgrade, unless it is upgraded already. Its forward passes
+(:mod:`exsel.nn.layer_pass`) still compute what they did before, and each has an observer.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from exsel.upgrading.attention_layers import Target
 from exsel.upgrading.rewriting import CHILD
 from exsel.upgrading.upgraded_class import insert, remove
 
-#: Attention implementations that are told by readable arguments everything that changes the scores.
+#: Attention implementations whose arguments show everything that changes the scores.
 _READABLE = ("sdpa", "eager")
 
 
@@ -42,9 +42,9 @@ class Watched:
 def watch(model: nn.Module, observer: Observer) -> Iterator[Watched]:
     """Have ``observer`` see every self-attention layer of ``model``, in evaluation mode and uncompiled.
 
-    On the way out, with an exception too, the model's modules, classes, modes and attention implementation are what
-    they were. An implementation that shows no weights to anybody (flash, flex and exsel's own) gives way to ``sdpa``
-    for the time, or where a model does not support it to ``eager``.
+    At the end of the block, also after an exception, the model's modules, classes, modes and attention implementation
+    are restored. In the block, an implementation whose arguments do not show all of its attention (flash, flex and
+    exsel's own) is replaced by ``sdpa``, or by ``eager`` in a model that does not support ``sdpa``.
 
     Raises:
         ExselError: a model without self-attention, or with none that could be watched.
@@ -94,7 +94,7 @@ def _set_modes(modes: list[tuple[nn.Module, bool]]) -> None:
 
 @contextmanager
 def _readable_implementations(model: nn.Module) -> Iterator[None]:
-    """Have every part of a transformers model attend with ``sdpa`` or ``eager`` for the time."""
+    """Let every part of a transformers model attend with ``sdpa`` or ``eager`` in the block."""
     changed: list[tuple[Any, str]] = []
     has_sdpa = False
     for module in model.modules():
@@ -130,7 +130,7 @@ def _put_in(layer: Layer, observer: Observer, stack: ExitStack) -> None:
 
 
 class _Watcher(nn.Module):
-    """Stands where a layer's mechanisms are: begins their passes, or plain ones, with an observer."""
+    """Takes the place of a layer's mechanisms: begins their passes, or plain ones, and adds an observer."""
 
     def __init__(self, layer: Layer, observer: Observer, inner: nn.Module | None) -> None:
         super().__init__()

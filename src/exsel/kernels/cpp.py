@@ -39,7 +39,7 @@ from exsel.files import cache_folder
 
 _SOURCE: Final = Path(__file__).with_name("passes.cpp")
 _BASE: Final = ("-std=c++17", "-O3", "-shared", "-fPIC", "-fno-math-errno", "-ffp-contract=fast")
-# The first that the compiler takes: for this processor and on several threads, else without the one or the other.
+# The first flags that the compiler accepts are used: preferably for this processor, and with several threads.
 _FLAGS: Final = (
     (*_BASE, "-march=native", "-fopenmp"),
     (*_BASE, "-march=native", "-fopenmp-simd"),
@@ -88,7 +88,7 @@ def why_not() -> str:
 
 
 def in_words() -> str:
-    """What the passes run as, without finding out: nothing is compiled or loaded for the answer."""
+    """What the passes run as, as far as it is known already: nothing is compiled or loaded for the answer."""
     if _wanted and _found is None:
         return "one loop in C++, which the first call compiles or finds compiled"
     return "one loop in C++" if available() else f"several PyTorch operators, since {why_not()}"
@@ -224,7 +224,7 @@ def _build(compiler: list[str]) -> ctypes.CDLL:
     for flags in _FLAGS[:-1]:
         with contextlib.suppress(_RefusedError):
             return _load(compiler, flags, version)
-    # What is said of the plainest flags is about the compiler.
+    # The error for the plainest flags is about the compiler, not about a flag.
     return _load(compiler, _FLAGS[-1], version)
 
 
@@ -318,7 +318,7 @@ def _open(path: Path) -> ctypes.CDLL:
 
 
 def _clear(folder: Path) -> None:
-    """Remove libraries that nothing uses any more, and what killed builds have left."""
+    """Remove libraries that have not been used for long, and the folders of builds that were killed."""
     now = time.time()
     for path in folder.iterdir():
         with contextlib.suppress(OSError):

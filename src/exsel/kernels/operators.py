@@ -1,4 +1,4 @@
-"""What every operator needs beside its kernel, so that autograd, ``torch.func``, vmap and compilers compose with it.
+"""Turn a kernel into an operator that autograd, ``torch.func``, vmap and compilers can use.
 
 An operator takes and returns tensors whose first dimension is the batch; the kernel behind it reads their memory.
 """
@@ -16,7 +16,7 @@ from torch.autograd import forward_ad
 
 
 def is_watched() -> bool:
-    """Whether a compiler, a transform or a tracer is at work, which must see operators and not memory."""
+    """Whether a compiler, a transform or a tracer is active. It must see operators, not kernels that read memory."""
     return (
         torch.compiler.is_compiling()
         or torch._C._are_functorch_transforms_active()
@@ -32,13 +32,13 @@ def is_forward_mode() -> bool:
 
 
 def is_plain(x: Tensor) -> bool:
-    """Whether a tensor may be read by its pointer and strides: its numbers are what lies there, and nothing more."""
+    """Whether a kernel may read a tensor by its pointer and strides: its memory holds its numbers as they are."""
     is_itself = type(x) in (Tensor, torch.nn.Parameter) and x.layout == torch.strided and not x.is_nested
     return is_itself and x.device.type != "meta" and not (x.is_neg() or x._is_zerotensor())
 
 
 def fold_batch(x: Tensor, trailing: int) -> Tensor:
-    """x with all dimensions before the last ``trailing`` as one, also where there are none, or no elements."""
+    """x with all dimensions before the last ``trailing`` as one; there may be none of them, and no elements."""
     if x.ndim == trailing:
         return x.unsqueeze(0)
     return x if x.ndim == trailing + 1 else x.flatten(0, -trailing - 1)

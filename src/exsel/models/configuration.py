@@ -70,7 +70,7 @@ class ExselConfig(PreTrainedConfig):
 
     Raises:
         ValueError: values that do not fit together.
-        TypeError: for a mechanism, something else.
+        TypeError: an ``exclusive`` or ``selective`` of another type.
     """
 
     model_type = "exsel"
@@ -110,7 +110,7 @@ class ExselConfig(PreTrainedConfig):
     pad_token_id: int | None = None
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
-    # For transformers of any type: it would check what is assigned, before it is read.
+    # Any: transformers checks the type of an assigned value before __setattr__ here converts it.
     exclusive: Any = None
     selective: Any = None
 
@@ -180,7 +180,7 @@ class ExselConfig(PreTrainedConfig):
         return mechanism
 
     def save_pretrained(self, save_directory: str | PathLike[str], push_to_hub: bool = False, **kwargs: Any) -> None:
-        """As every configuration; the file stops a class that is not ours, and a model card lies beside it."""
+        """As every configuration, and write a model card. Other classes refuse to load the folder."""
         mechanisms = {
             f"{name} attention": value.to_dict()
             for name, value in (("exclusive", self.exclusive), ("selective", self.selective))

@@ -1,4 +1,4 @@
-"""Configurations of architectures that the decoder is an exact superset of, as its own."""
+"""Convert the configurations of architectures that :class:`ExselForCausalLM` can compute exactly."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from exsel.models.configuration import ExselConfig
 
 #: The architectures, and whether they have a norm on queries and keys.
 CONVERTIBLE: Mapping[str, bool] = {"llama": False, "mistral": False, "qwen3": True}
-# Of the same name and meaning here and there.
+# Fields that have the same name and meaning in both configurations.
 _SHARED = (
     "vocab_size",
     "hidden_size",
@@ -51,10 +51,10 @@ def exsel_values(values: Mapping[str, Any]) -> dict[str, Any]:
     """
     kind = str(values.get("model_type"))
     if kind == ExselConfig.model_type:
-        # transformers would keep a misspelt field and not use it.
+        # transformers would keep a misspelt field without using it.
         plain = ExselConfig()
         known = {field.name for field in fields(ExselConfig)} | plain.to_dict().keys()
-        known |= json.loads(plain.to_json_string()).keys()  # what files say beside
+        known |= json.loads(plain.to_json_string()).keys()  # what config.json holds besides
         if unknown := sorted(values.keys() - known):
             raise ExselError(f"ExselConfig has no field {unknown[0]!r}; it has {', '.join(sorted(known))}")
         return dict(values)
@@ -64,7 +64,7 @@ def exsel_values(values: Mapping[str, Any]) -> dict[str, Any]:
             f"{', '.join(CONVERTIBLE)}"
         )
     try:
-        # By its own class, which fills in its defaults and reads the fields of older versions.
+        # The architecture's own class fills in its defaults and reads the fields of older versions.
         config = CONFIG_MAPPING[kind].from_dict(deepcopy(dict(values)))
     except ExselError:
         raise

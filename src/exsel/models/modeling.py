@@ -265,7 +265,7 @@ class ExselModel(ExselPreTrainedModel):
         self.layers = nn.ModuleList([ExselDecoderLayer(config, index) for index in range(config.num_hidden_layers)])
         self.norm = _norm(config, config.hidden_size)
         self.rotary_emb = LlamaRotaryEmbedding(config=config)
-        # NaN until it is set or loaded: a forgotten frequency must not pass for a frequency of no effect.
+        # NaN until it is set or loaded, so that a forgotten call shows; zeros would have no effect and hide it.
         frequency = None
         if config.selective is not None and config.selective.token == "frequency":
             frequency = torch.full((config.vocab_size,), math.nan)

@@ -57,14 +57,14 @@ class Exclusive(Scalars):
         return f"{self.strength:<24}".encode()
 
     def contradiction(self, loaded: Tensor | None = None) -> str:
-        """Why the strength that was ``loaded`` (``None``: the buffer) is not the module's own; empty: it is."""
+        """Why ``loaded`` (by default the buffer) is not the module's own strength; empty if it is."""
         loaded = self.fixed_strength if loaded is None else loaded
         if loaded is None or loaded.is_meta or (text := _bytes(loaded)) == self._text():
             return ""
         return f"was saved with a strength of {text.decode(errors='replace').strip()!r}, and has {self.strength} here"
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Report another strength among the errors, which are the last argument."""
+        """Add an error for another strength to the list of errors, which is the last argument."""
         loaded = state_dict.get(f"{prefix}fixed_strength")
         if self.fixed_strength is not None and loaded is not None and (reason := self.contradiction(loaded)):
             args[-1].append(f"{prefix.removesuffix('.') or 'Exclusive'} {reason}")

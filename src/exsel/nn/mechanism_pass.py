@@ -27,7 +27,7 @@ class MechanismPass(LayerPass):
     """A pass in which queries, keys and values are scaled by their temperatures, and the output is projected.
 
     Keys and values are scaled before they are cached. A function that takes the mechanisms as arguments, as exsel's
-    own operator does, gets what is left to do by those.
+    own operator does, applies the rest itself.
 
     Args:
         exclusive: the projection; ``None``: without it.
@@ -71,7 +71,7 @@ class MechanismPass(LayerPass):
     def before(
         self, query: Tensor, key: Tensor, value: Tensor, takes_mechanisms: bool = False
     ) -> tuple[Tensor, Tensor, Tensor, dict[str, Any]]:
-        """Query, key and value, scaled where they are not yet, or the factors among the arguments."""
+        """Query, key and value with their temperatures; for a function that applies these itself, as its arguments."""
         is_cached = self.cached_value is not None
         own_value = self.own_value = self.own_value if is_cached else value
         assert own_value is not None
@@ -112,7 +112,7 @@ class MechanismPass(LayerPass):
         return self.exclusive(y, self.own_value.to(y.dtype))
 
     def end(self, result: Any) -> Any:
-        """``result``, if the mechanisms have had their place."""
+        """``result``; raises if the layer took a path without its mechanisms."""
         super().end(result)
         if not self.is_done:
             raise RuntimeError(
@@ -166,6 +166,6 @@ class MechanismPass(LayerPass):
         batch, num_tokens = attended.shape[0], attended.shape[-2]
         if states.ndim == num_last + 2 and self.first_token == 0 and states.shape[:2] == (batch, num_tokens):
             return states
-        # The batch may be folded into the tokens. A layer may attend to one sequence after the other, in their order.
+        # The states may hold all tokens of the batch in one row. A layer may attend once a sequence, in their order.
         states = states.reshape(batch, -1, *states.shape[-num_last:])
         return states[:, self.first_token : self.first_token + num_tokens]

@@ -1,4 +1,4 @@
-"""The mechanisms of an attention layer that exists: a module beside its projections, and its passes."""
+"""The mechanisms of an upgraded attention layer: a module beside its projections, and its forward passes."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class Mechanisms(nn.Module):
         exclusive: strength of the projection; ``None``: without it.
         selective: which temperatures; ``None``: none.
         projections: by the name of the layer's projection, how its output is packed: a name in :data:`PACKINGS`.
-        scales_projections: whether queries and values are scaled as they are projected, for a layer whose attention is
-            written out; otherwise they are scaled where they are cached and attended with.
+        scales_projections: whether temperatures are applied right after the projections, for a layer that writes its
+            attention out; otherwise they are applied before the cache and before attention.
         hidden_size: width of the layer's input, for ``token="mlp"``.
         layer_index: the layer's index in a cache.
         has_window: whether tokens see only some of those before them.
-        reuses_projections: whether the layer puts other things than its tokens through its projections later.
+        reuses_projections: whether the layer later calls its projections on inputs other than its tokens.
 
     Raises:
         UpgradeError: ``token="frequency"``, whose feature no existing model hands to its layers.
@@ -95,14 +95,14 @@ class Mechanisms(nn.Module):
             attention_mask: tells which tokens are padding where ``position_ids`` do not.
 
         Raises:
-            RuntimeError: a ``context``: it is no self-attention.
+            RuntimeError: a ``context`` is given: this call is not self-attention.
         """
         if context is not None:
             raise RuntimeError(ACROSS)
         if not self.needs_position:
             return UpgradedPass(self)
         index = 0
-        if cache is not None:  # without one, compiled layers do not depend on their index: one graph serves all
+        if cache is not None:  # without a cache no layer depends on its index, so that one compiled graph serves all
             index = (layer_index if layer_index is not None else self.layer_index) or 0
         return UpgradedPass(self, Positions(position_ids, attention_mask, cache, index, self.has_window))
 
@@ -111,7 +111,8 @@ class UpgradedPass(MechanismPass):
     """One forward pass of an upgraded layer: what its temperatures read is taken from its packed projections.
 
     Raises:
-        RuntimeError: from :meth:`read`, a projection that is called twice, for unknown tokens.
+        RuntimeError: from :meth:`read`, a projection is called twice, and which call is for the layer's tokens is not
+            known.
     """
 
     def __init__(self, mechanisms: Mechanisms, positions: Positions | None = None) -> None:
@@ -121,7 +122,7 @@ class UpgradedPass(MechanismPass):
         self.projected: set[str] = set()
 
     def read(self, name: str, hidden_states: Tensor, packed: Tensor) -> Tensor:
-        """Keep what temperatures read; ``packed``, scaled where the layer writes its attention out."""
+        """Keep what temperatures read. Return ``packed``, scaled if the layer writes its attention out."""
         mechanisms, geometry = self.mechanisms, self.mechanisms.geometry
         if name not in mechanisms.reads:
             return packed
@@ -142,7 +143,7 @@ class UpgradedPass(MechanismPass):
             return packed
         tau: dict[str, Tensor] = {}
         for kind, part in parts.items():
-            # A picture's tokens have two dimensions, where the mechanisms know one; there may be no batch.
+            # Vision models may arrange their tokens in two dimensions, and there may be no batch dimension.
             heads_first = (part.flatten(1, -3) if part.ndim > 3 else part.unsqueeze(0)).transpose(1, 2)
             if kind == "value":
                 self.own_value = heads_first
@@ -151,7 +152,7 @@ class UpgradedPass(MechanismPass):
         return packing.scale(packed, tau, geometry) if tau else packed
 
     def places(self, features: Tensor) -> Tensor | None:
-        """n of the tokens, found out once."""
+        """n of the tokens; computed at the first call."""
         num_tokens = features.shape[-2]
         if self.positions is not None and (self.position is None or self.position.shape[-1] != num_tokens):
             self.position = self.positions.of(num_tokens, features.shape[0], features.device)

@@ -9,16 +9,16 @@ from torch import Tensor
 
 #: An additive mask adds less than this to the scores of hidden tokens; other biases stay above.
 HIDDEN = -9000.0
-#: Where a cache keeps how many tokens of each row were padding, for the layers that cannot see it later.
+#: The attribute of a cache that holds how many tokens of each row were padding. Later passes cannot see that.
 _PADDING = "_exsel_padding"
 
 
 class Positions:
     """The places of the tokens of one forward pass of one attention layer.
 
-    Where a caller gives no positions, most models count on from the cache, padding included, and hand that to their
-    layers. From a row of such positions the hidden tokens before each token are subtracted. Positions that restart, or
-    that count from elsewhere (as ``generate`` gives them to padded rows), stay as they are.
+    Most models that get no positions from their caller count on from the length of the cache, and count padding too.
+    For a row of such positions the hidden tokens before each token are subtracted. Other positions, which restart or
+    which count from elsewhere (``generate`` does so for padded rows), stay as they are.
 
     Args:
         given: ``[B or 1, T]``, 0-based; ``None``, or of another shape: there are none.
@@ -35,7 +35,7 @@ class Positions:
         is_mask = mask.ndim in (2, 4) if isinstance(mask, Tensor) else hasattr(mask, "mask_mod")
         self.mask = mask if is_mask else None
         self.cache = cache
-        #: Where only a token's view of itself is looked at.
+        #: Whether padding is read from the mask's diagonal alone: a padding token is hidden even from itself.
         self.by_diagonal = has_window or not isinstance(mask, Tensor)
         self.past: int | Tensor = 0
         if cache is not None and (self.given is None or self.mask is not None or has_window):
@@ -61,7 +61,7 @@ class Positions:
         return isinstance(self.past, int) and self.past == 0
 
     def _hidden_before(self, place: Tensor, batch: int) -> Tensor | None:
-        """How many of the tokens before each the mask hides, ``[B or 1, T or 1]``; ``None``: that is not known."""
+        """How many tokens before each token the mask hides, ``[B or 1, T or 1]``; ``None`` if it is not known."""
         num_tokens = place.shape[1]
         if self.by_diagonal and not self._is_first_pass():
             padding: Tensor | None = getattr(self.cache, _PADDING, None)
@@ -78,7 +78,7 @@ class Positions:
         mask = mask.expand(-1, num_tokens, -1)
         if self.by_diagonal:
             return self._padding_before(~mask.diagonal(dim1=1, dim2=2))
-        # True may mean seen or hidden, by convention; every token sees itself, so its own entry tells which.
+        # By convention True may mean seen or hidden. Every token sees itself, so its own entry tells which it is.
         column = place.clamp_max(mask.shape[2] - 1).unsqueeze(-1)
         itself = mask.gather(2, column.expand(mask.shape[0], -1, -1)).squeeze(-1)
         is_before = torch.arange(mask.shape[2], device=place.device) < place.unsqueeze(-1)
@@ -86,7 +86,7 @@ class Positions:
         return torch.where(itself, place - said, said)
 
     def _padding_before(self, is_hidden: Tensor) -> Tensor:
-        """How many tokens before each are hidden from themselves, ``[B, T]``, kept with the cache for later passes."""
+        """How many tokens before each are padding, ``[B, T]``; the cache keeps the number for later passes."""
         padding = is_hidden.cumsum(-1)
         if self.cache is not None:
             setattr(self.cache, _PADDING, padding[:, -1:])

@@ -81,10 +81,10 @@ def _in_four_parts(heads: int, kv_heads: int) -> Slots:
     return (("query",) * (heads // 4) + ("value",) * (heads // 4) + ("key",) * (heads // 4)) * 4
 
 
-#: By name. One kind each: ``query``, ``key``, ``value``. ``query_gate``: each head's query and output gate.
-#: ``key_value``: all keys, all values. Of a fused projection: ``blocks``: all queries, all keys, all values;
-#: ``heads``: query, key and value of one head after the other; ``groups``: the queries of a key/value head, its key,
-#: its value; ``four_parts``: CodeGen's, in four parts with values before keys.
+#: The known packings by name. ``query``, ``key`` and ``value`` hold one kind. ``query_gate`` holds each head's query
+#: and its output gate, ``key_value`` all keys and then all values. Fused projections: ``blocks`` holds all queries, all
+#: keys, all values; ``heads`` the query, key and value of one head after the other; ``groups`` for each key/value head
+#: its queries, its key, its value; ``four_parts`` is CodeGen's: four parts, in each of them values before keys.
 PACKINGS: Mapping[str, Packing] = {
     packing.name: packing
     for packing in (

@@ -45,7 +45,7 @@ class SelfAttention(nn.Module):
     Raises:
         ValueError: heads that do not divide, or a window of less than one token.
         ExselError: a mechanism that cannot be, or one with ``layers``: this is a single layer.
-        TypeError: for a mechanism, something else.
+        TypeError: an ``exclusive`` or ``selective`` of another type.
     """
 
     __call__: Callable[..., Tensor]

@@ -1,4 +1,4 @@
-"""Tables of what is known of attention classes.
+"""Tables about attention classes: their projections, and why some cannot be upgraded.
 
 A class is named by package and name, ``gptj.GPTJAttention``, in timm also by module, ``timm.eva.EvaAttention``. A ``*``
 matches anything. A class that calls an attention function (transformers' or PyTorch's) needs an entry only if its
@@ -41,7 +41,7 @@ class Projections:
         return cls(dict(name.split(":") for name in names), output, reused)
 
 
-#: For modules that call an attention function: the first entry counts whose names are all children of the module.
+#: For modules that call an attention function. The first entry applies of which the module has all names as children.
 USUAL: tuple[Projections, ...] = tuple(
     map(
         Projections.read,

@@ -1,7 +1,7 @@
 """Describe a model's mechanisms for its configuration file, and restore them from the description.
 
-The description names modules, not layer numbers: these depend on a model's class, and one checkpoint loads into several
-classes. Names are those in the base model, without the prefix that a class with a task's head adds.
+The description names modules instead of layer numbers, since one checkpoint loads into several classes, which number
+their layers differently. Names are those in the base model, without the prefix that a class with a task's head adds.
 """
 
 from __future__ import annotations

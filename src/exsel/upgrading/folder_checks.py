@@ -1,4 +1,4 @@
-"""Check that a saved model is read only from safetensors files in its own folder, and brings no code."""
+"""What a saved model's folder may not hold: code, links out of it, weights in pickle files."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def check_files(folder: str | PathLike[str], **kwargs: Any) -> None:
         folder, **kwargs: see :func:`exsel.from_pretrained`.
 
     Raises:
-        LoadError: it is not so; the message says what is wrong.
+        LoadError: it is not; the message says what is wrong.
     """
     here = Path(folder, kwargs.get("subfolder") or "")
     if here.is_dir():

@@ -1,9 +1,9 @@
 """Find by a trial run how a fused projection is packed.
 
-A child's name says that it is a fused projection, not in which order it holds queries, keys and values. So a copy of
-the module runs its original forward pass on a few random tokens, in evaluation mode and without hooks. The packing is
-the one whose values are those that reach the attention function. The random state is restored, and the module is not
-changed.
+The name of a fused projection does not say in which order it holds queries, keys and values. So a copy of the module
+runs its original forward pass on a few random tokens, in evaluation mode and without hooks. The packing is the one by
+which the projection's values are those that reach the attention function. The random state is restored, and the
+module is not changed.
 """
 
 from __future__ import annotations

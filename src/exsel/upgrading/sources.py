@@ -41,7 +41,7 @@ _PYTEST = "@pytest_ar"
 
 
 class RewritingError(ValueError):
-    """A forward pass cannot be rewritten. The message continues a sentence that begins with the class's name."""
+    """A forward pass cannot be rewritten. The message goes on from the class's name: "GPT2Attention …"."""
 
 
 #: The attribute of a class that is the method, the function inside its wrappers, and that function's code.

@@ -45,7 +45,7 @@ class UpgradedFields(Guarded):
 
     plain_class: ClassVar[type[Any]]
     exsel: Description
-    #: trl reads it if transformers has no class of the saved name. Empty: the folder holds no code.
+    #: trl reads it if transformers has no class of the saved name. It is empty since the folder holds no code.
     auto_map: ClassVar[dict[str, str]] = {}
 
     @classmethod
@@ -356,7 +356,7 @@ def _saving(save: Callable[..., Any]) -> Callable[..., Any]:
     def guarded(self: Any, *args: Any, **kwargs: Any) -> Any:
         if getattr(self, "_hf_peft_config_loaded", False):
             _check_base(self, self.peft_config, self.active_adapters())
-            return save(self, *args, **kwargs)  # saves only the adapter, without a configuration
+            return save(self, *args, **kwargs)  # saves the adapter alone, without the model's configuration
         update_configuration(self)
         plain_class = _plain_class(self.config)
         has_own_code = plain_class.__module__.startswith("transformers_modules.") or self.is_remote_code()

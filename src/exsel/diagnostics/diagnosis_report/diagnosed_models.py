@@ -13,7 +13,7 @@ from exsel.diagnostics.metrics import METRICS, Metric
 from exsel.report.formatting import MISSING, count, fixed, number, three_digits
 
 _STRENGTH = Metric("strength", "α", "Strength of the exclusive projection", "", None, None)
-#: By name all metrics, and the strength, which a layer has as a list of its heads'.
+#: All metrics by name, and the strength, which a record holds as a list with a number for each head.
 METRIC_OF = {metric.name: metric for metric in (*METRICS, _STRENGTH)}
 _LONGEST_NAME = 40
 
@@ -38,7 +38,7 @@ class DiagnosedModel:
 
     @property
     def depth(self) -> int:
-        """How many self-attention layers the model has, those that were left out included."""
+        """How many self-attention layers the model has, including those that were left out."""
         return 1 + max((layer["layer"] for layer in self.layers), default=0)
 
     def metric(self, layer: Mapping[str, Any], name: str) -> Mapping[str, Any] | None:
@@ -89,12 +89,12 @@ def diagnosed_models(*records: Mapping[str, Any]) -> list[DiagnosedModel]:
 
 
 def measured(models: Sequence[DiagnosedModel], names: Iterable[str]) -> list[str]:
-    """Those of the metrics that some layer of some model has."""
+    """The names among ``names`` of metrics that were measured in at least one layer."""
     return [name for name in names if any(model.means(name) for model in models)]
 
 
 def last_parts(names: Sequence[str]) -> list[str]:
-    """The fewest last parts of paths that tell them apart: ``a/model`` and ``b/model`` of ``runs/a/model`` and …"""
+    """Shorten paths to the fewest last parts that differ: ``runs/a/model`` and ``runs/b/model`` to ``a/model``, …"""
     parts = [PurePath(name).parts or (name,) for name in names]
     for length in range(1, max(map(len, parts)) + 1):
         tails = [str(PurePath(*each[-length:])) for each in parts]
