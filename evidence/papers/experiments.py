@@ -104,6 +104,10 @@ EXPERIMENTS: tuple[Experiment, ...] = (
         "Do the two add up?", "side_by_side"),
     Experiment("common-direction", READERS, "", "Removing the common direction alone",
         "Is the gain that of removing the direction that all values share?", "side_by_side"),
+    Experiment("induction", READERS, "", "Repeating what was read",
+        "Does a model without its own value repeat random tokens as well as a plain one?", "copying"),
+    Experiment("recall", READERS, "", "Looking a value up by its key",
+        "Does a model without its own value look keys up as well as a plain one?", "copying"),
 )  # fmt: skip
 
 
