@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from exsel.kernels.cpp import use_cpp
     from exsel.models import ExselConfig, ExselForCausalLM, ExselModel
     from exsel.pretrained import pull
+    from exsel.training.compare_models import compare
     from exsel.upgrading import downgrade, from_pretrained, support, upgrade
+    from exsel.variants import Variant
 
 _HOMES = {
     **dict.fromkeys(("attention", "exclude", "explain_backend", "inverse_temperature"), "exsel.functional"),
@@ -31,8 +33,10 @@ _HOMES = {
     **dict.fromkeys(("ExselError", "LoadError", "UpgradeError"), "exsel.errors"),
     **dict.fromkeys(("ExselConfig", "ExselForCausalLM", "ExselModel"), "exsel.models"),
     **dict.fromkeys(("downgrade", "from_pretrained", "support", "upgrade"), "exsel.upgrading"),
+    "compare": "exsel.training.compare_models",
     "diagnose": "exsel.diagnostics",
     "pull": "exsel.pretrained",
+    "Variant": "exsel.variants",
     "use_cpp": "exsel.kernels.cpp",
 }
 
@@ -45,7 +49,9 @@ __all__ = [
     "LoadError",
     "SelectiveConfig",
     "UpgradeError",
+    "Variant",
     "attention",
+    "compare",
     "diagnose",
     "downgrade",
     "exclude",

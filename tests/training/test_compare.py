@@ -10,7 +10,7 @@ import pytest
 from exsel.config import ExclusiveConfig, SelectiveConfig
 from exsel.data import PackedData
 from exsel.errors import ExselError
-from exsel.training.compare import compare, plan_runs
+from exsel.training.compare import compare_runs, plan_runs
 from exsel.training.run import Interrupted
 from exsel.variants import VARIANTS, Variant, choose_variants
 from training.small_runs import Watcher, metrics, small_settings
@@ -29,7 +29,7 @@ def compared(
         seeds=[0, 1],
     )
     folder = tmp_path_factory.mktemp("compared")
-    return compare(runs, data, folder, command="exsel compare", progress=Watcher()), folder
+    return compare_runs(runs, data, folder, command="exsel compare", progress=Watcher()), folder
 
 
 def test_plan_orders_and_names_the_runs(model_file: Path) -> None:
@@ -186,7 +186,7 @@ def test_an_interrupted_comparison_goes_on(model_file: Path, data: PackedData, t
 
     def run(folder: Path, progress: Watcher, *, resume: bool = False, **changes: Any) -> dict[str, Any]:
         runs = plan_runs(settings, **{"variants": variants, "learning_rates": [1e-2], "seeds": [0], **changes})
-        return compare(runs, data, folder, command="", progress=progress, resume=resume)
+        return compare_runs(runs, data, folder, command="", progress=progress, resume=resume)
 
     whole = run(tmp_path / "whole", Watcher())
     watcher = Watcher()
@@ -212,5 +212,5 @@ def test_an_interrupted_comparison_goes_on(model_file: Path, data: PackedData, t
     )
     watcher = Watcher()
     with pytest.raises(ExselError, match=r"other settings \(weight_decay\)"):
-        compare(other, data, tmp_path / "run", command="", progress=watcher, resume=True)
+        compare_runs(other, data, tmp_path / "run", command="", progress=watcher, resume=True)
     assert watcher.starts == []

@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     require_all("train")
     from exsel.cli.display import print_table
     from exsel.report import HEADINGS, headline, headline_note, spread_sentence, summary_rows
-    from exsel.training.compare import compare, plan_runs
+    from exsel.training.compare import compare_runs, plan_runs
     from exsel.training.output_folder import REPORT, RESULTS
     from exsel.training.sizing import CHOSEN, chosen_before, fit_minutes
 
@@ -87,7 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(text, flush=True)
 
     def work(data: PackedData, folder: Path, progress: Progress) -> None:
-        results = compare(runs, data, folder, command=command, progress=progress, resume=arguments.resume)
+        results = compare_runs(runs, data, folder, command=command, progress=progress, resume=arguments.resume)
         print()
         print_table(summary_rows(results), HEADINGS)
         print(f"\n{spread_sentence(results)}\n{headline(results)}\n{headline_note(results)}".rstrip())

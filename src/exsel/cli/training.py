@@ -91,11 +91,11 @@ def build_settings(
     Raises:
         ExselError: a value that cannot work, an absent device, or a logger that is not installed.
     """
-    from dataclasses import asdict, fields
+    from dataclasses import fields
 
     from exsel.machine import can_compile, resolve_device
     from exsel.training.processes import check_alone
-    from exsel.training.settings import DEFAULTS, Settings, check_loggers, schedule
+    from exsel.training.settings import Settings, check_loggers, with_defaults
 
     check_alone()
     device = resolve_device(arguments.device)
@@ -106,11 +106,10 @@ def build_settings(
         )
     names = {field.name for field in fields(Settings)}
     said = {name: value for name, value in vars(arguments).items() if name in names and value is not None}
-    values = {**asdict(defaults or DEFAULTS.get(arguments.model, DEFAULTS["tiny"])), **said}
-    steps = values["tokens"] // max(1, values["batch_size"] * values["seq_len"])
+    if arguments.dtype == "auto":
+        del said["dtype"]
     values = {
-        **schedule(steps),
-        **{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()},
+        **{name: tuple(value) if isinstance(value, list) else value for name, value in said.items()},
         "variant": variant,
         "seed": seed,
         "model": source or arguments.model or "tiny",
@@ -123,9 +122,7 @@ def build_settings(
         values["selective_learning_rate"] = variant.selective_learning_rate
     if learning_rate is not None:
         values["learning_rate"] = learning_rate
-    if arguments.dtype == "auto":
-        values["dtype"] = "bfloat16" if device == "cuda" else "float32"
-    return Settings(**values)
+    return Settings(**with_defaults(values, defaults))
 
 
 def mechanism_flags(arguments: argparse.Namespace) -> dict[str, Any]:

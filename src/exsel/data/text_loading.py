@@ -104,6 +104,18 @@ def load_data(
     return _load(data, tokenizer, seq_len, pack, text_field, validation_blocks, trains=True)
 
 
+def load_texts(
+    texts: Sequence[str],
+    *,
+    tokenizer: str = "bytes",
+    seq_len: int,
+    pack: str = "concat",
+    validation_blocks: int | None = None,
+) -> PackedData:
+    """As :func:`load_data`, of documents in memory."""
+    return _load((), tokenizer, seq_len, pack, "text", validation_blocks, trains=True, texts=texts)
+
+
 def load_evaluation_data(
     data: str | Sequence[str] = (),
     *,
@@ -139,6 +151,7 @@ def _load(
     max_blocks: int | None,
     *,
     trains: bool,
+    texts: Sequence[str] | None = None,
 ) -> PackedData:
     """Load a corpus. Without ``trains``, pack only its validation part, which for files is all documents."""
     if seq_len < 2:
@@ -169,7 +182,10 @@ def _load(
         train = pack_stream(train_documents, tokenizer, seq_len=seq_len, pack=packing)
         corpus = _beginning(documents, tokenizer, seq_len, max_blocks)
     else:
-        train_corpus, corpus = _read(specs, text_field, tokenizer, seq_len, trains=trains)
+        if texts is None:
+            train_corpus, corpus = _read(specs, text_field, tokenizer, seq_len, trains=trains)
+        else:
+            train_corpus, corpus = split_by_content(Corpus.of(to_dataset(rows_of(texts))))
         sha256 = corpus.digest.hex()
         if train_corpus is not None:
             sha256 = hashlib.sha256(train_corpus.digest + corpus.digest).hexdigest()
@@ -182,7 +198,7 @@ def _load(
         validation=evenly_spread(validation, max_blocks),
         tokenizer=tokenizer,
         description=DataDescription(
-            name=" ".join(specs) or corpus_name(),
+            name=" ".join(specs) or (corpus_name() if texts is None else f"{len(texts):,} texts"),
             sha256=sha256,
             tokenizer=name,
             vocab_size=vocabulary_size(tokenizer),

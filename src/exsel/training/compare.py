@@ -68,7 +68,7 @@ def plan_runs(
     }
 
 
-def compare(
+def compare_runs(
     runs: dict[str, Settings],
     data: PackedData,
     folder: Path,

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,6 +53,20 @@ def schedule(steps: int) -> dict[str, Any]:
         "save_every": max(1, min(500, steps // 5)),
         "compile": steps >= COMPILED_STEPS and can_compile(),
     }
+
+
+def with_defaults(said: Mapping[str, Any], defaults: SizeDefaults | None = None) -> dict[str, Any]:
+    """Values of :class:`Settings`: what is said, and for the rest the defaults of the model's size.
+
+    Args:
+        said: with ``device``; ``model`` is a name of :data:`DEFAULTS`, or has the defaults of ``tiny``.
+        defaults: in place of those of the model's size.
+    """
+    model = said.get("model")
+    size = DEFAULTS.get(model if isinstance(model, str) else "tiny", DEFAULTS["tiny"])
+    values = {**asdict(defaults or size), "dtype": "bfloat16" if said["device"] == "cuda" else "float32", **said}
+    steps = values["tokens"] // max(1, values["batch_size"] * values["seq_len"])
+    return {**schedule(steps), **values}
 
 
 @dataclass(frozen=True, kw_only=True)

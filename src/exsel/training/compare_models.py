@@ -1,0 +1,207 @@
+"""``exsel.compare``: variants of a model trained side by side, from Python or in a notebook."""
+
+from __future__ import annotations
+
+import base64
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from html import escape
+from importlib import resources
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from exsel.data import PackedData, load_data, load_texts
+from exsel.errors import ExselError, require_all
+from exsel.files import write_json
+from exsel.machine import resolve_device
+from exsel.report import HEADINGS, headline, headline_note, summary_rows, write_report
+from exsel.report.comparison_charts import comparison_looks, loss_charts, similarity_chart, sweep_chart
+from exsel.report.picture import write_picture
+from exsel.training.compare import compare_runs, plan_runs
+from exsel.training.model_checks import check_new_models
+from exsel.training.output_folder import REPORT, RESULTS
+from exsel.training.own_model import Factory
+from exsel.training.progress import Progress
+from exsel.training.run_model import check_disk, sketch_model
+from exsel.training.settings import Settings, with_defaults
+from exsel.variants import BASELINE, VARIANTS, Variant, choose_variants
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+    from exsel.report.charts import Chart
+
+# What the arguments of `compare` say, or the runs have each their own.
+_NOT_GIVEN = ("variant", "seed", "learning_rate", "model", "source", "train", "data")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonResult:
+    """What a comparison found; in a notebook it shows its sentence, table and losses.
+
+    Args:
+        results: the content of ``results.json``.
+        folder: where the runs and their models are.
+    """
+
+    results: Mapping[str, Any]
+    folder: Path
+    _temporary: tempfile.TemporaryDirectory[str] | None = None  # deleted with the result
+
+    @property
+    def headline(self) -> str:
+        """The outcome in one sentence."""
+        return headline(self.results)
+
+    @property
+    def table(self) -> list[dict[str, str]]:
+        """A row for each variant and learning rate, by the column's heading, as the report shows it."""
+        return [{HEADINGS[key]: cell for key, cell in row.items()} for row in summary_rows(self.results)]
+
+    @property
+    def figures(self) -> list[Chart]:
+        """The report's figures as data."""
+        others = (similarity_chart(self.results), sweep_chart(self.results))
+        return [*loss_charts(self.results), *(chart for chart in others if chart is not None)]
+
+    def write(self, folder: str | PathLike[str]) -> Path:
+        """Write ``report.html``, ``results.json`` and each figure as ``.svg``; the report's path."""
+        place, looks = Path(folder), comparison_looks(self.results)
+        place.mkdir(parents=True, exist_ok=True)
+        write_json(place / RESULTS, self.results)
+        for chart in self.figures:
+            write_picture(chart, place / f"{chart.name}.svg", looks)
+        write_report(self.results, place / REPORT)
+        return place / REPORT
+
+    def __str__(self) -> str:
+        return f"{self.headline}\n{headline_note(self.results)}".rstrip()
+
+    def _repr_html_(self) -> str:
+        """The display in a notebook: nothing from elsewhere, no script."""
+        style = resources.files("exsel.diagnostics.diagnosis_report").joinpath("notebook.css").read_text("utf-8")
+        rows = self.table
+        heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in rows[0])
+        body = "".join(
+            f'<tr><th scope="row">{escape(first)}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in cells)}</tr>'
+            for first, *cells in (row.values() for row in rows)
+        )
+        return (
+            f'<div class="exsel-diagnosis"><style>{style}</style><p><b>{escape(self.headline)}</b></p>'
+            f"<p>{escape(headline_note(self.results))}</p>"
+            f'<div class="exsel-scroll" tabindex="0"><table><thead><tr>{heads}</tr></thead>'
+            f"<tbody>{body}</tbody></table></div>{self._picture()}"
+            "<p><code>result.write(folder)</code> makes a report.</p></div>"
+        )
+
+    def _picture(self) -> str:
+        chart = self.figures[0]
+        with tempfile.TemporaryDirectory() as place:
+            path = Path(place, "figure.svg")
+            write_picture(chart, path, comparison_looks(self.results))
+            drawn = base64.b64encode(path.read_bytes()).decode()
+        return f'<img alt="{escape(chart.title)}" style="max-width:100%" src="data:image/svg+xml;base64,{drawn}">'
+
+
+def compare(
+    build: str | PathLike[str] | Mapping[str, Any] | PreTrainedConfig | Factory = "tiny",
+    data: PackedData | str | PathLike[str] | Sequence[str] | Sequence[Path] = (),
+    *,
+    variants: Sequence[str | Variant] = tuple(VARIANTS),
+    seeds: Sequence[int] = (0,),
+    learning_rates: Sequence[float] = (),
+    folder: str | PathLike[str] | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> ComparisonResult:
+    """Train variants of a model on the same batches from the same weights, and compare them.
+
+    Args:
+        build: a function that returns a new ``torch.nn.Module``, called with those of ``vocab_size`` and ``seq_len``
+            that it takes; its ``forward`` takes token ids ``[B, T]`` first and gives logits ``[B, T, V]`` (see
+            :class:`exsel.training.own_model.OwnModel`). Or a transformers configuration, its dictionary or file; or
+            a size, as ``--model`` names it.
+        data: strings in a list are texts. A string or path alone, or paths in a list, are what ``--data`` takes. Or
+            what :func:`exsel.data.load_data` returned. By default the Python standard library's source.
+        variants: names, TOML files of recipes, or :class:`exsel.Variant`.
+        seeds: of the runs of each variant.
+        learning_rates: peak learning rates; several are a sweep. By default that of the model's size.
+        folder: for the runs and their models; by default one that is deleted with the result.
+        resume: go on with what is in ``folder``.
+        progress: who is told how the runs go.
+        **settings: fields of :class:`exsel.training.settings.Settings`, such as ``tokens``, ``seq_len``,
+            ``batch_size``, ``device``, ``dtype``; what is not given has the default of the model's size.
+
+    Raises:
+        ExselError: before any training, where a model, the data or a setting cannot be used; see
+            :func:`exsel.training.run.train_run`.
+        TypeError: a setting that there is not.
+    """
+    require_all("train")
+    known = [field.name for field in fields(Settings) if field.name not in _NOT_GIVEN]
+    if unknown := [name for name in settings if name not in known]:
+        raise TypeError(f"exsel.compare has no setting {unknown[0]!r}; it has {', '.join(known)}")
+    said = {**settings, "model": _model(build), "device": resolve_device(settings.get("device", "auto"))}
+    if isinstance(data, PackedData):
+        described = data.description
+        fixed = {"seq_len": described.seq_len, "tokenizer": described.tokenizer, "pack": described.pack}
+        if other := [name for name, value in fixed.items() if settings.get(name, value) != value]:
+            raise ExselError(f"the data was packed with {other[0]}={fixed[other[0]]!r}: leave {other[0]} out")
+        said |= fixed
+    else:
+        texts, said["data"] = _sources(data)
+    if learning_rates:
+        said["learning_rate"] = learning_rates[0]
+    first = Settings(**with_defaults(said), variant=VARIANTS[BASELINE], seed=seeds[0] if seeds else 0)
+    runs = plan_runs(
+        first, variants=_chosen(variants), learning_rates=learning_rates or [first.learning_rate], seeds=seeds
+    )
+    for run in {run.variant: run for run in runs.values()}.values():
+        sketch_model(run, vocab_size=256)
+    if not isinstance(data, PackedData):
+        options: dict[str, Any] = {
+            "tokenizer": first.tokenizer,
+            "seq_len": first.seq_len,
+            "pack": first.pack,
+            "validation_blocks": first.evaluation_blocks,
+        }
+        data = load_texts(texts, **options) if texts else load_data(first.data, text_field=first.text_field, **options)
+    temporary = None if folder is not None else tempfile.TemporaryDirectory(prefix="exsel-compare-")
+    place = Path(temporary.name if temporary is not None else str(folder))
+    check_disk(list(runs.values()), data.description.vocab_size, place)
+    check_new_models(list(runs.values()), data)
+    results = compare_runs(
+        runs, data, place, command="exsel.compare(…)", progress=progress or Progress(), resume=resume
+    )
+    return ComparisonResult(results=results, folder=place, _temporary=temporary)
+
+
+def _chosen(variants: Sequence[str | Variant]) -> list[Variant]:
+    return [one for each in variants for one in (choose_variants([each]) if isinstance(each, str) else [each])]
+
+
+def _model(build: Any) -> Any:
+    if isinstance(build, PathLike):
+        return str(build)
+    if hasattr(build, "to_dict") and hasattr(build, "model_type"):
+        return build.to_dict()
+    if isinstance(build, (str, Mapping)) or callable(build):
+        return build
+    raise TypeError(f"build must be a function, a configuration or a name, got {type(build).__name__}")
+
+
+def _sources(data: Any) -> tuple[list[str], tuple[str, ...]]:
+    """The texts, and what `load_data` reads; one of them is empty."""
+    if isinstance(data, (str, PathLike)):
+        return [], (str(data),)
+    items = list(data)
+    if all(isinstance(item, PathLike) for item in items):
+        return [], tuple(map(str, items))
+    if not all(isinstance(item, str) for item in items):
+        raise TypeError("data must be texts, paths, or what exsel.data.load_data returned")
+    if all(len(item) < 256 and Path(item).exists() for item in items):
+        raise ExselError(f"strings in a list are texts, and {items[0]!r} is a file: give it as a pathlib.Path")
+    return items, ()
