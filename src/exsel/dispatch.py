@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 from exsel.kernels.exclude import passes_in_words
 from exsel.kernels.operators import is_forward_mode
-from exsel.kernels.sdpa import Call, owns_stock_kernel
+from exsel.kernels.sdpa import Call, in_blocks, owns_stock_kernel
 
 Backend = Literal["auto", "reference", "sdpa"]
 
@@ -48,6 +48,8 @@ def _describe(call: Call) -> str:
     dtype = str(call.query.dtype).removeprefix("torch.")
     kind = "exclusive attention" if call.own_value is not None else "attention"
     mask = ", causal" if call.is_causal else ", masked" if call.attn_mask is not None else ""
+    mask += "" if call.sliding_window is None else f", a window of {call.sliding_window}"
+    mask += "" if call.sequence is None else ", packed"
     return (
         f"{kind} of {call.query.shape[-2]} queries over {call.key.shape[-2]} keys{mask}, {heads} heads over "
         f"{kv_heads}, head_dim {call.query.shape[-1]}, {dtype} on {call.query.device}"
@@ -57,9 +59,15 @@ def _describe(call: Call) -> str:
 def _how(chosen: str, call: Call) -> str:
     if chosen == "reference":
         return "Plain PyTorch, the whole matrix of weights in memory."
+    if not call.is_banded:
+        where = ""
+    elif in_blocks(call):
+        where = "\nNo mask of all queries by all keys: a call a packed sequence, a window in blocks of queries."
+    else:
+        where = "\nWindow and packed sequences are a mask of all queries by all keys."
     if call.own_value is None:
-        return "PyTorch's scaled_dot_product_attention as it is."
+        return f"PyTorch's scaled_dot_product_attention as it is.{where}"
     by = passes_in_words(call.query)
     if owns_stock_kernel(call):
-        return f"The stock kernel, and the projection in place on what it returns, by {by}."
-    return f"scaled_dot_product_attention, then the projection, by {by}."
+        return f"The stock kernel, and the projection in place on what it returns, by {by}.{where}"
+    return f"scaled_dot_product_attention, then the projection, by {by}.{where}"

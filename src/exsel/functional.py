@@ -227,7 +227,7 @@ def attention(
         query_scale, value_scale, sliding_window, cu_seqlens,
     )  # fmt: skip
     chosen = dispatch.choose_backend(backend)
-    if call.is_banded:
+    if call.is_banded and (chosen == "reference" or not sdpa.in_blocks(call)):
         call = replace(call, attn_mask=_banded_mask(call), is_causal=False)
     if chosen == "sdpa":
         return sdpa.attention(call, EPS)
@@ -252,7 +252,7 @@ def _banded_mask(call: Call) -> Tensor:
         call.key.shape[-2],
         call.is_causal,
         call.sliding_window,
-        call.cu_seqlens,
+        call.sequence,
         call.query.device,
     )
     mask = call.attn_mask
@@ -379,8 +379,15 @@ def _read_call(
         is_causal=is_causal,
         scale=1 / math.sqrt(query.shape[-1]) if scale is None else float(scale),
         sliding_window=sliding_window,
-        cu_seqlens=cu_seqlens,
+        sequence=None if cu_seqlens is None else _sequence(cu_seqlens, query),
     )
+
+
+def _sequence(cu_seqlens: Tensor, query: Tensor) -> Tensor:
+    """Which packed sequence each token of the query belongs to, ``[..., T]``: the last that begins at or before it."""
+    place = torch.arange(query.shape[-2], device=query.device)
+    sequence = torch.searchsorted(cu_seqlens.to(place.dtype), place, right=True)
+    return sequence.expand(*query.shape[:-3], -1)
 
 
 def _check_cu_seqlens(cu_seqlens: Tensor, query: Tensor, key: Tensor) -> None:

@@ -100,13 +100,14 @@ def allowed(
     num_keys: int,
     is_causal: bool,
     sliding_window: int | None,
-    cu_seqlens: Tensor | None,
+    sequence: Tensor | None,
     device: torch.device | None = None,
     first_query: int = 0,
 ) -> Tensor:
     """Which keys each query may attend to, boolean [T, S]: not later, closer than the window, in its own sequence.
 
-    The first query belongs to the token of key ``first_query``.
+    The first query belongs to the token of key ``first_query``. With ``sequence`` [..., T = S], which numbers each
+    token's packed sequence, the result is [..., 1, T, S].
     """
     query_index = first_query + torch.arange(num_queries, device=device).unsqueeze(-1)
     key_index = torch.arange(num_keys, device=device)
@@ -114,10 +115,8 @@ def allowed(
     may = distance >= 0 if is_causal else torch.ones_like(distance, dtype=torch.bool)
     if sliding_window is not None:
         may = may & (distance.abs() < sliding_window)
-    if cu_seqlens is not None:
-        # A token's sequence is the last that begins at or before it.
-        sequence = torch.searchsorted(cu_seqlens.to(key_index.dtype), key_index, right=True)
-        may = may & (sequence.unsqueeze(-1) == sequence)
+    if sequence is not None:
+        may = may & (sequence.unsqueeze(-1) == sequence.unsqueeze(-2)).unsqueeze(-3)
     return may
 
 

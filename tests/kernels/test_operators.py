@@ -72,12 +72,10 @@ def test_stock_attention_passes_opcheck(kind: str, masked: bool, tokens: int) ->
     q, k, v = leaf(2, 4, tokens, 8), leaf(2, 2, tokens, 8), leaf(2, 2, tokens, 8)
     mask = torch.zeros(2, 4, tokens, tokens) if masked else None
     strength = None if kind == "none" else torch.rand(2, 4, tokens).requires_grad_()
-    inputs = fixed(q, k, v, v, strength, mask)
-    torch.library.opcheck(sdpa._attention, (*inputs, not masked, 0.3, 1e-12))
-    results = sdpa._attention(*inputs, not masked, 0.3, 1e-12)
-    torch.library.opcheck(
-        sdpa._attention_backward, (torch.randn_like(results[0]), *inputs, *results, not masked, 0.3, 1e-12)
-    )
+    inputs, options = (*fixed(q, k, v, v, strength, mask), None), (not masked, None, 0.3, 1e-12, True)
+    torch.library.opcheck(sdpa._attention, (*inputs, *options))
+    results = sdpa._attention(*inputs, *options)
+    torch.library.opcheck(sdpa._attention_backward, (torch.randn_like(results[0]), *inputs, *results, *options))
 
 
 def saved_bytes(run: Callable[[], Tensor]) -> int:
@@ -207,9 +205,11 @@ def test_traces_for_a_gpu_without_one(
         z = exsel.attention(q, k, v, is_causal=True, enable_gqa=True, exclusive=True)
         assert z.device.type == "cuda"
         assert z.shape == q.shape
-        z, logsumexp, along = sdpa._attention(q, k, v, v, None, None, True, 0.125, 1e-12)
+        z, logsumexp, along = sdpa._attention(q, k, v, v, None, None, None, True, None, 0.125, 1e-12, True)
         assert logsumexp.shape[:3] == along.shape == q.shape[:3]
-        gradients = sdpa._attention_backward(z, q, k, v, v, None, None, z, logsumexp, along, True, 0.125, 1e-12)
+        gradients = sdpa._attention_backward(
+            z, q, k, v, v, None, None, None, z, logsumexp, along, True, None, 0.125, 1e-12, True
+        )
         for x, gradient in zip((q, k, v, v), gradients[:4], strict=True):
             assert gradient.shape == x.shape
             assert gradient.dtype == dtype

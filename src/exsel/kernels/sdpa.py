@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from exsel.kernels import stock
+from exsel.kernels import blocks, stock
 from exsel.kernels.exclude import exclude, is_traced_for_cpu, passes_for
 from exsel.kernels.operators import differentiable, fold_batch, without_gradient
 from exsel.kernels.scale import scale_heads
@@ -34,7 +34,8 @@ class Call:
     """The checked arguments of :func:`exsel.attention`.
 
     ``own_value`` is None where the output is not exclusive; ``strength`` None where it is 1, else ``[..., H, T]``, as
-    ``query_scale``; ``value_scale`` is ``[..., Hkv, S]``.
+    ``query_scale``; ``value_scale`` is ``[..., Hkv, S]``. ``sequence`` ``[..., T]`` numbers the
+    packed sequence of each token.
     """
 
     query: Tensor
@@ -49,18 +50,18 @@ class Call:
     is_causal: bool
     scale: float
     sliding_window: int | None
-    cu_seqlens: Tensor | None
+    sequence: Tensor | None
 
     @property
     def is_banded(self) -> bool:
         """Whether a window or packed sequences hide keys."""
-        return self.sliding_window is not None or self.cu_seqlens is not None
+        return self.sliding_window is not None or self.sequence is not None
 
 
 def attention(call: Call, eps: float) -> Tensor:
     """As :func:`exsel.reference.attention`, then :func:`exsel.reference.exclude` where there is an ``own_value``.
 
-    The mask of the call holds its window and its packed sequences already.
+    The mask of a call that is not :func:`in_blocks` holds its window and its packed sequences already.
     """
     query, key, value, own_value, strength = call.query, call.key, call.value, call.own_value, call.strength
     attn_mask = call.attn_mask
@@ -68,19 +69,39 @@ def attention(call: Call, eps: float) -> Tensor:
         query = scale_heads(query, call.query_scale.to(accumulation_dtype(query.dtype)))
     if call.value_scale is not None:
         value = scale_heads(value, call.value_scale.to(accumulation_dtype(value.dtype)))
-    if own_value is None or is_traced_for_cpu(query) or not owns_stock_kernel(call):
+    is_whole = own_value is not None and not is_traced_for_cpu(query) and owns_stock_kernel(call)
+    sequence = None
+    if in_blocks(call):
+        if call.sequence is not None:
+            sequence = fold_batch(call.sequence, 1)
+    elif not is_whole:
         y = stock.attend(query, key, value, attn_mask, call.dropout_p, call.is_causal, call.scale)
         return y if own_value is None else exclude(y, own_value, strength, eps)
     if attn_mask is not None:
         if attn_mask.dtype == torch.bool:
             attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill(~attn_mask, -torch.inf)
         attn_mask = fold_batch(attn_mask.to(query.dtype).expand(*query.shape[:-1], key.shape[-2]), 3)
-    if strength is not None:
-        strength = fold_batch(strength.to(accumulation_dtype(query.dtype)), 2)
-    own = None if own_value is value else fold_batch(own_value, 3)
+    own, alpha = None, None
+    if is_whole and strength is not None:
+        alpha = fold_batch(strength.to(accumulation_dtype(query.dtype)), 2)
+    if is_whole and own_value is not None and own_value is not value:
+        own = fold_batch(own_value, 3)
     folded = (fold_batch(x, 3) for x in (query, key, value))
-    z: Tensor = _attention_with_gradient(*folded, own, strength, attn_mask, call.is_causal, call.scale, eps)[0]
-    return z.reshape(query.shape)
+    window = call.sliding_window if in_blocks(call) else None
+    z: Tensor = _attention_with_gradient(
+        *folded, own, alpha, attn_mask, sequence, call.is_causal, window, call.scale, eps, is_whole
+    )[0].reshape(query.shape)
+    return z if is_whole or own_value is None else exclude(z, own_value, strength, eps)
+
+
+def in_blocks(call: Call) -> bool:
+    """Whether windows and packed sequences run by :mod:`exsel.kernels.blocks`; elsewhere they are a mask."""
+    query, value = call.query, call.value
+    if not call.is_banded or call.attn_mask is not None or call.dropout_p > 0 or query.device.type != "cpu":
+        return False
+    if torch.compiler.is_compiling():  # dynamo fails on the operator where nothing requires a gradient (torch 2.13)
+        return False
+    return query.shape[-2:] == value.shape[-2:] and 0 not in query.shape
 
 
 def owns_stock_kernel(call: Call) -> bool:
@@ -104,21 +125,35 @@ def _attention(
     own_value: Tensor | None,
     strength: Tensor | None,
     attn_mask: Tensor | None,
+    sequence: Tensor | None,
     is_causal: bool,
+    window: int | None,
     scale: float,
     eps: float,
+    is_exclusive: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    y, logsumexp = stock.forward(query, key, value, attn_mask, is_causal, scale)
-    along = y.new_empty(y.shape[:-1], dtype=accumulation_dtype(y.dtype))
-    passes_for(y).project(y, value if own_value is None else own_value, strength, eps, y, along)
+    if window is None and sequence is None:
+        y, logsumexp = stock.forward(query, key, value, attn_mask, is_causal, scale)
+    else:
+        y, logsumexp = blocks.forward_in_blocks(query, key, value, sequence, is_causal, window, scale)
+    along = _empty_along(y, is_exclusive)
+    if is_exclusive:
+        passes_for(y).project(y, value if own_value is None else own_value, strength, eps, y, along)
     return y, logsumexp, along
+
+
+def _empty_along(y: Tensor, is_exclusive: bool) -> Tensor:
+    return y.new_empty(y.shape[:-1] if is_exclusive else (y.shape[0], 0), dtype=accumulation_dtype(y.dtype))
 
 
 @_attention.register_fake
 def _attention_shapes(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-    query, key, value, _, _, attn_mask, is_causal, scale, _ = inputs
-    y, logsumexp = stock.forward(query, key, value, attn_mask, is_causal, scale)
-    return y, logsumexp, y.new_empty(y.shape[:-1], dtype=accumulation_dtype(y.dtype))
+    query, key, value, _, _, attn_mask, sequence, is_causal, window, scale, _, is_exclusive = inputs
+    if window is None and sequence is None:
+        y, logsumexp = stock.forward(query, key, value, attn_mask, is_causal, scale)
+    else:
+        y, logsumexp = blocks.empty_results(query, key, value)
+    return y, logsumexp, _empty_along(y, is_exclusive)
 
 
 @torch.library.custom_op("exsel::sdpa_attention_backward", mutates_args=())
@@ -130,16 +165,22 @@ def _attention_backward(
     own_value: Tensor | None,
     strength: Tensor | None,
     attn_mask: Tensor | None,
+    sequence: Tensor | None,
     z: Tensor,
     logsumexp: Tensor,
     along: Tensor,
     is_causal: bool,
+    window: int | None,
     scale: float,
     eps: float,
+    is_exclusive: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """dq, dk, dv, and the gradients of an own value that is not ``value`` and of the strength, else of no size."""
     v = value if own_value is None else own_value
     down, dstrength = _empty_gradients(value, own_value, strength, along)
+    if not is_exclusive:
+        gradients = blocks.backward_in_blocks(dz, query, key, value, sequence, z, logsumexp, is_causal, window, scale)
+        return *gradients, down, dstrength
     project_backward = passes_for(z).project_backward
     # In y's layout, since that of dz may be anything and a stock kernel would copy it.
     dy = torch.empty_like(z)
@@ -149,7 +190,10 @@ def _attention_backward(
     first = dy[:, :, :1].clone() if is_causal and z.dtype in _LOW_PRECISION else None
     if first is not None:
         dy[:, :, :1] = 0
-    dq, dk, dv = stock.backward(dy, query, key, value, attn_mask, y, logsumexp, is_causal, scale)
+    if window is None and sequence is None:
+        dq, dk, dv = stock.backward(dy, query, key, value, attn_mask, y, logsumexp, is_causal, scale)
+    else:
+        dq, dk, dv = blocks.backward_in_blocks(dy, query, key, value, sequence, y, logsumexp, is_causal, window, scale)
     if first is not None:
         dv[:, :, :1] += first.unflatten(1, (value.shape[1], -1)).sum(2, dtype=along.dtype)
     if own_value is None:
@@ -160,8 +204,11 @@ def _attention_backward(
 
 @_attention_backward.register_fake
 def _gradient_shapes(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    dz, query, key, value, own_value, strength, attn_mask, z, logsumexp, along, is_causal, scale, _ = inputs
-    dq, dk, dv = stock.backward(dz, query, key, value, attn_mask, z, logsumexp, is_causal, scale)
+    dz, query, key, value, own_value, strength, attn_mask, sequence, z, logsumexp, along, is_causal, window, *_ = inputs
+    if window is None and sequence is None:
+        dq, dk, dv = stock.backward(dz, query, key, value, attn_mask, z, logsumexp, is_causal, 1.0)
+    else:
+        dq, dk, dv = blocks.empty_gradients(query, key, value)
     return dq, dk, dv, *_empty_gradients(value, own_value, strength, along)
 
 
@@ -184,7 +231,7 @@ _run_backward = without_gradient(_attention_backward, "a second derivative needs
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.is_causal, ctx.scale, ctx.eps = inputs
+    *tensors, ctx.is_causal, ctx.window, ctx.scale, ctx.eps, ctx.is_exclusive = inputs
     ctx.save_for_backward(*tensors, *output)
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
@@ -192,11 +239,11 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 def _gradients(ctx: Any, dz: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     if dz is None:
-        return (None,) * 9
+        return (None,) * 12
     saved = ctx.saved_tensors
-    dq, dk, dv, *own = _run_backward(dz, *saved, ctx.is_causal, ctx.scale, ctx.eps)
+    dq, dk, dv, *own = _run_backward(dz, *saved, ctx.is_causal, ctx.window, ctx.scale, ctx.eps, ctx.is_exclusive)
     own_and_strength = (None if given is None else found for given, found in zip(saved[3:5], own, strict=True))
-    return dq, dk, dv, *own_and_strength, None, None, None, None
+    return dq, dk, dv, *own_and_strength, *(None,) * 7
 
 
 _attention_with_gradient = differentiable(_attention, _gradients, _save)
