@@ -16,7 +16,8 @@ from exsel.bench.cases import DTYPES, SHAPES, Case
 from exsel.bench.measuring import Clock, Display, make_clock, measure
 from exsel.config import ExclusiveConfig, SelectiveConfig
 from exsel.machine import can_compile
-from exsel.models import SIZES, ExselConfig, ExselForCausalLM
+from exsel.model_sizes import SIZES
+from exsel.models import ExselConfig, ExselForCausalLM
 from exsel.report.charts import Chart, Curve
 from exsel.report.formatting import percent
 from exsel.training.settings import DEFAULTS

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from exsel.errors import ExselError
-from exsel.models import SIZES
+from exsel.model_sizes import SIZES
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -14,7 +14,8 @@ from exsel.bench.attention import normalize_form
 from exsel.bench.cases import Case
 from exsel.bench.measuring import Contender, Work, check_compiler
 from exsel.config import ExclusiveConfig, SelectiveConfig
-from exsel.models import SIZES, ExselConfig, ExselForCausalLM
+from exsel.model_sizes import SIZES
+from exsel.models import ExselConfig, ExselForCausalLM
 from exsel.models.modeling import ExselAttention
 from exsel.nn import Temperature
 from exsel.variants import BASELINE

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from exsel.bench import attention, model_contenders
+from exsel.bench import attention
 from exsel.bench.cases import (
     DEFAULT_SHAPES,
     DTYPES,
@@ -86,6 +86,8 @@ def jobs(plan: Plan) -> list[PlannedCase]:
                 for batch in attention.BATCHES if subject == "decode" else batches:
                     add(subject, shape, tokens, batch)
         if subject == "block":
+            from exsel.bench import model_contenders  # imports transformers, which the other subjects do not need
+
             size, tokens, batch = model_contenders.STEPS[plan.device]
             size = plan.model or size
             check_sizes([size], "--model")
@@ -159,6 +161,8 @@ def run(
 def _contenders(job: PlannedCase, clock: Clock, wanted: Collection[str]) -> list[Contender]:
     if job.subject in ("attention", "decode"):
         return attention.contenders(job.case, clock, wanted, decode=job.subject == "decode")
+    from exsel.bench import model_contenders
+
     return (
         model_contenders.block_contenders(job.case)
         if job.subject == "block"

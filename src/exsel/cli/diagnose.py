@@ -142,8 +142,6 @@ def _sequences(
     arguments: argparse.Namespace, tokenizer: Any, context: int | None
 ) -> tuple[list[list[int]], str, list[str]]:
     """The ids of each sequence, the name of their source, and notes for the report."""
-    from exsel.data import load_evaluation_data
-
     # A tokenizer without a limit gives a huge number.
     context = min(
         (length for length in (context, tokenizer.model_max_length) if length and length < 10**9), default=None
@@ -161,6 +159,8 @@ def _sequences(
             notes.append(f"of {len(rows)} sequences the first {limit} were read (--max-sequences)")
         rows = rows[:limit]
     else:
+        from exsel.data import load_evaluation_data
+
         if tokenizer.eos_token_id is None and tokenizer.sep_token_id is not None:
             tokenizer.eos_token = tokenizer.sep_token  # without an end-of-text token, a separator ends a text
         blocks, described = load_evaluation_data(

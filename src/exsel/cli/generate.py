@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ExselError("--prompt is empty: give some text to continue")
 
     import torch
-    from transformers import LogitsProcessorList, TextStreamer, set_seed
+    from transformers import LogitsProcessorList, TextStreamer
 
     from exsel.cli.checkpoint import check_ids, load_checkpoint
     from exsel.lengths import check_length, context_of
@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
     sampling: dict[str, Any] = {"do_sample": not arguments.greedy}
     if not arguments.greedy:
         sampling |= {"temperature": arguments.temperature, "top_p": arguments.top_p, "top_k": 0}
-    set_seed(arguments.seed)
+    torch.manual_seed(arguments.seed)
     with explained(f"{arguments.model} cannot go on with this"), torch.inference_mode():
         model.generate(
             input_ids=inputs["input_ids"],

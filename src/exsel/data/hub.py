@@ -10,10 +10,11 @@ from typing import Literal
 import datasets
 from datasets import IterableDataset
 
-from exsel.data.hub_access import no_progress_bars, reason_unavailable
+from exsel.data.progress_bars import no_progress_bars
 from exsel.data.splitting import is_validation, key_of
 from exsel.data.text_files import text_of
 from exsel.errors import ExselError, first_line
+from exsel.hub_access import reason_unavailable
 
 _SPEC = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(:(?P<config>[\w.-]+))?")
 _VALIDATION_SPLITS = ("validation", "valid", "val", "dev", "test")

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from exsel.data.documents import Row, rows_of
-from exsel.data.hub_access import no_progress_bars
+from exsel.data.progress_bars import no_progress_bars
 from exsel.data.splitting import Corpus
 from exsel.data.tokenization import encode
 

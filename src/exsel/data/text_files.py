@@ -18,7 +18,7 @@ from datasets import Dataset
 from datasets.exceptions import DatasetGenerationError
 
 from exsel.data.documents import FEATURES, Row, rows_of, to_dataset
-from exsel.data.hub_access import no_progress_bars
+from exsel.data.progress_bars import no_progress_bars
 from exsel.errors import ExselError, first_line
 
 _SUFFIXES = frozenset(

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from exsel.data.documents import Row
-from exsel.data.hub_access import reason_unavailable
 from exsel.errors import ExselError, explained
+from exsel.hub_access import reason_unavailable
 
 # The end-of-text token's names in known tokenizers, in the order in which they are looked for.
 _END_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]")

@@ -21,8 +21,9 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import PreTrainedTokenizerBase
 
-from exsel.data.hub_access import no_progress_bars, reason_unavailable
+from exsel.data.progress_bars import no_progress_bars
 from exsel.errors import ExselError, first_line
+from exsel.hub_access import reason_unavailable
 
 #: Named sets of tasks: for each task, the metrics that count.
 TASK_SETS: Mapping[str, Mapping[str, tuple[str, ...]]] = MappingProxyType(

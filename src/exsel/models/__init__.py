@@ -6,7 +6,8 @@ require("transformers", "models")
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM  # noqa: E402
 
-from exsel.models.configuration import SIZES, ExselConfig  # noqa: E402
+from exsel.model_sizes import SIZES  # noqa: E402
+from exsel.models.configuration import ExselConfig  # noqa: E402
 from exsel.models.modeling import ExselForCausalLM, ExselModel  # noqa: E402
 
 AutoConfig.register("exsel", ExselConfig)

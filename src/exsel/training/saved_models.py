@@ -13,8 +13,8 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
 import exsel.models  # noqa: F401 (registers the model's type)
-from exsel.data.hub_access import reason_unavailable
 from exsel.errors import LoadError, explained, require
+from exsel.hub_access import reason_unavailable
 from exsel.upgrading.folder_checks import check_inside
 from exsel.upgrading.loading import load, load_config, quiet_transformers
 

@@ -13,7 +13,8 @@ from typing import Any, Literal
 from exsel.errors import ExselError
 from exsel.files import read_json
 from exsel.machine import can_compile
-from exsel.models import SIZES, ExselConfig
+from exsel.model_sizes import SIZES
+from exsel.models import ExselConfig
 from exsel.models.conversion import exsel_values
 from exsel.training.own_model import Factory, factory_name, find_factory, is_factory, source_sha256
 from exsel.variants import Variant

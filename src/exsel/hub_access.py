@@ -1,13 +1,8 @@
-"""Access to the Hugging Face hub: with one request only, and without progress bars."""
+"""Whether this user can have something from the Hugging Face hub, asked with one request only."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Literal
-
-import datasets
-from huggingface_hub import HfApi
 
 from exsel.errors import first_line
 
@@ -19,22 +14,11 @@ def reason_unavailable(name: str, kind: Literal["dataset", "model"]) -> str | No
 
     The hub is asked once: `transformers` and `datasets` would retry for most of a minute.
     """
+    from huggingface_hub import HfApi
+
     try:
         HfApi().repo_info(name, repo_type=kind, timeout=_TIMEOUT_SECONDS)
     # Which exceptions mean "no connection" depends on the HTTP library of the installed huggingface_hub.
     except Exception as error:
         return f"{type(error).__name__}: {first_line(error)}"
     return None
-
-
-@contextmanager
-def no_progress_bars() -> Iterator[None]:
-    """Hide the progress bars of `datasets` in the block."""
-    were_disabled = datasets.are_progress_bars_disabled()
-    if not were_disabled:
-        datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if not were_disabled:
-            datasets.enable_progress_bars()
