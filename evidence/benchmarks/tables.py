@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from evidence.benchmarks import performance, support
+from evidence.benchmarks import performance, startup, support
 from evidence.papers.outcome import ExperimentRecord
 from evidence.papers.results_page import PAGE as REPRODUCTION
 from evidence.papers.results_page import PICTURES, machine_in_words, picture_names, to_markdown, write_page
@@ -108,6 +108,19 @@ def fine_tuning(result: dict[str, Any]) -> str:
     )
 
 
+def starting(result: dict[str, Any]) -> str:
+    rounds = min(len(rounds) for sides in result["rows"].values() for rounds in sides.values())
+    return "\n\n".join(
+        [
+            "## Starting",
+            f"From the start of a command to its first useful line (of a training, that of its first step): medians of at "
+            f"least {rounds} rounds, alternating with revision {result['before_revision'][:10]}; bytecode and compiled "
+            f"kernels are cached. CPU seconds are those of the process. {machine(result)}. `{result['command']}`",
+            table(startup.medians(result), startup.HEADINGS),
+        ]
+    )
+
+
 def results_text() -> str:
     """``docs/results.md``."""
     parts = [
@@ -116,6 +129,7 @@ def results_text() -> str:
         "[performance.md](performance.md).",
         *(quality(read_json(path)) for path in sorted(RESULTS.glob("quality*.json"))),
         *(fine_tuning(read_json(path)) for path in sorted(RESULTS.glob("finetune*.json"))),
+        *(starting(read_json(path)) for path in sorted(RESULTS.glob("startup*.json"))),
     ]
     return "\n\n".join(parts) + "\n"
 
