@@ -43,7 +43,7 @@ COMMANDS = {
 }
 
 
-def first_line(tree: Path, words: list[str], pattern: str) -> dict[str, float]:
+def until_line(tree: Path, words: list[str], pattern: str) -> dict[str, float]:
     """Seconds, and processor seconds, until a command of a source tree writes a line that matches."""
     environment = {**os.environ, "PYTHONPATH": str(tree / "src"), "PYTHONUNBUFFERED": "1"}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -69,7 +69,7 @@ def first_line(tree: Path, words: list[str], pattern: str) -> dict[str, float]:
     raise RuntimeError(f"exsel {' '.join(words)} of {tree} said nothing that matches {pattern}:\n{''.join(said)}")
 
 
-def measure(
+def measure_starts(
     trees: dict[str, Path], rounds: int, folder: Path, model: Path
 ) -> dict[str, dict[str, list[dict[str, float]]]]:
     text = folder / "text.txt"
@@ -81,7 +81,7 @@ def measure(
         rows = found[command] = {name: [] for name in trees}
         for number in range(max(1, rounds)):
             for name in list(trees) if number % 2 == 0 else reversed(trees):
-                rows[name].append(first_line(trees[name], words, pattern))
+                rows[name].append(until_line(trees[name], words, pattern))
                 print(f"{command} {name} {json.dumps(rows[name][-1])}", flush=True)
     return found
 
@@ -135,7 +135,7 @@ def main() -> None:
     trees = {"before": arguments.before.resolve(), "after": ROOT}
     with tempfile.TemporaryDirectory() as folder:
         model = arguments.model or trained(Path(folder))
-        rows = measure(trees, arguments.rounds, Path(folder), model.resolve())
+        rows = measure_starts(trees, arguments.rounds, Path(folder), model.resolve())
     if not arguments.rounds:
         return
     if arguments.add:

@@ -113,7 +113,7 @@ def starting(result: dict[str, Any]) -> str:
     return "\n\n".join(
         [
             "## Starting",
-            f"From the start of a command to its first useful line (of a training, that of its first step): medians of at "
+            "From the start of a command to its first useful line (of a training, its first step): medians of at "
             f"least {rounds} rounds, alternating with revision {result['before_revision'][:10]}; bytecode and compiled "
             f"kernels are cached. CPU seconds are those of the process. {machine(result)}. `{result['command']}`",
             table(startup.medians(result), startup.HEADINGS),
