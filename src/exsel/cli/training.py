@@ -56,6 +56,10 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
         name = flag.removeprefix("--").replace("-lr", "-learning-rate").replace("-", "_")
         metavar = "X" if kind is real else "N"
         training.add_argument(flag, dest=name, type=kind, default=default, metavar=metavar, help=text)
+    text = "text to evaluate the trained model on too, by a name of your own; PATH as in --data"
+    training.add_argument(
+        "--eval", dest="evaluation_sets", type=_named, nargs="+", default=[], metavar="NAME=PATH", help=text
+    )
     machine = parser.add_argument_group("machine")
     add_device_argument(machine)
     dtypes = ["auto", "float32", "bfloat16"]
@@ -117,12 +121,28 @@ def build_settings(
         "train": train,
         "tokenizer": source or arguments.tokenizer or "bytes",
         "device": device,
+        "evaluation_sets": _evaluation_sets(arguments.evaluation_sets),
     }
     if variant.selective_learning_rate is not None:
         values["selective_learning_rate"] = variant.selective_learning_rate
     if learning_rate is not None:
         values["learning_rate"] = learning_rate
     return Settings(**with_defaults(values, defaults))
+
+
+def _named(text: str) -> tuple[str, str]:
+    """The type of a flag that takes NAME=VALUE."""
+    name, _, value = text.partition("=")
+    if not name or not value:
+        raise argparse.ArgumentTypeError(f"expected NAME=PATH, got {text!r}")
+    return name, value
+
+
+def _evaluation_sets(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
+    sets = dict(pairs)
+    if len(sets) < len(pairs):
+        raise ExselError(f"--eval uses a name twice: {', '.join(name for name, _ in pairs)}")
+    return sets
 
 
 def mechanism_flags(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -191,7 +211,7 @@ def run_session(
     from exsel.training.model_checks import check_new_models
     from exsel.training.output_folder import clear_output, is_comparison, is_run
     from exsel.training.run import Interrupted
-    from exsel.training.run_model import check_disk, sketch_model
+    from exsel.training.run_model import check_disk, sketch_model, with_evaluation_sets
     from exsel.training.settings import COMPILED_STEPS
 
     kinds = {"train": is_run, "compare": is_comparison}
@@ -211,6 +231,7 @@ def run_session(
         text_field=settings.text_field,
         validation_blocks=settings.evaluation_blocks,
     )
+    data = with_evaluation_sets(data, settings)
     described = data.description
     check_disk(runs, described.vocab_size, out)
     size = "streamed" if described.train_tokens is None else f"{described.train_tokens:,} tokens"

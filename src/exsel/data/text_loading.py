@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import cast, get_args
 
 import numpy as np
@@ -50,6 +50,10 @@ class DataDescription:
     """On the validation documents: bits per byte = loss / ln 2 / bytes_per_token."""
 
 
+#: Blocks, and where they are from.
+EvaluationSet = tuple[Dataset, DataDescription]
+
+
 @dataclass(frozen=True, kw_only=True)
 class PackedData:
     """Blocks to train and to validate on: rows of ``input_ids`` and, packed with ``isolate``, ``position_ids``."""
@@ -58,6 +62,8 @@ class PackedData:
     validation: Dataset
     tokenizer: PreTrainedTokenizerBase
     description: DataDescription
+    evaluation_sets: Mapping[str, EvaluationSet] = field(default_factory=dict)
+    """By name, what a trained model is evaluated on beside the validation blocks."""
 
     def sha256(self) -> str:
         """SHA-256 of the description and of the validation tokens, in hexadecimal.
@@ -66,6 +72,8 @@ class PackedData:
         part of it.
         """
         digest = hashlib.sha256(json.dumps(asdict(self.description), sort_keys=True).encode())
+        for name, (_, description) in self.evaluation_sets.items():
+            digest.update(f"{name} {description.sha256}".encode())
         for block in self.validation:
             digest.update(np.asarray(block["input_ids"], np.int32).tobytes())
         return digest.hexdigest()

@@ -24,7 +24,7 @@ from exsel.training.model_checks import check_new_models
 from exsel.training.output_folder import REPORT, RESULTS
 from exsel.training.own_model import Factory
 from exsel.training.progress import Progress
-from exsel.training.run_model import check_disk, sketch_model
+from exsel.training.run_model import check_disk, sketch_model, with_evaluation_sets
 from exsel.training.settings import Settings, with_defaults
 from exsel.variants import BASELINE, VARIANTS, Variant, choose_variants
 
@@ -169,6 +169,7 @@ def compare(
             "validation_blocks": first.evaluation_blocks,
         }
         data = load_texts(texts, **options) if texts else load_data(first.data, text_field=first.text_field, **options)
+    data = with_evaluation_sets(data, first)
     temporary = None if folder is not None else tempfile.TemporaryDirectory(prefix="exsel-compare-")
     place = Path(temporary.name if temporary is not None else str(folder))
     check_disk(list(runs.values()), data.description.vocab_size, place)

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers import TrainerCallback
 
-from exsel.evaluation import evaluate_loss
+from exsel.evaluation import Evaluation, evaluate_loss
 from exsel.training.progress import Progress
 from exsel.training.settings import Settings
 from exsel.training.step_record import StepRecord
@@ -131,14 +131,18 @@ class Monitor(TrainerCallback):
         else:
             self.peak_memory = max(self.peak_memory, psutil.Process().memory_info().rss)
 
-    def _evaluate(self, model: nn.Module) -> None:
-        loss = evaluate_loss(
+    def evaluate(self, model: nn.Module, blocks: Any) -> Evaluation:
+        """The model's loss on blocks, computed as in validation."""
+        return evaluate_loss(
             model,
-            self.validation,
+            blocks,
             batch_size=self.settings.micro_batch_size,
             device=self._device,
             dtype=getattr(torch, self.settings.dtype),
-        ).loss
+        )
+
+    def _evaluate(self, model: nn.Module) -> None:
+        loss = self.evaluate(model, self.validation).loss
         line = self.record.lines[-1]
         self.record.check_finite([loss], line["step"])
         self._validation_loss = line["validation_loss"] = loss

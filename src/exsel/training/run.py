@@ -18,6 +18,7 @@ from transformers.trainer_callback import PrinterCallback
 from exsel.data import PackedData, collate
 from exsel.diagnostics import similarity_bias
 from exsel.errors import ExselError, LoadError
+from exsel.evaluation import Evaluation
 from exsel.files import MANIFEST, check_sealed, locked, read_object, seal, write_json
 from exsel.models import ExselForCausalLM
 from exsel.training.mechanism_parameters import mechanism_parameters
@@ -289,6 +290,9 @@ def _result(
     loss = validated[-1]["validation_loss"]
     step_seconds = monitor.record.step_seconds()
     quartiles = statistics.quantiles(step_seconds, n=4) if len(step_seconds) > 1 else [0.0] * 3
+    evaluated = {
+        name: (monitor.evaluate(model, blocks), described) for name, (blocks, described) in data.evaluation_sets.items()
+    }
     similarity = None
     if isinstance(model, ExselForCausalLM):
         blocks = data.validation.select(range(min(_SIMILARITY_BLOCKS, len(data.validation))))
@@ -312,8 +316,22 @@ def _result(
         "peak_memory_bytes": monitor.peak_memory,
         "train_curve": _curve(lines[:: math.ceil(len(lines) / _CURVE_POINTS)], "loss"),
         "validation_curve": _curve(validated, "validation_loss"),
+        "by_position": _by_position(monitor.evaluate(model, data.validation)),
+        "evaluation_sets": {
+            name: {
+                "loss": evaluation.loss,
+                "bits_per_byte": evaluation.bits_per_byte(described.bytes_per_token),
+                "by_position": _by_position(evaluation),
+            }
+            for name, (evaluation, described) in evaluated.items()
+        },
         "similarity": similarity,
     }
+
+
+def _by_position(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """The loss in buckets of positions that double, 0-based, the last one included."""
+    return [{"first": first, "last": end - 1, "loss": loss} for first, end, loss in evaluation.by_position()]
 
 
 def _curve(lines: list[dict[str, Any]], loss: str) -> list[dict[str, Any]]:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from exsel.data import PackedData, token_counts
-from exsel.errors import ExselError
+from exsel.data import PackedData, load_evaluation_data, token_counts
+from exsel.errors import ExselError, explained
 from exsel.training import finetuning
 from exsel.training.mechanism_parameters import mechanism_parameters
 from exsel.training.model_checks import check_model
@@ -70,6 +71,26 @@ def build_model(settings: Settings, data: PackedData) -> Any:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in new)
     return model
+
+
+def with_evaluation_sets(data: PackedData, settings: Settings) -> PackedData:
+    """``data`` with the settings' evaluation sets, packed as it is.
+
+    Raises:
+        ExselError: a set that cannot be loaded, which the message names.
+    """
+    sets = {}
+    for name, source in settings.evaluation_sets.items():
+        with explained(f"--eval {name}={source}"):
+            sets[name] = load_evaluation_data(
+                source,
+                tokenizer=data.tokenizer,
+                seq_len=settings.seq_len,
+                pack=settings.pack,
+                text_field=settings.text_field,
+                max_blocks=settings.evaluation_blocks,
+            )
+    return replace(data, evaluation_sets=sets)
 
 
 def check_disk(runs: Sequence[Settings], vocab_size: int, folder: Path) -> None:

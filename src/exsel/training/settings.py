@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -92,7 +92,8 @@ class Settings:
         weight_decay: weight decay of matrices.
         selective_learning_rate: peak learning rate of the mechanisms' per-head parameters (w, u, a, γ).
         evaluations: points of the validation curve; the last is the final loss.
-        evaluation_blocks: number of validation blocks.
+        evaluation_blocks: number of validation blocks, and of the blocks of each evaluation set.
+        evaluation_sets: by name, data (as one value of ``data``) on which the trained model is evaluated too.
         save_every: steps between checkpoints; 0: only at the end and when interrupted.
         device: ``"cpu"``, ``"cuda"`` or ``"mps"``.
         dtype: of the computation, ``"float32"`` or ``"bfloat16"`` (autocast; the weights stay float32).
@@ -122,6 +123,7 @@ class Settings:
     selective_learning_rate: float = 1e-3
     evaluations: int = 12
     evaluation_blocks: int = 32
+    evaluation_sets: Mapping[str, str] = field(default_factory=dict)
     save_every: int = 0
     device: str = "cpu"
     dtype: Literal["float32", "bfloat16"] = "float32"
