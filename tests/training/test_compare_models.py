@@ -73,3 +73,18 @@ def test_settings_that_there_are_not(data: PackedData) -> None:
         exsel.compare(Own, data, seq_len=64)
     with pytest.raises(exsel.ExselError, match="no variant is called 'sparse'"):
         exsel.compare(Own, TEXTS, variants=["sparse"], **SMALL)
+
+
+def test_evaluation_sets_have_names(tmp_path: Path) -> None:
+    other = tmp_path / "other.txt"
+    other.write_text("another text, of another kind\n" * 40, encoding="utf-8")
+    found = exsel.compare(Own, TEXTS, variants=["baseline"], evaluation_sets={"other": str(other)}, **SMALL)
+    (run,) = found.results["runs"]
+    assert run["evaluation_sets"]["other"]["loss"] not in (None, run["loss"])
+    buckets = run["by_position"]
+    assert [(bucket["first"], bucket["last"]) for bucket in buckets] == [(1, 1), (2, 3), (4, 7), (8, 15), (16, 31)]
+    counts = [bucket["last"] - bucket["first"] + 1 for bucket in buckets]
+    whole = sum(count * bucket["loss"] for count, bucket in zip(counts, buckets, strict=True)) / sum(counts)
+    assert whole == pytest.approx(run["loss"])
+    with pytest.raises(exsel.ExselError, match=r"--eval other=no\.txt: no such file"):
+        exsel.compare(Own, TEXTS, evaluation_sets={"other": "no.txt"}, **SMALL)

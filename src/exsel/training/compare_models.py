@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import tempfile
+import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from html import escape
 from importlib import resources
@@ -48,7 +50,6 @@ class ComparisonResult:
 
     results: Mapping[str, Any]
     folder: Path
-    _temporary: tempfile.TemporaryDirectory[str] | None = None  # deleted with the result
 
     @property
     def headline(self) -> str:
@@ -170,14 +171,18 @@ def compare(
         }
         data = load_texts(texts, **options) if texts else load_data(first.data, text_field=first.text_field, **options)
     data = with_evaluation_sets(data, first)
-    temporary = None if folder is not None else tempfile.TemporaryDirectory(prefix="exsel-compare-")
-    place = Path(temporary.name if temporary is not None else str(folder))
-    check_disk(list(runs.values()), data.description.vocab_size, place)
-    check_new_models(list(runs.values()), data)
-    results = compare_runs(
-        runs, data, place, command="exsel.compare(…)", progress=progress or Progress(), resume=resume
-    )
-    return ComparisonResult(results=results, folder=place, _temporary=temporary)
+    with ExitStack() as temporary:
+        if folder is None:
+            folder = temporary.enter_context(tempfile.TemporaryDirectory(prefix="exsel-compare-"))
+        place = Path(folder)
+        check_disk(list(runs.values()), data.description.vocab_size, place)
+        check_new_models(list(runs.values()), data)
+        found = compare_runs(
+            runs, data, place, command="exsel.compare(…)", progress=progress or Progress(), resume=resume
+        )
+        result = ComparisonResult(results=found, folder=place)
+        weakref.finalize(result, temporary.pop_all().close)
+    return result
 
 
 def _chosen(variants: Sequence[str | Variant]) -> list[Variant]:

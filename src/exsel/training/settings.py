@@ -212,7 +212,7 @@ class Settings:
         Raises:
             ExselError: no such size or file, a configuration of another architecture, or an impossible one.
         """
-        values = self.config_values() if self.model in SIZES else exsel_values(self.config_values())
+        values = self.config_values() if self.model_name in SIZES else exsel_values(self.config_values())
         tokens = {"vocab_size": vocab_size, "eos_token_id": eos_token_id, "bos_token_id": None, "pad_token_id": None}
         try:
             config: ExselConfig = ExselConfig.from_dict(
