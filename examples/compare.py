@@ -14,7 +14,7 @@ subprocess.run(
         *("--variants", "baseline,exclusive"),  # baseline, exclusive, selective, exclusive+selective
         # --data notes/*.txt: your own text; without it, Python's own source
         *("--tokens", "8192", "--seq-len", "64", "--batch-size", "8"),  # --tokens 500k says something
-        *("--seeds", "0,1"),  # one seed shows no spread
+        *("--seeds", "0,1"),  # one seed tells nothing
         *("--evaluations", "4", "--evaluation-blocks", "8"),
         *("--no-compile", "--out", str(folder)),  # compiling pays from some hundred steps on
     ],
@@ -25,6 +25,7 @@ subprocess.run(
 # --8<-- [start:read]
 results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
 for row in results["variants"]:
-    print(f"{row['variant']:12} loss {row['loss']['mean']:.4f}, {row['ms_per_step']['median']:.0f} ms a step")
+    loss = row["loss"]  # over the seeds, with its 95% interval
+    print(f"{row['variant']:12} loss {loss['mean']:.4f} ({loss['low']:.4f} to {loss['high']:.4f})")
 # --8<-- [end:read]
 assert (folder / "report.html").is_file()

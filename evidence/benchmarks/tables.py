@@ -22,7 +22,7 @@ from evidence.papers.outcome import ExperimentRecord
 from evidence.papers.results_page import PAGE as REPRODUCTION
 from evidence.papers.results_page import PICTURES, machine_in_words, picture_names, to_markdown, write_page
 from exsel.files import read_json
-from exsel.report import HEADINGS, headline, headline_note, spread_sentence, summary_rows
+from exsel.report import HEADINGS, headline, headline_note, interval_sentence, summary_rows
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "evidence" / "benchmarks" / "results"
@@ -52,7 +52,7 @@ def quality(result: dict[str, Any]) -> str:
             f"tokens of {data['name']} as bytes (sha256 {data['sha256'][:12]}), seeds "
             f"{', '.join(map(str, config['seeds']))}; {machine(result)}. `{result['command']}`",
             table(summary_rows(result), HEADINGS),
-            f"{spread_sentence(result)}. {headline(result)} {headline_note(result)}",
+            f"{interval_sentence(result)}. {headline(result)} {headline_note(result)}",
         ]
     )
 

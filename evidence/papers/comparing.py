@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from evidence.papers.model_variants import BASELINE, ModelVariant
-from evidence.papers.outcome import Estimate, Finding, Job, Outcome, Table, Verdict
+from evidence.papers.outcome import Finding, Job, Outcome, Table, Verdict
 from evidence.papers.variant_runs import describe_size, train_variant
+from exsel.estimate import Estimate
 from exsel.report import formatting
 from exsel.report.charts import Chart, Curve
 from exsel.training.summary import reach
@@ -153,7 +154,7 @@ class Trained:
         """The validation loss against ``"tokens"`` or ``"seconds"``: means over the seeds, and their intervals."""
         points = list(zip(*(result["validation_curve"] for result in self.results[variant.name]), strict=True))
         losses = [Estimate.of(*(point["loss"] for point in at)) for at in points]
-        return line(variant.label, [statistics.fmean(point[abscissa] for point in at) for at in points], losses)
+        return Curve.of(variant.label, [statistics.fmean(point[abscissa] for point in at) for at in points], losses)
 
     def gain_curve(self, variant: ModelVariant, base: ModelVariant) -> Curve:
         """The gain of a variant over another at the same tokens."""
@@ -167,7 +168,7 @@ class Trained:
         ]
         points = list(zip(*curves, strict=True))
         gains = [Estimate.of(*(value for _, value in at)) for at in points]
-        return line(variant.label, [at[0][0] for at in points], gains)
+        return Curve.of(variant.label, [at[0][0] for at in points], gains)
 
     def _pairs(self, variant: ModelVariant) -> list[tuple[Result, Result]]:
         return list(zip(self.results[variant.name], self.results[BASELINE.name], strict=True))
@@ -245,21 +246,6 @@ def conclude(contrasts: Sequence[Contrast], estimates: Sequence[Estimate]) -> st
     return " ".join(f"{words[0].upper()}{words[1:]}: {', '.join(subjects)}." for words, subjects in said.items())
 
 
-def line(label: str, places: Sequence[float], estimates: Sequence[Estimate], **style: Any) -> Curve:
-    """Estimates as a curve with its band, or as points with their intervals."""
-    lows = [each.low for each in estimates if each.low is not None]
-    highs = [each.high for each in estimates if each.high is not None]
-    has_band = len(lows) == len(estimates)
-    return Curve(
-        label=label,
-        x=tuple(places),
-        y=tuple(each.mean for each in estimates),
-        low=tuple(lows) if has_band else None,
-        high=tuple(highs) if has_band else None,
-        **style,
-    )
-
-
 def interval(estimate: Estimate, digits: int) -> str:
     """The mean and its interval, as a table shows them."""
     if estimate.low is None or estimate.high is None:
@@ -304,7 +290,7 @@ def _charts(comparison: Comparison, trained: Trained, estimates: Sequence[Estima
         title="Differences seed by seed",
         x_label="",
         y_label="nats a token",
-        curves=(line("difference", range(len(estimates)), estimates, style="points"),),
+        curves=(Curve.of("difference", range(len(estimates)), estimates, style="points"),),
         categories=tuple(contrast.quantity.removesuffix(", nats") for contrast in comparison.contrasts),
         caption="The mean over the seeds and its 95% interval; at 0 there is no difference.",
     )

@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 
-from evidence.papers.outcome import Budget, Estimate, Finding, Job, Outcome, Table, Verdict
+from evidence.papers.outcome import Budget, Finding, Job, Outcome, Table, Verdict
 from exsel.bench import model_contenders
 from exsel.bench.cases import DTYPES, SHAPES, Case
 from exsel.bench.measuring import Clock, Display, make_clock, measure
 from exsel.config import ExclusiveConfig, SelectiveConfig
+from exsel.estimate import Estimate
 from exsel.machine import can_compile
 from exsel.model_sizes import SIZES
 from exsel.models import ExselConfig, ExselForCausalLM

@@ -23,10 +23,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from evidence.papers.comparing import interval, line, verdict_of
-from evidence.papers.outcome import Budget, Estimate, Finding, Job, Outcome, Table
+from evidence.papers.comparing import interval, verdict_of
+from evidence.papers.outcome import Budget, Finding, Job, Outcome, Table
+from exsel.estimate import Estimate
 from exsel.functional import attention, inverse_temperature
-from exsel.report.charts import Chart
+from exsel.report.charts import Chart, Curve
 
 VOCABULARY = 8
 SIGNAL_SHARE = 0.25
@@ -317,7 +318,7 @@ def _by_noise(results: Results, noises: list[float]) -> Chart:
         title="Loss of each estimator by noise",
         x_label="σ of the noise",
         y_label="‖y − ŷ/‖ŷ‖‖²",
-        curves=tuple(line(name, noises, [results[noise, LENGTH][name] for noise in noises]) for name in ESTIMATORS),
+        curves=tuple(Curve.of(name, noises, [results[noise, LENGTH][name] for noise in noises]) for name in ESTIMATORS),
         log_x=True,
         log_y=True,
         caption=f"Sequences of {LENGTH} tokens.",
@@ -330,7 +331,7 @@ def _shares(shares: Mapping[str, Mapping[float, Estimate]]) -> Chart:
         title="How near to Bayes",
         x_label="σ of the noise",
         y_label="share of the gap closed",
-        curves=tuple(line(name, list(of_name), list(of_name.values())) for name, of_name in shares.items()),
+        curves=tuple(Curve.of(name, list(of_name), list(of_name.values())) for name, of_name in shares.items()),
         log_x=True,
         caption="0 is the naive mean, 1 the mean over the true signal set.",
     )
@@ -343,7 +344,9 @@ def _by_length(results: Results) -> Chart:
         title="Loss of each estimator by length",
         x_label="L (tokens)",
         y_label="‖y − ŷ/‖ŷ‖‖²",
-        curves=tuple(line(name, lengths, [results[NOISE, length][name] for length in lengths]) for name in ESTIMATORS),
+        curves=tuple(
+            Curve.of(name, lengths, [results[NOISE, length][name] for length in lengths]) for name in ESTIMATORS
+        ),
         log_x=True,
         log_y=True,
         caption=f"σ = {NOISE:g}; trained heads have seen {LENGTH} tokens only.",

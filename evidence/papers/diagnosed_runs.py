@@ -9,11 +9,11 @@ from typing import Any
 from torch import Tensor
 
 import exsel
-from evidence.papers.comparing import line
 from evidence.papers.model_variants import ModelVariant
-from evidence.papers.outcome import Estimate, Job
+from evidence.papers.outcome import Job
 from evidence.papers.variant_runs import SIZES, TrainedRun, describe_size, train_variant
 from exsel.data import collate
+from exsel.estimate import Estimate
 from exsel.report.charts import Curve
 
 # Validation sequences of a diagnosis, by budget.
@@ -66,4 +66,4 @@ def quotient(left: Estimate, right: Estimate) -> Estimate:
 def layer_curve(label: str, models: Sequence[Layers], metric: str, *, dashed: bool = False) -> Curve:
     """A metric against the layer, with its interval."""
     estimates = layer_means(models, metric)
-    return line(label, range(len(estimates)), estimates, style="dashed" if dashed else "line")
+    return Curve.of(label, range(len(estimates)), estimates, style="dashed" if dashed else "line")

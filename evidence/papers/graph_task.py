@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from evidence.papers.comparing import interval, line, verdict_of
+from evidence.papers.comparing import interval, verdict_of
 from evidence.papers.graph_model import (
     LEARNING_RATE,
     MAIN,
@@ -26,8 +26,9 @@ from evidence.papers.graph_model import (
     slope_by_degree,
     train_models,
 )
-from evidence.papers.outcome import Budget, Estimate, Finding, Job, Outcome, Table
-from exsel.report.charts import Chart
+from evidence.papers.outcome import Budget, Finding, Job, Outcome, Table
+from exsel.estimate import Estimate
+from exsel.report.charts import Chart, Curve
 
 _PUBLISHED = {"plain": (0.0126, 0.543), "selective": (0.009, 0.358)}
 
@@ -221,7 +222,7 @@ def _curves(
         title=title,
         x_label="step",
         y_label=label,
-        curves=tuple(line(variant, steps, estimates) for variant, estimates in by_variant.items()),
+        curves=tuple(Curve.of(variant, steps, estimates) for variant, estimates in by_variant.items()),
         caption="Every model takes the same steps of Adam.",
     )
 
@@ -234,7 +235,7 @@ def _by_degree(results: Mapping[Setting, Result]) -> Chart:
         x_label="neighbours",
         y_label="τ",
         curves=tuple(
-            line(setting.name, list(results[setting].tau), list(results[setting].tau.values())) for setting in shown
+            Curve.of(setting.name, list(results[setting].tau), list(results[setting].tau.values())) for setting in shown
         ),
         caption="A higher τ is a lower temperature. Degrees that every seed has.",
     )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
@@ -11,6 +9,7 @@ from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args, get_origin, get_type_hints
 
 from exsel.errors import ExselError
+from exsel.estimate import Estimate
 from exsel.files import read_json
 from exsel.report.charts import Chart
 
@@ -47,50 +46,6 @@ class Job:
     data: tuple[str, ...]
     folder: Path
     progress: Progress
-
-
-@dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """A number over seeds: its mean, and the 95% confidence interval of the mean (Student's t).
-
-    ``low`` and ``high`` are ``None`` with one seed, and where there is nothing random.
-    """
-
-    values: tuple[float, ...]
-    mean: float
-    low: float | None
-    high: float | None
-
-    @classmethod
-    def of(cls, *values: float) -> Self:
-        """From one value a seed.
-
-        Raises:
-            ValueError: without a value.
-        """
-        if not values:
-            raise ValueError("an estimate needs a value")
-        mean = statistics.fmean(values)
-        if len(values) == 1:
-            return cls(values=values, mean=mean, low=None, high=None)
-        from scipy.stats import t  # takes a second: only where there are seeds to sum up
-
-        margin = float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
-        return cls(values=values, mean=mean, low=mean - margin, high=mean + margin)
-
-    def sign(self) -> int:
-        """−1 or 1 where the whole interval lies on one side of 0; else 0, which is also all that one seed tells."""
-        if self.low is None or self.high is None:
-            return 0
-        return (self.low > 0) - (self.high < 0)
-
-    def less(self, other: Estimate) -> Estimate:
-        """The difference, seed by seed."""
-        return Estimate.of(*(one - two for one, two in zip(self.values, other.values, strict=True)))
-
-    def holds(self, sign: int) -> bool | None:
-        """Whether it lies on the side of 0 that a claim has it on, −1 or 1; ``None``: that cannot be told."""
-        return None if self.sign() == 0 else self.sign() == sign
 
 
 @dataclass(frozen=True, kw_only=True)

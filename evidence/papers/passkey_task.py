@@ -13,15 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import exsel
-from evidence.papers.comparing import line, verdict_of
-from evidence.papers.outcome import Budget, Estimate, Finding, Job, Outcome
+from evidence.papers.comparing import verdict_of
+from evidence.papers.outcome import Budget, Finding, Job, Outcome
 from exsel.data import PackedData, load_data
 from exsel.data.splitting import is_validation, key_of
 from exsel.data.standard_library import read_standard_library
+from exsel.estimate import Estimate
 from exsel.evaluation.retrieval import PasskeyResult, passkey
 from exsel.files import write_json, write_text
 from exsel.machine import can_compile
-from exsel.report.charts import Chart
+from exsel.report.charts import Chart, Curve
 from exsel.training.output_folder import MODEL as MODEL_FOLDER
 from exsel.training.run import train_run
 from exsel.training.settings import Settings
@@ -217,7 +218,7 @@ def passkey_outcome(results: Mapping[str, Sequence[PasskeyResult]], *, size: str
 
 def _chart(results: Mapping[str, Sequence[PasskeyResult]]) -> Chart:
     curves = [
-        line(
+        Curve.of(
             name,
             each[0].lengths,
             [Estimate.of(*shares) for shares in zip(*(one.by_length for one in each), strict=True)],

@@ -10,7 +10,8 @@ from typing import Any
 
 from evidence.papers import experiments
 from evidence.papers.experiments import READERS, Experiment
-from evidence.papers.outcome import Budget, Estimate, ExperimentRecord, Finding, Outcome
+from evidence.papers.outcome import Budget, ExperimentRecord, Finding, Outcome
+from exsel.estimate import Estimate
 from exsel.files import write_text
 from exsel.report.charts import Chart
 from exsel.report.formatting import MISSING, duration

@@ -6,12 +6,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
-from evidence.papers.comparing import Trained, claimed_gain, finding, interval, line, train_all, verdict_of
+from evidence.papers.comparing import Trained, claimed_gain, finding, interval, train_all, verdict_of
 from evidence.papers.model_variants import BASELINE, EXCLUSIVE
-from evidence.papers.outcome import Budget, Estimate, Finding, Job, Outcome, Table
+from evidence.papers.outcome import Budget, Finding, Job, Outcome, Table
 from evidence.papers.variant_runs import SIZES, describe_size
+from exsel.estimate import Estimate
 from exsel.report import formatting
-from exsel.report.charts import Chart
+from exsel.report.charts import Chart, Curve
 
 # The paper's four rates, 1e-4, 2e-4, 4e-4 and 6e-4, over the one that it tuned for the baseline of that size.
 _RATES = (1 / 4, 1 / 2, 1.0, 3 / 2)
@@ -111,7 +112,7 @@ def sweep_outcome(
                 title=f"Gain of exclusive attention by {name}",
                 x_label=name,
                 y_label="gain, nats a token",
-                curves=(line(EXCLUSIVE.label, places, gains),),
+                curves=(Curve.of(EXCLUSIVE.label, places, gains),),
                 log_x=True,
                 caption="The mean over the seeds and its 95% interval; above 0 is better than the baseline.",
             ),
@@ -121,7 +122,7 @@ def sweep_outcome(
                 x_label=name,
                 y_label="nats a token",
                 curves=tuple(
-                    line(variant.label, places, [_losses(each, variant.name) for each in trained.values()])
+                    Curve.of(variant.label, places, [_losses(each, variant.name) for each in trained.values()])
                     for variant in (BASELINE, EXCLUSIVE)
                 ),
                 log_x=True,

@@ -10,12 +10,13 @@ from typing import Any
 from torch import Tensor
 
 import exsel
-from evidence.papers.comparing import line, verdict_of
+from evidence.papers.comparing import verdict_of
 from evidence.papers.diagnosed_runs import validation_batches, watched_size
 from evidence.papers.model_variants import SELECTIVE
-from evidence.papers.outcome import Estimate, Finding, Job, Outcome, Table
+from evidence.papers.outcome import Finding, Job, Outcome, Table
 from evidence.papers.variant_runs import TrainedRun, train_variant
-from exsel.report.charts import Chart
+from exsel.estimate import Estimate
+from exsel.report.charts import Chart, Curve
 
 # Characters that occur less often say nothing of their mean.
 _LEAST_COUNT = 20
@@ -153,7 +154,7 @@ def explained_share(values: Mapping[str, Sequence[float]]) -> float:
 
 def _class_chart(metric: str, symbol: str, by_class: Mapping[str, Sequence[float]]) -> Chart:
     estimates = [Estimate.of(*values) for values in by_class.values()]
-    curve = line("selective", range(len(estimates)), estimates, style="points")
+    curve = Curve.of("selective", range(len(estimates)), estimates, style="points")
     kind = "queries" if metric == "query_temperature" else "values"
     return Chart(
         name=metric.replace("_", "-"),

@@ -69,7 +69,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "report": ("jinja2", "matplotlib"),
     "peft": ("transformers", "peft"),
     "gguf": ("transformers", "gguf"),
-    "train": ("transformers", "datasets", "jinja2", "matplotlib", "accelerate", "psutil", "rich"),
+    "train": ("transformers", "datasets", "jinja2", "matplotlib", "accelerate", "psutil", "rich", "scipy"),
 }
 
 

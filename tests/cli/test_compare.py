@@ -34,7 +34,7 @@ def test_it_ends_with_a_table_and_the_report(compared: tuple[Outcome, Path]) -> 
     heading = next(index for index, line in enumerate(lines) if line.startswith("Variant"))
     assert lines[heading + 1].startswith("baseline ")
     assert lines[heading + 2].startswith("exclusive ")
-    assert "± is the sample standard deviation over 2 seeds" in lines
+    assert any(line.startswith("± and ranges are 95% intervals over 2 seeds") for line in lines)
     assert f"report: {folder / 'report.html'}" in lines
     assert (folder / "report.html").stat().st_size > 10_000
 
@@ -83,15 +83,16 @@ def test_results_hold_the_command_and_the_runs(compared: tuple[Outcome, Path]) -
         ("baseline", 2),
         ("exclusive", 2),
     ]
-    assert results["variants"][1]["difference"]["spread"] > 0
+    difference = results["variants"][1]["difference"]
+    assert difference["low"] < difference["mean"] < difference["high"]
     assert {path.name for path in folder.iterdir()} == {"results.json", "report.html", "runs"}
 
 
-def test_one_seed_has_no_spread(flags: list[str], tmp_path: Path) -> None:
+def test_one_seed_has_no_interval(flags: list[str], tmp_path: Path) -> None:
     outcome = run_main("compare", *flags, "--variants", "baseline,selective", "--out", tmp_path / "out")
     assert outcome.code == 0
-    assert "one seed: no spread" in outcome.out.splitlines()
-    assert read(tmp_path / "out")["variants"][1]["difference"]["spread"] is None
+    assert "one seed: no interval, and no claim" in outcome.out
+    assert read(tmp_path / "out")["variants"][1]["difference"]["low"] is None
 
 
 def test_a_list_of_learning_rates_sweeps(flags: list[str], tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from evidence.papers.comparing import (
     verdict_of,
 )
 from evidence.papers.model_variants import BASELINE, EXCLUSIVE, SELECTIVE
-from evidence.papers.outcome import Estimate
+from exsel.estimate import Estimate
 from papers.fakes import read_again
 from papers.trainings import invented
 

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 
 from evidence.papers import costs
-from evidence.papers.outcome import Estimate, Job, Outcome
+from evidence.papers.outcome import Job, Outcome
 from exsel.bench.model_contenders import parameter_count
 from exsel.cli import eval as eval_command
 from exsel.cli import train as train_command
 from exsel.cli.display import RunLines
 from exsel.cli.training import build_settings
+from exsel.estimate import Estimate
 from exsel.models import ExselForCausalLM
 from papers.fakes import read_again
 

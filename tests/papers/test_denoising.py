@@ -19,8 +19,9 @@ from evidence.papers.denoising import (
     train_heads,
     value_selector,
 )
-from evidence.papers.outcome import Estimate, Job
+from evidence.papers.outcome import Job
 from exsel.cli.display import RunLines
+from exsel.estimate import Estimate
 from papers.fakes import read_again
 
 

@@ -4,8 +4,9 @@ import pytest
 
 from evidence.papers.graph_model import MAIN, Setting
 from evidence.papers.graph_task import Result, graph_outcome, run_graph
-from evidence.papers.outcome import Estimate, Job
+from evidence.papers.outcome import Job
 from exsel.cli.display import RunLines
+from exsel.estimate import Estimate
 from papers.fakes import read_again
 
 NARROW = Setting(dimension=4)

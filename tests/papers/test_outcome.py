@@ -1,46 +1,16 @@
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from evidence.papers.outcome import BUDGETS, Estimate, ExperimentRecord
+from evidence.papers.outcome import BUDGETS, ExperimentRecord
 from exsel.errors import ExselError
+from exsel.estimate import Estimate
 from exsel.files import write_json
 from exsel.report.charts import Curve
 from papers.fakes import FIRST, make_outcome, make_record
-
-
-def test_an_estimate_is_the_mean_with_students_interval() -> None:
-    estimate = Estimate.of(1.0, 2.0, 3.0)
-    assert estimate.mean == 2.0
-    assert estimate.low is not None
-    assert estimate.high is not None
-    # Deviation 1, three values: the 97.5% quantile of two degrees of freedom over √3.
-    assert estimate.high - 2 == pytest.approx(4.3027 / math.sqrt(3), rel=1e-4)
-    assert 2 - estimate.low == pytest.approx(estimate.high - 2)
-
-
-@pytest.mark.parametrize(
-    ("count", "quantile"), [(2, 12.7062), (11, 2.2281), (12, 2.2010), (31, 2.0423), (1001, 1.9623)]
-)
-def test_quantiles(count: int, quantile: float) -> None:
-    values = [float(index % 2) for index in range(count)]
-    mean = sum(values) / count
-    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (count - 1))
-    estimate = Estimate.of(*values)
-    assert estimate.high is not None
-    assert estimate.high - mean == pytest.approx(quantile * deviation / math.sqrt(count), rel=1e-4)
-
-
-def test_one_value_has_no_interval() -> None:
-    estimate = Estimate.of(0.7)
-    assert (estimate.values, estimate.mean, estimate.low, estimate.high) == ((0.7,), 0.7, None, None)
-    assert estimate.sign() == 0
-    with pytest.raises(ValueError, match="needs a value"):
-        Estimate.of()
 
 
 @pytest.mark.parametrize(("values", "sign"), [((1.0, 2.0), 0), ((1.0, 1.1, 1.2), 1), ((-1.0, -1.1, -1.2), -1)])

@@ -8,8 +8,9 @@ from typing import Any, get_args
 import pytest
 
 from evidence.papers import experiments
-from evidence.papers.outcome import Estimate, Finding, Verdict
+from evidence.papers.outcome import Finding, Verdict
 from evidence.papers.results_page import finding_rows, to_markdown, verdict_in_words, write_page
+from exsel.estimate import Estimate
 from papers.fakes import FIRST, QUESTION, SECOND, install, make_outcome, make_record
 
 

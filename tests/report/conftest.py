@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from exsel.estimate import Estimate
+from exsel.training.summary import StepCost, summarise
 
 FINAL = {"baseline": 1.95, "exclusive": 1.66, "selective": 1.83, "exclusive+selective": 1.64}
 STEP_MS = {"baseline": 252.0, "exclusive": 257.0, "selective": 268.0, "exclusive+selective": 271.0}
@@ -42,15 +44,17 @@ def build_results(
     """A made-up comparison with the schema of results.json; `noise` is how much seeds differ."""
     ends = FINAL | (final or {})
     runs = [_run(name, seed, rate, layers, ends[name], noise) for rate in rates for name in variants for seed in seeds]
-    rows = [_row(name, rate, runs) for rate in rates for name in variants]
-    for name in variants:
-        own = [row for row in rows if row["variant"] == name]
-        best = min(own, key=lambda row: row["loss"]["mean"])
-        for row in own:
-            row["best"] = row is best
-    rows.sort(key=lambda row: list(variants).index(row["variant"]))
+    rounds = [0.99, 1.0, 1.02, 0.995, 1.01]
+    step_costs = {
+        name: StepCost(
+            milliseconds=STEP_MS[name],
+            ratio=Estimate.of_ratios(*(noise * STEP_MS[name] / STEP_MS["baseline"] for noise in rounds)),
+            rounds=len(rounds),
+        )
+        for name in variants
+    }
     return {
-        "schema": 1,
+        "schema": 2,
         "exsel_version": "0.1.0",
         "command": "exsel compare --variants baseline,exclusive,selective,exclusive+selective --out runs/demo",
         "started": "2026-11-22T08:00:00+00:00",
@@ -100,7 +104,7 @@ def build_results(
             "num_attention_heads": 6,
             "head_dim": 32,
         },
-        "variants": rows,
+        "variants": summarise(runs, TOKENS_PER_STEP, step_costs),
         "runs": runs,
     }
 
@@ -121,7 +125,7 @@ def _run(name: str, seed: int, rate: float, layers: int, end: float, noise: floa
                 "loss": loss,
             }
         )
-    exclusive = name.startswith("exclusive")
+    exclusive, new = name.startswith("exclusive"), 4608 if "selective" in name else 0
     similarity = []
     for layer in range(layers):
         bias = 0.18 + 0.5 * (layer + 1) / layers + 0.05 * math.sin(1.3 * layer + len(name))
@@ -139,6 +143,8 @@ def _run(name: str, seed: int, rate: float, layers: int, end: float, noise: floa
         "directory": f"{name}/seed-{seed}",
         "loss": curve[-1]["loss"],
         "bits_per_byte": curve[-1]["loss"] / math.log(2),
+        "parameters": 1_823_424 + new,
+        "new_parameters": new,
         "steps": STEPS,
         "tokens": STEPS * TOKENS_PER_STEP,
         "train_seconds": curve[-1]["seconds"],
@@ -148,47 +154,4 @@ def _run(name: str, seed: int, rate: float, layers: int, end: float, noise: floa
         "train_curve": curve,
         "validation_curve": curve,
         "similarity": similarity,
-    }
-
-
-def _row(name: str, rate: float, runs: list[dict[str, Any]]) -> dict[str, Any]:
-    own = [run for run in runs if run["variant"] == name and run["learning_rate"] == rate]
-    base = [run for run in runs if run["variant"] == "baseline" and run["learning_rate"] == rate]
-    difference = reach = None
-    if base and name != "baseline":
-        difference = _statistics([a["loss"] - b["loss"] for a, b in zip(own, base, strict=True)])
-        goal = statistics.fmean(run["loss"] for run in base)
-        reached = next((point for point in own[0]["validation_curve"] if point["loss"] <= goal), None)
-        if reached is not None:
-            total = base[0]["validation_curve"][-1]
-            reach = {
-                "loss": goal,
-                "tokens": reached["tokens"],
-                "seconds": reached["seconds"],
-                "tokens_ratio": reached["tokens"] / total["tokens"],
-                "seconds_ratio": reached["seconds"] / total["seconds"],
-            }
-    new = {"selective": 4608, "exclusive+selective": 4608}.get(name, 0)
-    return {
-        "variant": name,
-        "learning_rate": rate,
-        "best": True,
-        "parameters": 1_823_424 + new,
-        "new_parameters": new,
-        "new_parameters_percent": 100 * new / 1_823_424,
-        "loss": _statistics([run["loss"] for run in own]),
-        "bits_per_byte": _statistics([run["bits_per_byte"] for run in own]),
-        "difference": difference,
-        "ms_per_step": {"median": STEP_MS[name], "spread": 4.1},
-        "tokens_per_second": TOKENS_PER_STEP / STEP_MS[name] * 1000,
-        "peak_memory_bytes": 812 * 2**20,
-        "reach": reach,
-    }
-
-
-def _statistics(values: list[float]) -> dict[str, Any]:
-    return {
-        "mean": statistics.fmean(values),
-        "spread": statistics.stdev(values) if len(values) > 1 else None,
-        "values": values,
     }

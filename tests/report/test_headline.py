@@ -5,7 +5,10 @@ from typing import Any
 
 import pytest
 
+from exsel.estimate import Estimate
 from exsel.report import headline, headline_note
+from exsel.training.summary import summarise
+from report.conftest import TOKENS_PER_STEP
 
 Make = Callable[..., dict[str, Any]]
 
@@ -14,92 +17,122 @@ def pair(make_results: Make, **options: Any) -> dict[str, Any]:
     return make_results(variants=("baseline", "exclusive"), **options)
 
 
-def test_better_both_ways_with_one_seed(make_results: Make) -> None:
-    assert headline(pair(make_results)) == (
-        "Better per token and per second: exclusive reached the baseline's final loss in 0.35× the tokens and "
-        "0.36× the time."
+SEEDS = (0, 1, 2)
+
+
+def estimate(mean: float, margin: float, seeds: int = 3) -> dict[str, Any]:
+    return {"mean": mean, "low": mean - margin, "high": mean + margin, "values": [mean] * seeds}
+
+
+def test_better_both_ways(make_results: Make) -> None:
+    results = pair(make_results, seeds=SEEDS)
+    assert headline(results) == (
+        "Better per token and per second: exclusive reached the baseline's final loss in 0.34× the tokens and "
+        "0.35× the time."
     )
-    assert headline_note(pair(make_results)) == "Final loss 1.67 against 1.97 (−0.30; one seed: no spread)."
+    reach = results["variants"][1]["reach"]
+    tokens, time = reach["tokens_ratio"], reach["time_ratio"]
+    difference = results["variants"][1]["difference"]
+    assert headline_note(results) == (
+        f"Final loss 1.66 against 1.96 (−0.31 ± {difference['high'] - difference['mean']:.2f} over 3 seeds). "
+        f"Tokens 0.34× ({tokens['low']:.2f} to {tokens['high']:.2f}), "
+        f"time 0.35× ({time['low']:.2f} to {time['high']:.2f})."
+    )
 
 
-def test_the_spread_is_told_with_several_seeds(make_results: Make) -> None:
-    results = pair(make_results, seeds=(0, 1, 2))
-    spread = results["variants"][1]["difference"]["spread"]
-    assert headline_note(results).endswith(f"Final loss 1.66 against 1.96 (−0.31 ± {spread:.2f} over 3 seeds).")
-
-
-def test_better_per_token_alone(make_results: Make) -> None:
+def test_one_seed_tells_no_difference(make_results: Make) -> None:
     results = pair(make_results)
-    results["variants"][1]["reach"]["seconds_ratio"] = 1.07
-    assert headline(results).startswith(
-        "Better per token, not per second: exclusive reached the baseline's final loss in 0.35× the tokens but "
-        "1.07× the time."
+    assert headline(results) == (
+        "One seed tells no difference: exclusive ended at a loss of 1.67, the baseline at 1.97."
     )
-    results["variants"][1]["reach"]["seconds_ratio"] = 1.003
-    assert headline(results).startswith("Better per token, level per second: ")
-    results["variants"][1]["reach"]["seconds_ratio"] = 0.998
-    assert headline(results).startswith("Better per token, level per second: ")
+    assert "--seeds 0,1,2" in headline_note(results)
+
+
+def test_the_time_is_claimed_only_where_its_interval_leaves_out_no_difference(make_results: Make) -> None:
+    results = pair(make_results, seeds=SEEDS)
+    reach = results["variants"][1]["reach"]
+    reach["time_ratio"] = estimate(1.07, 0.05)
+    assert headline(results).startswith("Better per token, not per second: exclusive reached")
+    assert headline(results).endswith("in 0.34× the tokens but 1.07× the time.")
+    for unclear in (estimate(0.75, 0.3), estimate(1.07, 0.08)):
+        reach["time_ratio"] = unclear
+        assert headline(results).startswith("Better per token: exclusive reached")
+        assert headline(results).endswith("per second nothing is told.")
+        assert headline_note(results).endswith("More seeds would tell the time.")
+    reach["time_ratio"] = None
+    assert headline(results).endswith("its time is not known.")
+    reach["tokens_ratio"] = estimate(0.9, 0.2)
+    assert headline(results) == "Better per token: exclusive ended at a lower loss than the baseline."
     results["variants"][1]["reach"] = None
-    assert headline(results).startswith("Better per token: exclusive ended at a lower loss than the baseline.")
-    assert headline_note(results).startswith("Final loss 1.67 against 1.97")
+    assert headline(results) == "Better per token: exclusive ended at a lower loss than the baseline."
+    assert headline_note(results).startswith("Final loss 1.66 against 1.96")
 
 
-def test_the_quickest_variant_is_named_when_it_is_another(make_results: Make) -> None:
-    sentence = headline(make_results())
-    assert sentence.startswith("Better per token and per second: exclusive+selective reached")
-    assert headline_note(make_results()).endswith("Quickest to that loss was exclusive, in 0.36× the time.")
-
-
-def test_nothing_better(make_results: Make) -> None:
-    results = pair(make_results, final={"exclusive": 1.99})
+def test_worse_is_claimed_only_where_the_intervals_tell(make_results: Make) -> None:
+    results = pair(make_results, final={"exclusive": 2.05}, seeds=SEEDS)
     assert headline(results) == "exclusive did not beat the baseline."
-    assert headline_note(results) == "Final loss 1.998 against 1.970 (+0.028; one seed: no spread)."
-    worse = {"exclusive": 2.1, "selective": 2.05, "exclusive+selective": 2.2}
-    assert headline(make_results(final=worse)).startswith("No variant beat the baseline; closest was selective.")
+    worse = make_results(final={"exclusive": 2.1, "selective": 2.05, "exclusive+selective": 2.2}, seeds=SEEDS)
+    assert headline(worse) == "No variant beat the baseline; closest was selective."
+    worse["variants"][1]["difference"] = estimate(0.15, 0.2)
+    assert headline(worse).startswith("No difference is told: exclusive ended at")
 
 
-def test_a_difference_within_its_spread_is_no_difference(make_results: Make) -> None:
-    results = pair(make_results, seeds=(0, 1, 2))
+def test_a_difference_within_its_interval_is_not_told(make_results: Make) -> None:
+    results = pair(make_results, seeds=SEEDS)
     baseline, exclusive = results["variants"]
-    baseline["loss"] = {"mean": 1.950, "spread": 0.01, "values": [1.94, 1.95, 1.96]}
-    exclusive["loss"] = {"mean": 1.938, "spread": 0.02, "values": [1.945, 1.915, 1.954]}
-    exclusive["difference"] = {"mean": -0.012, "spread": 0.021, "values": [0.005, -0.035, -0.006]}
-    assert headline(results) == ("No clear difference: exclusive ended at a loss of 1.938, the baseline at 1.950.")
-    assert headline_note(results) == ("The difference (−0.012) is no larger than its spread (± 0.021 over 3 seeds).")
-    exclusive["difference"]["spread"] = 0.011
-    assert headline(results).startswith("Better per token and per second: ")
+    baseline["loss"] = Estimate.of(1.94, 1.95, 1.96).to_dict()
+    exclusive["loss"] = Estimate.of(1.945, 1.915, 1.954).to_dict()
+    exclusive["difference"] = Estimate.of(0.005, -0.035, -0.006).to_dict()
+    assert headline(results) == "No difference is told: exclusive ended at a loss of 1.938, the baseline at 1.950."
+    assert headline_note(results) == (
+        "The difference is −0.012, its 95% interval over 3 seeds −0.063 to +0.039. If it is real, about 15 seeds would "
+        "tell it."
+    )
+    exclusive["difference"] = Estimate.of(0.005, -0.005, 0.0001).to_dict()
+    assert headline_note(results).endswith("takes over a hundred seeds to tell, or more steps to grow.")
+
+
+def test_short_trainings_are_called_so(make_results: Make) -> None:
+    results = pair(make_results, seeds=SEEDS)
+    for run in results["runs"]:
+        run["validation_curve"] = run["validation_curve"][-3:]
+    assert headline(results) == "Too short to conclude from: the loss was evaluated 3 times, and it takes 5."
+    assert headline_note(results).startswith("Final loss 1.66 against 1.96")
+    for run in results["runs"]:
+        run["validation_curve"] = [{"loss": 5 - 0.1 * step, "tokens": step, "seconds": step} for step in range(9)]
+    assert headline(results) == "Too short to conclude from: the loss still falls about as fast as at the start."
 
 
 def test_without_a_baseline_nothing_is_called_better(make_results: Make) -> None:
     results = make_results(variants=("exclusive", "selective"))
     assert headline(results) == "No baseline to compare with; the lowest final loss is that of exclusive: 1.67."
-    assert headline_note(results) == "One seed: no spread."
+    assert headline_note(results) == "One seed: no interval."
     results = make_results(variants=("selective",))
     assert headline(results) == "No baseline to compare with: selective ended at a validation loss of 1.84."
-    assert headline_note(results) == "One seed: no spread."
+    assert headline_note(results) == "One seed: no interval."
 
 
 def test_the_baseline_alone_and_nothing_at_all(make_results: Make) -> None:
     results = make_results(variants=("baseline",))
     assert headline(results) == "Only the baseline has a final loss: 1.97."
-    assert headline_note(results) == "One seed: no spread."
+    assert headline_note(results) == "One seed: no interval."
     assert headline({}) == "The results hold no final loss, so nothing can be compared."
 
 
 def test_a_sweep_compares_each_variant_at_its_best_rate(make_results: Make) -> None:
-    results = pair(make_results, rates=(1e-3, 3e-3))
-    assert "Final loss 1.67 against 1.97 (−0.30; one seed: no spread)" in headline_note(results)
-    for row in results["variants"]:
-        if row["variant"] == "baseline":
-            row["best"] = row["learning_rate"] == 1e-3
-    assert headline_note(results) == (
-        "Final loss 1.67 at learning rate 3e-3 against 2.09 at 1e-3, each at its best; one seed: no spread. "
-        "Tokens and time are to the final loss of the baseline at the same learning rate."
+    results = pair(make_results, rates=(1e-3, 3e-3), seeds=SEEDS)
+    assert headline_note(results).startswith("Final loss 1.66 against 1.96 (−0.31 ± ")
+    for run in results["runs"]:
+        if (run["variant"], run["learning_rate"]) == ("baseline", 3e-3):
+            run["loss"] += 1
+    results["variants"] = summarise(results["runs"], TOKENS_PER_STEP)
+    assert "Final loss 1.66 at learning rate 3e-3 against 2.08 at 1e-3, each at its best (−0.42 ± " in headline_note(
+        results
     )
 
 
 def test_a_diverged_variant_is_left_out(make_results: Make) -> None:
-    results = make_results(variants=("baseline", "exclusive", "selective"))
+    results = make_results(variants=("baseline", "exclusive", "selective"), seeds=SEEDS)
     results["variants"][1]["loss"]["mean"] = float("nan")
     assert "selective reached" in headline(results)
 
@@ -120,10 +153,10 @@ def test_a_diverged_variant_is_left_out(make_results: Make) -> None:
 )
 def test_a_headline_is_one_sentence_of_at_most_twenty_words(make_results: Make, options: dict[str, Any]) -> None:
     results = make_results(**options)
-    for seconds_ratio in (0.5, 1.0, 1.5):
+    for time_ratio in (0.5, 1.0, 1.5):
         for row in results["variants"]:
             if row["reach"]:
-                row["reach"]["seconds_ratio"] = seconds_ratio
+                row["reach"]["time_ratio"] = estimate(time_ratio, 0.1)
         sentence = headline(results)
         assert len(sentence.split()) <= 20
         assert sentence.endswith(".")

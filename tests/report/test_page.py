@@ -86,12 +86,12 @@ def test_the_page_is_the_same_every_time(make_results: Make) -> None:
 
 def test_one_seed_is_said_plainly(make_results: Make) -> None:
     one = Reader(render_report(make_results())).text
-    assert "One seed: no spread" in one
+    assert "One seed: no interval, and no claim" in one
     assert headline(make_results()) in one
     assert headline_note(make_results()) in one
     three = Reader(render_report(make_results(seeds=(0, 1, 2)))).text
-    assert "no spread" not in three
-    assert "± is the sample standard deviation over 3 seeds" in three
+    assert "no interval" not in three
+    assert "95% intervals over 3 seeds (Student's t)" in three
 
 
 def test_a_sweep_has_its_own_figure(make_results: Make) -> None:

@@ -5,29 +5,35 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from exsel.report import HEADINGS, spread_sentence, summary_rows
+from exsel.report import HEADINGS, interval_sentence, summary_rows
 
 Make = Callable[..., dict[str, Any]]
 
 
-def test_one_seed_has_a_difference_without_spread(make_results: Make) -> None:
+def test_one_seed_has_a_difference_without_an_interval(make_results: Make) -> None:
     results = make_results()
     rows = summary_rows(results)
     assert [row["variant"] for row in rows] == ["baseline", "exclusive", "selective", "exclusive+selective"]
     assert rows[0]["difference"] == "–"
     assert rows[1]["difference"] == "−0.3015 (one seed)"
-    assert rows[1]["reach_tokens"] == "287k (0.35×)"
+    assert rows[1]["reach_tokens"] == "280k (0.34×)"
     assert rows[1]["new_parameters"] == "0"
     assert rows[2]["new_parameters"] == "4,608 (0.25%)"
-    assert rows[0]["ms_per_step"] == "252 (IQR 4.10)"
-    assert spread_sentence(results) == "one seed: no spread"
+    assert rows[1]["step_cost"] == "257 ms (1.02×, 1.01 to 1.04)"
+    assert interval_sentence(results) == (
+        "one seed: no interval, and no claim; a step's cost is measured apart from the trainings, its interval is over "
+        "5 rounds"
+    )
 
 
-def test_three_seeds_show_their_spread(make_results: Make) -> None:
+def test_three_seeds_show_their_intervals(make_results: Make) -> None:
     results = make_results(seeds=(0, 1, 2))
-    spread = results["variants"][1]["difference"]["spread"]
-    assert summary_rows(results)[1]["difference"].endswith(f" ± {spread:.4f}")
-    assert spread_sentence(results) == "± is the sample standard deviation over 3 seeds"
+    row = summary_rows(results)[1]
+    found = results["variants"][1]["difference"]
+    assert row["difference"].endswith(f" ± {found['high'] - found['mean']:.4f}")
+    ratio = results["variants"][1]["reach"]["time_ratio"]
+    assert row["reach_time"].endswith(f"({ratio['mean']:.2f}×, {ratio['low']:.2f} to {ratio['high']:.2f})")
+    assert interval_sentence(results).startswith("± and ranges are 95% intervals over 3 seeds (Student's t); ")
 
 
 def test_every_cell_has_a_heading_and_the_rate_shows_only_in_a_sweep(make_results: Make) -> None:
@@ -39,9 +45,9 @@ def test_every_cell_has_a_heading_and_the_rate_shows_only_in_a_sweep(make_result
 
 def test_never_reached_differs_from_nothing_to_reach(make_results: Make) -> None:
     worse = summary_rows(make_results(variants=("baseline", "selective"), final={"selective": 2.5}))
-    assert [row["reach_seconds"] for row in worse] == ["–", "not reached"]
+    assert [row["reach_time"] for row in worse] == ["–", "not reached"]
     alone = summary_rows(make_results(variants=("exclusive", "selective")))
-    assert [row["reach_seconds"] for row in alone] == ["–", "–"]
+    assert [row["reach_time"] for row in alone] == ["–", "–"]
 
 
 def test_missing_keys_are_dashes() -> None:
@@ -49,7 +55,7 @@ def test_missing_keys_are_dashes() -> None:
     assert row.pop("variant") == "exclusive"
     assert set(row.values()) == {"–"}
     assert summary_rows({}) == []
-    assert spread_sentence({}) == ""
+    assert interval_sentence({}) == ""
 
 
 def test_the_words_need_no_plotting_library() -> None:

@@ -91,7 +91,7 @@ def test_results_are_json_and_say_it_all(compared: tuple[dict[str, Any], Path]) 
         raise AssertionError(f"{name} is no JSON")
 
     assert json.loads((folder / "results.json").read_text(), parse_constant=no_constant) == results
-    assert results["schema"] == 1
+    assert results["schema"] == 2
     assert results["command"] == "exsel compare"
     assert results["config"]["seeds"] == [0, 1]
     assert results["config"]["variants"] == ["baseline", "selective"]
@@ -130,7 +130,7 @@ def test_rows_are_the_runs_in_sum(compared: tuple[dict[str, Any], Path]) -> None
     assert selective["difference"]["values"] == pytest.approx(
         [losses["selective", seed] - losses["baseline", seed] for seed in (0, 1)]
     )
-    assert selective["difference"]["spread"] is not None
+    assert selective["difference"]["low"] < selective["difference"]["high"]
     assert baseline["difference"] is None
     assert selective["new_parameters"] > 0
     assert baseline["new_parameters"] == 0

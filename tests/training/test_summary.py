@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 
-from exsel.training.summary import reach, summarise
+from exsel.estimate import Estimate
+from exsel.training.summary import StepCost, reach, summarise
 
 
 def run(variant: str, losses: list[float], *, seed: int = 0, rate: float = 1e-3, **changes: Any) -> dict[str, Any]:
@@ -55,24 +57,38 @@ def test_reach_of_a_flat_curve() -> None:
     assert reach([], 2.0) is None
 
 
+COST = {
+    "baseline": StepCost(milliseconds=100.0, ratio=Estimate.of_ratios(1.0, 1.0), rounds=2),
+    "exclusive": StepCost(milliseconds=150.0, ratio=Estimate.of_ratios(1.4, 1.6), rounds=2),
+}
+
+
+def interval(content: dict[str, Any]) -> tuple[float, float]:
+    return content["low"], content["high"]
+
+
 def test_one_seed() -> None:
     baseline, exclusive = summarise(
         [
             run("baseline", [3.0, 2.0, 1.0]),
-            run("exclusive", [2.0, 1.0, 0.5], parameters=1010, new_parameters=10, ms_per_step=2000.0),
+            run("exclusive", [2.0, 1.0, 0.5], parameters=1010, new_parameters=10),
         ],
-        tokens_per_step=10,
+        10,
+        COST,
     )
     assert (baseline["variant"], exclusive["variant"]) == ("baseline", "exclusive")
     assert baseline["difference"] is None
     assert baseline["reach"] is None
-    assert exclusive["difference"] == {"mean": -0.5, "spread": None, "values": [-0.5]}
-    assert exclusive["reach"] == pytest.approx(
-        {"loss": 1.0, "tokens": 200.0, "seconds": 20.0, "tokens_ratio": 2 / 3, "seconds_ratio": 2 / 3}
-    )
+    assert exclusive["difference"] == {"mean": -0.5, "low": None, "high": None, "values": [-0.5]}
+    reached = exclusive["reach"]
+    assert (reached["loss"], reached["tokens"], reached["wall_clock_seconds"]) == (1.0, 200.0, 20.0)
+    assert reached["tokens_ratio"]["mean"] == pytest.approx(2 / 3)
+    # 20 steps at 150 ms, whatever the trainings took; without a second seed without an interval.
+    assert reached["seconds"] == pytest.approx(3.0)
+    assert reached["time_ratio"]["mean"] == pytest.approx(2 / 3 * math.sqrt(1.4 * 1.6))
+    assert interval(reached["time_ratio"]) == (None, None)
     assert exclusive["new_parameters_percent"] == pytest.approx(1.0)
-    assert (baseline["tokens_per_second"], exclusive["tokens_per_second"]) == (10.0, 5.0)
-    assert exclusive["ms_per_step"] == {"median": 2000.0, "spread": 5.0}
+    assert exclusive["step_cost"] == COST["exclusive"].to_dict()
 
 
 def test_seeds_are_compared_pair_by_pair() -> None:
@@ -82,18 +98,31 @@ def test_seeds_are_compared_pair_by_pair() -> None:
             run("baseline", [3.0, 2.0], seed=1),
             # In another order: paired by seed, not by place.
             run("exclusive", [2.0, 1.5], seed=1),
-            run("exclusive", [1.0, 0.8], seed=0),
+            run("exclusive", [2.0, 0.8], seed=0),
         ],
-        tokens_per_step=10,
+        10,
+        COST,
     )
-    assert baseline["loss"]["mean"] == 1.5
-    assert baseline["loss"]["spread"] == pytest.approx(0.5**0.5)
-    assert exclusive["difference"]["mean"] == pytest.approx(-0.35)
-    assert exclusive["difference"]["spread"] == pytest.approx(0.3 / 2**0.5)
-    # Seed 0 reaches 1.0 at its first point, seed 1 reaches 2.0 at its first point.
-    assert exclusive["reach"]["tokens"] == 100.0
-    assert exclusive["reach"]["seconds_ratio"] == 0.5
-    assert exclusive["reach"]["loss"] == 1.5
+    assert baseline["loss"] == Estimate.of(1.0, 2.0).to_dict()
+    assert exclusive["difference"] == Estimate.of(1.5 - 2.0, 0.8 - 1.0).to_dict()
+    # Seed 0 reaches 1.0 after 2 / 2.4 of the second hundred, seed 1 reaches 2.0 at its first point.
+    reached = exclusive["reach"]
+    tokens = Estimate.of_ratios((100 + 100 / 1.2) / 200, 100 / 200)
+    assert reached["tokens"] == pytest.approx((100 + 100 / 1.2 + 100) / 2)
+    assert reached["tokens_ratio"]["mean"] == pytest.approx(tokens.mean)
+    assert interval(reached["tokens_ratio"]) == pytest.approx((tokens.low, tokens.high))
+    assert reached["loss"] == 1.5
+    # The time's interval is wider than the tokens' by the doubt about a step's cost, on both sides by as much.
+    time = reached["time_ratio"]
+    assert time["high"] / time["mean"] == pytest.approx(time["mean"] / time["low"])
+    assert time["high"] / time["mean"] > tokens.high / tokens.mean  # type: ignore[operator]
+
+
+def test_without_the_cost_of_a_step_there_is_no_time() -> None:
+    _, exclusive = summarise([run("baseline", [3.0, 1.0]), run("exclusive", [2.0, 0.5])], 10)
+    assert exclusive["step_cost"] is None
+    assert exclusive["reach"]["time_ratio"] is None
+    assert exclusive["reach"]["wall_clock_ratio"]["mean"] > 0
 
 
 def test_not_reached_by_one_seed_is_not_reached() -> None:
@@ -104,14 +133,14 @@ def test_not_reached_by_one_seed_is_not_reached() -> None:
             run("exclusive", [2.0, 0.5], seed=0),
             run("exclusive", [2.0, 1.5], seed=1),
         ],
-        tokens_per_step=10,
+        10,
     )
     assert exclusive["reach"] is None
     assert exclusive["difference"]["mean"] == 0.0
 
 
 def test_without_a_baseline_there_is_no_difference() -> None:
-    (row,) = summarise([run("selective", [2.0, 1.0])], tokens_per_step=10)
+    (row,) = summarise([run("selective", [2.0, 1.0])], 10)
     assert row["difference"] is None
     assert row["reach"] is None
     assert row["loss"]["mean"] == 1.0
@@ -124,13 +153,13 @@ def test_a_seed_without_a_baseline_is_left_out_of_the_difference() -> None:
             run("exclusive", [2.0, 0.5], seed=0),
             run("exclusive", [9.0, 9.0], seed=1),
         ],
-        tokens_per_step=10,
+        10,
     )
     assert exclusive["difference"]["values"] == [-0.5]
     assert len(exclusive["loss"]["values"]) == 2
 
 
-def test_a_sweep_compares_within_a_learning_rate_and_marks_the_best() -> None:
+def test_a_sweep_compares_with_the_baseline_at_its_best_rate() -> None:
     rows = summarise(
         [
             run("baseline", [3.0, 1.0], rate=1e-3),
@@ -138,7 +167,7 @@ def test_a_sweep_compares_within_a_learning_rate_and_marks_the_best() -> None:
             run("exclusive", [2.0, 1.5], rate=1e-3),
             run("exclusive", [2.0, 0.5], rate=3e-3),
         ],
-        tokens_per_step=10,
+        10,
     )
     assert [(row["variant"], row["learning_rate"], row["best"]) for row in rows] == [
         ("baseline", 1e-3, True),
@@ -146,4 +175,4 @@ def test_a_sweep_compares_within_a_learning_rate_and_marks_the_best() -> None:
         ("exclusive", 1e-3, False),
         ("exclusive", 3e-3, True),
     ]
-    assert [row["difference"] and row["difference"]["mean"] for row in rows] == [None, None, 0.5, -1.5]
+    assert [row["difference"] and row["difference"]["mean"] for row in rows] == [None, None, 0.5, -0.5]

@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
     started = time.monotonic()
     require_all("train")
     from exsel.cli.display import print_table
-    from exsel.report import HEADINGS, headline, headline_note, spread_sentence, summary_rows
+    from exsel.report import HEADINGS, headline, headline_note, interval_sentence, summary_rows
     from exsel.training.compare import compare_runs, plan_runs
     from exsel.training.output_folder import REPORT, RESULTS
     from exsel.training.sizing import CHOSEN, chosen_before, fit_minutes
@@ -90,7 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
         results = compare_runs(runs, data, folder, command=command, progress=progress, resume=arguments.resume)
         print()
         print_table(summary_rows(results), HEADINGS)
-        print(f"\n{spread_sentence(results)}\n{headline(results)}\n{headline_note(results)}".rstrip())
+        print(f"\n{interval_sentence(results)}\n{headline(results)}\n{headline_note(results)}".rstrip())
         print(f"\nreport: {folder / REPORT}\nnumbers: {folder / RESULTS}", flush=True)
 
     return run_session(arguments, list(runs.values()), work, prepare=prepare)

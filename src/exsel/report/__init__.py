@@ -16,10 +16,18 @@ from typing import Any
 
 from exsel.errors import require
 from exsel.files import write_text
-from exsel.report.comparison import HEADINGS, spread_sentence, summary_rows
+from exsel.report.comparison import HEADINGS, interval_sentence, summary_rows
 from exsel.report.headline import headline, headline_note
 
-__all__ = ["HEADINGS", "headline", "headline_note", "render_report", "spread_sentence", "summary_rows", "write_report"]
+__all__ = [
+    "HEADINGS",
+    "headline",
+    "headline_note",
+    "interval_sentence",
+    "render_report",
+    "summary_rows",
+    "write_report",
+]
 
 
 def __dir__() -> list[str]:

@@ -24,8 +24,11 @@ curve, which leaves a gap, and ``None`` in a heat map, which shows a stroke.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Self
+
+from exsel.estimate import Estimate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +54,21 @@ class Curve:
     def __post_init__(self) -> None:
         if len({len(values) for values in (self.x, self.y, self.low, self.high) if values is not None}) > 1:
             raise ValueError(f"the curve {self.label!r} has not as many values as places")
+
+    @classmethod
+    def of(cls, label: str, places: Sequence[float], estimates: Sequence[Estimate], **style: Any) -> Self:
+        """Estimates as a curve with its band, or as points with their intervals; without where one has none."""
+        lows = tuple(each.low for each in estimates if each.low is not None)
+        highs = tuple(each.high for each in estimates if each.high is not None)
+        has_band = len(lows) == len(estimates)
+        return cls(
+            label=label,
+            x=tuple(places),
+            y=tuple(each.mean for each in estimates),
+            low=lows if has_band else None,
+            high=highs if has_band else None,
+            **style,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from exsel.estimate import Estimate
 from exsel.report import formatting
 from exsel.report.formatting import MISSING, number
 from exsel.variants import BASELINE
@@ -19,16 +20,16 @@ HEADINGS = {
     "loss": "Validation loss",
     "bits_per_byte": "Bits per byte",
     "difference": "Difference",
-    "ms_per_step": "ms/step",
-    "tokens_per_second": "Tokens/s",
-    "peak_memory": "Peak memory",
     "reach_tokens": "Tokens to baseline's loss",
-    "reach_seconds": "Time to baseline's loss",
+    "reach_time": "Time to baseline's loss",
+    "step_cost": "Cost of a step",
+    "wall_clock": "Training, wall clock",
+    "peak_memory": "Peak memory",
 }
 
 
 class Cell(NamedTuple):
-    """One cell of the table: its value and what qualifies it (a spread, a share, a ratio)."""
+    """One cell of the table: its value and what qualifies it (an interval, a share, a ratio)."""
 
     value: str
     note: str = ""
@@ -84,41 +85,63 @@ def best_runs(results: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
     return groups
 
 
-def reached(row: Mapping[str, Any], key: str) -> float | None:
-    """Return what is said of where a variant reached the baseline's final loss; ``None`` where it did not."""
-    return number(section(row, "reach").get(key))
-
-
 def seed_count(results: Mapping[str, Any]) -> int:
     """Return how many seeds each variant was trained with (0: the results do not say)."""
-    return max((len(values(row, "loss")) for row in entries(results, "variants")), default=0)
+    found = (estimate(row, "loss") for row in entries(results, "variants"))
+    return max((len(loss.values) for loss in found if loss is not None), default=0)
+
+
+def estimate(row: Mapping[str, Any], key: str) -> Estimate | None:
+    """Return the number over seeds under ``key``; ``None`` where it is missing or not finite."""
+    content = section(row, key)
+    mean, low, high = (number(content.get(name)) for name in ("mean", "low", "high"))
+    if mean is None:
+        return None
+    listed = content.get("values")
+    values = [number(value) for value in listed] if isinstance(listed, list) else []
+    is_interval = low is not None and high is not None
+    return Estimate(
+        values=tuple(value for value in values if value is not None),
+        mean=mean,
+        low=low if is_interval else None,
+        high=high if is_interval else None,
+    )
 
 
 def mean(row: Mapping[str, Any], key: str) -> float | None:
     """Return the mean over the seeds of ``row[key]``."""
-    return number(section(row, key).get("mean"))
+    found = estimate(row, key)
+    return None if found is None else found.mean
 
 
-def spread(row: Mapping[str, Any], key: str) -> float | None:
-    """Return the sample standard deviation over the seeds of ``row[key]``; ``None`` with one seed."""
-    return number(section(row, key).get("spread"))
+def reached(row: Mapping[str, Any], key: str) -> float | None:
+    """Return a number of where a variant reached the baseline's final loss; ``None`` where it did not."""
+    return number(section(row, "reach").get(key))
 
 
-def values(row: Mapping[str, Any], key: str) -> list[float]:
-    """Return the value of each seed of ``row[key]``."""
-    listed = section(row, key).get("values")
-    found = [number(item) for item in listed] if isinstance(listed, Sequence) else []
-    return [item for item in found if item is not None]
+def plus_minus(found: Estimate | None, digits: int = 4) -> str:
+    """Return half the interval as ``± 0.0123``; empty without one."""
+    return "" if found is None or found.high is None else f"± {formatting.fixed(found.high - found.mean, digits)}"
 
 
-def spread_sentence(results: Mapping[str, Any]) -> str:
-    """Say what ``±`` means in the table, or plainly that one seed has no spread."""
+def ratio_range(found: Estimate) -> str:
+    """Return the interval of a ratio as ``0.31 to 0.40``; empty without one."""
+    return "" if found.low is None else f"{formatting.fixed(found.low, 2)} to {formatting.fixed(found.high, 2)}"
+
+
+def interval_sentence(results: Mapping[str, Any]) -> str:
+    """Say what ``±`` and the ranges mean in the table, or plainly that one seed has none."""
     seeds = seed_count(results)
-    if seeds == 0:
-        return ""
+    parts = []
     if seeds == 1:
-        return "one seed: no spread"
-    return f"± is the sample standard deviation over {seeds} seeds"
+        parts.append("one seed: no interval, and no claim")
+    if seeds > 1:
+        parts.append(f"± and ranges are 95% intervals over {seeds} seeds (Student's t)")
+    costs = (section(row, "step_cost") for row in entries(results, "variants"))
+    rounds = max((int(number(cost.get("rounds")) or 0) for cost in costs), default=0)
+    if rounds > 1:
+        parts.append(f"a step's cost is measured apart from the trainings, its interval is over {rounds} rounds")
+    return "; ".join(parts)
 
 
 def summary_cells(results: Mapping[str, Any]) -> list[dict[str, Cell]]:
@@ -138,44 +161,50 @@ def summary_rows(results: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def _cells(row: Mapping[str, Any], *, sweep: bool, compared: bool) -> dict[str, Cell]:
-    step = section(row, "ms_per_step")
-    quartiles = step.get("spread")
     is_missed = compared and variant_name(row) != BASELINE and row.get("reach", MISSING) is None
     unreached = "not reached" if is_missed else MISSING
     rate = Cell(formatting.learning_rate(row.get("learning_rate")), "best" if row.get("best") else "")
     new = row.get("new_parameters")
+    cost = section(row, "step_cost")
+    seconds = number(section(row, "train_seconds").get("mean"))
     return {
         "variant": Cell(variant_name(row)),
         **({"learning_rate": rate} if sweep else {}),
         "new_parameters": Cell(
             formatting.count(new), formatting.percent(row.get("new_parameters_percent")) if number(new) else ""
         ),
-        "loss": _spread_cell(row, "loss"),
-        "bits_per_byte": _spread_cell(row, "bits_per_byte"),
-        "difference": _spread_cell(row, "difference"),
-        "ms_per_step": Cell(
-            formatting.milliseconds(step.get("median")),
-            "" if number(quartiles) is None else f"IQR {formatting.milliseconds(quartiles)}",
-        ),
-        "tokens_per_second": Cell(formatting.count(row.get("tokens_per_second"))),
+        "loss": _loss_cell(row, "loss"),
+        "bits_per_byte": _loss_cell(row, "bits_per_byte"),
+        "difference": _loss_cell(row, "difference"),
+        "reach_tokens": _reach_cell(formatting.compact, row, "tokens", "tokens_ratio", unreached),
+        "reach_time": _reach_cell(formatting.duration, row, "seconds", "time_ratio", unreached),
+        "step_cost": Cell(_milliseconds(cost.get("milliseconds")), _ratio_note(estimate(cost, "ratio"))),
+        "wall_clock": Cell(formatting.duration(seconds)),
         "peak_memory": Cell(formatting.memory(row.get("peak_memory_bytes"))),
-        "reach_tokens": _reach_cell(formatting.compact, row, "tokens", unreached),
-        "reach_seconds": _reach_cell(formatting.duration, row, "seconds", unreached),
     }
 
 
-def _spread_cell(row: Mapping[str, Any], key: str) -> Cell:
+def _loss_cell(row: Mapping[str, Any], key: str) -> Cell:
     show = formatting.signed if key == "difference" else formatting.fixed
-    value, deviation = mean(row, key), spread(row, key)
-    if value is not None and deviation is not None:
-        return Cell(show(value), f"± {formatting.fixed(deviation)}")
-    return Cell(
-        show(value), "one seed" if value is not None and key == "difference" and len(values(row, key)) == 1 else ""
-    )
+    found = estimate(row, key)
+    if found is None:
+        return Cell(MISSING)
+    is_single = key == "difference" and len(found.values) == 1
+    return Cell(show(found.mean), "one seed" if is_single else plus_minus(found))
 
 
-def _reach_cell(show: Callable[[object], str], row: Mapping[str, Any], key: str, unreached: str) -> Cell:
-    place, share = reached(row, key), reached(row, f"{key}_ratio")
-    if place is None:
+def _reach_cell(show: Callable[[object], str], row: Mapping[str, Any], key: str, ratio: str, unreached: str) -> Cell:
+    if not section(row, "reach"):
         return Cell(unreached)
-    return Cell(show(place), "" if share is None else formatting.ratio(share))
+    return Cell(show(reached(row, key)), _ratio_note(estimate(section(row, "reach"), ratio)))
+
+
+def _ratio_note(found: Estimate | None) -> str:
+    """A ratio and its interval."""
+    if found is None:
+        return ""
+    return ", ".join(part for part in (formatting.ratio(found.mean), ratio_range(found)) if part)
+
+
+def _milliseconds(value: object) -> str:
+    return MISSING if number(value) is None else f"{formatting.milliseconds(value)} ms"

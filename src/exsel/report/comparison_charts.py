@@ -12,10 +12,11 @@ from exsel.report.comparison import (
     best_rows,
     best_runs,
     entries,
+    estimate,
     is_sweep,
     mean,
     reached,
-    spread,
+    section,
     variant_name,
 )
 from exsel.report.formatting import number
@@ -24,6 +25,10 @@ from exsel.variants import BASELINE
 
 Results = Mapping[str, Any]
 Points = list[tuple[float, float]]
+
+# What a row says of where the baseline's final loss was reached, by the x axis of its figure.
+_PLACES = {"tokens": "tokens", "seconds": "wall_clock_seconds"}
+_RATIOS = {"tokens": "tokens_ratio", "seconds": "wall_clock_ratio"}
 
 
 def comparison_looks(results: Results) -> dict[str, Look]:
@@ -75,18 +80,14 @@ def sweep_chart(results: Results) -> Chart | None:
     curves = []
     for name in comparison_looks(results):
         rows = [row for row in entries(results, "variants") if variant_name(row) == name]
-        line = sorted(
-            (rate, loss, spread(row, "loss") or 0.0)
+        points = sorted(
+            (rate, loss)
             for row in rows
-            if (rate := number(row.get("learning_rate"))) is not None and (loss := mean(row, "loss")) is not None
+            if (rate := number(row.get("learning_rate"))) is not None and (loss := estimate(row, "loss")) is not None
         )
-        if line:
-            rates, losses, spreads = zip(*line, strict=True)
-            low, high = (tuple(loss + side * gap for _, loss, gap in line) for side in (-1, 1))
-            banded = any(spreads)
-            curves.append(
-                Curve(label=name, x=rates, y=losses, low=low if banded else None, high=high if banded else None)
-            )
+        if points:
+            rates, losses = zip(*points, strict=True)
+            curves.append(Curve.of(name, rates, losses))
     best = (f"{variant_name(row)} {formatting.learning_rate(row.get('learning_rate'))}" for row in best_rows(results))
     return Chart(
         name="sweep",
@@ -127,11 +128,9 @@ def _loss_chart(
 def _reach_references(results: Results, key: str, scale: float) -> list[Reference]:
     """The baseline's final loss and, for each variant, a line down from where it got there."""
     rows = best_rows(results)
-    if len({number(row.get("learning_rate")) for row in rows}) > 1:
-        return []  # each variant is compared with the baseline at its own rate: there is no one line to draw
     found = []
     for row in rows:
-        final, loss, place = mean(row, "loss"), reached(row, "loss"), reached(row, key)
+        final, loss, place = mean(row, "loss"), reached(row, "loss"), reached(row, _PLACES[key])
         if variant_name(row) == BASELINE and final is not None:
             found.append(Reference(y=final, text="baseline's final loss"))
         if place is not None and loss is not None:
@@ -185,9 +184,9 @@ def _layers(runs: Sequence[Mapping[str, Any]], key: str) -> Points:
 def _loss_gist(results: Results, key: str) -> str:
     show: Callable[[object], str] = formatting.compact if key == "tokens" else formatting.duration
     parts = [
-        f"{variant_name(row)} after {show(place)} ({formatting.ratio(reached(row, f'{key}_ratio'))})"
+        f"{variant_name(row)} after {show(place)} ({formatting.ratio(mean(section(row, 'reach'), _RATIOS[key]))})"
         for row in best_rows(results)
-        if (place := reached(row, key)) is not None
+        if (place := reached(row, _PLACES[key])) is not None
     ]
     what = "Tokens" if key == "tokens" else "Time"
     return f"{what} to the baseline's final loss: {', '.join(parts)}." if parts else "Lower is better."

@@ -17,6 +17,7 @@ class GainTile(NamedTuple):
 
     value: str
     label: str
+    interval: str
     variant: str
 
 
@@ -50,17 +51,16 @@ def _context(results: Mapping[str, Any]) -> dict[str, Any]:
     keys = list(rows[0]) if rows else []
     losses = [comparison.mean(row, "loss") for row in comparison.entries(results, "variants")]
     lowest = min((loss for loss in losses if loss is not None), default=None)
-    seeds = comparison.seed_count(results)
     return {
         "headline": outcome.sentence,
         "headline_note": outcome.note,
-        "tiles": _tiles(outcome.per_token, outcome.per_second, seeds),
+        "tiles": _tiles(outcome.row),
         "subject": _subject(results),
         "looks": looks,
         "headings": [(key, comparison.HEADINGS[key]) for key in keys],
         "rows": rows,
         "lowest": [loss is not None and loss == lowest for loss in losses],
-        "spread": comparison.spread_sentence(results),
+        "intervals": comparison.interval_sentence(results),
         "sweep_note": comparison.is_sweep(results),
         "loss_pictures": [page_picture(chart, looks) for chart in comparison_charts.loss_charts(results)],
         "similarity": similarity and page_picture(similarity, looks),
@@ -75,25 +75,25 @@ def _context(results: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _tiles(per_token: Row | None, per_second: Row | None, seeds: int) -> list[GainTile]:
-    if per_token is None or per_second is None:
+def _tiles(row: Row | None) -> list[GainTile]:
+    """The numbers of the variant that the headline speaks of, with their intervals."""
+    if row is None:
         return []
+    name, reach = comparison.variant_name(row), comparison.section(row, "reach")
+    cost = comparison.section(row, "step_cost")
     tiles = []
-    for row, key, what in ((per_token, "tokens", "tokens"), (per_second, "seconds", "time")):
-        share = comparison.reached(row, f"{key}_ratio")
-        if share is not None:
-            label = f"of the baseline's {what} to get to the same loss"
-            tiles.append(GainTile(formatting.ratio(share), label, comparison.variant_name(row)))
-    difference = comparison.mean(per_token, "difference")
+    difference = comparison.estimate(row, "difference")
     if difference is not None:
-        deviation = comparison.spread(per_token, "difference")
         label = "in final validation loss"
-        if deviation is not None:
-            label += f", ±\u00a0{formatting.fixed(deviation, 3)} over {seeds} seeds"
-        elif seeds == 1:
-            label += "; one seed: no spread"
-        tiles.append(GainTile(formatting.signed(difference, 3), label, comparison.variant_name(per_token)))
-    return tiles
+        tiles.append(GainTile(formatting.signed(difference.mean, 3), label, comparison.plus_minus(difference, 3), name))
+    for found, label in (
+        (comparison.estimate(reach, "tokens_ratio"), "of the baseline's tokens to get to its final loss"),
+        (comparison.estimate(reach, "time_ratio"), "of the baseline's time to get to its final loss"),
+        (comparison.estimate(cost, "ratio"), "of the baseline's time for a step"),
+    ):
+        if found is not None:
+            tiles.append(GainTile(formatting.ratio(found.mean), label, comparison.ratio_range(found), name))
+    return [tile if tile.interval else tile._replace(interval="one seed: no interval") for tile in tiles]
 
 
 def _subject(results: Mapping[str, Any]) -> list[str]:
@@ -116,7 +116,6 @@ def _subject(results: Mapping[str, Any]) -> list[str]:
 
 
 def _run(run: Mapping[str, Any]) -> list[str]:
-    step = run.get("ms_per_step")
     return [
         comparison.variant_name(run),
         formatting.plain(run.get("seed")),
@@ -127,7 +126,7 @@ def _run(run: Mapping[str, Any]) -> list[str]:
         formatting.compact(run.get("tokens")),
         formatting.duration(run.get("train_seconds")),
         formatting.duration(run.get("compile_seconds")),
-        formatting.milliseconds(step.get("median") if isinstance(step, Mapping) else step),
+        formatting.milliseconds(run.get("ms_per_step")),
         formatting.memory(run.get("peak_memory_bytes")),
         formatting.plain(run.get("directory")),
     ]

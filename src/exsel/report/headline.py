@@ -1,46 +1,43 @@
-"""The outcome of a comparison in one honest sentence: better per token, better per second, or neither.
+"""The outcome of a comparison in one honest sentence, which claims only what the intervals tell.
 
-The sentence has at most twenty words. What qualifies it (losses, spreads, rates) is a note that stands below it.
+The sentence has at most twenty words. What qualifies it (losses, intervals, what would tell more) is a note below it.
 """
 
 from __future__ import annotations
 
 import math
-import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from exsel.report.comparison import best_rows, mean, reached, section, spread, values, variant_name
+from exsel.estimate import Estimate
+from exsel.report.comparison import (
+    best_rows,
+    best_runs,
+    entries,
+    estimate,
+    mean,
+    plus_minus,
+    ratio_range,
+    section,
+    variant_name,
+)
 from exsel.report.formatting import fixed, learning_rate, number, ratio, signed
 from exsel.variants import BASELINE
 
 Row = Mapping[str, Any]
 
+# With fewer points of the validation curve it is not seen whether the loss still falls steeply.
+_FEWEST_EVALUATIONS = 5
+# The loss falls as steeply as at the start where its last third falls by more than this share of its first third.
+_STEEP = 0.5
+
 
 class Verdict(NamedTuple):
-    """The sentence, the note below it, and the rows that it speaks of (``None``: nothing could be compared)."""
+    """The sentence, the note below it, and the row that it speaks of (``None``: nothing could be compared)."""
 
     sentence: str
     note: str = ""
-    per_token: Row | None = None
-    per_second: Row | None = None
-
-
-class _Gap(NamedTuple):
-    """How far a variant's final loss lies from the baseline's; below zero is better."""
-
-    mean: float
-    spread: float | None
-
-    @property
-    def is_unclear(self) -> bool:
-        """Whether the spread over the seeds is at least as large as the difference."""
-        return self.spread is not None and abs(self.mean) <= self.spread
-
-    @property
-    def digits(self) -> int:
-        """Enough decimals to show two digits of the difference, between two and four."""
-        return 4 if self.mean == 0 else min(4, max(2, 1 - math.floor(math.log10(abs(self.mean)))))
+    row: Row | None = None
 
 
 def headline(results: Mapping[str, Any]) -> str:
@@ -54,11 +51,10 @@ def headline_note(results: Mapping[str, Any]) -> str:
 
 
 def verdict(results: Mapping[str, Any]) -> Verdict:
-    """Judge each variant, at its best learning rate, against the baseline at its own best.
+    """Judge each variant against the baseline, each at its best learning rate.
 
-    A variant is better per token when its final loss is lower than the baseline's after the same tokens, by more than
-    the spread of the difference where there is one. It is better per second when it reached the baseline's final loss
-    in less time.
+    A variant is better per token where the 95% interval of its difference in final loss lies below 0, and better per
+    second where that of the time to the baseline's final loss, over the baseline's own, lies below 1.
     """
     if parts := section(results, "parts"):
         said = " ".join(f"{label}: {verdict(part).sentence}" for label, part in parts.items())
@@ -74,93 +70,127 @@ def verdict(results: Mapping[str, Any]) -> Verdict:
             sentence = f"No baseline to compare with: {name} ended at a validation loss of {loss}."
         else:
             sentence = f"No baseline to compare with; the lowest final loss is that of {name}: {loss}."
-        return Verdict(sentence, _spread_note(others[0]))
+        return Verdict(sentence, _loss_note(others[0]))
     if not others:
-        return Verdict(f"Only the baseline has a final loss: {fixed(_loss(baseline), 2)}.", _spread_note(baseline))
-    better = [row for row in others if _gap(row, baseline).mean < 0 and not _gap(row, baseline).is_unclear]
-    if not better:
-        return _nothing_better(others[0], baseline, alone=len(others) == 1)
-    timed = [row for row in better if _seconds_ratio(row) < 1]
-    return _better(better[0], min(timed, key=_seconds_ratio, default=None), baseline)
-
-
-def _better(row: Row, quickest: Row | None, baseline: Row) -> Verdict:
-    name, seconds = variant_name(row), ratio(reached(row, "seconds_ratio"))
-    notes = [_final_losses(row, baseline)]
-    target = f"{name} reached the baseline's final loss in {ratio(reached(row, 'tokens_ratio'))} the tokens"
-    if reached(row, "tokens_ratio") is None or reached(row, "seconds_ratio") is None:
-        sentence = f"Better per token: {name} ended at a lower loss than the baseline."
-        notes.append("The time to the baseline's final loss is not known.")
-    else:
-        if seconds == "1.00×":
-            sentence = f"Better per token, level per second: {target} and as much time."
-        elif _seconds_ratio(row) < 1:
-            sentence = f"Better per token and per second: {target} and {seconds} the time."
-        else:
-            sentence = f"Better per token, not per second: {target} but {seconds} the time."
-        if not _same_rate(row, baseline):
-            notes.append("Tokens and time are to the final loss of the baseline at the same learning rate.")
-    if quickest is not None and quickest is not row:
-        fastest = ratio(_seconds_ratio(quickest))
-        if fastest not in (seconds, "1.00×"):
-            notes.append(f"Quickest to that loss was {variant_name(quickest)}, in {fastest} the time.")
-    return Verdict(sentence, " ".join(notes), row, quickest or row)
-
-
-def _nothing_better(row: Row, baseline: Row, *, alone: bool) -> Verdict:
-    gap, name = _gap(row, baseline), variant_name(row)
-    if gap.is_unclear:
-        own, other = fixed(_loss(row), gap.digits), fixed(_loss(baseline), gap.digits)
-        sentence = f"No clear difference: {name} ended at a loss of {own}, the baseline at {other}."
-        note = (
-            f"The difference ({signed(gap.mean, gap.digits)}) is no larger than its spread "
-            f"(± {fixed(gap.spread, gap.digits)} over {len(values(row, 'loss'))} seeds)."
+        return Verdict(f"Only the baseline has a final loss: {fixed(_loss(baseline), 2)}.", _loss_note(baseline))
+    signs = {variant_name(row): 0 if (gap := estimate(row, "difference")) is None else gap.sign() for row in others}
+    better = next((row for row in others if signs[variant_name(row)] < 0), None)
+    row = better or others[0]
+    losses = _final_losses(row, baseline)
+    if short := too_short(results):
+        return Verdict(f"Too short to conclude from: {short[0]}.", f"{losses} More steps would tell.", row)
+    if better is not None:
+        return _better(better, losses)
+    if all(sign > 0 for sign in signs.values()):
+        name = variant_name(row)
+        subject = (
+            f"{name} did not beat the baseline"
+            if len(others) == 1
+            else f"No variant beat the baseline; closest was {name}"
         )
-        return Verdict(sentence, note, row, row)
-    subject = f"{name} did not beat the baseline" if alone else f"No variant beat the baseline; closest was {name}"
-    return Verdict(f"{subject}.", _final_losses(row, baseline), row, row)
+        return Verdict(f"{subject}.", losses, row)
+    unsure = next(row for row in others if signs[variant_name(row)] == 0)
+    return _not_told(unsure, baseline)
+
+
+def too_short(results: Mapping[str, Any]) -> list[str]:
+    """Return why the trainings are too short to conclude from, each as a clause; empty where they are not."""
+    curves = [
+        [loss for point in entries(run, "validation_curve") if (loss := number(point.get("loss"))) is not None]
+        for runs in best_runs(results).values()
+        for run in runs
+    ]
+    curves = [curve for curve in curves if curve]
+    if not curves:
+        return []
+    fewest = min(map(len, curves))
+    if fewest < _FEWEST_EVALUATIONS:
+        times = "once" if fewest == 1 else f"{fewest} times"
+        return [f"the loss was evaluated {times}, and it takes {_FEWEST_EVALUATIONS}"]
+    if max(map(_late_fall, curves)) > _STEEP:
+        return ["the loss still falls about as fast as at the start"]
+    return []
+
+
+def _late_fall(curve: Sequence[float]) -> float:
+    """How much a loss falls in the last third of its evaluations, over its fall in the first third."""
+    third = (len(curve) - 1) // 3 or 1
+    first, last = curve[0] - curve[third], curve[-1 - third] - curve[-1]
+    return math.inf if first <= 0 < last else last / first if first > 0 else 0.0
+
+
+def _better(row: Row, losses: str) -> Verdict:
+    name, reach = variant_name(row), section(row, "reach")
+    tokens, time = estimate(reach, "tokens_ratio"), estimate(reach, "time_ratio")
+    if tokens is None or tokens.sign(1) >= 0:
+        sentence = f"Better per token: {name} ended at a lower loss than the baseline."
+        note = "How much sooner it reached the baseline's final loss is not told; more seeds would tell."
+        return Verdict(sentence, f"{losses} {note}", row)
+    target = f"{name} reached the baseline's final loss in {ratio(tokens.mean)} the tokens"
+    ranges = f"Tokens {ratio(tokens.mean)} ({ratio_range(tokens)})"
+    if time is None:
+        return Verdict(f"Better per token: {target}; its time is not known.", f"{losses} {ranges}.", row)
+    claims = {
+        -1: f"Better per token and per second: {target} and {ratio(time.mean)} the time.",
+        0: f"Better per token: {target}; per second nothing is told.",
+        1: f"Better per token, not per second: {target} but {ratio(time.mean)} the time.",
+    }
+    side = time.sign(1)
+    advice = "" if side else " More seeds would tell the time."
+    return Verdict(claims[side], f"{losses} {ranges}, time {ratio(time.mean)} ({ratio_range(time)}).{advice}", row)
+
+
+def _not_told(row: Row, baseline: Row) -> Verdict:
+    gap, name = estimate(row, "difference"), variant_name(row)
+    digits = _digits(gap)
+    own, other = fixed(_loss(row), digits), fixed(_loss(baseline), digits)
+    if gap is None or gap.low is None:
+        sentence = f"One seed tells no difference: {name} ended at a loss of {own}, the baseline at {other}."
+        return Verdict(sentence, "Three seeds or more would tell, such as --seeds 0,1,2.", row)
+    sentence = f"No difference is told: {name} ended at a loss of {own}, the baseline at {other}."
+    seeds, needed = len(gap.values), gap.seeds_to_tell()
+    note = (
+        f"The difference is {signed(gap.mean, digits)}, its 95% interval over {seeds} seeds "
+        f"{signed(gap.low, digits)} to {signed(gap.high, digits)}."
+    )
+    if needed is not None and needed <= 100:
+        note += f" If it is real, about {max(needed, seeds + 1)} seeds would tell it."
+    else:
+        note += " So small a difference takes over a hundred seeds to tell, or more steps to grow."
+    return Verdict(sentence, note, row)
+
+
+def _digits(gap: Estimate | None) -> int:
+    """Enough decimals to show two digits of the difference, between two and four."""
+    return 4 if gap is None or gap.mean == 0 else min(4, max(2, 1 - math.floor(math.log10(abs(gap.mean)))))
 
 
 def _final_losses(row: Row, baseline: Row) -> str:
-    gap, seeds = _gap(row, baseline), len(values(row, "loss"))
-    own, other = fixed(_loss(row), gap.digits), fixed(_loss(baseline), gap.digits)
-    words = "; one seed: no spread" if seeds == 1 else ""
-    if not _same_rate(row, baseline):
-        rate, other_rate = (learning_rate(item.get("learning_rate")) for item in (row, baseline))
-        return f"Final loss {own} at learning rate {rate} against {other} at {other_rate}, each at its best{words}."
-    if gap.spread is not None:
-        words = f" ± {fixed(gap.spread, gap.digits)} over {seeds} seeds"
-    return f"Final loss {own} against {other} ({signed(gap.mean, gap.digits)}{words})."
+    gap = estimate(row, "difference")
+    digits = _digits(gap)
+    own, other = fixed(_loss(row), digits), fixed(_loss(baseline), digits)
+    if gap is None:
+        return f"Final loss {own} against {other}."
+    seeds = len(gap.values)
+    words = "one seed" if seeds == 1 else f"{plus_minus(gap, digits)} over {seeds} seeds"
+    words = f"{signed(gap.mean, digits)}{'; ' if seeds == 1 else ' '}{words}"
+    rates = [learning_rate(item.get("learning_rate")) for item in (row, baseline)]
+    if rates[0] != rates[1]:
+        return (
+            f"Final loss {own} at learning rate {rates[0]} against {other} at {rates[1]}, each at its best ({words})."
+        )
+    return f"Final loss {own} against {other} ({words})."
 
 
-def _gap(row: Row, baseline: Row) -> _Gap:
-    recorded = mean(row, "difference")
-    if recorded is not None and _same_rate(row, baseline):
-        return _Gap(recorded, spread(row, "difference"))
-    own, other = values(row, "loss"), values(baseline, "loss")
-    if len(own) == len(other) > 1:
-        # Each seed has the same initial weights and batches in every variant: pair them, as the table does.
-        pairs = [mine - theirs for mine, theirs in zip(own, other, strict=True)]
-        return _Gap(statistics.fmean(pairs), statistics.stdev(pairs))
-    return _Gap(_loss(row) - _loss(baseline), None)
-
-
-def _same_rate(row: Row, baseline: Row) -> bool:
-    return number(row.get("learning_rate")) == number(baseline.get("learning_rate"))
-
-
-def _spread_note(row: Row) -> str:
-    deviation, seeds = spread(row, "loss"), len(values(row, "loss"))
-    if deviation is not None:
-        return f"± {fixed(deviation, 3)} over {seeds} seeds."
-    return "One seed: no spread." if seeds == 1 else ""
+def _loss_note(row: Row) -> str:
+    loss = estimate(row, "loss")
+    if loss is None or not loss.values:
+        return ""
+    if loss.high is None:
+        return "One seed: no interval."
+    return f"{plus_minus(loss, 3)} over {len(loss.values)} seeds."
 
 
 def _loss(row: Row) -> float:
     loss = mean(row, "loss")
     return math.inf if loss is None else loss
-
-
-def _seconds_ratio(row: Row) -> float:
-    share = reached(row, "seconds_ratio")
-    return math.inf if share is None else share

@@ -22,7 +22,7 @@ from exsel.training.summary import summarise
 from exsel.variants import BASELINE, VARIANTS, Variant
 from exsel.version import __version__
 
-_SCHEMA = 1
+_SCHEMA = 2
 # Settings that differ between runs. Each run records them, not the comparison.
 _PER_RUN = ("variant", "exclusive", "selective", "seed", "learning_rate", "selective_learning_rate")
 

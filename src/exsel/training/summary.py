@@ -4,56 +4,82 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from exsel.estimate import Estimate
 from exsel.variants import BASELINE
 
 Run = Mapping[str, Any]
 
 
-def summarise(runs: Sequence[Run], tokens_per_step: int) -> list[dict[str, Any]]:
+@dataclass(frozen=True, kw_only=True)
+class StepCost:
+    """What a training step of a variant takes, measured apart from the trainings.
+
+    Args:
+        milliseconds: the median of the rounds.
+        ratio: to the baseline's step of the same round, over the rounds; ``None`` without a baseline.
+        rounds: how many.
+    """
+
+    milliseconds: float
+    ratio: Estimate | None
+    rounds: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types."""
+        ratio = None if self.ratio is None else self.ratio.to_dict()
+        return {"milliseconds": self.milliseconds, "ratio": ratio, "rounds": self.rounds}
+
+
+def summarise(
+    runs: Sequence[Run], tokens_per_step: int, step_costs: Mapping[str, StepCost] | None = None
+) -> list[dict[str, Any]]:
     """The rows of the table.
 
-    Differences and ratios are between runs of the same seed and learning rate, then averaged over the seeds.
+    Differences and ratios are to the baseline at its best learning rate, between runs of the same seed; each has its
+    95% interval over the seeds.
 
     Args:
         runs: results of :func:`exsel.training.run.train_run`.
         tokens_per_step: of every run.
+        step_costs: by variant; without it nothing is said of the time to a loss.
     """
     groups: dict[tuple[str, float], list[Run]] = {}
     for variant in dict.fromkeys(run["variant"] for run in runs):
         for run in sorted(runs, key=lambda run: float(run["learning_rate"])):
             if run["variant"] == variant:
                 groups.setdefault((variant, run["learning_rate"]), []).append(run)
+    best: dict[str, float] = {}
+    for variant, learning_rate in sorted(groups, key=lambda key: statistics.fmean(run["loss"] for run in groups[key])):
+        best.setdefault(variant, learning_rate)
+    baselines = {run["seed"]: run for run in groups[BASELINE, best[BASELINE]]} if BASELINE in best else {}
     rows = []
     for (variant, learning_rate), members in groups.items():
-        baselines = {run["seed"]: run for run in groups.get((BASELINE, learning_rate), []) if variant != BASELINE}
         pairs = [(run, baselines[run["seed"]]) for run in members if run["seed"] in baselines]
-        step = statistics.median(run["ms_per_step"] for run in members)
+        is_compared = bool(pairs) and variant != BASELINE
+        cost = (step_costs or {}).get(variant)
         parameters, new_parameters = members[0]["parameters"], members[0]["new_parameters"]
         rows.append(
             {
                 "variant": variant,
                 "learning_rate": learning_rate,
-                "best": False,
+                "best": best[variant] == learning_rate,
                 "parameters": parameters,
                 "new_parameters": new_parameters,
                 "new_parameters_percent": 100 * new_parameters / (parameters - new_parameters),
-                "loss": _over_seeds([run["loss"] for run in members]),
-                "bits_per_byte": _over_seeds([run["bits_per_byte"] for run in members]),
-                "difference": _over_seeds([run["loss"] - base["loss"] for run, base in pairs]) if pairs else None,
-                "ms_per_step": {
-                    "median": step,
-                    "spread": statistics.median(run["ms_per_step_spread"] for run in members),
-                },
-                "tokens_per_second": tokens_per_step / step * 1e3,
+                "loss": Estimate.of(*(run["loss"] for run in members)).to_dict(),
+                "bits_per_byte": Estimate.of(*(run["bits_per_byte"] for run in members)).to_dict(),
+                "difference": (
+                    Estimate.of(*(run["loss"] - base["loss"] for run, base in pairs)).to_dict() if is_compared else None
+                ),
+                "step_cost": None if cost is None else cost.to_dict(),
+                "train_seconds": Estimate.of(*(run["train_seconds"] for run in members)).to_dict(),
                 "peak_memory_bytes": max(run["peak_memory_bytes"] for run in members),
-                "reach": _mean_reach(pairs) if pairs else None,
+                "reach": _reach(pairs, tokens_per_step, cost) if is_compared else None,
             }
         )
-    for variant in {row["variant"] for row in rows}:
-        own = [row for row in rows if row["variant"] == variant]
-        min(own, key=lambda row: row["loss"]["mean"])["best"] = True
     return rows
 
 
@@ -71,21 +97,25 @@ def reach(curve: Sequence[Mapping[str, float]], loss: float) -> tuple[float, flo
     return None
 
 
-def _over_seeds(values: list[float]) -> dict[str, Any]:
-    spread = statistics.stdev(values) if len(values) > 1 else None
-    return {"mean": statistics.fmean(values), "spread": spread, "values": values}
+def _reach(pairs: list[tuple[Run, Run]], tokens_per_step: int, step_cost: StepCost | None) -> dict[str, Any] | None:
+    """Where the runs reached the baseline's final loss; None unless that of every seed did.
 
-
-def _mean_reach(pairs: list[tuple[Run, Run]]) -> dict[str, float] | None:
-    """The mean over the seeds; None unless the run of every seed reached the loss."""
+    The time is the tokens' times the cost of a step. The wall clock of the trainings is beside it.
+    """
     places = [(reach(run["validation_curve"], base["loss"]), base) for run, base in pairs]
     found = [(*place, base) for place, base in places if place is not None]
     if len(found) < len(pairs):
         return None
+    tokens = statistics.fmean(tokens for tokens, _, _ in found)
+    tokens_ratio = Estimate.of_ratios(*(tokens / base["tokens"] for tokens, _, base in found))
+    cost = None if step_cost is None else step_cost.ratio
+    wall_clock = Estimate.of_ratios(*(seconds / base["train_seconds"] for _, seconds, base in found))
     return {
         "loss": statistics.fmean(base["loss"] for _, _, base in found),
-        "tokens": statistics.fmean(tokens for tokens, _, _ in found),
-        "seconds": statistics.fmean(seconds for _, seconds, _ in found),
-        "tokens_ratio": statistics.fmean(tokens / base["tokens"] for tokens, _, base in found),
-        "seconds_ratio": statistics.fmean(seconds / base["train_seconds"] for _, seconds, base in found),
+        "tokens": tokens,
+        "tokens_ratio": tokens_ratio.to_dict(),
+        "seconds": None if step_cost is None else tokens / tokens_per_step * step_cost.milliseconds / 1e3,
+        "time_ratio": None if cost is None else tokens_ratio.times(cost).to_dict(),
+        "wall_clock_seconds": statistics.fmean(seconds for _, seconds, _ in found),
+        "wall_clock_ratio": wall_clock.to_dict(),
     }
