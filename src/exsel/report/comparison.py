@@ -87,11 +87,11 @@ def best_runs(results: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
 
 def seed_count(results: Mapping[str, Any]) -> int:
     """Return how many seeds each variant was trained with (0: the results do not say)."""
-    found = (estimate(row, "loss") for row in entries(results, "variants"))
+    found = (read_estimate(row, "loss") for row in entries(results, "variants"))
     return max((len(loss.values) for loss in found if loss is not None), default=0)
 
 
-def estimate(row: Mapping[str, Any], key: str) -> Estimate | None:
+def read_estimate(row: Mapping[str, Any], key: str) -> Estimate | None:
     """Return the number over seeds under ``key``; ``None`` where it is missing or not finite."""
     content = section(row, key)
     mean, low, high = (number(content.get(name)) for name in ("mean", "low", "high"))
@@ -110,7 +110,7 @@ def estimate(row: Mapping[str, Any], key: str) -> Estimate | None:
 
 def mean(row: Mapping[str, Any], key: str) -> float | None:
     """Return the mean over the seeds of ``row[key]``."""
-    found = estimate(row, key)
+    found = read_estimate(row, key)
     return None if found is None else found.mean
 
 
@@ -178,7 +178,7 @@ def _cells(row: Mapping[str, Any], *, sweep: bool, compared: bool) -> dict[str, 
         "difference": _loss_cell(row, "difference"),
         "reach_tokens": _reach_cell(formatting.compact, row, "tokens", "tokens_ratio", unreached),
         "reach_time": _reach_cell(formatting.duration, row, "seconds", "time_ratio", unreached),
-        "step_cost": Cell(_milliseconds(cost.get("milliseconds")), _ratio_note(estimate(cost, "ratio"))),
+        "step_cost": Cell(_milliseconds(cost.get("milliseconds")), _ratio_note(read_estimate(cost, "ratio"))),
         "wall_clock": Cell(formatting.duration(seconds)),
         "peak_memory": Cell(formatting.memory(row.get("peak_memory_bytes"))),
     }
@@ -186,7 +186,7 @@ def _cells(row: Mapping[str, Any], *, sweep: bool, compared: bool) -> dict[str, 
 
 def _loss_cell(row: Mapping[str, Any], key: str) -> Cell:
     show = formatting.signed if key == "difference" else formatting.fixed
-    found = estimate(row, key)
+    found = read_estimate(row, key)
     if found is None:
         return Cell(MISSING)
     is_single = key == "difference" and len(found.values) == 1
@@ -196,7 +196,7 @@ def _loss_cell(row: Mapping[str, Any], key: str) -> Cell:
 def _reach_cell(show: Callable[[object], str], row: Mapping[str, Any], key: str, ratio: str, unreached: str) -> Cell:
     if not section(row, "reach"):
         return Cell(unreached)
-    return Cell(show(reached(row, key)), _ratio_note(estimate(section(row, "reach"), ratio)))
+    return Cell(show(reached(row, key)), _ratio_note(read_estimate(section(row, "reach"), ratio)))
 
 
 def _ratio_note(found: Estimate | None) -> str:

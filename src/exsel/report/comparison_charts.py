@@ -12,10 +12,10 @@ from exsel.report.comparison import (
     best_rows,
     best_runs,
     entries,
-    estimate,
     is_sweep,
     mean,
     reached,
+    read_estimate,
     section,
     variant_name,
 )
@@ -83,7 +83,8 @@ def sweep_chart(results: Results) -> Chart | None:
         points = sorted(
             (rate, loss)
             for row in rows
-            if (rate := number(row.get("learning_rate"))) is not None and (loss := estimate(row, "loss")) is not None
+            if (rate := number(row.get("learning_rate"))) is not None
+            and (loss := read_estimate(row, "loss")) is not None
         )
         if points:
             rates, losses = zip(*points, strict=True)

@@ -82,14 +82,14 @@ def _tiles(row: Row | None) -> list[GainTile]:
     name, reach = comparison.variant_name(row), comparison.section(row, "reach")
     cost = comparison.section(row, "step_cost")
     tiles = []
-    difference = comparison.estimate(row, "difference")
+    difference = comparison.read_estimate(row, "difference")
     if difference is not None:
         label = "in final validation loss"
         tiles.append(GainTile(formatting.signed(difference.mean, 3), label, comparison.plus_minus(difference, 3), name))
     for found, label in (
-        (comparison.estimate(reach, "tokens_ratio"), "of the baseline's tokens to get to its final loss"),
-        (comparison.estimate(reach, "time_ratio"), "of the baseline's time to get to its final loss"),
-        (comparison.estimate(cost, "ratio"), "of the baseline's time for a step"),
+        (comparison.read_estimate(reach, "tokens_ratio"), "of the baseline's tokens to get to its final loss"),
+        (comparison.read_estimate(reach, "time_ratio"), "of the baseline's time to get to its final loss"),
+        (comparison.read_estimate(cost, "ratio"), "of the baseline's time for a step"),
     ):
         if found is not None:
             tiles.append(GainTile(formatting.ratio(found.mean), label, comparison.ratio_range(found), name))

@@ -14,10 +14,10 @@ from exsel.report.comparison import (
     best_rows,
     best_runs,
     entries,
-    estimate,
     mean,
     plus_minus,
     ratio_range,
+    read_estimate,
     section,
     variant_name,
 )
@@ -73,7 +73,9 @@ def verdict(results: Mapping[str, Any]) -> Verdict:
         return Verdict(sentence, _loss_note(others[0]))
     if not others:
         return Verdict(f"Only the baseline has a final loss: {fixed(_loss(baseline), 2)}.", _loss_note(baseline))
-    signs = {variant_name(row): 0 if (gap := estimate(row, "difference")) is None else gap.sign() for row in others}
+    signs = {
+        variant_name(row): 0 if (gap := read_estimate(row, "difference")) is None else gap.sign() for row in others
+    }
     better = next((row for row in others if signs[variant_name(row)] < 0), None)
     row = better or others[0]
     losses = _final_losses(row, baseline)
@@ -121,7 +123,7 @@ def _late_fall(curve: Sequence[float]) -> float:
 
 def _better(row: Row, losses: str) -> Verdict:
     name, reach = variant_name(row), section(row, "reach")
-    tokens, time = estimate(reach, "tokens_ratio"), estimate(reach, "time_ratio")
+    tokens, time = read_estimate(reach, "tokens_ratio"), read_estimate(reach, "time_ratio")
     if tokens is None or tokens.sign(1) >= 0:
         sentence = f"Better per token: {name} ended at a lower loss than the baseline."
         note = "How much sooner it reached the baseline's final loss is not told; more seeds would tell."
@@ -141,7 +143,7 @@ def _better(row: Row, losses: str) -> Verdict:
 
 
 def _not_told(row: Row, baseline: Row) -> Verdict:
-    gap, name = estimate(row, "difference"), variant_name(row)
+    gap, name = read_estimate(row, "difference"), variant_name(row)
     digits = _digits(gap)
     own, other = fixed(_loss(row), digits), fixed(_loss(baseline), digits)
     if gap is None or gap.low is None:
@@ -166,7 +168,7 @@ def _digits(gap: Estimate | None) -> int:
 
 
 def _final_losses(row: Row, baseline: Row) -> str:
-    gap = estimate(row, "difference")
+    gap = read_estimate(row, "difference")
     digits = _digits(gap)
     own, other = fixed(_loss(row), digits), fixed(_loss(baseline), digits)
     if gap is None:
@@ -183,7 +185,7 @@ def _final_losses(row: Row, baseline: Row) -> str:
 
 
 def _loss_note(row: Row) -> str:
-    loss = estimate(row, "loss")
+    loss = read_estimate(row, "loss")
     if loss is None or not loss.values:
         return ""
     if loss.high is None:
