@@ -14,7 +14,7 @@ from typing import Any, Literal
 from evidence.papers.model_variants import BASELINE, ModelVariant
 from evidence.papers.outcome import Finding, Job, Outcome, Table, Verdict
 from evidence.papers.variant_runs import describe_size, train_variant
-from exsel.estimate import Estimate
+from exsel.intervals import Estimate
 from exsel.report import formatting
 from exsel.report.charts import Chart, Curve
 from exsel.training.summary import reach

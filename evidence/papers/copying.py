@@ -22,11 +22,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import set_seed
 
-from evidence.papers.comparing import interval, line, verdict_of
+from evidence.papers.comparing import interval, verdict_of
 from evidence.papers.model_variants import BASELINE, BOTH, EXCLUSIVE, LEARNED_STRENGTH, ModelVariant, exclusive_in
-from evidence.papers.outcome import Budget, Estimate, Finding, Job, Outcome, Table
+from evidence.papers.outcome import Budget, Finding, Job, Outcome, Table
+from exsel.intervals import Estimate
 from exsel.models import ExselConfig, ExselForCausalLM
-from exsel.report.charts import Chart
+from exsel.report.charts import Chart, Curve
 from exsel.training.mechanism_parameters import mechanism_parameters
 
 LENGTH = 32
@@ -271,7 +272,9 @@ def _charts(results: Results, depth: int) -> tuple[Chart, Chart]:
         x_label="steps",
         y_label="share of copies named",
         curves=tuple(
-            line(label, runs[0].steps, [Estimate.of(*at) for at in zip(*(run.accuracy for run in runs), strict=True)])
+            Curve.of(
+                label, runs[0].steps, [Estimate.of(*at) for at in zip(*(run.accuracy for run in runs), strict=True)]
+            )
             for label, runs in own.items()
         ),
         caption="The mean over the seeds and its 95% interval.",
@@ -282,7 +285,7 @@ def _charts(results: Results, depth: int) -> tuple[Chart, Chart]:
         x_label="tokens between a token and its copy",
         y_label="share of copies named",
         curves=tuple(
-            line(label, middles, [Estimate.of(*at) for at in zip(*(run.by_distance for run in runs), strict=True)])
+            Curve.of(label, middles, [Estimate.of(*at) for at in zip(*(run.by_distance for run in runs), strict=True)])
             for label, runs in own.items()
         ),
         caption="At the end of the training; a point for each range of distances.",

@@ -15,7 +15,7 @@ from exsel.bench import model_contenders
 from exsel.bench.cases import DTYPES, SHAPES, Case
 from exsel.bench.measuring import Clock, Display, make_clock, measure
 from exsel.config import ExclusiveConfig, SelectiveConfig
-from exsel.estimate import Estimate
+from exsel.intervals import Estimate
 from exsel.machine import can_compile
 from exsel.model_sizes import SIZES
 from exsel.models import ExselConfig, ExselForCausalLM

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 from evidence.papers.comparing import interval, verdict_of
 from evidence.papers.outcome import Budget, Finding, Job, Outcome, Table
-from exsel.estimate import Estimate
 from exsel.functional import attention, inverse_temperature
+from exsel.intervals import Estimate
 from exsel.report.charts import Chart, Curve
 
 VOCABULARY = 8

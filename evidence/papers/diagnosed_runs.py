@@ -13,7 +13,7 @@ from evidence.papers.model_variants import ModelVariant
 from evidence.papers.outcome import Job
 from evidence.papers.variant_runs import SIZES, TrainedRun, describe_size, train_variant
 from exsel.data import collate
-from exsel.estimate import Estimate
+from exsel.intervals import Estimate
 from exsel.report.charts import Curve
 
 # Validation sequences of a diagnosis, by budget.

@@ -27,7 +27,7 @@ from evidence.papers.graph_model import (
     train_models,
 )
 from evidence.papers.outcome import Budget, Finding, Job, Outcome, Table
-from exsel.estimate import Estimate
+from exsel.intervals import Estimate
 from exsel.report.charts import Chart, Curve
 
 _PUBLISHED = {"plain": (0.0126, 0.543), "selective": (0.009, 0.358)}

@@ -9,8 +9,8 @@ from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args, get_origin, get_type_hints
 
 from exsel.errors import ExselError
-from exsel.estimate import Estimate
 from exsel.files import read_json
+from exsel.intervals import Estimate
 from exsel.report.charts import Chart
 
 if TYPE_CHECKING:

@@ -18,9 +18,9 @@ from evidence.papers.outcome import Budget, Finding, Job, Outcome
 from exsel.data import PackedData, load_data
 from exsel.data.splitting import is_validation, key_of
 from exsel.data.standard_library import read_standard_library
-from exsel.estimate import Estimate
 from exsel.evaluation.retrieval import PasskeyResult, passkey
 from exsel.files import write_json, write_text
+from exsel.intervals import Estimate
 from exsel.machine import can_compile
 from exsel.report.charts import Chart, Curve
 from exsel.training.output_folder import MODEL as MODEL_FOLDER

@@ -11,8 +11,8 @@ from typing import Any
 from evidence.papers import experiments
 from evidence.papers.experiments import READERS, Experiment
 from evidence.papers.outcome import Budget, ExperimentRecord, Finding, Outcome
-from exsel.estimate import Estimate
 from exsel.files import write_text
+from exsel.intervals import Estimate
 from exsel.report.charts import Chart
 from exsel.report.formatting import MISSING, duration
 from exsel.report.looks import looks_of

@@ -8,7 +8,7 @@ from evidence.papers.comparing import verdict_of
 from evidence.papers.diagnosed_runs import Layers, diagnose_variant, layer_curve, overall_mean, quotient, watched_size
 from evidence.papers.model_variants import BASELINE, SELECTIVE
 from evidence.papers.outcome import Finding, Job, Outcome
-from exsel.estimate import Estimate
+from exsel.intervals import Estimate
 from exsel.report.charts import Chart
 
 

@@ -10,7 +10,7 @@ from evidence.papers.comparing import Trained, claimed_gain, finding, interval, 
 from evidence.papers.model_variants import BASELINE, EXCLUSIVE
 from evidence.papers.outcome import Budget, Finding, Job, Outcome, Table
 from evidence.papers.variant_runs import SIZES, describe_size
-from exsel.estimate import Estimate
+from exsel.intervals import Estimate
 from exsel.report import formatting
 from exsel.report.charts import Chart, Curve
 

@@ -15,7 +15,7 @@ from evidence.papers.diagnosed_runs import validation_batches, watched_size
 from evidence.papers.model_variants import SELECTIVE
 from evidence.papers.outcome import Finding, Job, Outcome, Table
 from evidence.papers.variant_runs import TrainedRun, train_variant
-from exsel.estimate import Estimate
+from exsel.intervals import Estimate
 from exsel.report.charts import Chart, Curve
 
 # Characters that occur less often say nothing of their mean.

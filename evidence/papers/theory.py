@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from evidence.papers.outcome import Budget, Finding, Job, Outcome, Table
-from exsel.estimate import Estimate
 from exsel.functional import attention
+from exsel.intervals import Estimate
 from exsel.reference import position_term
 from exsel.report.charts import Chart, Curve
 

@@ -16,7 +16,7 @@ from evidence.papers.comparing import (
     verdict_of,
 )
 from evidence.papers.model_variants import BASELINE, EXCLUSIVE, SELECTIVE
-from exsel.estimate import Estimate
+from exsel.intervals import Estimate
 from papers.fakes import read_again
 from papers.trainings import invented
 

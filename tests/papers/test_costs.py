@@ -14,7 +14,7 @@ from exsel.cli import eval as eval_command
 from exsel.cli import train as train_command
 from exsel.cli.display import RunLines
 from exsel.cli.training import build_settings
-from exsel.estimate import Estimate
+from exsel.intervals import Estimate
 from exsel.models import ExselForCausalLM
 from papers.fakes import read_again
 

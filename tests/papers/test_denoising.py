@@ -21,7 +21,7 @@ from evidence.papers.denoising import (
 )
 from evidence.papers.outcome import Job
 from exsel.cli.display import RunLines
-from exsel.estimate import Estimate
+from exsel.intervals import Estimate
 from papers.fakes import read_again
 
 

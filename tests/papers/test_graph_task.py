@@ -6,7 +6,7 @@ from evidence.papers.graph_model import MAIN, Setting
 from evidence.papers.graph_task import Result, graph_outcome, run_graph
 from evidence.papers.outcome import Job
 from exsel.cli.display import RunLines
-from exsel.estimate import Estimate
+from exsel.intervals import Estimate
 from papers.fakes import read_again
 
 NARROW = Setting(dimension=4)

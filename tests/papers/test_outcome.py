@@ -7,8 +7,8 @@ import pytest
 
 from evidence.papers.outcome import BUDGETS, ExperimentRecord
 from exsel.errors import ExselError
-from exsel.estimate import Estimate
 from exsel.files import write_json
+from exsel.intervals import Estimate
 from exsel.report.charts import Curve
 from papers.fakes import FIRST, make_outcome, make_record
 

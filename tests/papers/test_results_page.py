@@ -10,7 +10,7 @@ import pytest
 from evidence.papers import experiments
 from evidence.papers.outcome import Finding, Verdict
 from evidence.papers.results_page import finding_rows, to_markdown, verdict_in_words, write_page
-from exsel.estimate import Estimate
+from exsel.intervals import Estimate
 from papers.fakes import FIRST, QUESTION, SECOND, install, make_outcome, make_record
 
 

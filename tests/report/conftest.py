@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from exsel.estimate import Estimate
+from exsel.intervals import Estimate
 from exsel.training.summary import StepCost, summarise
 
 FINAL = {"baseline": 1.95, "exclusive": 1.66, "selective": 1.83, "exclusive+selective": 1.64}

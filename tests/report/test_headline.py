@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from exsel.estimate import Estimate
+from exsel.intervals import Estimate
 from exsel.report import headline, headline_note
 from exsel.training.summary import summarise
 from report.conftest import TOKENS_PER_STEP

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from exsel.estimate import Estimate
+from exsel.intervals import Estimate
 from exsel.training.summary import StepCost, reach, summarise
 
 

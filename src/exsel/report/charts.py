@@ -28,7 +28,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
-from exsel.estimate import Estimate
+from exsel.intervals import Estimate
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from exsel.estimate import Estimate
+from exsel.intervals import Estimate
 from exsel.report import formatting
 from exsel.report.formatting import MISSING, number
 from exsel.variants import BASELINE

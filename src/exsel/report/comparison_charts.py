@@ -80,12 +80,8 @@ def sweep_chart(results: Results) -> Chart | None:
     curves = []
     for name in comparison_looks(results):
         rows = [row for row in entries(results, "variants") if variant_name(row) == name]
-        points = sorted(
-            (rate, loss)
-            for row in rows
-            if (rate := number(row.get("learning_rate"))) is not None
-            and (loss := read_estimate(row, "loss")) is not None
-        )
+        found = ((number(row.get("learning_rate")), read_estimate(row, "loss")) for row in rows)
+        points = sorted((rate, loss) for rate, loss in found if rate is not None and loss is not None)
         if points:
             rates, losses = zip(*points, strict=True)
             curves.append(Curve.of(name, rates, losses))

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from exsel.estimate import Estimate
+from exsel.intervals import Estimate
 from exsel.report.comparison import (
     best_rows,
     best_runs,

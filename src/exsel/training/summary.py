@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from exsel.estimate import Estimate
+from exsel.intervals import Estimate
 from exsel.variants import BASELINE
 
 Run = Mapping[str, Any]

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from exsel.estimate import Estimate
+from exsel.intervals import Estimate
 
 
 def test_an_estimate_is_the_mean_with_students_interval() -> None:
