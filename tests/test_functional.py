@@ -434,3 +434,25 @@ class TestInverseTemperature:
         inputs = (leaf(1, 2, 3, 4), leaf(2, 4), leaf(2))
         assert torch.autograd.gradcheck(run, inputs)
         assert torch.autograd.gradgradcheck(run, inputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_token_on_a_cache_without_gradients(dtype: torch.dtype, masked: bool) -> None:
+    query, key, value = (torch.randn(2, heads, tokens, 24, dtype=dtype) for heads, tokens in ((6, 1), (2, 9), (2, 9)))
+    own = torch.randn(2, 1, 2, 24, dtype=dtype).transpose(1, 2)
+    mask = torch.arange(9).expand(2, 1, 1, 9) < torch.tensor([9, 4]).view(2, 1, 1, 1) if masked else None
+    given = (query, key, value, own)
+
+    def run(tensors: Sequence[Tensor], backend: Any) -> Tensor:
+        q, k, v, o = tensors
+        return exsel.attention(q, k, v, attn_mask=mask, enable_gqa=True, exclusive=True, own_value=o, backend=backend)
+
+    with torch.no_grad():
+        before = [tensor.clone() for tensor in given]
+        direct = run(given, "auto")
+        exact = run([tensor.double() for tensor in given], "reference")
+        assert_within_budget([direct], [exact], [run(given, "reference")])
+    assert all(torch.equal(tensor, kept) for tensor, kept in zip(given, before, strict=True))
+    with pytest.raises(ValueError, match="enable_gqa"), torch.no_grad():
+        exsel.attention(query, key, value, exclusive=True, own_value=own)

@@ -76,6 +76,11 @@ def _check_strength(strength: float | Tensor | None) -> None:
         raise ValueError(f"strength must be finite, got {strength}")
 
 
+def _is_one(strength: float | Tensor | None) -> bool:
+    """Whether α is 1 without looking into a tensor."""
+    return strength is None or (type(strength) in (int, float) and strength == 1)
+
+
 def _expand_strength(strength: float | Tensor | None, y: Tensor) -> Tensor | None:
     """α as a view ``[..., H, T]``; None if α is 1."""
     if not isinstance(strength, Tensor):
@@ -124,8 +129,12 @@ def exclude(
 
     Source: Zhai, "Exclusive Self Attention", arXiv:2603.09078 (2026), Section 3. The strength is follow-up work.
     """
-    is_one = strength is None or (type(strength) in (int, float) and strength == 1)
-    if is_one and backend == "auto" and eps > 0 and (direct := exclude_directly(y, own_value, eps)) is not None:
+    if (
+        _is_one(strength)
+        and backend == "auto"
+        and eps > 0
+        and (direct := exclude_directly(y, own_value, eps)) is not None
+    ):
         return direct
     _check_tensors({"y": y, "own_value": own_value}, {"strength": strength if isinstance(strength, Tensor) else None})
     _check_floating(y=y, own_value=own_value)
@@ -222,6 +231,12 @@ def attention(
 
     Source: Zhai, arXiv:2603.09078 (2026), Section 3; Zhang et al., NeurIPS 2024, arXiv:2411.12892, Definition 1.
     """
+    is_plain_call = exclusive is True and backend == "auto" and dropout_p == 0 and _is_one(strength)
+    if is_plain_call and query_scale is value_scale is sliding_window is cu_seqlens is None:
+        own, grouped = value if own_value is None else own_value, enable_gqa is True
+        direct = sdpa.attend_directly(query, key, value, own, attn_mask, is_causal, scale, grouped, EPS)
+        if direct is not None:
+            return direct
     call = _read_call(
         query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, exclusive, strength, own_value,
         query_scale, value_scale, sliding_window, cu_seqlens,

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from budget import assert_within_budget
+from exsel import reference
 from exsel.kernels import cpp, scale
-from exsel.kernels.scale import scale_heads
+from exsel.kernels.scale import scale_by_temperature, scale_heads
 
 
 def plain(x: Tensor, tau: Tensor) -> Tensor:
@@ -60,3 +61,49 @@ def test_passes_opcheck() -> None:
     x, tau = torch.randn(2, 3, 5, 4), torch.rand(2, 3, 5)
     torch.library.opcheck(scale._scale, (x, tau))
     torch.library.opcheck(scale._scale_backward, (torch.randn(2, 3, 5, 4), x, tau))
+
+
+@pytest.mark.skipif(not cpp.available(), reason=cpp.why_not())
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("head_dim", "size"), [(64, 64), (33, 33), (8, 5)])
+@pytest.mark.parametrize("form", ["per head", "shared", "without position"])
+def test_temperature_against_float64(dtype: torch.dtype, head_dim: int, size: int, form: str) -> None:
+    few, wide = 1 if form == "shared" else 6, reference.accumulation_dtype(dtype)
+    packed = 3 * torch.randn(2, 5, 3 * 6 * max(head_dim, size))
+    x = packed[..., : 6 * head_dim].unflatten(-1, (6, head_dim)).to(dtype).transpose(1, 2)
+    features = packed[..., -6 * size :].to(dtype).unflatten(-1, (6, size))
+    weight, logit = torch.randn(few, size, dtype=wide), torch.randn(few, dtype=wide)
+    position, some_logit = torch.arange(1, 6).unsqueeze(0), None if form == "without position" else logit
+    with torch.no_grad():
+        got = scale_by_temperature(x, features, weight, position, some_logit)
+        assert got is not None
+
+        def expected(kind: torch.dtype) -> Tensor:
+            given = (features.transpose(1, 2).to(kind), weight.to(kind))
+            term = () if some_logit is None else (position, some_logit.to(kind))
+            tau = reference.inverse_temperature(*given, *(term or (None, None)))
+            return (x.to(kind) * tau.unsqueeze(-1)).to(kind)
+
+        exact = expected(torch.float64)
+        if dtype == torch.float64:  # the reference's own sums round as these do: one rounding a feature
+            torch.testing.assert_close(got, exact, rtol=0, atol=2 * size * 2.0**-53 * exact.abs().max().item())
+        else:
+            assert_within_budget([got], [exact], [expected(wide).to(dtype)])
+
+
+@pytest.mark.skipif(not cpp.available(), reason=cpp.why_not())
+def test_temperature_refuses_what_it_must_not_read() -> None:
+    x, weight = torch.randn(1, 4, 1, 8), torch.randn(4, 8)
+    features, position = x.transpose(1, 2), torch.ones(1, 1, dtype=torch.int64)
+    assert scale_by_temperature(x, features, weight, None, None) is None  # gradients may be recorded
+    with torch.no_grad():
+        assert scale_by_temperature(x, features, weight, None, None) is not None
+        assert scale_by_temperature(x, features, weight[:3], None, None) is None
+        assert scale_by_temperature(x, features.transpose(1, 2), weight, None, None) is None
+        assert scale_by_temperature(x.bfloat16(), features, weight, None, None) is None
+        assert scale_by_temperature(x, features, weight, position.int(), weight[:, 0]) is None
+        assert torch.func.vmap(lambda x: torch.zeros(()) if seen(x, features, weight) else x.sum())(x[None]).item() == 0
+
+
+def seen(x: Tensor, features: Tensor, weight: Tensor) -> bool:
+    return scale_by_temperature(x, features, weight, None, None) is None

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import hashlib
+import itertools
 import logging
 import os
 import platform
@@ -49,15 +50,16 @@ _FLAGS: Final = (
 )
 _ANSWER_SECONDS: Final = 20  # --version: a compiler that hangs does so here
 _COMPILE_SECONDS: Final = 120
-_SYMBOLS: Final = ("exsel_project", "exsel_project_backward", "exsel_scale")
+_SYMBOLS: Final = ("exsel_project", "exsel_project_backward", "exsel_scale", "exsel_scale_by_temperature")
 # Libraries that nothing has loaded for so long, and scratch folders so old that their builds must be dead, are removed.
 _UNUSED_SECONDS: Final = 30 * 24 * 3600
 _ABANDONED_SECONDS: Final = 3600
 
 #: The dtypes that the passes know, by their number in passes.cpp.
 DTYPES: Final = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-# struct Arguments of passes.cpp: nine numbers, eps, and nine views of a pointer and four strides.
-_ARGUMENTS: Final = struct.Struct(f"@9qd{9 * 5}q")
+# The structs of passes.cpp: nine numbers, eps, and so many views of a pointer and four strides.
+_FORWARD, _BACKWARD = (struct.Struct(f"@9qd{views * 5}q") for views in (5, 9))
+_TEMPERATURE: Final = struct.Struct(f"@9qd{6 * 5}qq")
 _NOT_GIVEN: Final = (0, 0, 0, 0, 0)
 # A second thread pays from 72 KiB moved on (2 cores of a Xeon, threads awake); waking one costs more.
 _BYTES_PER_THREAD: Final = 1 << 17
@@ -95,10 +97,26 @@ def in_words() -> str:
 
 
 def project(
-    y: Tensor, own_value: Tensor, strength: Tensor | None, eps: float, out: Tensor, along: Tensor | None = None
+    y: Tensor,
+    own_value: Tensor,
+    strength: Tensor | None,
+    eps: float,
+    out: Tensor,
+    along: Tensor | None = None,
+    *,
+    tokens_first: bool = False,
 ) -> None:
-    """As :func:`exsel.kernels.passes.project`, on CPU tensors [B, H, T, D]; ``available()`` must be True."""
-    _call("exsel_project", y, own_value, eps, (y, own_value, strength, along, out, None, None, None, None), 3)
+    """As :func:`exsel.kernels.passes.project`, on CPU tensors [B, H, T, D]; ``available()`` must be True.
+
+    ``tokens_first``: y and out are [B, T, H, D].
+    """
+    views = (_view(y, tokens_first), _view(own_value), _view(strength), _view(along), _view(out, tokens_first))
+    batches, heads, tokens, head_dim = y.shape
+    if tokens_first:
+        heads, tokens = tokens, heads
+    sizes = (DTYPES[y.dtype], batches, heads, own_value.shape[1], tokens, head_dim, _threads(y, 3))
+    has_scalars = strength is not None or along is not None
+    _library().exsel_project(_FORWARD.pack(*sizes, has_scalars, False, eps, *itertools.chain(*views)))
 
 
 def project_backward(
@@ -115,46 +133,76 @@ def project_backward(
     accumulate: bool = False,
 ) -> None:
     """As :func:`exsel.kernels.passes.project_backward`, on CPU tensors; ``available()`` must be True."""
-    views = (x, own_value, strength, along, None, dz, dy, dv, dstrength)
-    _call("exsel_project_backward", x, own_value, eps, views, 5, accumulate)
+    has_scalars = not (strength is None and along is None and dstrength is None)
+    views = map(_view, (x, own_value, strength, along, None, dz, dy, dv, dstrength))
+    batches, heads, tokens, head_dim = x.shape
+    sizes = (DTYPES[x.dtype], batches, heads, own_value.shape[1], tokens, head_dim, _threads(x, 5))
+    _library().exsel_project_backward(_BACKWARD.pack(*sizes, has_scalars, accumulate, eps, *itertools.chain(*views)))
 
 
 def scale(x: Tensor, tau: Tensor, out: Tensor) -> None:
     """Write τ ⊙ x into ``out``: x and out [B, H, T, D], τ [B, H, T] in float32 (float64 for float64)."""
-    _call("exsel_scale", x, x, 0.0, (x, None, tau, None, out, None, None, None, None), 2)
+    _scale(x, (x, None, tau, None, out, None, None, None, None), 2)
 
 
 def scale_backward(dout: Tensor, x: Tensor, tau: Tensor, dx: Tensor, dtau: Tensor) -> None:
     """Write the gradients of :func:`scale`, τ ⊙ dout and dout·x."""
-    _call("exsel_scale", x, x, 0.0, (x, None, tau, None, None, dout, dx, None, dtau), 3)
+    _scale(x, (x, None, tau, None, None, dout, dx, None, dtau), 3)
 
 
-def _call(
-    name: str,
-    x: Tensor,
-    own_value: Tensor,
-    eps: float,
-    views: tuple[Tensor | None, ...],
-    passes: int,
-    accumulate: bool = False,
-) -> None:
-    """Call a function of the library, on one thread for each :data:`_BYTES_PER_THREAD` that it moves."""
-    outcome = _outcome()
-    assert outcome.library is not None, outcome.why_not
+def _scale(x: Tensor, views: tuple[Tensor | None, ...], passes: int) -> None:
     batches, heads, tokens, head_dim = x.shape
-    threads = min(torch.get_num_threads(), 1 + passes * x.nbytes // _BYTES_PER_THREAD)
-    has_scalars = any(tensor is not None and tensor.ndim == 3 for tensor in views)
-    packed: list[int] = []
-    for tensor in views:
-        if tensor is None:
-            packed += _NOT_GIVEN
-        else:
-            packed.append(tensor.data_ptr())
-            packed += tensor.stride()
-            if tensor.ndim == 3:
-                packed.append(0)
-    sizes = (DTYPES[x.dtype], batches, heads, own_value.shape[1], tokens, head_dim, threads, has_scalars, accumulate)
-    getattr(outcome.library, name)(_ARGUMENTS.pack(*sizes, eps, *packed))
+    sizes = (DTYPES[x.dtype], batches, heads, heads, tokens, head_dim, _threads(x, passes))
+    _library().exsel_scale(_BACKWARD.pack(*sizes, True, False, 0.0, *itertools.chain(*map(_view, views))))
+
+
+def scale_by_temperature(
+    x: Tensor, features: Tensor, weight: Tensor, position: Tensor | None, position_logit: Tensor | None, out: Tensor
+) -> None:
+    """Write τ ⊙ x into ``out``, τ being :func:`exsel.reference.inverse_temperature`.
+
+    Args:
+        x: [B, H, T, D].
+        features: [B, T, H, F], of x's dtype.
+        weight: [H or 1, F] in float32 (float64 for float64).
+        position: int64 [B or 1, T]; with ``position_logit`` only.
+        position_logit: [H or 1], of weight's dtype; None: without its term.
+        out: as x.
+    """
+    batches, heads, tokens, head_dim = x.shape
+    by_head, by_feature = weight.stride()
+    weight_view = (weight.data_ptr(), 0, by_head if weight.shape[0] > 1 else 0, 0, by_feature)
+    logit_view, position_view = _NOT_GIVEN, _NOT_GIVEN
+    if position is not None and position_logit is not None:
+        logit_view = (position_logit.data_ptr(), 0, int(position_logit.shape[0] > 1) * position_logit.stride(0), 0, 0)
+        by_batch, by_token = position.stride()
+        position_view = (position.data_ptr(), by_batch if position.shape[0] > 1 else 0, 0, by_token, 0)
+    # GELU takes as long as moving a few more tensors.
+    sizes = (DTYPES[x.dtype], batches, heads, heads, tokens, head_dim, _threads(x, 8))
+    views = (*_view(x), *_view(features, True), *weight_view, *logit_view, *position_view, *_view(out))
+    packed = _TEMPERATURE.pack(*sizes, True, False, 0.0, *views, features.shape[-1])
+    _library().exsel_scale_by_temperature(packed)
+
+
+def _view(x: Tensor | None, tokens_first: bool = False) -> tuple[int, int, int, int, int]:
+    """A tensor [B, H, T, D] (tokens first: [B, T, H, D]) or [B, H, T] as struct View of passes.cpp."""
+    if x is None:
+        return _NOT_GIVEN
+    batch, head, token, *element = x.stride()
+    if tokens_first:
+        head, token = token, head
+    return x.data_ptr(), batch, head, token, element[0] if element else 0
+
+
+def _threads(x: Tensor, passes: int) -> int:
+    """One for each :data:`_BYTES_PER_THREAD` that is moved."""
+    return min(torch.get_num_threads(), 1 + passes * x.nbytes // _BYTES_PER_THREAD)
+
+
+def _library() -> ctypes.CDLL:
+    library = _outcome().library
+    assert library is not None, _outcome().why_not
+    return library
 
 
 @dataclass(frozen=True, kw_only=True)

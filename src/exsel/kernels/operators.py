@@ -33,8 +33,15 @@ def is_forward_mode() -> bool:
 
 def is_plain(x: Tensor) -> bool:
     """Whether a kernel may read a tensor by its pointer and strides: its memory holds its numbers as they are."""
-    is_itself = type(x) in (Tensor, torch.nn.Parameter) and x.layout == torch.strided and not x.is_nested
-    return is_itself and x.device.type != "meta" and not (x.is_neg() or x._is_zerotensor())
+    kind = type(x)
+    if (kind is not Tensor and kind is not torch.nn.Parameter) or x.layout is not torch.strided or x.is_nested:
+        return False
+    return not (x.is_meta or x.is_neg() or x._is_zerotensor())
+
+
+def is_unrecorded() -> bool:
+    """Whether nothing records what is computed, for gradients or otherwise: a kernel may be called as it is."""
+    return not torch.is_grad_enabled() and not is_watched()
 
 
 def fold_batch(x: Tensor, trailing: int) -> Tensor:

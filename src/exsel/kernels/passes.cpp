@@ -1,5 +1,6 @@
-// The projection, the scaling of rows, and their gradients, one loop each over batches, tokens and key/value heads. The formulas are those of
-// passes.py; cpp.py compiles this file and packs the arguments.
+// The projection, the scaling of rows, their gradients, and the scaling by a temperature that is computed on the way:
+// one loop each over batches, tokens and key/value heads. The formulas are those of passes.py and reference.py; cpp.py
+// compiles this file and packs the arguments.
 //
 // Rows whose numbers are of ordinary size, all but a few, need no unit vector: with p = y·v, (y·v̂) v̂ = (p / ‖v‖²) v,
 // so that no root is waited for. The others take the way of passes.py, guards and all.
@@ -8,6 +9,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <initializer_list>
 #include <type_traits>
 
 #ifdef __AVX2__
@@ -164,13 +166,23 @@ struct View {
   }
 };
 
-// As packed by cpp.py.
-struct Arguments {
+// All as packed by cpp.py.
+struct Sizes {
   int64_t dtype, batches, heads, kv_heads, tokens, head_dim, threads, has_scalars, accumulate;
   double eps;
+};
+
+struct Arguments : Sizes {
   View x, own_value, strength, along;
-  View out;                      // of the forward
+  View out;                      // of the forward, which has no more
   View dout, dy, dv, dstrength;  // of the backward; accumulate: into what dv holds
+};
+
+// Weight [head, feature], position_logit [head] and position [batch, token], which are integers, stride 0 where one
+// number is for all; no position_logit: without its term.
+struct Temperature : Sizes {
+  View x, features, weight, position_logit, position, out;
+  int64_t feature_dim;
 };
 
 enum Dtype : int64_t { kFloat32, kFloat64, kBFloat16, kFloat16 };
@@ -418,12 +430,57 @@ inline bool backward_ordinary(const A* dz, const A* x, const A* v, int64_t n, A 
   return true;
 }
 
+// ---- GELU ----------------------------------------------------------------------------------------------------------
+
+inline Floats where(Floats if_not_zero, Floats yes, Floats no) {
+  return bits_of<Floats>(where(bits_of<Words>(if_not_zero), bits_of<Words>(yes), bits_of<Words>(no)));
+}
+
+// eˣ for x in [−80, 0].
+inline Floats exponential(Floats x) {
+  // The sum's last bits are the integer nearest to x / log 2.
+  const Floats shift = Floats{} + 0x1.8p23f, sum = x * 0x1.715476p0f + shift, whole = sum - shift;
+  const Floats rest = (x - whole * 0x1.62e4p-1f) - whole * 0x1.7f7d1cp-20f;
+  Floats result = rest * 0x1.694p-10f + 0x1.125edcp-7f;
+  for (const float coefficient : {0x1.555b5ap-5f, 0x1.55545p-3f, 0x1.fffff6p-2f, 1.0f, 1.0f})
+    result = result * rest + coefficient;
+  return result * bits_of<Floats>((bits_of<Words>(sum) << 23) + 0x3f800000);
+}
+
+// Within an ulp: a polynomial near 0, 1 − e^polynomial beyond. NaN stays NaN.
+inline Floats error_function(Floats x) {
+  const Floats square = x * x;
+  Floats near = Floats{} - 0x1.38ep-11f;
+  for (const float coefficient : {0x1.471a58p-8f, -0x1.b691b2p-6f, 0x1.ce1c44p-4f, -0x1.8127p-2f, 0x1.06eba8p-3f})
+    near = near * square + coefficient;
+  near = near * x + x;
+  const Words sign = bits_of<Words>(x) & 0x80000000;
+  const Floats size = bits_of<Floats>(bits_of<Words>(x) ^ sign), limit = Floats{} + 4;  // erf 4 rounds to 1
+  const Floats t = where(Floats(size > limit), limit, size);
+  Floats far = Floats{} - 0x1.22p-16f;
+  for (const float coefficient :
+       {0x1.91cfb2p-12f, -0x1.fd1438p-9f, 0x1.8d6342p-6f, -0x1.b55cb8p-4f, -0x1.450aap-1f, -0x1.079d0cp-3f})
+    far = far * t + coefficient;
+  far = 1 - exponential(far * t - t);
+  return where(Floats(size > 0.927734375f), bits_of<Floats>(bits_of<Words>(far) | sign), near);
+}
+
+inline Doubles error_function(Doubles x) {
+  for (int i = 0; i < kBlock<double>; i++) x[i] = std::erf(x[i]);
+  return x;
+}
+
+template <class A>
+inline Block<A> gelu(Block<A> x) {
+  return A(0.5) * x * (1 + error_function(x * A(0x1.6a09e667f3bcdp-1)));
+}
+
 // ---- Loops ---------------------------------------------------------------------------------------------------------
 
 // Calls body(b, kv, t) for the tokens from begin to end, in the order of x's memory.
 template <class Body>
-inline void over_tokens(const Arguments& a, int64_t begin, int64_t end, Body body) {
-  const bool heads_inside = a.x.head <= a.x.token;
+inline void over_tokens(const Sizes& a, const View& x, int64_t begin, int64_t end, Body body) {
+  const bool heads_inside = x.head <= x.token;
   const int64_t inside = heads_inside ? a.kv_heads : a.tokens, middle = heads_inside ? a.tokens : a.kv_heads;
   int64_t inner = begin % inside, outer = begin / inside % middle, b = begin / inside / middle;
   for (int64_t index = begin; index < end; index++) {
@@ -440,7 +497,7 @@ inline void over_tokens(const Arguments& a, int64_t begin, int64_t end, Body bod
 
 // Calls chunk(begin, end) on each thread with its share of the tokens.
 template <class Chunk>
-inline void on_threads(const Arguments& a, Chunk chunk) {
+inline void on_threads(const Sizes& a, Chunk chunk) {
   const int64_t rows = a.batches * a.tokens * a.kv_heads;
   if (rows == 0) return;
 #ifdef _OPENMP
@@ -464,7 +521,7 @@ void project_chunk(const Arguments& a, int64_t begin, int64_t end) {
   const A eps = A(a.eps);
   const Ordinary<A> ordinary(eps);
   Row<A, N> v_row(n), y_row(n), z_row(n), rest(n);
-  over_tokens(a, begin, end, [&](int64_t b, int64_t kv, int64_t t) {
+  over_tokens(a, a.x, begin, end, [&](int64_t b, int64_t kv, int64_t t) {
     const A* const v = load<T>(a.own_value.at<const Stored>(b, kv, t), a.own_value.element, v_row.data, n);
     const A squares = dot(v, v, whole), inverse = 1 / squares;
     const bool is_ordinary = ordinary.squares(squares);
@@ -488,7 +545,7 @@ void backward_chunk(const Arguments& a, int64_t begin, int64_t end) {
   const A eps = A(a.eps);
   const Ordinary<A> ordinary(eps);
   Row<A, N> v_row(n), x_row(n), dz_row(n), dy_row(n), dv_row(n);
-  over_tokens(a, begin, end, [&](int64_t b, int64_t kv, int64_t t) {
+  over_tokens(a, a.x, begin, end, [&](int64_t b, int64_t kv, int64_t t) {
     const A* const v = load<T>(a.own_value.at<const Stored>(b, kv, t), a.own_value.element, v_row.data, n);
     const A squares = dot(v, v, whole), inverse = 1 / squares;
     const bool is_ordinary = ordinary.squares(squares);
@@ -518,7 +575,7 @@ void scale_chunk(const Arguments& a, int64_t begin, int64_t end) {
   const int64_t n = N ? N : a.head_dim, whole = round_up(n, kBlock<A>);
   const View& to = a.dout.data ? a.dy : a.out;
   Row<A, N> x_row(n), dout_row(n), to_row(n);
-  over_tokens(a, begin, end, [&](int64_t b, int64_t h, int64_t t) {
+  over_tokens(a, a.x, begin, end, [&](int64_t b, int64_t h, int64_t t) {
     const Scalars<A> of(a, b, h, t);
     const A* x = load<T>(a.x.at<const Stored>(b, h, t), a.x.element, x_row.data, n);
     if (a.dout.data) {
@@ -531,6 +588,32 @@ void scale_chunk(const Arguments& a, int64_t begin, int64_t end) {
     const A tau = *of.strength;
     for (int64_t i = 0; i < whole; i += kBlock<A>) put(scaled + i, tau * block(x + i));
     store<T>(place, to.element, scaled, n);
+  });
+}
+
+// out = τ x with τ = tanh(weight · GELU(features)) + 1 + σ(position_logit) log position.
+template <class T, int N>
+void temperature_chunk(const Temperature& a, int64_t begin, int64_t end) {
+  using A = typename T::Wide;
+  using Stored = typename T::Stored;
+  const int64_t n = N ? N : a.head_dim, whole = round_up(n, kBlock<A>);
+  const int64_t num_features = N ? N : a.feature_dim, whole_features = round_up(num_features, kBlock<A>);
+  Row<A, N> x_row(n), to_row(n), features_row(num_features), weight_row(num_features);
+  over_tokens(a, a.x, begin, end, [&](int64_t b, int64_t h, int64_t t) {
+    const Stored* const at = a.features.at<const Stored>(b, h, t);
+    const A* const features = load<T>(at, a.features.element, features_row.data, num_features);
+    const A* const weight =
+        load<Plain<A>>(a.weight.at<const A>(0, h, 0), a.weight.element, weight_row.data, num_features);
+    Block<A> products = {};
+    for (int64_t i = 0; i < whole_features; i += kBlock<A>) products += gelu<A>(block(features + i)) * block(weight + i);
+    A tau = std::tanh(sum<A>(products)) + 1;
+    if (const A* const logit = a.position_logit.at<const A>(0, h, 0))
+      tau += std::log(A(*a.position.at<const int64_t>(b, 0, t))) / (1 + std::exp(-*logit));
+    const A* const x = load<T>(a.x.at<const Stored>(b, h, t), a.x.element, x_row.data, n);
+    Stored* const place = a.out.at<Stored>(b, h, t);
+    A* const scaled = target<T>(place, a.out.element, to_row.data, n);
+    for (int64_t i = 0; i < whole; i += kBlock<A>) put(scaled + i, tau * block(x + i));
+    store<T>(place, a.out.element, scaled, n);
   });
 }
 
@@ -547,28 +630,44 @@ void run(const Arguments& a, Pass pass) {
   });
 }
 
-template <class T>
-void choose_head_dim(const Arguments& a, Pass pass) {
-  if constexpr (std::is_same_v<T, Float32> || std::is_same_v<T, BFloat16>) {  // each costs time to compile
-    if (a.head_dim == 64) return run<T, 64>(a, pass);
-    if (a.head_dim == 128) return run<T, 128>(a, pass);
-  }
-  run<T, 0>(a, pass);
+template <class T, int N>
+void run(const Temperature& a) {
+  on_threads(a, [&](int64_t begin, int64_t end) { temperature_chunk<T, N>(a, begin, end); });
 }
 
-void choose_dtype(const void* packed, Pass pass) {
-  Arguments a;
-  std::memcpy(&a, packed, sizeof a);
+inline bool is_of(const Arguments& a, int64_t n) { return a.head_dim == n; }
+inline bool is_of(const Temperature& a, int64_t n) { return a.head_dim == n && a.feature_dim == n; }
+
+template <class T, class All, class... Pass>
+void choose_head_dim(const All& a, Pass... pass) {
+  if constexpr (std::is_same_v<T, Float32> || std::is_same_v<T, BFloat16>) {  // each costs time to compile
+    if (is_of(a, 64)) return run<T, 64>(a, pass...);
+    if (is_of(a, 128)) return run<T, 128>(a, pass...);
+  }
+  run<T, 0>(a, pass...);
+}
+
+template <class All, class... Pass>
+void choose_dtype(const void* packed, size_t size, Pass... pass) {
+  All a{};
+  std::memcpy(&a, packed, size);
   switch (a.dtype) {
-    case kFloat32: return choose_head_dim<Float32>(a, pass);
-    case kFloat64: return choose_head_dim<Float64>(a, pass);
-    case kBFloat16: return choose_head_dim<BFloat16>(a, pass);
-    case kFloat16: return choose_head_dim<Float16>(a, pass);
+    case kFloat32: return choose_head_dim<Float32>(a, pass...);
+    case kFloat64: return choose_head_dim<Float64>(a, pass...);
+    case kBFloat16: return choose_head_dim<BFloat16>(a, pass...);
+    case kFloat16: return choose_head_dim<Float16>(a, pass...);
   }
 }
 
 }  // namespace
 
-extern "C" void exsel_project(const void* packed) { choose_dtype(packed, kProject); }
-extern "C" void exsel_project_backward(const void* packed) { choose_dtype(packed, kProjectBackward); }
-extern "C" void exsel_scale(const void* packed) { choose_dtype(packed, kScale); }
+extern "C" void exsel_project(const void* packed) {
+  choose_dtype<Arguments>(packed, sizeof(Arguments) - 4 * sizeof(View), kProject);
+}
+extern "C" void exsel_project_backward(const void* packed) {
+  choose_dtype<Arguments>(packed, sizeof(Arguments), kProjectBackward);
+}
+extern "C" void exsel_scale(const void* packed) { choose_dtype<Arguments>(packed, sizeof(Arguments), kScale); }
+extern "C" void exsel_scale_by_temperature(const void* packed) {
+  choose_dtype<Temperature>(packed, sizeof(Temperature));
+}

@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from exsel.kernels import blocks, stock
-from exsel.kernels.exclude import exclude, is_traced_for_cpu, passes_for
-from exsel.kernels.operators import differentiable, fold_batch, without_gradient
+from exsel.kernels import blocks, cpp, stock
+from exsel.kernels.exclude import exclude, exclude_directly, is_traced_for_cpu, passes_for
+from exsel.kernels.operators import differentiable, fold_batch, is_plain, is_unrecorded, without_gradient
 from exsel.kernels.scale import scale_heads
 from exsel.reference import accumulation_dtype
 
@@ -102,6 +102,47 @@ def in_blocks(call: Call) -> bool:
     if torch.compiler.is_compiling():  # dynamo fails on the operator where nothing requires a gradient (torch 2.13)
         return False
     return query.shape[-2:] == value.shape[-2:] and 0 not in query.shape
+
+
+def attend_directly(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    own_value: Tensor,
+    attn_mask: Tensor | None,
+    is_causal: bool,
+    scale: float | None,
+    enable_gqa: bool,
+    eps: float,
+) -> Tensor | None:
+    """Exclusive attention of strength 1 on the CPU, by the two kernels with nothing around them.
+
+    ``None`` where something must see an operator, and where the arguments may not fit each other: the caller checks
+    them and names the fault.
+    """
+    tensors = (query, key, value, own_value) if attn_mask is None else (query, key, value, own_value, attn_mask)
+    if not is_unrecorded() or not all(is_plain(x) and x.is_cpu for x in tensors) or torch.is_autocast_enabled("cpu"):
+        return None
+    shape, key_shape, own_shape = query.shape, key.shape, own_value.shape
+    if not len(shape) == len(key_shape) == len(own_shape) == 4 or key_shape != value.shape or shape[3] != key_shape[3]:
+        return None
+    batch, heads, kv_heads = shape[0], shape[1], key_shape[1]
+    if heads != kv_heads and (not enable_gqa or not kv_heads or heads % kv_heads):
+        return None
+    if key_shape[0] != batch or own_shape != (batch, kv_heads, *shape[2:]):
+        return None
+    if not query.dtype == key.dtype == value.dtype == own_value.dtype or query.dtype not in cpp.DTYPES:
+        return None
+    if attn_mask is not None:
+        wholes = (*shape[:3], key_shape[2])
+        if attn_mask.ndim != 4 or any(n not in (1, whole) for n, whole in zip(attn_mask.shape, wholes, strict=True)):
+            return None
+        if is_causal or attn_mask.dtype not in (torch.bool, query.dtype):
+            return None
+    if not query.numel() or not value.numel() or not cpp.available():
+        return None
+    y = stock.attend(query, key, value, attn_mask, 0.0, is_causal, scale)
+    return exclude_directly(y, own_value, eps, in_place=True)
 
 
 def owns_stock_kernel(call: Call) -> bool:

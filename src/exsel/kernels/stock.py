@@ -19,7 +19,7 @@ def attend(
     attn_mask: Tensor | None,
     dropout_p: float,
     is_causal: bool,
-    scale: float,
+    scale: float | None,
 ) -> Tensor:
     """``scaled_dot_product_attention``, with grouped heads where the numbers of heads differ."""
     # A comparison alone would be a symbol under dynamic shapes, which enable_gqa does not take.

@@ -101,6 +101,8 @@ class MechanismPass(LayerPass):
         own_value = self.own_value
         if own_value is None:
             raise RuntimeError(ACROSS)
+        if type(self.exclusive) is Exclusive and (direct := self.exclusive.directly(y, own_value)) is not None:
+            return direct
         heads = y.reshape(*own_value.shape[:-3], own_value.shape[-2], -1, own_value.shape[-1])
         return self.exclude(heads.transpose(-3, -2)).transpose(-3, -2).reshape(y.shape)
 
@@ -127,8 +129,21 @@ class MechanismPass(LayerPass):
 
     def scaled(self, kind: str, states: Tensor) -> Tensor:
         """Query, key or value ``[B, heads, T, D]`` times its inverse temperature."""
+        if kind not in self.temperatures._modules:
+            return states
+        temperature, features = self.temperatures._modules[kind], self.features.get(kind)
+        if (
+            states.shape[-2] == 1
+            and type(temperature) is Temperature
+            and features is not None
+            and self.first_token == 0
+        ):
+            position = None if temperature._parameters["position_logit"] is None else self.places(states)
+            if (direct := temperature.scale(states, features, position)) is not None:
+                return direct
         tau = self.temperature(kind, states)
-        return states if tau is None else scale_heads(states, tau)
+        assert tau is not None
+        return scale_heads(states, tau)
 
     def temperature(self, kind: str, states: Tensor) -> Tensor | None:
         """τ ``[B, heads, T]`` of query, key or value ``[B, heads, T, D]``; ``None``: it has none."""

@@ -61,7 +61,12 @@ class Mechanisms(nn.Module):
         if exclusive is not None:
             self.exclusive = Exclusive(0 if geometry is None else geometry.num_heads, exclusive.strength)
         self.temperatures = build_temperatures(selective, geometry, hidden_size)
-        #: The projections of which something is read; the others are only called.
+        #: What is read of the projections; and those of which something is: the others are only called.
+        self.kinds = set(self.temperatures)
+        if scales_projections:
+            self.kinds.add("value")
+        if selective is not None and selective.token == "mlp":
+            self.kinds.add("query")  # for the layer's input
         self.reads = frozenset(name for name, packing in projections.items() if self._reads(packing))
         self.needs_position = any(
             isinstance(temperature, Temperature) and temperature.position_logit is not None
@@ -70,12 +75,7 @@ class Mechanisms(nn.Module):
 
     def _reads(self, packing: str) -> bool:
         assert self.geometry is not None
-        kinds = set(self.temperatures)
-        if self.scales_projections:
-            kinds.add("value")
-        if self.selective_config is not None and self.selective_config.token == "mlp":
-            kinds.add("query")  # for the layer's input
-        return not kinds.isdisjoint(PACKINGS[packing].slots(self.geometry.num_heads, self.geometry.num_kv_heads))
+        return not self.kinds.isdisjoint(PACKINGS[packing].slots(self.geometry.num_heads, self.geometry.num_kv_heads))
 
     def begin(
         self,
@@ -135,7 +135,7 @@ class UpgradedPass(MechanismPass):
         self.projected.add(name)
         packing = PACKINGS[mechanisms.projections[name]]
         assert geometry is not None
-        parts = packing.split(packed, geometry)
+        parts = packing.split(packed, geometry, mechanisms.kinds)
         self.features.update(parts)
         if "query" in parts or mechanisms.scales_projections:
             self.hidden_states = hidden_states

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from exsel.kernels.operators import is_watched
+
 #: An additive mask adds less than this to the scores of hidden tokens; other biases stay above.
 HIDDEN = -9000.0
 #: The attribute of a cache that holds how many tokens of each row were padding. Later passes cannot see that.
 _PADDING = "_exsel_padding"
+#: What was asked last, and found.
+_last: tuple[tuple[int, ...], Callable[[], Any], Callable[[], Any], Tensor] | None = None
 
 
 class Positions:
@@ -39,12 +45,36 @@ class Positions:
         self.by_diagonal = has_window or not isinstance(mask, Tensor)
         self.past: int | Tensor = 0
         if cache is not None and (self.given is None or self.mask is not None or has_window):
-            self.past = cache.get_seq_length(layer_index)
+            past = cache.get_seq_length(layer_index)
+            # A static cache counts on in the same tensor when it is updated.
+            is_known = isinstance(past, Tensor) and past.is_cpu and not is_watched()
+            self.past = int(past) if is_known else past.clone() if isinstance(past, Tensor) else past
             if self.by_diagonal and self._is_first_pass():
                 setattr(cache, _PADDING, None)
 
     def of(self, num_tokens: int, batch: int, device: torch.device) -> Tensor:
-        """n ``[B or 1, T]``, 1-based, for the pass's tokens."""
+        """n ``[B or 1, T]``, 1-based, for the pass's tokens; the layers of a model that get the same find it once."""
+        global _last
+        asked = None if is_watched() else self._asked(num_tokens, batch)
+        if asked is not None and _last is not None:
+            before, given, mask, found = _last
+            if before == asked and given() is self.given and mask() is self.mask:
+                return found
+        found = self._find(num_tokens, batch, device)
+        if asked is not None:
+            _last = asked, _reference(self.given), _reference(self.mask), found
+        return found
+
+    def _asked(self, num_tokens: int, batch: int) -> tuple[int, ...] | None:
+        """What :meth:`of` depends on beside its tensors; ``None``: changes of these would not be seen."""
+        given, mask = self.given, self.mask
+        if self.by_diagonal or not isinstance(mask, Tensor) or not isinstance(self.past, int):
+            return None
+        if mask.is_inference() or (given is not None and given.is_inference()):  # changes of them are not counted
+            return None
+        return num_tokens, batch, self.past, 0 if given is None else given._version, mask._version
+
+    def _find(self, num_tokens: int, batch: int, device: torch.device) -> Tensor:
         given = self.given if self.given is not None and self.given.shape[1] == num_tokens else None
         place = (torch.arange(num_tokens, device=device) + self.past).unsqueeze(0)
         hidden = None if self.mask is None else self._hidden_before(place, batch)
@@ -91,3 +121,8 @@ class Positions:
         if self.cache is not None:
             setattr(self.cache, _PADDING, padding[:, -1:])
         return padding
+
+
+def _reference(x: Any) -> Callable[[], Any]:
+    """What returns x as long as it exists, without keeping it."""
+    return weakref.ref(x) if isinstance(x, Tensor) else lambda: x

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor
 
 #: What each head-sized slot of a projection's output is, in order: "query", "key", "value", or "" for something else.
 Slots = tuple[str, ...]
+#: What has heads in an attention layer.
+KINDS = ("query", "key", "value")
 
 
 @dataclass(frozen=True)
@@ -34,36 +37,39 @@ class Packing:
     name: str
     slots: Callable[[int, int], Slots]
 
-    def split(self, packed: Tensor, geometry: Geometry) -> dict[str, Tensor]:
+    def split(self, packed: Tensor, geometry: Geometry, kinds: Container[str] = KINDS) -> dict[str, Tensor]:
         """``[…, T, slots·D]`` → by kind ``[…, T, heads, D]``, views where the heads of a kind lie evenly."""
-        states = packed.unflatten(-1, (-1, geometry.head_dim))
-        if self.name in ("query", "key", "value"):
+        *rest, size = packed.shape
+        states = packed.view(*rest, size // geometry.head_dim, geometry.head_dim)
+        if self.name in KINDS:
             return {self.name: states}
-        return {
-            kind: states[..., _as_slice(where), :] for kind, where in self._where(states.shape[-2], geometry).items()
-        }
+        where = _where(self.slots, size // geometry.head_dim, geometry)
+        return {kind: states[..., _as_slice(where[kind]), :] for kind in where if kind in kinds}
 
     def scale(self, packed: Tensor, tau: Mapping[str, Tensor], geometry: Geometry) -> Tensor:
         """``[…, T, slots·D]`` with the heads of each kind times τ ``[…, T, heads]``."""
         states = packed.unflatten(-1, (-1, geometry.head_dim))
         factor = torch.ones(states.shape[:-1], dtype=next(iter(tau.values())).dtype, device=packed.device)
-        for kind, where in self._where(states.shape[-2], geometry).items():
+        for kind, where in _where(self.slots, states.shape[-2], geometry).items():
             if kind in tau:
                 factor = factor.index_copy(-1, torch.tensor(where, device=packed.device), tau[kind].contiguous())
         scaled: Tensor = (states * factor.unsqueeze(-1)).to(packed.dtype)
         return scaled.flatten(-2)
 
-    def _where(self, num_slots: int, geometry: Geometry) -> dict[str, list[int]]:
-        slots = self.slots(geometry.num_heads, geometry.num_kv_heads)
-        if num_slots != len(slots):  # tensor parallel: this process has its part of the heads
-            parts = len(slots) // num_slots
-            slots = self.slots(geometry.num_heads // parts, geometry.num_kv_heads // parts)
-        assert num_slots == len(slots), f"{num_slots} heads in a projection that should have {len(slots)}"
-        where: dict[str, list[int]] = {}
-        for index, kind in enumerate(slots):
-            if kind:
-                where.setdefault(kind, []).append(index)
-        return where
+
+@functools.cache
+def _where(slots_of: Callable[[int, int], Slots], num_slots: int, geometry: Geometry) -> Mapping[str, list[int]]:
+    """The slots of each kind."""
+    slots = slots_of(geometry.num_heads, geometry.num_kv_heads)
+    if num_slots != len(slots):  # tensor parallel: this process has its part of the heads
+        parts = len(slots) // num_slots
+        slots = slots_of(geometry.num_heads // parts, geometry.num_kv_heads // parts)
+    assert num_slots == len(slots), f"{num_slots} heads in a projection that should have {len(slots)}"
+    where: dict[str, list[int]] = {}
+    for index, kind in enumerate(slots):
+        if kind:
+            where.setdefault(kind, []).append(index)
+    return where
 
 
 def _as_slice(where: list[int]) -> slice | list[int]:

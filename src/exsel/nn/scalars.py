@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as every_module
 
 from exsel.reference import accumulation_dtype
 
@@ -46,6 +47,11 @@ class Scalars(nn.Module):
                 state_dict[prefix + name] = tensor.float()
         super()._load_from_state_dict(state_dict, prefix, *args)
 
+    def runs_as_written(self) -> bool:
+        """Whether a call of the module is its class's ``forward`` and nothing more: no hooks, and no other forward."""
+        has_hooks = self._forward_hooks or self._forward_pre_hooks or self._backward_hooks or self._backward_pre_hooks
+        return not (has_hooks or "forward" in self.__dict__ or has_global_hooks())
+
     def divide(self) -> None:
         """Note that the parameters are divided with their heads; a ``DTensor`` alone does not say so."""
         self.has_divided_heads = True
@@ -69,6 +75,16 @@ class Scalars(nn.Module):
             # The redistribution is the identity in the forward; in the backward it sums.
             own = divided.redistribute(placements=[placement]).to_local(grad_placements=[Partial()])
         return own
+
+
+def has_global_hooks() -> bool:
+    """Whether hooks are set that every module calls."""
+    return bool(
+        every_module._global_forward_hooks
+        or every_module._global_forward_pre_hooks
+        or every_module._global_backward_hooks
+        or every_module._global_backward_pre_hooks
+    )
 
 
 def _is_wide(tensor: Tensor) -> bool:

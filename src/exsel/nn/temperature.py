@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from exsel import reference
 from exsel.config import SelectiveConfig, TokenTerm
 from exsel.functional import inverse_temperature
+from exsel.kernels.scale import scale_by_temperature
 from exsel.nn.projections import Geometry
 from exsel.nn.scalars import Scalars
 
@@ -138,6 +139,19 @@ class Temperature(Scalars):
                 raise ValueError("token='frequency' needs token_frequency, the standardised log frequencies")
             tau = tau + torch.tanh(weight * token_frequency.unsqueeze(-2).to(tau.dtype))
         return tau.expand(projection.shape[:-1])
+
+    def scale(self, states: Tensor, projection: Tensor, position: Tensor | None) -> Tensor | None:
+        """τ ⊙ states of one token by one call; ``None``: something must see what is computed, or it is another form.
+
+        Args:
+            states: ``[B, H, 1, D]``.
+            projection: as in :meth:`forward`, but ``[B, 1, H, D]``.
+            position: as in :meth:`forward`.
+        """
+        weight, position_logit = self._parameters["weight"], self._parameters["position_logit"]
+        if self.token != "shared" or weight is None or states.shape[-2] != 1 or not self.runs_as_written():
+            return None
+        return scale_by_temperature(states, projection, weight, position, position_logit)
 
     def extra_repr(self) -> str:
         """The form, and which parameters there are."""
