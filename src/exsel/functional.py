@@ -78,7 +78,7 @@ def _check_strength(strength: float | Tensor | None) -> None:
 
 def _is_one(strength: float | Tensor | None) -> bool:
     """Whether α is 1 without looking into a tensor."""
-    return strength is None or (type(strength) in (int, float) and strength == 1)
+    return strength is None or (isinstance(strength, (int, float)) and strength == 1 and strength is not True)
 
 
 def _expand_strength(strength: float | Tensor | None, y: Tensor) -> Tensor | None:
@@ -232,7 +232,8 @@ def attention(
     Source: Zhai, arXiv:2603.09078 (2026), Section 3; Zhang et al., NeurIPS 2024, arXiv:2411.12892, Definition 1.
     """
     is_plain_call = exclusive is True and backend == "auto" and dropout_p == 0 and _is_one(strength)
-    if is_plain_call and query_scale is value_scale is sliding_window is cu_seqlens is None:
+    options = (query_scale, value_scale, sliding_window, cu_seqlens)
+    if is_plain_call and all(option is None for option in options):
         own, grouped = value if own_value is None else own_value, enable_gqa is True
         direct = sdpa.attend_directly(query, key, value, own, attn_mask, is_causal, scale, grouped, EPS)
         if direct is not None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from budget import assert_within_budget
 from exsel import reference
 from exsel.kernels import cpp, scale
-from exsel.kernels.scale import scale_by_temperature, scale_heads
+from exsel.kernels.scale import scale_directly, scale_heads
 
 
 def plain(x: Tensor, tau: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ def test_temperature_against_float64(dtype: torch.dtype, head_dim: int, size: in
     weight, logit = torch.randn(few, size, dtype=wide), torch.randn(few, dtype=wide)
     position, some_logit = torch.arange(1, 6).unsqueeze(0), None if form == "without position" else logit
     with torch.no_grad():
-        got = scale_by_temperature(x, features, weight, position, some_logit)
+        got = scale_directly(x, features, weight, position, some_logit)
         assert got is not None
 
         def expected(kind: torch.dtype) -> Tensor:
@@ -95,15 +95,15 @@ def test_temperature_against_float64(dtype: torch.dtype, head_dim: int, size: in
 def test_temperature_refuses_what_it_must_not_read() -> None:
     x, weight = torch.randn(1, 4, 1, 8), torch.randn(4, 8)
     features, position = x.transpose(1, 2), torch.ones(1, 1, dtype=torch.int64)
-    assert scale_by_temperature(x, features, weight, None, None) is None  # gradients may be recorded
+    assert scale_directly(x, features, weight, None, None) is None  # gradients may be recorded
     with torch.no_grad():
-        assert scale_by_temperature(x, features, weight, None, None) is not None
-        assert scale_by_temperature(x, features, weight[:3], None, None) is None
-        assert scale_by_temperature(x, features.transpose(1, 2), weight, None, None) is None
-        assert scale_by_temperature(x.bfloat16(), features, weight, None, None) is None
-        assert scale_by_temperature(x, features, weight, position.int(), weight[:, 0]) is None
+        assert scale_directly(x, features, weight, None, None) is not None
+        assert scale_directly(x, features, weight[:3], None, None) is None
+        assert scale_directly(x, features.transpose(1, 2), weight, None, None) is None
+        assert scale_directly(x.bfloat16(), features, weight, None, None) is None
+        assert scale_directly(x, features, weight, position.int(), weight[:, 0]) is None
         assert torch.func.vmap(lambda x: torch.zeros(()) if seen(x, features, weight) else x.sum())(x[None]).item() == 0
 
 
 def seen(x: Tensor, features: Tensor, weight: Tensor) -> bool:
-    return scale_by_temperature(x, features, weight, None, None) is None
+    return scale_directly(x, features, weight, None, None) is None

@@ -26,7 +26,7 @@ def scale_heads(x: Tensor, tau: Tensor) -> Tensor:
     return scaled.reshape(x.shape)
 
 
-def scale_by_temperature(
+def scale_directly(
     x: Tensor, features: Tensor, weight: Tensor, position: Tensor | None, position_logit: Tensor | None
 ) -> Tensor | None:
     """τ ⊙ x by one C++ pass that computes τ on the way, as :func:`exsel.reference.inverse_temperature` does.

@@ -57,8 +57,13 @@ class Packing:
         return scaled.flatten(-2)
 
 
-@functools.cache
 def _where(slots_of: Callable[[int, int], Slots], num_slots: int, geometry: Geometry) -> Mapping[str, list[int]]:
+    """The slots of each kind, kept for the next pass; a compiler follows no cache, and keeps its own result."""
+    find = _find_slots if torch.compiler.is_compiling() else _kept_slots
+    return find(slots_of, num_slots, geometry)
+
+
+def _find_slots(slots_of: Callable[[int, int], Slots], num_slots: int, geometry: Geometry) -> Mapping[str, list[int]]:
     """The slots of each kind."""
     slots = slots_of(geometry.num_heads, geometry.num_kv_heads)
     if num_slots != len(slots):  # tensor parallel: this process has its part of the heads
@@ -70,6 +75,9 @@ def _where(slots_of: Callable[[int, int], Slots], num_slots: int, geometry: Geom
         if kind:
             where.setdefault(kind, []).append(index)
     return where
+
+
+_kept_slots = functools.cache(_find_slots)
 
 
 def _as_slice(where: list[int]) -> slice | list[int]:

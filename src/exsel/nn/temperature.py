@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from exsel import reference
 from exsel.config import SelectiveConfig, TokenTerm
 from exsel.functional import inverse_temperature
-from exsel.kernels.scale import scale_by_temperature
+from exsel.kernels.scale import scale_directly
 from exsel.nn.projections import Geometry
 from exsel.nn.scalars import Scalars
 
@@ -151,7 +151,7 @@ class Temperature(Scalars):
         weight, position_logit = self._parameters["weight"], self._parameters["position_logit"]
         if self.token != "shared" or weight is None or states.shape[-2] != 1 or not self.runs_as_written():
             return None
-        return scale_by_temperature(states, projection, weight, position, position_logit)
+        return scale_directly(states, projection, weight, position, position_logit)
 
     def extra_repr(self) -> str:
         """The form, and which parameters there are."""
