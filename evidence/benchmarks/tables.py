@@ -1,6 +1,6 @@
 """The committed results as pages: all of ``docs/results.md``, ``docs/support.md`` and ``docs/reproduction.md`` with its
 charts, and in ``docs/performance.md`` what is between ``<!-- begin NAME -->`` and ``<!-- end NAME -->``, comes from
-``evidence/benchmarks/results``.
+``evidence/benchmarks/results``; what is so marked in ``docs/scale.md`` comes from ``evidence/benchmarks/many_gpus.py``.
 
     python -m evidence.benchmarks.tables [--check]
 
@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from evidence.benchmarks import performance, startup, support
+from evidence.benchmarks import many_gpus, performance, startup, support
 from evidence.papers.outcome import ExperimentRecord
 from evidence.papers.results_page import PAGE as REPRODUCTION
 from evidence.papers.results_page import PICTURES, machine_in_words, picture_names, to_markdown, write_page
@@ -30,6 +30,7 @@ PAGE = ROOT / "docs" / "results.md"
 SUPPORT = ROOT / "docs" / "support.md"
 KINDS = ("attention", "block", "upgrade_overhead")
 PERFORMANCE = ROOT / "docs" / "performance.md"
+SCALE = ROOT / "docs" / "scale.md"
 
 
 def table(rows: list[dict[str, str]], headings: dict[str, str]) -> str:
@@ -134,13 +135,17 @@ def results_text() -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def fill(page: str) -> str:
-    """``docs/performance.md`` with its tables; the prose around the markers stays as it is."""
-    records = [read_json(path) for name in KINDS for path in sorted(RESULTS.glob(f"{name}_*.json"))]
-    for name, text in performance.sections(records).items():
+def performance_sections() -> dict[str, str]:
+    return performance.sections([read_json(path) for name in KINDS for path in sorted(RESULTS.glob(f"{name}_*.json"))])
+
+
+def fill(path: Path, sections: dict[str, str]) -> str:
+    """A page with its tables; the prose around the markers stays as it is."""
+    page = path.read_text(encoding="utf-8")
+    for name, text in sections.items():
         begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
         if page.count(begin) != 1 or page.count(end) != 1:
-            raise SystemExit(f"{PERFORMANCE} must have one {begin} and one {end}")
+            raise SystemExit(f"{path} must have one {begin} and one {end}")
         between = re.compile(f"{begin}.*?{end}", re.DOTALL)
         page = between.sub(lambda _, whole=f"{begin}\n{text}\n{end}": whole, page)  # type: ignore[misc]
     return page
@@ -160,7 +165,11 @@ def main() -> int:
     parser.add_argument("--check", action="store_true")
     is_check = parser.parse_args().check
     stale = 0
-    pages = {PAGE: results_text(), PERFORMANCE: fill(PERFORMANCE.read_text(encoding="utf-8"))}
+    pages = {
+        PAGE: results_text(),
+        PERFORMANCE: fill(PERFORMANCE, performance_sections()),
+        SCALE: fill(SCALE, {"estimate": many_gpus.text()}),
+    }
     if surveys := sorted(RESULTS.glob("support_*.json")):
         pages[SUPPORT] = support.page(read_json(surveys[-1]))
     for page, text in pages.items():

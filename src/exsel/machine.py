@@ -57,6 +57,7 @@ def describe_machine(device: str) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "memory_bytes": psutil.virtual_memory().total,
         "device": torch.cuda.get_device_name(device) if is_cuda else device,
+        "processes": torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1,
         "python": platform.python_version(),
         "exsel": __version__,
         **versions,

@@ -527,11 +527,15 @@ def test_weights_that_are_missing_are_not_made_up(trained: Path, tmp_path: Path)
 
 @pytest.mark.parametrize(
     ("name", "value", "message"),
-    [("WORLD_SIZE", "2", "the launcher started 2"), ("ACCELERATE_MIXED_PRECISION", "bf16", "give --dtype bfloat16")],
+    [
+        ("ACCELERATE_MIXED_PRECISION", "fp16", "accelerate's --mixed_precision fp16 contradicts --dtype float32"),
+        ("ACCELERATE_MIXED_PRECISION", "bf16", "accelerate's --mixed_precision bf16 contradicts --dtype float32"),
+        ("ACCELERATE_USE_FSDP", "true", "accelerate's --use_fsdp has no effect here"),
+    ],
 )
 def test_what_a_launcher_asks_for_in_vain(
     flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, message: str
 ) -> None:
     monkeypatch.setenv(name, value)
-    assert_refused(run_main("train", *flags, "--out", tmp_path / "run"), message)
+    assert_refused(run_main("train", *flags, "--dtype", "float32", "--out", tmp_path / "run"), message)
     assert not (tmp_path / "run").exists()

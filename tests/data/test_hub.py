@@ -56,6 +56,16 @@ def test_every_iteration_begins_anew(tmp_path: Path, write_rows: WriteRows) -> N
     assert list(train) == list(train) == ["a", "b"]
 
 
+@pytest.mark.parametrize(("files", "parts"), [(1, ["ac", "bd"]), (2, ["ab", "cd"])])
+def test_processes_divide_a_stream(tmp_path: Path, write_rows: WriteRows, files: int, parts: list[str]) -> None:
+    """By file if the files divide equally, otherwise in turn."""
+    for number in range(files):
+        texts = "abcd"[number * 4 // files : (number + 1) * 4 // files]
+        write_rows(tmp_path / f"train-{number}.jsonl", [{"text": text} for text in texts])
+    train, _ = open_stream(str(tmp_path), text_field="text", label="data")
+    assert ["".join(train.part(rank, 2)) for rank in range(2)] == parts
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [

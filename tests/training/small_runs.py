@@ -8,9 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch.nn.functional as F
+from torch import Tensor
+
 from exsel.data import PackedData, load_data
 from exsel.training.progress import Progress
 from exsel.training.run import Interrupted, train_run
+from exsel.training.run_model import build_model
 from exsel.training.settings import Settings
 from exsel.variants import choose_variants
 
@@ -111,3 +115,20 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 def without_times(folder: Path) -> list[dict[str, Any]]:
     """The record of a run, less what the clock said."""
     return [{key: value for key, value in line.items() if key != "seconds"} for line in metrics(folder)]
+
+
+def everything_at_once(model: Path, **changes: Any) -> Settings:
+    """Both mechanisms, accumulation and activation checkpointing: what several processes must not change."""
+    values = {"variant": "exclusive+selective", "accumulation": 2, "activation_checkpointing": True, **changes}
+    return small_settings(model, **values)
+
+
+def float64_model(settings: Settings, data: PackedData) -> Any:
+    model = build_model(settings, data).double()
+    model.loss_function = _float64_loss  # transformers' own is in float32
+    return model
+
+
+def _float64_loss(logits: Tensor, labels: Tensor, vocab_size: int, num_items_in_batch: Any = 1, **_: Any) -> Tensor:
+    losses = F.cross_entropy(logits[:, :-1].reshape(-1, vocab_size), labels[:, 1:].reshape(-1), reduction="sum")
+    return losses / num_items_in_batch

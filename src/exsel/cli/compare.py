@@ -50,6 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     from exsel.report import HEADINGS, headline, headline_note, interval_sentence, summary_rows
     from exsel.training.compare import compare_runs, plan_runs
     from exsel.training.output_folder import REPORT, RESULTS
+    from exsel.training.processes import current
     from exsel.training.sizing import CHOSEN, chosen_before, fit_minutes
 
     variants = choose_variants([word for word in arguments.variants if word], **mechanism_flags(arguments))
@@ -70,6 +71,8 @@ def run(arguments: argparse.Namespace) -> int:
         nonlocal runs
         if minutes is None:
             return None
+        if current().count > 1:
+            raise ExselError("--minutes measures one process, and the launcher started several: give --tokens")
         # A comparison that goes on keeps the tokens that were chosen when it began.
         chosen = chosen_before(arguments.out) if arguments.resume else None
         if chosen is not None:

@@ -89,8 +89,12 @@ def json_output(path: Path | None) -> Iterator[Callable[[Any], None]]:
 
 def command_line(given: Sequence[str]) -> str:
     """The command line, quoted for a shell."""
-    program = Path(sys.argv[0])
-    if program.name == "__main__.py" and program.parent.name in ("exsel", "evidence"):
+    program, processes = Path(sys.argv[0]), os.environ.get("LOCAL_WORLD_SIZE", "1")
+    if processes != "1":
+        machines = os.environ.get("GROUP_WORLD_SIZE", "1")
+        words = ["torchrun", *(["--nnodes", machines] if machines != "1" else []), "--nproc-per-node", processes]
+        words += ["-m", "exsel"]
+    elif program.name == "__main__.py" and program.parent.name in ("exsel", "evidence"):
         words = [sys.executable, "-m", program.parent.name]
     elif program.name == "exsel" and shutil.which("exsel") != str(program.absolute()):
         words = [str(program)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -66,6 +67,10 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     machine.add_argument("--dtype", choices=dtypes, default="auto", help="auto: bfloat16 on cuda")
     text = "torch.compile (default: where it pays, from 500 steps on)"
     machine.add_argument("--compile", action=argparse.BooleanOptionalAction, default=None, help=text)
+    text = "several processes (torchrun) divide the model among them; by default each has a copy"
+    machine.add_argument("--shard", action="store_true", help=text)
+    text = "save memory: the backward pass computes each layer anew"
+    machine.add_argument("--activation-checkpointing", action="store_true", help=text)
     text = "tensorboard, wandb, trackio … as in transformers"
     machine.add_argument("--report-to", nargs="+", default=[], metavar="LOGGER", help=text)
     output = parser.add_argument_group("output")
@@ -98,12 +103,11 @@ def build_settings(
     from dataclasses import fields
 
     from exsel.machine import can_compile, resolve_device
-    from exsel.training.processes import check_alone
     from exsel.training.settings import Settings, check_loggers, with_defaults
 
-    check_alone()
     device = resolve_device(arguments.device)
     check_loggers(arguments.report_to)
+    launched = _launched_dtype(arguments.dtype)
     if arguments.compile and not can_compile():
         raise ExselError(
             "--compile needs a C++ compiler (g++ or clang++), and there is none: install one or leave it out"
@@ -127,6 +131,8 @@ def build_settings(
         values["selective_learning_rate"] = variant.selective_learning_rate
     if learning_rate is not None:
         values["learning_rate"] = learning_rate
+    if launched is not None:
+        values["dtype"] = launched
     return Settings(**with_defaults(values, defaults))
 
 
@@ -143,6 +149,24 @@ def _evaluation_sets(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
     if len(sets) < len(pairs):
         raise ExselError(f"--eval uses a name twice: {', '.join(name for name, _ in pairs)}")
     return sets
+
+
+def _launched_dtype(said: str) -> str | None:
+    """The --dtype that ``accelerate launch --mixed_precision`` stands for, if any.
+
+    Raises:
+        ExselError: it contradicts --dtype, or accelerate was asked for what does not exist here.
+    """
+    for name, asked in (("FSDP", "--use_fsdp"), ("DEEPSPEED", "--use_deepspeed"), ("MEGATRON_LM", "--use_megatron_lm")):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
+            raise ExselError(f"accelerate's {asked} has no effect here: leave it out, and divide a model by --shard")
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    dtype = {"no": None, "bf16": "bfloat16"}.get(precision, precision)
+    if dtype not in (None, "bfloat16") or (dtype is not None and said not in ("auto", dtype)):
+        raise ExselError(
+            f"accelerate's --mixed_precision {precision} contradicts --dtype {said}: leave it out, or give bf16"
+        )
+    return dtype
 
 
 def mechanism_flags(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -210,46 +234,61 @@ def run_session(
     from exsel.training.estimate import estimate
     from exsel.training.model_checks import check_new_models
     from exsel.training.output_folder import clear_output, is_comparison, is_run
-    from exsel.training.run import Interrupted
+    from exsel.training.processes import joined
+    from exsel.training.run import Interrupted, check_shared
     from exsel.training.run_model import check_disk, sketch_model, with_evaluation_sets
     from exsel.training.settings import COMPILED_STEPS
 
     kinds = {"train": is_run, "compare": is_comparison}
     out: Path = arguments.out
-    goes_on = check_out(arguments, lambda folder: is_run(folder) or is_comparison(folder), "exsel")
-    if goes_on and not kinds[arguments.command](out):
-        other = next(command for command, is_kind in kinds.items() if is_kind(out))
-        raise ExselError(f"--out {out} was written by `exsel {other}`: resume it with that command")
     settings = runs[0]
-    for run in {run.variant: run for run in runs}.values():
-        sketch_model(run, vocab_size=256)  # raises if heads, layers or strengths do not fit
-    data = load_data(
-        settings.data,
-        tokenizer=settings.tokenizer,
-        seq_len=settings.seq_len,
-        pack=settings.pack,
-        text_field=settings.text_field,
-        validation_blocks=settings.evaluation_blocks,
-    )
-    data = with_evaluation_sets(data, settings)
-    described = data.description
-    check_disk(runs, described.vocab_size, out)
-    size = "streamed" if described.train_tokens is None else f"{described.train_tokens:,} tokens"
-    print(f"data: {described.name}, {size}, to train on", flush=True)
-    check_new_models(runs, data)
-    if prepare is not None:
-        runs = prepare(data) or runs
-    if arguments.compile is None and not can_compile() and runs[0].steps >= COMPILED_STEPS:
-        warn("no C++ compiler (g++ or clang++) found: training runs eager, without torch.compile")
-    print(estimate(runs, described.vocab_size), flush=True)
-    out.mkdir(parents=True, exist_ok=True)
-    with locked(out):
-        if arguments.overwrite:
-            clear_output(out)
-    try:
-        with closing(make_progress()) as progress:
-            work(data, out, progress)
-    except Interrupted as stop:
-        print(f"\n{stop}; go on with:\n  {resume_command(arguments.given)}", flush=True)
-        return 128 + stop.signal
+
+    def check() -> None:
+        goes_on = check_out(arguments, lambda folder: is_run(folder) or is_comparison(folder), "exsel")
+        if goes_on and not kinds[arguments.command](out):
+            other = next(command for command, is_kind in kinds.items() if is_kind(out))
+            raise ExselError(f"--out {out} was written by `exsel {other}`: resume it with that command")
+        for run in {run.variant: run for run in runs}.values():
+            sketch_model(run, vocab_size=256)  # raises if heads, layers or strengths do not fit
+
+    def load() -> PackedData:
+        loaded = load_data(
+            settings.data,
+            tokenizer=settings.tokenizer,
+            seq_len=settings.seq_len,
+            pack=settings.pack,
+            text_field=settings.text_field,
+            validation_blocks=settings.evaluation_blocks,
+            part=(processes.rank, processes.count),
+        )
+        return with_evaluation_sets(loaded, settings)
+
+    def clear() -> None:
+        out.mkdir(parents=True, exist_ok=True)
+        with locked(out):
+            if arguments.overwrite:
+                clear_output(out)
+
+    with joined(settings.device) as processes, processes.quiet():
+        check_shared(settings, processes)
+        processes.first(check)
+        data = processes.in_turn(load)
+        described = data.description
+        processes.first(lambda: check_disk(runs, described.vocab_size, out))
+        size = "streamed" if described.train_tokens is None else f"{described.train_tokens:,} tokens"
+        print(f"data: {described.name}, {size}, to train on", flush=True)
+        check_new_models(runs, data)
+        if prepare is not None:
+            runs = prepare(data) or runs
+        is_eager = arguments.compile is None and not can_compile() and runs[0].steps >= COMPILED_STEPS
+        if is_eager and processes.is_first:
+            warn("no C++ compiler (g++ or clang++) found: training runs eager, without torch.compile")
+        print(estimate(runs, described.vocab_size, processes.count), flush=True)
+        processes.first(clear)
+        try:
+            with closing(make_progress()) as progress:
+                work(data, out, progress)
+        except Interrupted as stop:
+            print(f"\n{stop}; go on with:\n  {resume_command(arguments.given)}", flush=True)
+            return 128 + stop.signal
     return 0

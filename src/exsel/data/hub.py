@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import datasets
 from datasets import IterableDataset
+from datasets.distributed import split_dataset_by_node
 
 from exsel.data.progress_bars import no_progress_bars
 from exsel.data.splitting import is_validation, key_of
@@ -29,6 +30,10 @@ class StreamedDocuments:
     text_field: str
     keep: Literal["all", "train", "validation"]
     """Every document, or those which the hash of their content puts on one side."""
+
+    def part(self, rank: int, count: int) -> StreamedDocuments:
+        """The documents of one process of so many: whole files if they divide equally, otherwise every so-many-th."""
+        return self if count == 1 else replace(self, stream=split_dataset_by_node(self.stream, rank, count))
 
     def __iter__(self) -> Iterator[str]:
         """Yield the documents that are kept and not empty."""

@@ -87,6 +87,7 @@ def load_data(
     pack: str = "concat",
     text_field: str = "text",
     validation_blocks: int | None = None,
+    part: tuple[int, int] = (0, 1),
 ) -> PackedData:
     """Load, split, tokenise and pack a corpus.
 
@@ -105,11 +106,13 @@ def load_data(
         text_field: the field of ``.jsonl``, ``.parquet`` and streamed rows which holds the text.
         validation_blocks: at most this many blocks validate, evenly spread over the validation documents (of a
             stream, the first ones; by default a million tokens).
+        part: of a stream, load the training documents of one process: its number from 0, and how many there are.
+            All else is loaded whole.
 
     Raises:
         ExselError: the data or the tokenizer cannot be used as named, or there is less text than one block.
     """
-    return _load(data, tokenizer, seq_len, pack, text_field, validation_blocks, trains=True)
+    return _load(data, tokenizer, seq_len, pack, text_field, validation_blocks, part, trains=True)
 
 
 def load_texts(
@@ -157,6 +160,7 @@ def _load(
     pack: str,
     text_field: str,
     max_blocks: int | None,
+    part: tuple[int, int] = (0, 1),
     *,
     trains: bool,
     texts: Sequence[str] | None = None,
@@ -187,7 +191,7 @@ def _load(
     train_tokens = sha256 = None
     if streams:
         train_documents, documents = open_hub(specs[0], text_field)
-        train = pack_stream(train_documents, tokenizer, seq_len=seq_len, pack=packing)
+        train = pack_stream(train_documents.part(*part), tokenizer, seq_len=seq_len, pack=packing)
         corpus = _beginning(documents, tokenizer, seq_len, max_blocks)
     else:
         if texts is None:

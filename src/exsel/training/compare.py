@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +16,7 @@ from exsel.machine import describe_machine, git_revision
 from exsel.report import write_report
 from exsel.training.new_models import model_facts
 from exsel.training.output_folder import REPORT, RESULTS, RUNS
+from exsel.training.processes import joined
 from exsel.training.progress import PlannedRun, Progress
 from exsel.training.run import check_begun, train_run
 from exsel.training.settings import Settings
@@ -79,6 +81,8 @@ def compare_runs(
 ) -> dict[str, Any]:
     """Train all runs and write ``results.json`` and ``report.html``.
 
+    Several processes work as in :func:`exsel.training.run.train_run`.
+
     Args:
         runs: from :func:`plan_runs`.
         data: loaded as the settings of the runs say.
@@ -94,10 +98,15 @@ def compare_runs(
         As :func:`exsel.training.run.train_run`.
     """
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder):
-        for name, settings in runs.items():
-            check_begun(folder / RUNS / name, settings, data, resume=resume)
+    with joined(next(iter(runs.values())).device) as processes, ExitStack() as held:
+
+        def begin() -> None:
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked(folder))
+            for name, settings in runs.items():
+                check_begun(folder / RUNS / name, settings, data, resume=resume)
+
+        processes.first(begin)
         planned = _planned(list(runs.values()))
         progress.plan(planned)
         entries = []
@@ -106,8 +115,9 @@ def compare_runs(
             entry = train_run(settings, data, own, name=shown.name, progress=progress, resume=resume)
             entries.append({**entry, "directory": str(own.relative_to(folder))})
         results = _results(list(runs.values()), entries, data, command=command, started=started)
-        write_json(folder / RESULTS, results)
-        write_report(results, folder / REPORT)
+        if processes.is_first:
+            write_json(folder / RESULTS, results)
+            write_report(results, folder / REPORT)
     return results
 
 

@@ -36,8 +36,8 @@ class RunSize:
     activation_bytes: int | None
 
 
-def run_size(settings: Settings, vocab_size: int) -> RunSize:
-    """The size of a run, from its model without memory for its weights."""
+def run_size(settings: Settings, vocab_size: int, processes: int = 1) -> RunSize:
+    """The size of a run, from its model without memory for its weights; what one of the processes needs of it."""
     model = sketch_model(settings, vocab_size)
     new = mechanism_parameters(model)
     counts = {name: parameter.numel() for name, parameter in model.named_parameters()}
@@ -50,7 +50,7 @@ def run_size(settings: Settings, vocab_size: int) -> RunSize:
         return tensor
 
     own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
-    ids = torch.zeros((settings.micro_batch_size, settings.seq_len), dtype=torch.long, device="meta")
+    ids = torch.zeros((settings.micro_batch_size // processes, settings.seq_len), dtype=torch.long, device="meta")
     try:
         with (
             torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
@@ -64,20 +64,20 @@ def run_size(settings: Settings, vocab_size: int) -> RunSize:
     return RunSize(
         parameters=sum(counts.values()),
         new_parameters=sum(parameter.numel() for parameter in new.values()),
-        state_bytes=_FLOAT * (sum(counts.values()) + 3 * trained),
+        state_bytes=_FLOAT * (sum(counts.values()) + 3 * trained) // (processes if settings.shard else 1),
         activation_bytes=activations,
     )
 
 
-def estimate(runs: Sequence[Settings], vocab_size: int) -> str:
+def estimate(runs: Sequence[Settings], vocab_size: int, processes: int = 1) -> str:
     """Two lines: what is trained for how many steps, and the parameters and the memory that this needs.
 
     The memory on a CPU is that of the whole process. It is an estimate: kernels need some for their work, and compiled
-    layers keep less.
+    layers keep less. Of several processes it is what each needs.
     """
     first = runs[0]
     # Runs that differ in seeds and learning rates alone are equally large.
-    sizes = [run_size(run, vocab_size) for run in {run.variant.name: run for run in runs}.values()]
+    sizes = [run_size(run, vocab_size, processes) for run in {run.variant.name: run for run in runs}.values()]
     new = max(size.new_parameters for size in sizes)
     added = f", {'up to ' if len(sizes) > 1 else ''}{new:,} of them new" if new else ""
     parameters = f"{max(size.parameters for size in sizes):,} parameters{added}"
@@ -90,10 +90,11 @@ def estimate(runs: Sequence[Settings], vocab_size: int) -> str:
         needed = process + max(known)
         memory = f"about {formatting.memory(needed)} of memory"
     lacks = f", and {where} has {formatting.memory(free)} free" if free is not None and needed - process > free else ""
+    together = f" in {processes} processes" if processes > 1 else ""
     count = "" if len(runs) == 1 else f"{len(runs)} runs, each "
     return (
         f"model: {first.model_name}, {count}{first.steps:,} steps of {first.batch_size} × {first.seq_len} tokens on "
-        f"{first.device}, {first.dtype}, {'compiled' if first.compile else 'eager'}\n"
+        f"{first.device}{together}, {first.dtype}, {'compiled' if first.compile else 'eager'}\n"
         f"size: {parameters}; {formatting.compact(len(runs) * first.steps * first.tokens_per_step)} tokens in all; "
         f"{memory}{lacks}"
     )

@@ -16,6 +16,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from exsel.evaluation import Evaluation, evaluate_loss
+from exsel.training.processes import Processes
 from exsel.training.progress import Progress
 from exsel.training.settings import Settings
 from exsel.training.step_record import StepRecord
@@ -33,6 +34,7 @@ class Monitor(TrainerCallback):
         validation: the validation blocks.
         record: the record of the run's steps.
         progress: the display.
+        processes: those that train together: they stop after the same step, and the losses are their means.
         log: sends the validation loss to the trainer's loggers; set once there is a trainer.
         signal: the signal that asked the run to stop.
     """
@@ -41,6 +43,7 @@ class Monitor(TrainerCallback):
     validation: Any
     record: StepRecord
     progress: Progress
+    processes: Processes = field(default_factory=Processes)
     signal: int | None = None
     log: Callable[[dict[str, float]], None] | None = None
     peak_memory: int = 0
@@ -88,6 +91,7 @@ class Monitor(TrainerCallback):
         """Record the steps since the last reading; evaluate if it is due; stop if asked to."""
         step = state.global_step
         is_due = step in self._evaluation_steps
+        self.signal = self.processes.largest(self.signal or 0) or None
         if self.signal is not None:
             self.progress.note(f"stopping after step {step}, and saving a checkpoint …")
             control.should_save = control.should_training_stop = True
@@ -106,7 +110,7 @@ class Monitor(TrainerCallback):
         self._clock = time.perf_counter()
 
     def _read_losses(self, last_step: int) -> None:
-        losses = self.record.take_losses(self.settings.accumulation)
+        losses = self.processes.mean(self.record.take_losses(self.settings.accumulation))
         if not losses:
             return
         elapsed, start = time.perf_counter() - self._clock, self.record.seconds
@@ -136,7 +140,7 @@ class Monitor(TrainerCallback):
         return evaluate_loss(
             model,
             blocks,
-            batch_size=self.settings.micro_batch_size,
+            batch_size=self.processes.share(self.settings.micro_batch_size),
             device=self._device,
             dtype=getattr(torch, self.settings.dtype),
         )

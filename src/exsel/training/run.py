@@ -6,6 +6,7 @@ import math
 import shutil
 import statistics
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from exsel.data import PackedData, collate
 from exsel.diagnostics import similarity_bias
-from exsel.errors import ExselError, LoadError
+from exsel.errors import ExselError, LoadError, explained
 from exsel.evaluation import Evaluation
 from exsel.files import MANIFEST, check_sealed, locked, read_object, seal, write_json
 from exsel.models import ExselForCausalLM
@@ -34,10 +35,11 @@ from exsel.training.output_folder import (
     staged,
 )
 from exsel.training.own_model import OwnModel
-from exsel.training.processes import check_alone
+from exsel.training.processes import Processes, joined
 from exsel.training.progress import Progress
 from exsel.training.run_model import KEPT_CHECKPOINTS, build_model
 from exsel.training.settings import Settings
+from exsel.training.sharding import gathered, shard
 from exsel.training.step_record import StepRecord
 from exsel.training.trainer import ExselTrainer
 from exsel.upgrading.loading import quiet_transformers
@@ -72,12 +74,14 @@ def train_run(
 ) -> dict[str, Any]:
     """Train, and save the model, its record and its result in ``folder``.
 
+    Several processes that a launcher started train together if each calls this; the first one writes.
+
     Args:
         settings: the run's settings.
         data: loaded as the settings say.
         folder: the run's own; created if missing. It may hold a run only with ``resume``.
         name: how the run is shown.
-        progress: the display.
+        progress: the display, of every process.
         resume: go on from the last checkpoint in ``folder``; a finished run returns its result.
         model: the result of :func:`exsel.training.run_model.build_model`, if it has been called already.
 
@@ -86,28 +90,84 @@ def train_run(
 
     Raises:
         ExselError: a folder that holds something else or in which another process is at work, damaged files, settings
-            or data that differ from those of the run to resume, a full disk, or a loss that is not finite.
+            or data that differ from those of the run to resume, a full disk, a loss that is not finite, a batch that
+            the processes cannot share, or the end of another process.
         Interrupted: by Ctrl-C or SIGTERM, after saving.
     """
-    check_alone()
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder):
-        check_begun(folder, settings, data, resume=resume)
-        if (result := finished(folder)) is not None:
-            progress.kept(name, result["validation_curve"])
-            return result
-        return _train(settings, data, folder, name=name, progress=progress, model=model)
+    with joined(settings.device) as processes, ExitStack() as held:
+        check_shared(settings, processes)
+
+        def begin() -> tuple[dict[str, Any] | None, Path | None, int]:
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked(folder))
+            check_begun(folder, settings, data, resume=resume)
+            if done := finished(folder):
+                return done, None, 0
+            write_json(folder / SETTINGS, _content(settings, data))
+            return None, *_last_checkpoint(folder)
+
+        done, checkpoint, step = processes.first(begin)
+        if done is not None:
+            progress.kept(name, done["validation_curve"])
+            return done
+        if checkpoint is not None and not checkpoint.is_dir():
+            raise ExselError(
+                f"process {processes.rank} does not find {checkpoint}: all machines must see the same --out"
+            )
+        if len(set(processes.gather(data.sha256()))) > 1:
+            raise ExselError("the processes have loaded different data: all machines must see the same --data")
+        progress.start(name, settings.steps, step)
+        try:
+            return _train(settings, data, folder, checkpoint, progress=progress, model=model, processes=processes)
+        finally:
+            progress.finish()
+
+
+def check_shared(settings: Settings, processes: Processes) -> None:
+    """Check that the processes can share the work of each step.
+
+    Raises:
+        ExselError: they cannot share it equally, or there is only one for a divided model.
+    """
+    if settings.micro_batch_size % processes.count:
+        raise ExselError(
+            f"--batch-size {settings.batch_size} with --accumulation {settings.accumulation} gives "
+            f"{settings.micro_batch_size} sequences at a time, which {processes.count} processes cannot share equally"
+        )
+    if settings.shard and processes.count == 1:
+        raise ExselError("--shard divides the model among several processes, and there is one: start it with torchrun")
+    if settings.factory and (settings.shard or settings.activation_checkpointing):
+        raise ExselError(
+            "--shard and --activation-checkpointing know transformers models alone, and --model is a function"
+        )
 
 
 def _train(
-    settings: Settings, data: PackedData, folder: Path, *, name: str, progress: Progress, model: Any
+    settings: Settings,
+    data: PackedData,
+    folder: Path,
+    checkpoint: Path | None,
+    *,
+    progress: Progress,
+    model: Any,
+    processes: Processes,
 ) -> dict[str, Any]:
-    write_json(folder / SETTINGS, _content(settings, data))
-    checkpoint, step = _last_checkpoint(folder)
     if model is None:
         model = build_model(settings, data)
-    record = StepRecord.begin(folder, checkpoint)
-    monitor = Monitor(settings=settings, validation=data.validation, record=record, progress=progress)
+    device = torch.device(settings.device)
+    model.to(device)
+    if settings.activation_checkpointing:
+        with explained("--activation-checkpointing"):
+            # Before transformers 5.2x it has its older name alone.
+            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
+    if settings.shard:
+        with explained("--shard"):
+            shard(model, _layers(model), processes, device)
+    record = StepRecord.begin(folder, checkpoint, writes=processes.is_first)
+    monitor = Monitor(
+        settings=settings, validation=data.validation, record=record, progress=progress, processes=processes
+    )
     train = data.train
     if isinstance(train, IterableDataset):
         # A stream is repeated so that every step is full. The trainer's BlockOrder repeats other blocks.
@@ -115,33 +175,34 @@ def _train(
     with quiet_transformers():
         trainer = ExselTrainer(
             model=model,
-            args=_arguments(settings, folder),
+            args=_arguments(settings, folder, processes),
             train_dataset=train,
             data_collator=collate,
             processing_class=data.tokenizer,
             callbacks=[monitor],
             selective_learning_rate=settings.selective_learning_rate,
             record=record,
+            processes=processes,
         )
         trainer.remove_callback(PrinterCallback)
         monitor.log = trainer.log
-        progress.start(name, settings.steps, step)
-        try:
-            with monitor.listen():
-                compile_seconds = _compile(model, settings, data)
-                trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        finally:
-            progress.finish()
-        signal, done = monitor.signal, trainer.state.global_step
-        if signal is not None and done < settings.steps:
+        if processes.count > 1:
+            # Trainer has seeded all processes alike, and no two may drop the same activations.
+            torch.manual_seed(settings.seed + processes.rank)
+        with monitor.listen():
+            compile_seconds, has_unused = _compile(model, settings, data, processes)
+            trainer.accelerator.ddp_handler.find_unused_parameters = has_unused
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        signal, done = processes.largest(monitor.signal or 0), trainer.state.global_step
+        if signal and done < settings.steps:
             raise Interrupted(signal, done)
-        result = _result(settings, data, model, monitor, compile_seconds)
-        _save_model(model, data, folder)
-    write_json(folder / RESULT, result)
-    seal(folder, (folder / name for name in (SETTINGS, METRICS, RESULT, MODEL)))
-    for leftover in checkpoints(folder):
-        shutil.rmtree(leftover)
-    if signal is not None:
+        result = _result(settings, data, model, monitor, compile_seconds, processes)
+        weights = gathered(model.state_dict(keep_vars=True), keep=processes.is_first)
+        if processes.is_first:
+            _save_model(model, weights, data, folder)
+            _finish(result, folder)
+    processes.wait()
+    if signal:
         # This run finished before it could stop. The runs after it must not begin.
         raise Interrupted(signal, done)
     return result
@@ -222,11 +283,11 @@ def _last_checkpoint(folder: Path) -> tuple[Path | None, int]:
     return checkpoint, step
 
 
-def _arguments(settings: Settings, folder: Path) -> TrainingArguments:
+def _arguments(settings: Settings, folder: Path, processes: Processes) -> TrainingArguments:
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=settings.steps,
-        per_device_train_batch_size=settings.micro_batch_size,
+        per_device_train_batch_size=processes.share(settings.micro_batch_size),
         gradient_accumulation_steps=settings.accumulation,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine_with_min_lr",
@@ -247,30 +308,38 @@ def _arguments(settings: Settings, folder: Path) -> TrainingArguments:
         remove_unused_columns=False,
         dataloader_pin_memory=settings.device != "cpu",
     )
+    # A launcher's environment does not change what the settings say.
+    arguments.mixed_precision = "bf16" if settings.dtype == "bfloat16" else "no"
     # Trainer would multiply the batch by the number of GPUs.
     arguments._n_gpu = min(1, arguments.n_gpu)
     return arguments
 
 
-def _compile(model: Any, settings: Settings, data: PackedData) -> float:
-    """Compile the layers if asked to, run one step that changes no weights, and return the seconds that it took."""
+def _compile(model: Any, settings: Settings, data: PackedData, processes: Processes) -> tuple[float, bool]:
+    """Compile the layers if asked to, and run one step that changes no weights.
+
+    Returns:
+        The seconds that it took, and whether a parameter that should train had no part in it.
+    """
     device, dtype = torch.device(settings.device), getattr(torch, settings.dtype)
     torch.compiler.reset()
     if settings.compile:
         for layer in _layers(model):
             layer.compile()
-    rows = [row for _, row in zip(range(settings.micro_batch_size), data.train, strict=False)]
-    rows = (rows * settings.micro_batch_size)[: settings.micro_batch_size]
+    count = processes.share(settings.micro_batch_size)
+    rows = [row for _, row in zip(range(count), data.train, strict=False)]
+    rows = (rows * count)[:count]
     batch = {name: tensor.to(device) for name, tensor in collate(rows).items()}
     start = time.perf_counter()
-    model.to(device).train()
+    model.train()
     with torch.random.fork_rng(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         loss = model(**batch).loss
     loss.backward()
+    has_unused = any(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
     model.zero_grad()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter() - start
+    return time.perf_counter() - start, has_unused
 
 
 def _layers(model: Any) -> list[nn.Module]:
@@ -283,7 +352,12 @@ def _layers(model: Any) -> list[nn.Module]:
 
 
 def _result(
-    settings: Settings, data: PackedData, model: Any, monitor: Monitor, compile_seconds: float
+    settings: Settings,
+    data: PackedData,
+    model: Any,
+    monitor: Monitor,
+    compile_seconds: float,
+    processes: Processes,
 ) -> dict[str, Any]:
     lines = monitor.record.lines
     validated = [line for line in lines if "validation_loss" in line]
@@ -297,7 +371,8 @@ def _result(
     if isinstance(model, ExselForCausalLM):
         blocks = data.validation.select(range(min(_SIMILARITY_BLOCKS, len(data.validation))))
         device = torch.device(settings.device)
-        similarity = similarity_bias(model, blocks, batch_size=settings.micro_batch_size, device=device)
+        batch_size = processes.share(settings.micro_batch_size)
+        similarity = similarity_bias(model, blocks, batch_size=batch_size, device=device)
     return {
         "variant": settings.variant.name,
         "seed": settings.seed,
@@ -313,7 +388,8 @@ def _result(
         "compile_seconds": compile_seconds,
         "ms_per_step": statistics.median(step_seconds) * 1e3,
         "ms_per_step_spread": (quartiles[2] - quartiles[0]) * 1e3,
-        "peak_memory_bytes": monitor.peak_memory,
+        "peak_memory_bytes": processes.largest(monitor.peak_memory),
+        "processes": processes.count,
         "train_curve": _curve(lines[:: math.ceil(len(lines) / _CURVE_POINTS)], "loss"),
         "validation_curve": _curve(validated, "validation_loss"),
         "by_position": _by_position(monitor.evaluate(model, data.validation)),
@@ -338,9 +414,16 @@ def _curve(lines: list[dict[str, Any]], loss: str) -> list[dict[str, Any]]:
     return [{**{key: line[key] for key in ("step", "tokens", "seconds")}, "loss": line[loss]} for line in lines]
 
 
-def _save_model(model: Any, data: PackedData, folder: Path) -> None:
+def _save_model(model: Any, weights: dict[str, Any], data: PackedData, folder: Path) -> None:
     with staged(folder, MODEL_STAGING, "the model") as staging:
-        model.save_pretrained(staging)
+        model.save_pretrained(staging, state_dict=weights)
         data.tokenizer.save_pretrained(staging)
         shutil.rmtree(folder / MODEL, ignore_errors=True)
         staging.rename(folder / MODEL)
+
+
+def _finish(result: dict[str, Any], folder: Path) -> None:
+    write_json(folder / RESULT, result)
+    seal(folder, (folder / name for name in (SETTINGS, METRICS, RESULT, MODEL)))
+    for leftover in checkpoints(folder):
+        shutil.rmtree(leftover)

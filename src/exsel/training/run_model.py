@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,6 +18,7 @@ from exsel.training import finetuning
 from exsel.training.mechanism_parameters import mechanism_parameters
 from exsel.training.model_checks import check_model
 from exsel.training.new_models import new_model
+from exsel.training.processes import current
 from exsel.training.settings import Settings
 
 #: The number of checkpoints kept during a run. The older one is there in case the newer one is unreadable.
@@ -63,7 +65,8 @@ def build_model(settings: Settings, data: PackedData) -> Any:
     inner = getattr(model, "model", None)
     frequency = getattr(inner, "token_log_frequency", None)
     if inner is not None and frequency is not None and frequency.isnan().any():
-        inner.set_token_counts(token_counts(data.train, model.config.vocab_size, max_blocks=_COUNTED_BLOCKS))
+        count = functools.partial(token_counts, data.train, model.config.vocab_size, max_blocks=_COUNTED_BLOCKS)
+        inner.set_token_counts(current().first(count))  # of a stream, each process reads other blocks
     if not is_new:
         check_model(model, settings, vocab_size)
     if settings.train == "new":

@@ -98,6 +98,8 @@ class Settings:
         device: ``"cpu"``, ``"cuda"`` or ``"mps"``.
         dtype: of the computation, ``"float32"`` or ``"bfloat16"`` (autocast; the weights stay float32).
         compile: whether the layers are compiled.
+        shard: whether several processes divide the model among them (FSDP2), or each has a copy.
+        activation_checkpointing: whether the backward pass computes each layer's activations anew.
         report_to: loggers of transformers' Trainer.
 
     Raises:
@@ -128,6 +130,8 @@ class Settings:
     device: str = "cpu"
     dtype: Literal["float32", "bfloat16"] = "float32"
     compile: bool = True
+    shard: bool = False
+    activation_checkpointing: bool = False
     report_to: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

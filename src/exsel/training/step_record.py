@@ -25,20 +25,22 @@ class StepRecord:
         folder: the run's own.
         lines: one per step, as in the file.
         losses: one per micro-batch, for steps without a line yet, kept as tensors: reading them waits for the device.
+        writes: whether this process writes the file.
     """
 
     folder: Path
+    writes: bool = True
     lines: list[dict[str, Any]] = field(default_factory=list)
     losses: list[Tensor] = field(default_factory=list)
     _unwritten: int = 0
 
     @classmethod
-    def begin(cls, folder: Path, checkpoint: Path | None) -> StepRecord:
+    def begin(cls, folder: Path, checkpoint: Path | None, *, writes: bool = True) -> StepRecord:
         """The record of a run that begins, or goes on from a checkpoint, which has the lines up to its step.
 
         The file in ``folder`` is replaced: a run that was killed may have written more lines, or half a line.
         """
-        record = cls(folder=folder)
+        record = cls(folder=folder, writes=writes)
         if checkpoint is not None:
             text = (checkpoint / METRICS).read_text(encoding="utf-8")
             record.lines = [json.loads(line) for line in text.splitlines()]
@@ -47,7 +49,8 @@ class StepRecord:
 
     def save(self, folder: Path) -> None:
         """Write all lines into a file of a folder."""
-        write_text(folder / METRICS, "".join(json.dumps(line) + "\n" for line in self.lines))
+        if self.writes:
+            write_text(folder / METRICS, "".join(json.dumps(line) + "\n" for line in self.lines))
 
     def add(self, line: dict[str, Any]) -> None:
         """Add a step; it is on disk after the next :meth:`flush`."""
@@ -60,7 +63,7 @@ class StepRecord:
         Raises:
             ExselError: the disk is full, for example.
         """
-        if not self._unwritten:
+        if not (self.writes and self._unwritten):
             return
         path = self.folder / METRICS
         with or_go_on(f"{path} could not be written", self.folder), path.open("a", encoding="utf-8") as file:

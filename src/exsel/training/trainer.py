@@ -13,7 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Sampler
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer, TrainingArguments
 
 from exsel.errors import ExselError
@@ -22,6 +24,8 @@ from exsel.training import checkpoint_state
 from exsel.training.mechanism_parameters import scalar_names
 from exsel.training.output_folder import CHECKPOINT, CHECKPOINT_STAGING, checkpoints, last_good, staged
 from exsel.training.own_model import OwnModel
+from exsel.training.processes import Processes
+from exsel.training.sharding import divided, gathered
 from exsel.training.step_record import StepRecord
 from exsel.upgrading import from_pretrained
 
@@ -32,13 +36,22 @@ class ExselTrainer(Trainer):
     Args:
         selective_learning_rate: peak of the scalars' learning rate; it follows the same schedule.
         record: the record of the steps; it gets each micro-batch's loss and is saved in each checkpoint.
+        processes: those that train together. A model that :func:`exsel.training.sharding.shard` divided stays so; of
+            any other each has a copy (DistributedDataParallel).
     """
 
     optimizer: Any
 
     def __init__(
-        self, *, args: TrainingArguments, selective_learning_rate: float, record: StepRecord, **kwargs: Any
+        self,
+        *,
+        args: TrainingArguments,
+        selective_learning_rate: float,
+        record: StepRecord,
+        processes: Processes | None = None,
+        **kwargs: Any,
     ) -> None:
+        self.processes = processes or Processes()
         self.selective_learning_rate = selective_learning_rate
         self.record = record
         super().__init__(args=args, **kwargs)
@@ -63,14 +76,36 @@ class ExselTrainer(Trainer):
         optimizer: torch.optim.Optimizer = self.optimizer
         return optimizer
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
-        if not hasattr(self.train_dataset, "__len__"):
-            return None
-        length = self.args.max_steps * self.args.gradient_accumulation_steps * self.args.train_batch_size
-        return BlockOrder(len(self.train_dataset), length=length, seed=self.args.seed)
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """This process's blocks of each batch. A stream holds only this process's documents."""
+        blocks, own = self.train_dataset, self.args.train_batch_size
+        order: BlockOrder | None = None
+        if hasattr(blocks, "__len__"):
+            length = self.args.max_steps * self.args.gradient_accumulation_steps * own * self.processes.count
+            order = BlockOrder(
+                len(blocks), length=length, seed=self.args.seed, processes=self.processes, consecutive=own
+            )
+        return DataLoader(
+            blocks,
+            batch_size=own,
+            sampler=order,
+            collate_fn=self.data_collator,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+
+    def _wrap_model(self, model: nn.Module, training: bool = True, dataloader: Any = None) -> nn.Module:
+        if isinstance(model, FSDPModule):
+            # What is prepared already, Trainer has accelerate neither wrap nor divide.
+            prepared: nn.Module = self.accelerator.prepare_model(model, device_placement=False, evaluation_mode=True)
+            return prepared
+        wrapped: nn.Module = super()._wrap_model(model, training, dataloader)
+        return wrapped
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Trainer's step; the loss is recorded as a tensor, without waiting for the device."""
+        if isinstance(self.model, FSDPModule):
+            # Between machines, gradients travel once a step, not with each micro-batch.
+            self.model.set_requires_all_reduce(self.accelerator.sync_gradients)
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         self.record.losses.append(loss.detach())
         return loss
@@ -82,10 +117,15 @@ class ExselTrainer(Trainer):
         """Save into a temporary folder and rename it when it is complete."""
         folder, step = Path(self.args.output_dir), self.state.global_step
         for name, parameter in self.model.named_parameters():
-            if not torch.isfinite(parameter).all():
+            own = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+            if not torch.isfinite(own).all():
                 raise ExselError(
                     f"{name} holds values that are not finite after step {step}; {last_good(folder)}. Try a lower --lr"
                 )
+        if not self.processes.is_first:
+            # The others give their parts to the first, which alone writes.
+            super()._save_checkpoint(model, trial)
+            return
         with staged(folder, CHECKPOINT_STAGING, f"the checkpoint after step {step}") as staging:
             super()._save_checkpoint(model, trial)
             saved = staging / f"{CHECKPOINT}{step}"
@@ -98,57 +138,81 @@ class ExselTrainer(Trainer):
             shutil.rmtree(old)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        checkpoint_state.save_optimizer(Path(output_dir), self.optimizer.state_dict(), self.lr_scheduler.state_dict())
+        checkpoint_state.save_optimizer(
+            Path(output_dir),
+            self.optimizer.state_dict(),
+            self.lr_scheduler.state_dict(),
+            writes=self.processes.is_first,
+        )
 
     def _save_rng_state(self, output_dir: str) -> None:
-        checkpoint_state.save_random(Path(output_dir))
+        states = self.processes.gather(checkpoint_state.random_state())
+        if self.processes.is_first:
+            checkpoint_state.save_random(Path(output_dir), states)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Trainer's method; a model of the user's own, which may tie weights, is saved by its own."""
-        if isinstance(self.model, OwnModel):
+        weights = gathered(self.model.state_dict(keep_vars=True), keep=self.processes.is_first)
+        if not isinstance(self.model, OwnModel):
+            super()._save(output_dir, weights)
+        elif self.processes.is_first:
             self.model.save_pretrained(str(output_dir))
             self.processing_class.save_pretrained(str(output_dir))
-        else:
-            super()._save(output_dir, state_dict)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Replaces Trainer's method, which cannot read upgraded configurations and ignores missing weights."""
         if isinstance(self.model, OwnModel):
             self.model.load(resume_from_checkpoint)
             return
-        saved = from_pretrained(resume_from_checkpoint, dtype=torch.float32)
-        self.model.load_state_dict(saved.state_dict())
+        saved = from_pretrained(resume_from_checkpoint, dtype=self.model.dtype)
+        present = self.model.state_dict()
+        self.model.load_state_dict({name: divided(value, present[name]) for name, value in saved.state_dict().items()})
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
             optimizer, scheduler = checkpoint_state.load_optimizer(Path(checkpoint))
+            parameters = (parameter for group in self.optimizer.param_groups for parameter in group["params"])
+            for index, parameter in enumerate(parameters):
+                state = optimizer["state"].get(index, {})
+                state.update({name: divided(value, parameter) for name, value in state.items()})
             self.optimizer.load_state_dict(optimizer)
             self.lr_scheduler.load_state_dict(scheduler)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
-            checkpoint_state.load_random(Path(checkpoint))
+            checkpoint_state.load_random(Path(checkpoint), self.processes.rank)
 
 
 class BlockOrder(Sampler[int]):
     """The blocks that a run reads, in order: one random permutation of all after another, cut where the run ends.
 
     Every step is full, even if the blocks run out in its middle. The order depends on the arguments alone, so variants
-    read the same blocks and a resumed run continues where it stopped.
+    read the same blocks and a resumed run continues where it stopped. Several processes take turns in it, so that what
+    they read together is what one process reads.
 
     Args:
         blocks: how many there are.
         length: how many the run reads.
         seed: of the permutations.
+        processes: those that read together.
+        consecutive: how many a process takes in its turn.
     """
 
-    def __init__(self, blocks: int, *, length: int, seed: int) -> None:
+    def __init__(
+        self, blocks: int, *, length: int, seed: int, processes: Processes | None = None, consecutive: int = 1
+    ) -> None:
         self.blocks, self.length, self.seed = blocks, length, seed
+        self.processes, self.consecutive = processes or Processes(), consecutive
 
     def __len__(self) -> int:
-        return self.length
+        return self.length // self.processes.count
 
     def __iter__(self) -> Iterator[int]:
+        for place, block in enumerate(self._of_all()):
+            if place // self.consecutive % self.processes.count == self.processes.rank:
+                yield block
+
+    def _of_all(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed)
         for start in range(0, self.length, self.blocks):
             order = torch.randperm(self.blocks, generator=generator)
