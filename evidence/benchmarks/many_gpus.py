@@ -65,7 +65,9 @@ def model(size: str, vocab_size: int) -> ExselForCausalLM:
         return ExselForCausalLM(config)
 
 
-def step_on_paper(network: ExselForCausalLM, *, gpus: int, sequences: int, seq_len: int, is_sharded: bool) -> StepOnPaper:
+def step_on_paper(
+    network: ExselForCausalLM, *, gpus: int, sequences: int, seq_len: int, is_sharded: bool
+) -> StepOnPaper:
     """StepOnPaper a step of so many sequences, as many at a time as fit into the memory.
 
     Raises:

@@ -20,7 +20,8 @@ from exsel.training.processes import joined
 from exsel.training.progress import PlannedRun, Progress
 from exsel.training.run import check_begun, train_run
 from exsel.training.settings import Settings
-from exsel.training.summary import summarise
+from exsel.training.step_cost import step_costs
+from exsel.training.summary import StepCost, summarise
 from exsel.variants import BASELINE, VARIANTS, Variant
 from exsel.version import __version__
 
@@ -114,7 +115,10 @@ def compare_runs(
             own = folder / RUNS / name
             entry = train_run(settings, data, own, name=shown.name, progress=progress, resume=resume)
             entries.append({**entry, "directory": str(own.relative_to(folder))})
-        results = _results(list(runs.values()), entries, data, command=command, started=started)
+        progress.note("measuring the cost of a step, all variants in turn …")
+        # Processes that wait for each other would be measured with their waiting.
+        costs = step_costs(list(runs.values()), data) if processes.count == 1 else {}
+        results = _results(list(runs.values()), entries, data, costs, command=command, started=started)
         if processes.is_first:
             write_json(folder / RESULTS, results)
             write_report(results, folder / REPORT)
@@ -141,7 +145,13 @@ def _planned(runs: Sequence[Settings]) -> list[PlannedRun]:
 
 
 def _results(
-    runs: list[Settings], entries: list[dict[str, Any]], data: PackedData, *, command: str, started: str
+    runs: list[Settings],
+    entries: list[dict[str, Any]],
+    data: PackedData,
+    costs: dict[str, StepCost],
+    *,
+    command: str,
+    started: str,
 ) -> dict[str, Any]:
     first = runs[0]
     return {
@@ -167,6 +177,6 @@ def _results(
             "parameters": min(entry["parameters"] - entry["new_parameters"] for entry in entries),
             **model_facts(first, data.description.vocab_size),
         },
-        "variants": summarise(entries, first.tokens_per_step),
+        "variants": summarise(entries, first.tokens_per_step, costs),
         "runs": entries,
     }

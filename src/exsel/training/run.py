@@ -163,7 +163,7 @@ def _train(
             enable({"use_reentrant": False})
     if settings.shard:
         with explained("--shard"):
-            shard(model, _layers(model), processes, device)
+            shard(model, layers_to_compile(model), processes, device)
     record = StepRecord.begin(folder, checkpoint, writes=processes.is_first)
     monitor = Monitor(
         settings=settings, validation=data.validation, record=record, progress=progress, processes=processes
@@ -324,12 +324,9 @@ def _compile(model: Any, settings: Settings, data: PackedData, processes: Proces
     device, dtype = torch.device(settings.device), getattr(torch, settings.dtype)
     torch.compiler.reset()
     if settings.compile:
-        for layer in _layers(model):
+        for layer in layers_to_compile(model):
             layer.compile()
-    count = processes.share(settings.micro_batch_size)
-    rows = [row for _, row in zip(range(count), data.train, strict=False)]
-    rows = (rows * count)[:count]
-    batch = {name: tensor.to(device) for name, tensor in collate(rows).items()}
+    batch = first_batch(data, processes.share(settings.micro_batch_size), device)
     start = time.perf_counter()
     model.train()
     with torch.random.fork_rng(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
@@ -342,7 +339,13 @@ def _compile(model: Any, settings: Settings, data: PackedData, processes: Proces
     return time.perf_counter() - start, has_unused
 
 
-def _layers(model: Any) -> list[nn.Module]:
+def first_batch(data: PackedData, count: int, device: torch.device) -> dict[str, torch.Tensor]:
+    """The first blocks to train on, again from the start if there are fewer."""
+    rows = [row for _, row in zip(range(count), data.train, strict=False)]
+    return {name: tensor.to(device) for name, tensor in collate((rows * count)[:count]).items()}
+
+
+def layers_to_compile(model: Any) -> list[nn.Module]:
     """The layers, which share one compilation; the model itself if it has no list of layers."""
     stacks = (list(module) for module in model.modules() if isinstance(module, nn.ModuleList))
     if isinstance(model, OwnModel):

@@ -18,6 +18,7 @@ from exsel.training.output_folder import RUNS, SETTINGS
 from exsel.training.progress import Progress
 from exsel.training.run import Interrupted, train_run
 from exsel.training.settings import COMPILED_STEPS, Settings, schedule
+from exsel.training.step_cost import STEPS
 
 # Steps that are measured of each variant; their median counts.
 _MEASURED_STEPS = 5
@@ -104,6 +105,7 @@ def _steps(
         cost = _measure(replace(run, compile=is_compiled), data)
         evaluations = math.ceil(len(data.validation) / run.micro_batch_size) * cost.step * run.accumulation * _FORWARD
         step += counts[run.variant.name] * cost.step
+        around += STEPS * cost.step
         around += counts[run.variant.name] * (cost.around + (run.evaluations - 1) * evaluations)
     measuring = before - seconds_left()
     allowed = math.floor((_SHARE * seconds_left() - around) / step)

@@ -1,0 +1,85 @@
+"""What a training step of each variant costs: measured apart from the trainings, all variants in turn, in rounds."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+
+import torch
+
+from exsel.data import PackedData
+from exsel.intervals import Estimate
+from exsel.training.run import first_batch, layers_to_compile
+from exsel.training.run_model import build_model
+from exsel.training.settings import Settings
+from exsel.training.summary import StepCost
+from exsel.variants import BASELINE
+
+_ROUNDS = 5
+# Of each variant in each round, after one that warms up.
+_TIMED_STEPS = 2
+
+#: The steps of each variant that :func:`step_costs` takes.
+STEPS = _ROUNDS * (1 + _TIMED_STEPS)
+
+
+def step_costs(runs: Sequence[Settings], data: PackedData) -> dict[str, StepCost]:
+    """The cost of a step of each variant, by name.
+
+    In each round every variant takes some steps (forward, backward, AdamW) on the same batch, in one process, in an
+    order that turns from round to round; its time is divided by the baseline's of the same round. So a machine that
+    slows down slows all of them, and a round that something else disturbs is one of several.
+
+    Args:
+        runs: of a comparison; the first run of each variant counts.
+        data: loaded as they say.
+    """
+    first: dict[str, Settings] = {}
+    for run in runs:
+        first.setdefault(run.variant.name, run)
+    names = list(first)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    torch.compiler.reset()
+    # Each variant has graphs of its own, more together than PyTorch keeps of one layer.
+    with torch._dynamo.config.patch(recompile_limit=8 * len(names)):
+        for turn in range(_ROUNDS):
+            for place in range(len(names)):
+                name = names[(turn + place) % len(names)]
+                seconds[name].append(_seconds_a_step(first[name], data))
+    return {
+        name: StepCost(
+            milliseconds=statistics.median(own) * 1e3,
+            ratio=(
+                Estimate.of_ratios(*(one / other for one, other in zip(own, seconds[BASELINE], strict=True)))
+                if BASELINE in seconds
+                else None
+            ),
+            rounds=_ROUNDS,
+        )
+        for name, own in seconds.items()
+    }
+
+
+def _seconds_a_step(settings: Settings, data: PackedData) -> float:
+    """The median over the timed steps of a new model, which is gone afterwards."""
+    device, dtype = torch.device(settings.device), getattr(torch, settings.dtype)
+    model = build_model(settings, data).to(device).train()
+    if settings.compile:
+        for layer in layers_to_compile(model):
+            layer.compile()
+    optimizer = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad], lr=0.0, fused=True)
+    batch = first_batch(data, settings.micro_batch_size, device)
+    steps = []
+    for _ in range(1 + _TIMED_STEPS):
+        start = time.perf_counter()
+        for _ in range(settings.accumulation):
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                loss = model(**batch).loss
+            loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        steps.append(time.perf_counter() - start)
+    return statistics.median(steps[1:])
