@@ -68,7 +68,7 @@ def model(size: str, vocab_size: int) -> ExselForCausalLM:
 def step_on_paper(
     network: ExselForCausalLM, *, gpus: int, sequences: int, seq_len: int, is_sharded: bool
 ) -> StepOnPaper:
-    """StepOnPaper a step of so many sequences, as many at a time as fit into the memory.
+    """What a step takes of so many sequences, as many at a time as fit into the memory.
 
     Raises:
         ValueError: not one sequence fits, or the GPUs cannot share them.
