@@ -129,6 +129,6 @@ def float64_model(settings: Settings, data: PackedData) -> Any:
     return model
 
 
-def _float64_loss(logits: Tensor, labels: Tensor, vocab_size: int, num_items_in_batch: Any = 1, **_: Any) -> Tensor:
+def _float64_loss(logits: Tensor, labels: Tensor, vocab_size: int, num_items_in_batch: Any = None, **_: Any) -> Tensor:
     losses = F.cross_entropy(logits[:, :-1].reshape(-1, vocab_size), labels[:, 1:].reshape(-1), reduction="sum")
-    return losses / num_items_in_batch
+    return losses / (1 if num_items_in_batch is None else num_items_in_batch)

@@ -158,7 +158,7 @@ def _train(
     model.to(device)
     if settings.activation_checkpointing:
         with explained("--activation-checkpointing"):
-            # Before transformers 5.2x it has its older name alone.
+            # Older versions of transformers have its older name alone.
             enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
             enable({"use_reentrant": False})
     if settings.shard:

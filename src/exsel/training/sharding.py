@@ -29,7 +29,7 @@ def shard(model: nn.Module, layers: Iterable[nn.Module], processes: Processes, d
     machines = processes.count // processes.local_count
     # Of two dimensions, FSDP2 copies along the first and divides along the second.
     shape: tuple[int, ...] = (processes.count,) if machines == 1 else (machines, processes.local_count)
-    mesh = init_device_mesh(device.type, shape)
+    mesh = init_device_mesh(device.type, shape, mesh_dim_names=("copies", "parts")[-len(shape) :])
     for layer in layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
