@@ -9,11 +9,32 @@ minutes a seed on two cores; ``--resume`` goes on with a run that was interrupte
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from exsel.cli import main as exsel
 from exsel.files import read_json, write_json
+
+
+def compared(flags: Sequence[str], work: Path, *, resume: bool) -> dict[str, Any]:
+    """Run ``exsel compare`` in a folder; its results without the curves of single steps.
+
+    Raises:
+        SystemExit: it ended otherwise than well, with its exit code.
+        KeyboardInterrupt: it was interrupted, and saved what there was.
+    """
+    code = exsel(["compare", *flags, "--out", str(work), "--resume" if resume else "--overwrite"])
+    if code == 128 + signal.SIGINT:
+        raise KeyboardInterrupt
+    if code != 0:
+        raise SystemExit(code)
+    results: dict[str, Any] = read_json(work / "results.json")
+    for run in results["runs"]:
+        del run["train_curve"]
+    return results
 
 
 def main() -> int:
@@ -23,24 +44,8 @@ def main() -> int:
     parser.add_argument("--seeds", default="0", help="one after the other, as 0,1 (%(default)s)")
     parser.add_argument("--resume", action="store_true")
     arguments = parser.parse_args()
-    command = [
-        "compare",
-        "--tokens",
-        str(300 * 4096),
-        "--seq-len",
-        "512",
-        "--batch-size",
-        "8",
-        "--seeds",
-        arguments.seeds,
-    ]
-    how = "--resume" if arguments.resume else "--overwrite"
-    code = exsel([*command, "--evaluation-blocks", "64", "--out", str(arguments.work), how])
-    if code != 0:
-        return code
-    results = read_json(arguments.work / "results.json")
-    for run in results["runs"]:
-        del run["train_curve"]
+    flags = f"--tokens {300 * 4096} --seq-len 512 --batch-size 8 --seeds {arguments.seeds} --evaluation-blocks 64"
+    results = compared(flags.split(), arguments.work, resume=arguments.resume)
     results["command"] = f"python -m evidence.benchmarks.quality --seeds {arguments.seeds}"
     write_json(arguments.out, results)
     return 0

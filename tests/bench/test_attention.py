@@ -13,7 +13,7 @@ from exsel.bench.cases import Case, Shape
 from exsel.bench.measuring import Contender, CpuClock, Refused, Work, measure
 
 CPU = torch.device("cpu")
-UNCOMPILED = ("eager normalize", "exsel auto", "exsel sdpa", "exsel reference")
+UNCOMPILED = ("eager normalize", "exsel sdpa", "exsel reference")
 ALL = (*UNCOMPILED, "compiled normalize")
 
 
@@ -44,14 +44,14 @@ def test_everything_is_measured_but_what_refuses(kv_heads: int, watcher: Watcher
         refused = rows[group, "compiled normalize"]
         assert "compiler" in refused["refused"]
         assert refused["passes"] == {}
-    assert set(rows["exclusive", "exsel auto"]["passes"]) == {"forward", "backward", "both"}
-    assert rows["exclusive", "exsel auto"]["saved_bytes"] > 0
+    assert set(rows["exclusive", "exsel sdpa"]["passes"]) == {"forward", "backward", "both"}
+    assert rows["exclusive", "exsel sdpa"]["saved_bytes"] > 0
 
 
 @pytest.mark.usefixtures("no_compiler")
 def test_decoding(watcher: Watcher) -> None:
     rows = rows_of(attention.contenders(case(), CpuClock(), ALL, decode=True), watcher)
-    assert list(rows["batch 2", "exsel auto"]["passes"]) == ["decode"]
+    assert list(rows["batch 2", "exsel sdpa"]["passes"]) == ["decode"]
     assert rows["batch 2", "stock"]["passes"]["decode"]["ratio_median"] == 1
     assert "compiler" in rows["batch 2", "compiled normalize"]["refused"]
 
@@ -63,9 +63,9 @@ def test_a_wrong_result_has_no_time(watcher: Watcher, monkeypatch: pytest.Monkey
         return right(*tensors, exclusive=False, **options)
 
     monkeypatch.setattr("exsel.functional.attention", wrong)
-    rows = rows_of(attention.contenders(case(), CpuClock(), ("exsel auto",)), watcher)
-    assert rows["exclusive", "exsel auto"]["refused"].startswith("wrong: ")
-    assert rows["exclusive", "exsel auto"]["passes"] == {}
+    rows = rows_of(attention.contenders(case(), CpuClock(), ("exsel sdpa",)), watcher)
+    assert rows["exclusive", "exsel sdpa"]["refused"].startswith("wrong: ")
+    assert rows["exclusive", "exsel sdpa"]["passes"] == {}
 
 
 def test_nan_is_wrong() -> None:

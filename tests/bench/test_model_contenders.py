@@ -16,11 +16,11 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("mechanisms", ["exclusive", "exclusive+selective"])
 def test_the_plain_forms_make_the_same_model(mechanisms: str) -> None:
     ids = torch.randint(3, 259, (2, 24))
-    ours, plain = build(mechanisms, "tiny", layers=2), build(f"naive {mechanisms}", "tiny", layers=2)
+    ours, plain = (build(name, "tiny", CPU, layers=2) for name in (mechanisms, f"naive {mechanisms}"))
     with torch.no_grad():
         logits = ours(input_ids=ids).logits
         torch.testing.assert_close(plain(input_ids=ids).logits, logits, rtol=1e-3, atol=1e-3)
-        assert not torch.allclose(build("baseline", "tiny", layers=2)(input_ids=ids).logits, logits, atol=1e-2)
+        assert not torch.allclose(build("baseline", "tiny", CPU, layers=2)(input_ids=ids).logits, logits, atol=1e-2)
 
 
 def test_eager_blocks_are_measured(watcher: Watcher) -> None:
@@ -44,7 +44,7 @@ def test_a_step_trains_and_shares_the_weights() -> None:
 
 def test_shared_weights_are_the_very_same_and_stay_tied() -> None:
     weights = SharedWeights()
-    first, second = build("baseline", "tiny", layers=1), build("exclusive+selective", "tiny", layers=1)
+    first, second = build("baseline", "tiny", CPU, layers=1), build("exclusive+selective", "tiny", CPU, layers=1)
     for model in (first, second):
         weights.share(model)
     shared = dict(first.named_parameters())

@@ -21,7 +21,7 @@ from exsel.bench.session import SUBJECTS
 from exsel.machine import can_compile
 
 SMALL = ["--device", "cpu", "--shapes", "2x1x16", "--rounds", "2"]
-QUICK = ["--contenders", "eager normalize,compiled normalize,exsel auto"]
+QUICK = ["--contenders", "eager normalize,compiled normalize,exsel sdpa"]
 NO_COMPILER = ("exsel.bench.measuring.can_compile", lambda: False)
 
 
@@ -40,7 +40,7 @@ def test_it_ends_with_a_table_and_files(measured: tuple[Outcome, Path]) -> None:
     lines = outcome.out.splitlines()
     assert re.match(r"Case +Group +Contender +ms +Forward +Backward +Whole +Kept for backward$", lines[0])
     assert re.match(r"attention 2x1x16, 256 × 16 tokens +baseline +stock +[\d.,]+ +1\.000× +1\.000×", lines[1])
-    assert any(re.search(r" exclusive +exsel auto +[\d.,]+ +\d+\.\d{3}×", line) for line in lines)
+    assert any(re.search(r" exclusive +exsel sdpa +[\d.,]+ +\d+\.\d{3}×", line) for line in lines)
     assert any(re.search(r" exclusive +compiled normalize +–( +–)+$", line) for line in lines)
     refusal = "compiled normalize, not measured (attention 2x1x16, 256 × 16 tokens and 2 more): "
     assert any(line.startswith(refusal) for line in lines)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any
 
@@ -52,8 +52,11 @@ class PlainTemperature(Temperature):
         return token + 1 + growth
 
 
-def build(variant: str, size: str, *, layers: int | None = None) -> ExselForCausalLM:
-    """A model of a named size, of a name of :data:`VARIANTS`; its weights are those of every other variant."""
+def build(variant: str, size: str, device: torch.device, *, layers: int | None = None) -> ExselForCausalLM:
+    """A model of a named size, of a name of :data:`VARIANTS`; its weights are those of every other variant.
+
+    It begins on its device, where drawing the weights of a billion parameters takes no time.
+    """
     values = dict(SIZES[size])
     if layers is not None:
         values["num_hidden_layers"] = layers
@@ -67,7 +70,8 @@ def build(variant: str, size: str, *, layers: int | None = None) -> ExselForCaus
     if is_plain:
         config._attn_implementation = "sdpa"
     torch.manual_seed(0)
-    model = ExselForCausalLM(config)
+    with device:
+        model = ExselForCausalLM(config)
     for layer in model.model.layers if is_plain else ():
         attention = layer.self_attn
         assert isinstance(attention, ExselAttention)
@@ -75,7 +79,8 @@ def build(variant: str, size: str, *, layers: int | None = None) -> ExselForCaus
             attention.exclusive = PlainExclusive()  # type: ignore[assignment]
         for name, temperature in attention.temperatures.items():
             heads: Any = temperature.num_heads
-            attention.temperatures[name] = PlainTemperature(heads, attention.head_dim)
+            with device:
+                attention.temperatures[name] = PlainTemperature(heads, attention.head_dim)
     return model
 
 
@@ -87,8 +92,8 @@ def parameter_count(size: str) -> int:
     return count
 
 
-def block_contenders(case: Case) -> list[Contender]:
-    """Forward and backward of one block, by variant."""
+def block_contenders(case: Case, ways: Collection[str] = GROUPS) -> list[Contender]:
+    """Forward and backward of one block, by variant, eager or compiled or both."""
     size = case.shape.name
     shape = (case.batch, case.tokens, SIZES[size]["hidden_size"])
     hidden = torch.randn(shape, device=case.device, dtype=case.dtype, requires_grad=True)
@@ -96,7 +101,7 @@ def block_contenders(case: Case) -> list[Contender]:
     position = torch.arange(case.tokens, device=case.device).unsqueeze(0)
 
     def work(variant: str, group: str) -> Work:
-        model = build(variant, size, layers=1).to(case.device, case.dtype)
+        model = build(variant, size, case.device, layers=1).to(case.dtype)
         layer = _compiled(model.model.layers, group)[0]
         arguments: dict[str, Any] = {
             "position_embeddings": model.model.rotary_emb(hidden, position_ids=position),
@@ -106,19 +111,20 @@ def block_contenders(case: Case) -> list[Contender]:
         }
         return Work(forward=lambda: layer(hidden, **arguments), inputs=(hidden, *layer.parameters()), gradient=gradient)
 
-    return _contenders(work)
+    return _contenders(work, ways)
 
 
-def step_contenders(case: Case) -> list[Contender]:
-    """A training step by variant, as ``exsel train`` does it: forward, backward, clipping, optimiser.
+def step_contenders(case: Case, ways: Collection[str] = GROUPS) -> list[Contender]:
+    """A training step by variant, eager or compiled or both.
 
-    Weights are float32, with autocast where the dtype is lower.
+    As ``exsel train`` does it: forward, backward, clipping, optimiser. Weights are float32, with autocast where the
+    dtype is lower.
     """
     ids = torch.randint(3, VOCABULARY, (case.batch, case.tokens), device=case.device)
     weights = SharedWeights()
 
     def work(variant: str, group: str) -> Work:
-        model = build(variant, case.shape.name).to(case.device)
+        model = build(variant, case.shape.name, case.device)
         weights.share(model)
         _compiled(model.model.layers, group)
         optimizer = weights.optimizer(model)
@@ -130,7 +136,7 @@ def step_contenders(case: Case) -> list[Contender]:
 
         return Work(forward=step, name="step")
 
-    return _contenders(work)
+    return _contenders(work, ways)
 
 
 def training_step(loss: Tensor, model: nn.Module, optimizer: torch.optim.Optimizer) -> Tensor:
@@ -178,10 +184,11 @@ def _compiled(layers: Any, group: str) -> Any:
     return layers
 
 
-def _contenders(work: Callable[[str, str], Work]) -> list[Contender]:
+def _contenders(work: Callable[[str, str], Work], ways: Collection[str]) -> list[Contender]:
     """The variants in each way, the baseline in front; each is divided by the baseline of its own way."""
     return [
         Contender(name=variant, group=group, floor=(group, BASELINE), prepare=partial(work, variant, group))
         for group in GROUPS
+        if group in ways
         for variant in VARIANTS
     ]

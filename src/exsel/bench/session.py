@@ -57,10 +57,11 @@ class Plan:
 
 @dataclass(frozen=True)
 class PlannedCase:
-    """A case of a subject."""
+    """A case of a subject, and what makes its contenders."""
 
     subject: str
     case: Case
+    contenders: Callable[[Case, Clock], Sequence[Contender]]
 
 
 def jobs(plan: Plan) -> list[PlannedCase]:
@@ -73,7 +74,8 @@ def jobs(plan: Plan) -> list[PlannedCase]:
     planned: list[PlannedCase] = []
 
     def add(subject: str, shape: Shape, tokens: int, batch: int) -> None:
-        planned.append(PlannedCase(subject, Case(shape=shape, tokens=tokens, batch=batch, device=device, dtype=dtype)))
+        case = Case(shape=shape, tokens=tokens, batch=batch, device=device, dtype=dtype)
+        planned.append(PlannedCase(subject, case, contenders_of(subject, plan.contenders)))
 
     for subject in plan.subjects:
         names = _BLOCK_SIZES[plan.device] if subject == "block" else DEFAULT_SHAPES
@@ -141,7 +143,7 @@ def run(
         gc.collect()
         is_interrupted = False
         try:
-            chosen, device = _contenders(job, clock, plan.contenders), job.case.device
+            chosen, device = job.contenders(job.case, clock), job.case.device
             measured = measure(chosen, clock=clock, device=device, rounds=plan.rounds, display=display)
         except (Stop, KeyboardInterrupt) as interruption:
             measured, is_interrupted = getattr(interruption, "rows", []), True
@@ -158,16 +160,22 @@ def run(
     return record
 
 
-def _contenders(job: PlannedCase, clock: Clock, wanted: Collection[str]) -> list[Contender]:
-    if job.subject in ("attention", "decode"):
-        return attention.contenders(job.case, clock, wanted, decode=job.subject == "decode")
+def contenders_of(
+    subject: str, wanted: Collection[str], ways: Collection[str] = ("eager", "compiled")
+) -> Callable[[Case, Clock], Sequence[Contender]]:
+    """What makes the contenders of a case.
+
+    Args:
+        subject: attention, decode, block or step.
+        wanted: of attention and decode, those of :data:`exsel.bench.attention.NAMES` to measure.
+        ways: of block and step, eager or compiled or both.
+    """
+    if subject in ("attention", "decode"):
+        return lambda case, clock: attention.contenders(case, clock, wanted, decode=subject == "decode")
     from exsel.bench import model_contenders
 
-    return (
-        model_contenders.block_contenders(job.case)
-        if job.subject == "block"
-        else model_contenders.step_contenders(job.case)
-    )
+    make = model_contenders.block_contenders if subject == "block" else model_contenders.step_contenders
+    return lambda case, _: make(case, ways)
 
 
 def _out_of_memory(job: PlannedCase) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(124m,0.7b,1.4b,llama; by device for block)"
     )
     contenders = (
-        "of attention and decode, beside stock: eager normalize, compiled normalize, compiled dot, exsel auto, "
+        "of attention and decode, beside stock: eager normalize, compiled normalize, compiled dot, "
         "exsel reference, exsel sdpa (all but the reference)"
     )
     dtypes = "float32, bfloat16 or float16 (auto: bfloat16 on cuda, float32 on cpu)"

@@ -48,7 +48,6 @@ _KNOWN: dict[str, tuple[int, str]] = {
     "eager normalize": (0, "o"),
     "compiled normalize": (1, "s"),
     "compiled dot": (2, "^"),
-    "exsel auto": (3, "D"),
     "exsel sdpa": (4, "v"),
     "exsel reference": (5, "<"),
 }
