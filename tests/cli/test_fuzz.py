@@ -155,7 +155,7 @@ def place(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
         patch.setattr("exsel.diagnostics.diagnosis_report.figures_by_section", lambda models: {})
         for work in (
             "exsel.training.run.train_run",
-            "exsel.training.compare.compare",
+            "exsel.training.compare.compare_runs",
             "exsel.bench.session.run",
         ):
             patch.setattr(work, begin)

@@ -16,6 +16,7 @@ from exsel.cli.display import RunLines
 from exsel.cli.training import build_settings
 from exsel.intervals import Estimate
 from exsel.models import ExselForCausalLM
+from exsel.variants import VARIANTS
 from papers.fakes import read_again
 
 TABLE_2_FIRST = ("51.26", "61.07", "55.68", "52.82", "35.00", "74.05", "40.02", "55.88", "53.22", "53.22")
@@ -130,10 +131,12 @@ def parse(command: Any, line: str) -> argparse.Namespace:
 def test_the_commands_are_the_papers_set_up(size: str) -> None:
     arguments = parse(train_command, costs.train_command(size, "exclusive"))
     arguments.device, arguments.compile = "cpu", False
-    settings = build_settings(arguments, variant=arguments.variant, learning_rate=arguments.lr, seed=arguments.seed)
+    settings = build_settings(
+        arguments, variant=VARIANTS[arguments.variant], learning_rate=arguments.lr, seed=arguments.seed
+    )
     assert (settings.steps, settings.batch_size, settings.seq_len, settings.warmup_steps) == (200_000, 256, 2048, 2000)
     assert settings.learning_rate == costs.TABLE_1[size][4]
-    assert (settings.variant, settings.tokenizer) == ("exclusive", "gpt2")
+    assert (settings.variant.name, settings.tokenizer) == ("exclusive", "gpt2")
     evaluated = parse(eval_command, costs.evaluate_command(size, "exclusive"))
     assert evaluated.model == str(arguments.out)
     assert evaluated.tasks == ["exclusive-paper"]

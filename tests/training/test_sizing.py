@@ -13,6 +13,7 @@ from exsel.training.estimate import estimate, run_size
 from exsel.training.run_model import build_model
 from exsel.training.settings import COMPILED_STEPS, Settings, schedule
 from exsel.training.sizing import Cost, chosen_before, fit_minutes
+from exsel.training.step_cost import STEPS
 from exsel.variants import choose_variants
 from training.small_runs import small_settings, train
 
@@ -58,8 +59,12 @@ def seconds_of(runs: list[Settings], data: PackedData, machine: dict[str, Any]) 
     """What the machine would take for all of it, evaluations as :func:`fit_minutes` takes them."""
     step = machine["compiled"] if runs[0].compile else machine["step"]
     total = machine["now"]
+    timed: set[str] = set()
     for run in runs:
         own = step * (2 if run.variant.name == "exclusive" else 1)
+        if run.variant.name not in timed:  # the cost of a step, once a variant
+            timed.add(run.variant.name)
+            total += STEPS * own
         evaluation = own / 3 * -(-len(data.validation) // run.batch_size)
         total += run.steps * own + machine["around"] + (run.evaluations - 1) * evaluation
     return float(total)

@@ -115,7 +115,7 @@ def compare_runs(
             own = folder / RUNS / name
             entry = train_run(settings, data, own, name=shown.name, progress=progress, resume=resume)
             entries.append({**entry, "directory": str(own.relative_to(folder))})
-        progress.note("measuring the cost of a step, all variants in turn …")
+        progress.note("timing a step of each variant in turn …")
         # Processes that wait for each other would be measured with their waiting.
         costs = step_costs(list(runs.values()), data) if processes.count == 1 else {}
         results = _results(list(runs.values()), entries, data, costs, command=command, started=started)
