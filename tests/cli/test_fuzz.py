@@ -149,6 +149,8 @@ def place(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
     write_model(folder / "small.json")
     (folder / "foreign").mkdir()
     (folder / "foreign" / "thesis.tex").write_text("mine")
+    (folder / "compared").mkdir()
+    (folder / "compared" / "results.json").write_text('{"exsel_version": "0", "variants": []}')
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("HOME", str(root))
@@ -157,6 +159,7 @@ def place(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
             "exsel.training.run.train_run",
             "exsel.training.compare.compare_runs",
             "exsel.bench.session.run",
+            "exsel.pretrained.pull",
         ):
             patch.setattr(work, begin)
         for module in ("exsel.training.saved_models", "exsel.data.tokenization", "exsel.data.hub"):
@@ -175,6 +178,8 @@ BASES = {
     "eval": "model --data file.txt --max-sequences 2 --device cpu",
     "diagnose": "model --text some --max-sequences 2 --device cpu --out new",
     "support": "model",
+    "report": "compared",
+    "pull": "smollm2",
     "bench": "attention --shapes 2x1x16 --seq-lens 16 --device cpu --out new",
 }
 
