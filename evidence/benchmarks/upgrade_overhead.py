@@ -24,10 +24,11 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 import exsel
 from exsel.bench.measuring import Contender, CpuClock, Work, check_compiler, measure
-from exsel.bench.model_contenders import SharedWeights, training_step
+from exsel.bench.model_contenders import SharedWeights
 from exsel.cli.bench_display import make_display
 from exsel.files import write_json
 from exsel.machine import describe_machine, git_revision
+from exsel.training.training_step import training_step
 
 OUT = Path(__file__).parent / "results" / "upgrade_overhead_cpu.json"
 ORIGINAL = "original"

@@ -265,18 +265,21 @@ def copying_outcome(results: Results, *, size: str) -> Outcome:
 
 def _charts(results: Results, depth: int) -> tuple[Chart, Chart]:
     own = {label: runs for (each, label), runs in results.items() if each == depth}
-    middles = [(low + high - 1) / 2 for low, high in _ranges()]
+
+    def curves(places: Sequence[float], values: Callable[[Learned], tuple[float, ...]]) -> tuple[Curve, ...]:
+        """One a variant: what each seed has at each place."""
+        return tuple(
+            Curve.of(label, places, [Estimate.of(*at) for at in zip(*map(values, runs), strict=True)])
+            for label, runs in own.items()
+        )
+
+    steps = next(iter(own.values()))[0].steps
     learning = Chart(
         name=f"learning-{depth}",
         title=f"Accuracy through training, {depth} layers",
         x_label="steps",
         y_label="share of copies named",
-        curves=tuple(
-            Curve.of(
-                label, runs[0].steps, [Estimate.of(*at) for at in zip(*(run.accuracy for run in runs), strict=True)]
-            )
-            for label, runs in own.items()
-        ),
+        curves=curves(steps, lambda learned: learned.accuracy),
         caption="The mean over the seeds and its 95% interval.",
     )
     by_distance = Chart(
@@ -284,10 +287,7 @@ def _charts(results: Results, depth: int) -> tuple[Chart, Chart]:
         title=f"Accuracy by distance, {depth} layers",
         x_label="tokens between a token and its copy",
         y_label="share of copies named",
-        curves=tuple(
-            Curve.of(label, middles, [Estimate.of(*at) for at in zip(*(run.by_distance for run in runs), strict=True)])
-            for label, runs in own.items()
-        ),
+        curves=curves([(low + high - 1) / 2 for low, high in _ranges()], lambda learned: learned.by_distance),
         caption="At the end of the training; a point for each range of distances.",
     )
     return learning, by_distance

@@ -12,7 +12,7 @@ import torch
 
 from evidence.papers.outcome import Budget, Finding, Job, Outcome, Table, Verdict
 from exsel.bench import model_contenders
-from exsel.bench.cases import DTYPES, SHAPES, Case
+from exsel.bench.cases import DTYPES, GROUPS, SHAPES, Case
 from exsel.bench.measuring import Clock, Display, make_clock, measure
 from exsel.config import ExclusiveConfig, SelectiveConfig
 from exsel.intervals import Estimate
@@ -62,8 +62,8 @@ class _Blocks:
 # The paper has 32 sequences in bfloat16; on the CPU that would take hours.
 _BLOCKS: Mapping[Budget, _Blocks] = {
     "smoke": _Blocks(size="tiny", batch=1, tokens=(32, 64), rounds=2, ways=("eager",)),
-    "cpu": _Blocks(size="124m", batch=1, tokens=(256, 512, 1024, 2048), rounds=7, ways=model_contenders.GROUPS),
-    "gpu": _Blocks(size="1.4b", batch=32, tokens=(512, 1024, 2048, 4096, 8192), rounds=6, ways=model_contenders.GROUPS),
+    "cpu": _Blocks(size="124m", batch=1, tokens=(256, 512, 1024, 2048), rounds=7, ways=GROUPS),
+    "gpu": _Blocks(size="1.4b", batch=32, tokens=(512, 1024, 2048, 4096, 8192), rounds=6, ways=GROUPS),
 }
 # By name in :data:`exsel.bench.model_contenders.VARIANTS`.
 _FORMS = {"exclusive": "ours", "naive exclusive": "the two published lines"}
@@ -103,9 +103,7 @@ def _measure(
     case = Case(
         shape=SHAPES[blocks.size], tokens=tokens, batch=blocks.batch, device=torch.device(job.device), dtype=dtype
     )
-    contenders = [
-        one for one in model_contenders.block_contenders(case) if one.group in ways and one.name in (BASELINE, *_FORMS)
-    ]
+    contenders = [one for one in model_contenders.block_contenders(case, ways) if one.name in (BASELINE, *_FORMS)]
     return measure(contenders, clock=clock, device=case.device, rounds=blocks.rounds, display=Display())
 
 

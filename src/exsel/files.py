@@ -66,7 +66,7 @@ def seal(folder: Path, paths: Iterable[Path]) -> None:
         paths: files, and folders, which stand for all files in them.
     """
     files = [file for path in paths for file in ([path] if path.is_file() else sorted(path.rglob("*")))]
-    hashes = {file.relative_to(folder).as_posix(): _sha256(file) for file in files if file.is_file()}
+    hashes = {file.relative_to(folder).as_posix(): file_sha256(file) for file in files if file.is_file()}
     write_json(folder / MANIFEST, {"sha256": hashes})
     for name in hashes:
         shutil.copymode(folder / MANIFEST, folder / name)
@@ -95,12 +95,13 @@ def check_sealed(folder: Path) -> set[str]:
     for name in sorted(names):
         if not (home / name).is_file():
             raise LoadError(f"{home / name} is missing, which {MANIFEST} names")
-        if _sha256(home / name) != hashes[name]:
+        if file_sha256(home / name) != hashes[name]:
             raise LoadError(f"{home / name} has changed since it was saved, by its hash in {MANIFEST}")
     return names
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from exsel.errors import ExselError, LoadError, explained, require_all
-from exsel.files import cache_folder, locked, seal, write_text
+from exsel.files import cache_folder, file_sha256, locked, seal, write_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,9 +112,7 @@ def folder_of_gguf(path: Path) -> Path:
     """
     if not path.is_file():
         raise ExselError(f"no such file: {path}")
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    folder = _models_folder() / f"{path.stem}-{digest[:16]}"
+    folder = _models_folder() / f"{path.stem}-{file_sha256(path)[:16]}"
     if not _is_whole(folder):
         require_all("gguf")
         _convert(path, folder, card="")
@@ -183,5 +180,5 @@ def _convert(source: Path, folder: Path, *, card: str) -> None:
         AutoTokenizer.from_pretrained(source.parent, **place).save_pretrained(staging)
         if card:
             write_text(staging / "README.md", card)
-        seal(staging, [path for path in staging.iterdir() if path.is_file()])
+        seal(staging, staging.iterdir())
         staging.replace(folder)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -74,11 +74,16 @@ class Variant:
     @property
     def kind(self) -> str:
         """The name in :data:`VARIANTS` of the variant with the same mechanisms, whatever their fields."""
-        return "+".join(name for name, config in self.mechanisms.items() if config is not None) or BASELINE
+        return kind_of(name for name, config in self.mechanisms.items() if config is not None)
 
     def to_dict(self) -> dict[str, Any]:
         """What its model has, as JSON types: the mechanisms, each ``None`` or its fields."""
         return {name: config and config.to_dict() for name, config in self.mechanisms.items()}
+
+
+def kind_of(mechanisms: Iterable[str]) -> str:
+    """The name in :data:`VARIANTS` of the variant that has these mechanisms."""
+    return "+".join(sorted(mechanisms)) or BASELINE
 
 
 #: The variants that every command knows by name, in the order in which they are compared.

@@ -12,6 +12,8 @@ from torch import Tensor
 from exsel.errors import ExselError
 from exsel.model_sizes import SIZES
 
+#: The ways in which a block and a step are measured.
+GROUPS = ("eager", "compiled")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 

@@ -11,16 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from exsel.bench.attention import normalize_form
-from exsel.bench.cases import Case
+from exsel.bench.cases import GROUPS, Case
 from exsel.bench.measuring import Contender, Work, check_compiler
 from exsel.config import ExclusiveConfig, SelectiveConfig
 from exsel.model_sizes import SIZES
 from exsel.models import ExselConfig, ExselForCausalLM
 from exsel.models.modeling import ExselAttention
 from exsel.nn import Temperature
+from exsel.training.training_step import training_step
 from exsel.variants import BASELINE
 
-GROUPS = ("eager", "compiled")
 #: *naive*: what is written by hand, around stock attention.
 VARIANTS = (BASELINE, "exclusive", "exclusive+selective", "naive exclusive", "naive exclusive+selective")
 
@@ -137,15 +137,6 @@ def step_contenders(case: Case, ways: Collection[str] = GROUPS) -> list[Contende
         return Work(forward=step, name="step")
 
     return _contenders(work, ways)
-
-
-def training_step(loss: Tensor, model: nn.Module, optimizer: torch.optim.Optimizer) -> Tensor:
-    """What follows the forward pass: backward, clipping, the optimiser; returns the loss."""
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
-    optimizer.zero_grad()
-    return loss.detach()
 
 
 class SharedWeights:

@@ -13,6 +13,7 @@ from exsel.bench import attention
 from exsel.bench.cases import (
     DEFAULT_SHAPES,
     DTYPES,
+    GROUPS,
     SHAPES,
     Case,
     Shape,
@@ -161,7 +162,7 @@ def run(
 
 
 def contenders_of(
-    subject: str, wanted: Collection[str], ways: Collection[str] = ("eager", "compiled")
+    subject: str, wanted: Collection[str], ways: Collection[str] = GROUPS
 ) -> Callable[[Case, Clock], Sequence[Contender]]:
     """What makes the contenders of a case.
 

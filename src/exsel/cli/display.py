@@ -63,7 +63,7 @@ class _Runs(Progress):
         self._name = ""
 
     def plan(self, runs: Sequence[PlannedRun]) -> None:
-        """See :class:`exsel.training.monitor.Progress`."""
+        """See :class:`exsel.training.progress.Progress`."""
         self._runs = {run.name: run for run in runs}
         self._forecast.plan({run.name: run.steps for run in runs})
 

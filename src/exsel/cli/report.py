@@ -30,18 +30,17 @@ def run(arguments: argparse.Namespace) -> int:
         raise ExselError("--out is needed for several folders: name the page, such as --out report.html")
     out: Path = arguments.out or folders[0] / REPORT
     check_file("--out", arguments.out)
-    comparisons = {}
+    comparisons = []
     for folder in folders:
         if not folder.is_dir():
             raise ExselError(f"no such folder: {folder}")
         if not (folder / RESULTS).is_file():
             unfinished = "an unfinished comparison: go on with --resume" if is_comparison(folder) else "no comparison"
             raise ExselError(f"{folder} has no {RESULTS}: it holds {unfinished}")
-        comparisons[folder] = read_object(folder / RESULTS)
+        comparisons.append(read_object(folder / RESULTS))
     names = [folder.resolve().name for folder in folders]
     labels = names if len(set(names)) == len(names) else [str(folder) for folder in folders]
-    several = dict(zip(labels, comparisons.values(), strict=True))
-    results = join(several) if len(several) > 1 else comparisons[folders[0]]
+    results = comparisons[0] if len(folders) == 1 else join(dict(zip(labels, comparisons, strict=True)))
     write_report(results, out)
     print(f"{headline(results)}\n{headline_note(results)}".rstrip() + f"\n\nreport: {out}", flush=True)
     return 0

@@ -237,7 +237,7 @@ def run_session(
     from exsel.training.processes import joined
     from exsel.training.run import Interrupted, check_shared
     from exsel.training.run_model import check_disk, sketch_model, with_evaluation_sets
-    from exsel.training.settings import COMPILED_STEPS
+    from exsel.training.settings import COMPILED_STEPS, one_a_variant
 
     kinds = {"train": is_run, "compare": is_comparison}
     out: Path = arguments.out
@@ -248,7 +248,7 @@ def run_session(
         if goes_on and not kinds[arguments.command](out):
             other = next(command for command, is_kind in kinds.items() if is_kind(out))
             raise ExselError(f"--out {out} was written by `exsel {other}`: resume it with that command")
-        for run in {run.variant: run for run in runs}.values():
+        for run in one_a_variant(runs):
             sketch_model(run, vocab_size=256)  # raises if heads, layers or strengths do not fit
 
     def load() -> PackedData:

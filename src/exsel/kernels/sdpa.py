@@ -70,10 +70,10 @@ def attention(call: Call, eps: float) -> Tensor:
     if call.value_scale is not None:
         value = scale_heads(value, call.value_scale.to(accumulation_dtype(value.dtype)))
     is_whole = own_value is not None and not is_traced_for_cpu(query) and owns_stock_kernel(call)
-    sequence = None
+    sequence = window = None
     if in_blocks(call):
-        if call.sequence is not None:
-            sequence = fold_batch(call.sequence, 1)
+        window = call.sliding_window
+        sequence = None if call.sequence is None else fold_batch(call.sequence, 1)
     elif not is_whole:
         y = stock.attend(query, key, value, attn_mask, call.dropout_p, call.is_causal, call.scale)
         return y if own_value is None else exclude(y, own_value, strength, eps)
@@ -87,7 +87,6 @@ def attention(call: Call, eps: float) -> Tensor:
     if is_whole and own_value is not None and own_value is not value:
         own = fold_batch(own_value, 3)
     folded = (fold_batch(x, 3) for x in (query, key, value))
-    window = call.sliding_window if in_blocks(call) else None
     z: Tensor = _attention_with_gradient(
         *folded, own, alpha, attn_mask, sequence, call.is_causal, window, call.scale, eps, is_whole
     )[0].reshape(query.shape)

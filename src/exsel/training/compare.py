@@ -115,9 +115,10 @@ def compare_runs(
             own = folder / RUNS / name
             entry = train_run(settings, data, own, name=shown.name, progress=progress, resume=resume)
             entries.append({**entry, "directory": str(own.relative_to(folder))})
-        progress.note("timing a step of each variant in turn …")
-        # Processes that wait for each other would be measured with their waiting.
-        costs = step_costs(list(runs.values()), data) if processes.count == 1 else {}
+        costs = {}
+        if processes.count == 1:  # several would be measured with their waiting for each other
+            progress.note("timing a step of each variant in turn …")
+            costs = step_costs(list(runs.values()), data)
         results = _results(list(runs.values()), entries, data, costs, command=command, started=started)
         if processes.is_first:
             write_json(folder / RESULTS, results)

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from html import escape
-from importlib import resources
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from exsel.files import write_json
 from exsel.machine import resolve_device
 from exsel.report import HEADINGS, headline, headline_note, summary_rows, write_report
 from exsel.report.comparison_charts import comparison_looks, loss_charts, similarity_chart, sweep_chart
+from exsel.report.notebook_table import notebook_table
 from exsel.report.picture import write_picture
 from exsel.training.compare import compare_runs, plan_runs
 from exsel.training.model_checks import check_new_models
@@ -27,7 +27,7 @@ from exsel.training.output_folder import REPORT, RESULTS
 from exsel.training.own_model import Factory
 from exsel.training.progress import Progress
 from exsel.training.run_model import check_disk, sketch_model, with_evaluation_sets
-from exsel.training.settings import Settings, with_defaults
+from exsel.training.settings import Settings, one_a_variant, with_defaults
 from exsel.variants import BASELINE, VARIANTS, Variant, choose_variants
 
 if TYPE_CHECKING:
@@ -82,20 +82,10 @@ class ComparisonResult:
 
     def _repr_html_(self) -> str:
         """The display in a notebook: nothing from elsewhere, no script."""
-        style = resources.files("exsel.diagnostics.diagnosis_report").joinpath("notebook.css").read_text("utf-8")
-        rows = self.table
-        heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in rows[0])
-        body = "".join(
-            f'<tr><th scope="row">{escape(first)}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in cells)}</tr>'
-            for first, *cells in (row.values() for row in rows)
-        )
-        return (
-            f'<div class="exsel-diagnosis"><style>{style}</style><p><b>{escape(self.headline)}</b></p>'
-            f"<p>{escape(headline_note(self.results))}</p>"
-            f'<div class="exsel-scroll" tabindex="0"><table><thead><tr>{heads}</tr></thead>'
-            f"<tbody>{body}</tbody></table></div>{self._picture()}"
-            "<p><code>result.write(folder)</code> makes a report.</p></div>"
-        )
+        table = self.table
+        rows = ((first, (f"<td>{escape(cell)}</td>" for cell in cells)) for first, *cells in map(dict.values, table))
+        last = f"{self._picture()}<p><code>result.write(folder)</code> makes a report.</p>"
+        return notebook_table(self.headline, [headline_note(self.results)], list(table[0]), rows, last=last)
 
     def _picture(self) -> str:
         chart = self.figures[0]
@@ -160,7 +150,7 @@ def compare(
     runs = plan_runs(
         first, variants=_chosen(variants), learning_rates=learning_rates or [first.learning_rate], seeds=seeds
     )
-    for run in {run.variant: run for run in runs.values()}.values():
+    for run in one_a_variant(runs.values()):
         sketch_model(run, vocab_size=256)
     if not isinstance(data, PackedData):
         options: dict[str, Any] = {

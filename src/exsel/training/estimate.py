@@ -12,7 +12,7 @@ from torch import Tensor
 from exsel.report import formatting
 from exsel.training.mechanism_parameters import mechanism_parameters
 from exsel.training.run_model import sketch_model
-from exsel.training.settings import Settings
+from exsel.training.settings import Settings, one_a_variant
 
 # Bytes of a float32 number.
 _FLOAT = 4
@@ -76,8 +76,7 @@ def estimate(runs: Sequence[Settings], vocab_size: int, processes: int = 1) -> s
     layers keep less. Of several processes it is what each needs.
     """
     first = runs[0]
-    # Runs that differ in seeds and learning rates alone are equally large.
-    sizes = [run_size(run, vocab_size, processes) for run in {run.variant.name: run for run in runs}.values()]
+    sizes = [run_size(run, vocab_size, processes) for run in one_a_variant(runs)]
     new = max(size.new_parameters for size in sizes)
     added = f", {'up to ' if len(sizes) > 1 else ''}{new:,} of them new" if new else ""
     parameters = f"{max(size.parameters for size in sizes):,} parameters{added}"

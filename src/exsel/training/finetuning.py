@@ -17,12 +17,13 @@ from exsel.errors import ExselError, explained
 from exsel.lengths import context_of
 from exsel.models import ExselConfig, ExselForCausalLM
 from exsel.training.mechanism_parameters import mechanism_names
+from exsel.training.new_models import check_causal
 from exsel.training.saved_models import load_whole, read_config
 from exsel.training.settings import Settings
 from exsel.upgrading import upgrade
 from exsel.upgrading.loading import quiet_transformers
 from exsel.upgrading.transformers_models import UpgradedFields
-from exsel.variants import BASELINE
+from exsel.variants import BASELINE, kind_of
 
 
 def read_source(source: str) -> Any:
@@ -35,8 +36,8 @@ def read_source(source: str) -> Any:
         ExselError: there is none, it is unreadable, or it is of a model that cannot be trained here.
     """
     config = read_config(source, f"--from {source}")
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise ExselError(f"--from {source}: a {config.model_type} model is no causal language model, which is needed")
+    with explained(f"--from {source}"):
+        check_causal(config)
     if getattr(config, "quantization_config", None) is not None:
         raise ExselError(f"--from {source}: its weights are quantised: train the original, or an adapter of exsel.peft")
     return config
@@ -48,7 +49,7 @@ def source_variant(config: Any) -> str:
         has = {name for entry in config.exsel["upgrades"] for name in ("exclusive", "selective") if entry[name]}
     else:
         has = {name for name in ("exclusive", "selective") if getattr(config, name, None) is not None}
-    return "+".join(sorted(has)) or BASELINE
+    return kind_of(has)
 
 
 def sketch_source(settings: Settings) -> nn.Module:

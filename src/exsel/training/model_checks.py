@@ -15,7 +15,7 @@ from exsel.errors import ExselError, explained
 from exsel.nn import Temperature
 from exsel.training.new_models import new_model
 from exsel.training.own_model import OwnModel
-from exsel.training.settings import Settings
+from exsel.training.settings import Settings, one_a_variant
 from exsel.upgrading.loading import quiet_transformers
 from exsel.variants import BASELINE, VARIANTS
 
@@ -36,7 +36,7 @@ def check_new_models(runs: Sequence[Settings], data: PackedData) -> None:
     first, vocab_size = runs[0], data.description.vocab_size
     if first.source is not None or first.is_decoder:
         return
-    for run in {run.variant: run for run in runs}.values():
+    for run in one_a_variant(runs):
         check_model(new_model(run, vocab_size, data.tokenizer), run, vocab_size)
     plain = replace(first, variant=VARIANTS[BASELINE])
     one, other = (new_model(plain, vocab_size, data.tokenizer).state_dict() for _ in range(2))

@@ -37,6 +37,7 @@ class Monitor(TrainerCallback):
         processes: those that train together: they stop after the same step, and the losses are their means.
         log: sends the validation loss to the trainer's loggers; set once there is a trainer.
         signal: the signal that asked the run to stop.
+        evaluation: the latest on the validation blocks; ``None``: there was none in this process.
     """
 
     settings: Settings
@@ -47,9 +48,9 @@ class Monitor(TrainerCallback):
     signal: int | None = None
     log: Callable[[dict[str, float]], None] | None = None
     peak_memory: int = 0
+    evaluation: Evaluation | None = None
     _learning_rates: list[float] = field(default_factory=list)
     _clock: float = 0.0
-    _validation_loss: float | None = None
 
     def __post_init__(self) -> None:
         self._device = torch.device(self.settings.device)
@@ -101,7 +102,8 @@ class Monitor(TrainerCallback):
                 self._evaluate(kwargs["model"])
             self.record.flush()
             speed = self.settings.tokens_per_step / statistics.median(self.record.step_seconds()[-_SPEED_STEPS:])
-            self.progress.advance(step, self.record.lines[-1]["loss"], self._validation_loss, speed)
+            validation_loss = None if self.evaluation is None else self.evaluation.loss
+            self.progress.advance(step, self.record.lines[-1]["loss"], validation_loss, speed)
             self._clock = time.perf_counter()
         return control
 
@@ -146,9 +148,9 @@ class Monitor(TrainerCallback):
         )
 
     def _evaluate(self, model: nn.Module) -> None:
-        loss = self.evaluate(model, self.validation).loss
-        line = self.record.lines[-1]
+        self.evaluation = self.evaluate(model, self.validation)
+        line, loss = self.record.lines[-1], self.evaluation.loss
         self.record.check_finite([loss], line["step"])
-        self._validation_loss = line["validation_loss"] = loss
+        line["validation_loss"] = loss
         if self.log is not None:
             self.log({"eval_loss": loss})

@@ -90,6 +90,16 @@ def model_facts(settings: Settings, vocab_size: int) -> dict[str, Any]:
     return kind | {name: values[name] for name in _MODEL_FIELDS if name in values}
 
 
+def check_causal(config: Any) -> None:
+    """Check that a transformers configuration is of a model that predicts the next token.
+
+    Raises:
+        ExselError: it is not.
+    """
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ExselError(f"a {config.model_type} model is no causal language model, which is needed")
+
+
 def _transformers_config(settings: Settings, vocab_size: int, tokenizer: PreTrainedTokenizerBase | None) -> Any:
     values = dict(settings.config_values())
     kind = str(values.get("model_type"))
@@ -98,8 +108,7 @@ def _transformers_config(settings: Settings, vocab_size: int, tokenizer: PreTrai
     if values.get("quantization_config") is not None:
         raise ExselError("a quantised model has no weights that could be trained: leave out quantization_config")
     config = CONFIG_MAPPING[kind].from_dict(deepcopy(values)).get_text_config(decoder=True)
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise ExselError(f"a {config.model_type} model is no causal language model, which is needed")
+    check_causal(config)
     tokens = {
         f"{name}_token_id": tokenizer and getattr(tokenizer, f"{name}_token_id") for name in ("eos", "bos", "pad")
     }

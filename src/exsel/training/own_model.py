@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutput
 
 from exsel.errors import ExselError, explained
-from exsel.files import write_json
+from exsel.files import file_sha256, write_json
 
 #: Builds a model; it is called with those of ``vocab_size`` and ``seq_len`` that it takes, and draws from torch's seed.
 Factory = Callable[..., nn.Module]
@@ -80,7 +79,7 @@ def source_sha256(factory: Factory) -> str | None:
         return None
     if path is None or not Path(path).is_file():
         return None
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    return file_sha256(Path(path))
 
 
 def call_factory(factory: Factory, *, vocab_size: int, seq_len: int) -> nn.Module:

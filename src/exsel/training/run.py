@@ -395,7 +395,7 @@ def _result(
         "processes": processes.count,
         "train_curve": _curve(lines[:: math.ceil(len(lines) / _CURVE_POINTS)], "loss"),
         "validation_curve": _curve(validated, "validation_loss"),
-        "by_position": _by_position(monitor.evaluate(model, data.validation)),
+        "by_position": _by_position(monitor.evaluation or monitor.evaluate(model, data.validation)),
         "evaluation_sets": {
             name: {
                 "loss": evaluation.loss,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -277,6 +277,14 @@ def _is_decoder(values: Mapping[str, Any]) -> bool:
     except ExselError:  # another type, or an option that the decoder does not have
         return False
     return True
+
+
+def one_a_variant(runs: Iterable[Settings]) -> list[Settings]:
+    """The first run of each variant; the others have the same model, and another seed or learning rate."""
+    first: dict[str, Settings] = {}
+    for run in runs:
+        first.setdefault(run.variant.name, run)
+    return list(first.values())
 
 
 def check_loggers(names: Sequence[str]) -> None:

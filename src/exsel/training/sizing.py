@@ -17,7 +17,7 @@ from exsel.files import read_object
 from exsel.training.output_folder import RUNS, SETTINGS
 from exsel.training.progress import Progress
 from exsel.training.run import Interrupted, train_run
-from exsel.training.settings import COMPILED_STEPS, Settings, schedule
+from exsel.training.settings import COMPILED_STEPS, Settings, one_a_variant, schedule
 from exsel.training.step_cost import STEPS
 
 # Steps that are measured of each variant; their median counts.
@@ -100,7 +100,7 @@ def _steps(
     counts = Counter(run.variant.name for run in runs)
     before = seconds_left()
     step = around = 0.0
-    for run in {run.variant.name: run for run in runs}.values():
+    for run in one_a_variant(runs):
         note(f"measuring {_MEASURED_STEPS} {'compiled ' if is_compiled else ''}steps of {run.variant.name} …")
         cost = _measure(replace(run, compile=is_compiled), data)
         evaluations = math.ceil(len(data.validation) / run.micro_batch_size) * cost.step * run.accumulation * _FORWARD

@@ -12,8 +12,9 @@ from exsel.data import PackedData
 from exsel.intervals import Estimate
 from exsel.training.run import first_batch, layers_to_compile
 from exsel.training.run_model import build_model
-from exsel.training.settings import Settings
+from exsel.training.settings import Settings, one_a_variant
 from exsel.training.summary import StepCost
+from exsel.training.training_step import training_step
 from exsel.variants import BASELINE
 
 _ROUNDS = 5
@@ -27,26 +28,23 @@ STEPS = _ROUNDS * (1 + _TIMED_STEPS)
 def step_costs(runs: Sequence[Settings], data: PackedData) -> dict[str, StepCost]:
     """The cost of a step of each variant, by name.
 
-    In each round every variant takes some steps (forward, backward, AdamW) on the same batch, in one process, in an
-    order that turns from round to round; its time is divided by the baseline's of the same round. So a machine that
-    slows down slows all of them, and a round that something else disturbs is one of several.
+    In each round every variant takes some steps (forward, backward, clipping, AdamW) on the same batch, in one process,
+    in an order that turns from round to round; its time is divided by the baseline's of the same round. So a machine
+    that slows down slows all of them, and a round that something else disturbs is one of several.
 
     Args:
         runs: of a comparison; the first run of each variant counts.
         data: loaded as they say.
     """
-    first: dict[str, Settings] = {}
-    for run in runs:
-        first.setdefault(run.variant.name, run)
-    names = list(first)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
+    variants = one_a_variant(runs)
+    seconds: dict[str, list[float]] = {run.variant.name: [] for run in variants}
     torch.compiler.reset()
     # Each variant has graphs of its own, more together than PyTorch keeps of one layer.
-    with torch._dynamo.config.patch(recompile_limit=8 * len(names)):
+    with torch._dynamo.config.patch(recompile_limit=8 * len(variants)):
         for turn in range(_ROUNDS):
-            for place in range(len(names)):
-                name = names[(turn + place) % len(names)]
-                seconds[name].append(_seconds_a_step(first[name], data))
+            start = turn % len(variants)
+            for run in (*variants[start:], *variants[:start]):
+                seconds[run.variant.name].append(_seconds_a_step(run, data))
     return {
         name: StepCost(
             milliseconds=statistics.median(own) * 1e3,
@@ -73,12 +71,12 @@ def _seconds_a_step(settings: Settings, data: PackedData) -> float:
     steps = []
     for _ in range(1 + _TIMED_STEPS):
         start = time.perf_counter()
-        for _ in range(settings.accumulation):
+        for micro_batch in range(settings.accumulation):
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 loss = model(**batch).loss
-            loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+            if micro_batch < settings.accumulation - 1:
+                loss.backward()
+        training_step(loss, model, optimizer)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         steps.append(time.perf_counter() - start)
