@@ -29,6 +29,7 @@ from exsel.intervals import Estimate
 from exsel.models import ExselConfig, ExselForCausalLM
 from exsel.report.charts import Chart, Curve
 from exsel.training.mechanism_parameters import mechanism_parameters
+from exsel.variants import CHOOSING_SEED
 
 LENGTH = 32
 SHORTEST, LONGEST = 4, 16
@@ -37,8 +38,6 @@ VOCABULARY = 32
 LEARNING_RATES = (1e-3, 3e-3, 1e-2)
 # Of the weights at the start. At the usual 0.02 so small a model needs many times as many steps.
 INITIALIZER_RANGE = 0.1
-#: The learning rate is chosen with a seed that no result is made with.
-CHOOSING_SEED = 1_000_000
 _IGNORED = -100
 # Distances are told apart in ranges, each from the one to before the next.
 _EDGES = (2, 6, 10, 14, LENGTH)

@@ -27,6 +27,9 @@ from exsel.errors import ExselError
 #: The name of the model without either mechanism, which every other variant is compared with.
 BASELINE = "baseline"
 
+#: The seed of the runs that choose a variant's learning rate. No result is made with it.
+CHOOSING_SEED = 1_000_000
+
 _NAME = re.compile(r"[A-Za-z0-9][\w+.-]{0,59}", re.ASCII)
 _KEYS = ("exclusive", "selective", "lr", "selective-lr")
 

@@ -95,20 +95,25 @@ def test_one_seed_has_no_interval(flags: list[str], tmp_path: Path) -> None:
     assert read(tmp_path / "out")["variants"][1]["difference"]["low"] is None
 
 
-def test_a_list_of_learning_rates_sweeps(flags: list[str], tmp_path: Path) -> None:
+def test_a_list_of_learning_rates_is_a_sweep_that_chooses_with_a_seed_of_its_own(
+    flags: list[str], tmp_path: Path
+) -> None:
     outcome = run_main(
-        "compare", *flags, "--variants", "baseline,exclusive", "--lr", "1e-4,1e-2", "--out", tmp_path / "out"
+        *("compare", *flags, "--variants", "baseline,exclusive", "--lr", "1e-4,1e-2,3e-2"),
+        *("--choosing-seeds", "7", "--out", tmp_path / "out"),
     )
     assert outcome.code == 0
-    rows = read(tmp_path / "out")["variants"]
-    assert [(row["variant"], row["learning_rate"], row["best"]) for row in rows] == [
-        ("baseline", 1e-4, False),
-        ("baseline", 1e-2, True),
-        ("exclusive", 1e-4, False),
-        ("exclusive", 1e-2, True),
-    ]
-    assert "Learning rate" in outcome.out
-    assert outcome.out.count("(best)") == 2
+    results = read(tmp_path / "out")
+    chosen = {row["variant"]: row["learning_rate"] for row in results["sweep"] if row["chosen"]}
+    assert [(row["variant"], row["learning_rate"]) for row in results["variants"]] == list(chosen.items())
+    assert [(run["seed"], run["learning_rate"]) for run in results["runs"]] == [(0, rate) for rate in chosen.values()]
+    assert {run["seed"] for run in results["choosing_runs"]} == {7}
+    assert len(results["choosing_runs"]) == len(results["sweep"]) == 6
+    assert results["config"]["choosing_seeds"] == [7]
+    assert "learning rates were chosen with seed 7, which no result uses" in outcome.out
+    ends = {row["variant"]: row["end"] for row in results["sweep"] if row["chosen"]}
+    said = "The best learning rate is at an end of those tried: "
+    assert (said in outcome.out) == (said in (tmp_path / "out" / "report.html").read_text()) == any(ends.values())
 
 
 def test_without_a_baseline(flags: list[str], tmp_path: Path) -> None:

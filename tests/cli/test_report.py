@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from cli.conftest import run_main
+from exsel.report.results_file import SCHEMA
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +51,21 @@ def test_what_cannot_be_compared_is_refused(folder: Path, tmp_path: Path) -> Non
         "exsel: one and other cannot stand on one page: they differ in data sha256, steps; make a page of each\n",
     )
     assert not (tmp_path / "page.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("schema", "remedy"), [(SCHEMA + 1, "upgrade exsel"), (2, "with --resume"), (None, "--resume")]
+)
+def test_another_version_of_the_results_is_refused(
+    folder: Path, tmp_path: Path, schema: int | None, remedy: str
+) -> None:
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    (tmp_path / "results.json").write_text(json.dumps({**results, "schema": schema}), encoding="utf-8")
+    outcome = run_main("report", tmp_path)
+    assert outcome.code == 2
+    assert f"this exsel reads schema {SCHEMA}: " in outcome.err
+    assert remedy in outcome.err
+    assert not (tmp_path / "report.html").exists()
 
 
 def test_mistakes(folder: Path, tmp_path: Path) -> None:

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from exsel.intervals import Estimate
-from exsel.training.summary import StepCost, summarise
+from exsel.report.results_file import SCHEMA
+from exsel.training.summary import StepCost, summarise, summarise_sweep
+from exsel.variants import CHOOSING_SEED
 
 FINAL = {"baseline": 1.95, "exclusive": 1.66, "selective": 1.83, "exclusive+selective": 1.64}
 STEP_MS = {"baseline": 252.0, "exclusive": 257.0, "selective": 268.0, "exclusive+selective": 271.0}
@@ -43,7 +45,13 @@ def build_results(
 ) -> dict[str, Any]:
     """A made-up comparison with the schema of results.json; `noise` is how much seeds differ."""
     ends = FINAL | (final or {})
-    runs = [_run(name, seed, rate, layers, ends[name], noise) for rate in rates for name in variants for seed in seeds]
+    swept = len(rates) > 1
+    choosing = [_run(name, CHOOSING_SEED, rate, layers, ends[name], noise) for rate in rates for name in variants]
+    sweep = summarise_sweep(choosing if swept else [])
+    chosen = {row["variant"]: row["learning_rate"] for row in sweep if row["chosen"]}
+    runs = [
+        _run(name, seed, chosen.get(name, rates[0]), layers, ends[name], noise) for name in variants for seed in seeds
+    ]
     rounds = [0.99, 1.0, 1.02, 0.995, 1.01]
     step_costs = {
         name: StepCost(
@@ -54,7 +62,7 @@ def build_results(
         for name in variants
     }
     return {
-        "schema": 2,
+        "schema": SCHEMA,
         "exsel_version": "0.1.0",
         "command": "exsel compare --variants baseline,exclusive,selective,exclusive+selective --out runs/demo",
         "started": "2026-11-22T08:00:00+00:00",
@@ -66,6 +74,7 @@ def build_results(
             "batch_size": 8,
             "lr": list(rates),
             "seeds": list(seeds),
+            "choosing_seeds": [CHOOSING_SEED] if swept else [],
             "dtype": "float32",
             "compile": True,
             "device": "cpu",
@@ -105,7 +114,9 @@ def build_results(
             "head_dim": 32,
         },
         "variants": summarise(runs, TOKENS_PER_STEP, step_costs),
+        "sweep": sweep,
         "runs": runs,
+        "choosing_runs": choosing if swept else [],
     }
 
 

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from exsel.report import HEADINGS, interval_sentence, summary_rows
+from exsel.report import HEADINGS, interval_sentence, summary_rows, sweep_ends
 
 Make = Callable[..., dict[str, Any]]
 
@@ -39,8 +39,17 @@ def test_three_seeds_show_their_intervals(make_results: Make) -> None:
 def test_every_cell_has_a_heading_and_the_rate_shows_only_in_a_sweep(make_results: Make) -> None:
     assert [*HEADINGS] == [*summary_rows(make_results(rates=(1e-3, 3e-3)))[0]]
     assert [*summary_rows(make_results())[0]] == [key for key in HEADINGS if key != "learning_rate"]
-    rates = [row["learning_rate"] for row in summary_rows(make_results(rates=(1e-3, 3e-3), variants=("baseline",)))]
-    assert rates == ["1e-3", "3e-3 (best)"]
+
+
+def test_a_sweep_says_which_rates_lie_at_an_end_and_with_which_seed_they_were_chosen(make_results: Make) -> None:
+    results = make_results(rates=(1e-3, 3e-3), variants=("baseline", "exclusive"))
+    assert [row["learning_rate"] for row in summary_rows(results)] == ["3e-3", "3e-3"]
+    assert sweep_ends(results) == (
+        "The best learning rate is at an end of those tried: baseline (3e-3, the highest), exclusive (3e-3, the "
+        "highest). Try rates beyond it."
+    )
+    assert interval_sentence(results).endswith("learning rates were chosen with seed 1000000, which no result uses")
+    assert sweep_ends(make_results(rates=(1e-3, 3e-3, 1e-2))) == sweep_ends(make_results()) == ""
 
 
 def test_never_reached_differs_from_nothing_to_reach(make_results: Make) -> None:

@@ -10,9 +10,11 @@ import pytest
 from exsel.config import ExclusiveConfig, SelectiveConfig
 from exsel.data import PackedData
 from exsel.errors import ExselError
-from exsel.training.compare import compare_runs, plan_runs
+from exsel.report.results_file import SCHEMA
+from exsel.training.compare import compare_runs
+from exsel.training.comparison_plan import plan_runs, run_name
 from exsel.training.run import Interrupted
-from exsel.variants import VARIANTS, Variant, choose_variants
+from exsel.variants import CHOOSING_SEED, VARIANTS, Variant, choose_variants
 from training.small_runs import Watcher, metrics, small_settings
 
 
@@ -32,40 +34,45 @@ def compared(
     return compare_runs(runs, data, folder, command="exsel compare", progress=Watcher()), folder
 
 
-def test_plan_orders_and_names_the_runs(model_file: Path) -> None:
-    runs = plan_runs(
+def test_plan_chooses_rates_with_a_seed_of_their_own(model_file: Path) -> None:
+    plan = plan_runs(
         small_settings(model_file),
         variants=choose_variants(["exclusive", "baseline"]),
         learning_rates=[1e-3, 1e-4],
         seeds=[1, 0],
     )
-    assert list(runs) == [
-        "baseline-lr0.001-seed1",
-        "exclusive-lr0.001-seed1",
-        "baseline-lr0.001-seed0",
-        "exclusive-lr0.001-seed0",
-        "baseline-lr0.0001-seed1",
-        "exclusive-lr0.0001-seed1",
-        "baseline-lr0.0001-seed0",
-        "exclusive-lr0.0001-seed0",
+    assert [run_name(run) for run in plan.choosing] == [
+        f"baseline-lr0.001-seed{CHOOSING_SEED}",
+        f"exclusive-lr0.001-seed{CHOOSING_SEED}",
+        f"baseline-lr0.0001-seed{CHOOSING_SEED}",
+        f"exclusive-lr0.0001-seed{CHOOSING_SEED}",
     ]
-    last = runs["exclusive-lr0.0001-seed0"]
-    assert (last.variant.name, last.learning_rate, last.seed) == ("exclusive", 1e-4, 0)
+    assert [run_name(run) for run in plan.at({"baseline": 1e-4, "exclusive": 1e-3})] == [
+        "baseline-lr0.0001-seed1",
+        "exclusive-lr0.001-seed1",
+        "baseline-lr0.0001-seed0",
+        "exclusive-lr0.001-seed0",
+    ]
+    assert [(run.name, run.baseline) for run in plan.shown()][2:6] == [
+        (f"baseline, lr 0.0001, seed {CHOOSING_SEED} (3 of 8)", None),
+        (f"exclusive, lr 0.0001, seed {CHOOSING_SEED} (4 of 8)", f"baseline, lr 0.0001, seed {CHOOSING_SEED} (3 of 8)"),
+        ("baseline, seed 1 (5 of 8)", None),
+        ("exclusive, seed 1 (6 of 8)", "baseline, seed 1 (5 of 8)"),
+    ]
 
 
 def test_a_recipes_own_rates_take_the_place_of_the_comparisons(model_file: Path) -> None:
     own = Variant(name="own", exclusive=ExclusiveConfig(), learning_rates=(1e-3, 1e-4), selective_learning_rate=1e-2)
-    runs = plan_runs(small_settings(model_file), variants=[own, VARIANTS["baseline"]], learning_rates=[1e-3], seeds=[0])
-    assert list(runs) == ["baseline-lr0.001-seed0", "own-lr0.001-seed0", "own-lr0.0001-seed0"]
-    assert [run.selective_learning_rate for run in runs.values()] == [1e-3, 1e-2, 1e-2]
+    plan = plan_runs(small_settings(model_file), variants=[own, VARIANTS["baseline"]], learning_rates=[1e-3], seeds=[0])
+    assert [(run.variant.name, run.learning_rate) for run in plan.choosing] == [("own", 1e-3), ("own", 1e-4)]
+    assert [run_name(run) for run in plan.at({"own": 1e-4})] == ["baseline-lr0.001-seed0", "own-lr0.0001-seed0"]
+    assert [run.selective_learning_rate for run in plan.results] == [1e-3, 1e-2]
 
 
 def test_learning_rates_that_hardly_differ_are_runs_of_their_own(model_file: Path) -> None:
     rates = [1e-3, 1.0000001e-3]
-    assert (
-        len(plan_runs(small_settings(model_file), variants=[VARIANTS["baseline"]], learning_rates=rates, seeds=[0]))
-        == 2
-    )
+    plan = plan_runs(small_settings(model_file), variants=[VARIANTS["baseline"]], learning_rates=rates, seeds=[0])
+    assert len({run_name(run) for run in plan.choosing}) == 2
 
 
 @pytest.mark.parametrize(
@@ -76,6 +83,10 @@ def test_learning_rates_that_hardly_differ_are_runs_of_their_own(model_file: Pat
         ({"variants": [Variant(name="slow", learning_rates=(1e-4, 1e-4))]}, "--lr of slow names the same one twice"),
         ({"seeds": [1, 1]}, "--seeds names the same one twice: 1, 1"),
         ({"learning_rates": [1e-3, 1e-3]}, "--lr names the same one twice"),
+        (
+            {"learning_rates": [1e-3, 1e-4], "choosing_seeds": [2, 0]},
+            "seed 0 is one of --choosing-seeds and of --seeds",
+        ),
     ],
 )
 def test_plans_that_cannot_be(model_file: Path, changes: dict[str, Any], message: str) -> None:
@@ -91,7 +102,7 @@ def test_results_are_json_and_say_it_all(compared: tuple[dict[str, Any], Path]) 
         raise AssertionError(f"{name} is no JSON")
 
     assert json.loads((folder / "results.json").read_text(), parse_constant=no_constant) == results
-    assert results["schema"] == 2
+    assert results["schema"] == SCHEMA
     assert results["command"] == "exsel compare"
     assert results["config"]["seeds"] == [0, 1]
     assert results["config"]["variants"] == ["baseline", "selective"]

@@ -8,7 +8,7 @@ import pytest
 from exsel.data import PackedData
 from exsel.errors import ExselError
 from exsel.training import sizing
-from exsel.training.compare import plan_runs
+from exsel.training.comparison_plan import plan_runs
 from exsel.training.estimate import estimate, run_size
 from exsel.training.run_model import build_model
 from exsel.training.settings import COMPILED_STEPS, Settings, schedule
@@ -26,7 +26,7 @@ def runs(model_file: Path) -> list[Settings]:
         learning_rates=[1e-2],
         seeds=[0, 1],
     )
-    return list(planned.values())
+    return planned.runs
 
 
 @pytest.fixture

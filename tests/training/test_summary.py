@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from exsel.intervals import Estimate
-from exsel.training.summary import StepCost, reach, summarise
+from exsel.training.summary import StepCost, reach, summarise, summarise_sweep
 
 
 def run(variant: str, losses: list[float], *, seed: int = 0, rate: float = 1e-3, **changes: Any) -> dict[str, Any]:
@@ -159,20 +159,21 @@ def test_a_seed_without_a_baseline_is_left_out_of_the_difference() -> None:
     assert len(exclusive["loss"]["values"]) == 2
 
 
-def test_a_sweep_compares_with_the_baseline_at_its_best_rate() -> None:
-    rows = summarise(
+def test_a_sweep_chooses_the_rate_of_the_lowest_mean_loss_and_says_where_it_lies() -> None:
+    losses = {("baseline", 1e-3): [1.0, 3.0], ("baseline", 3e-3): [1.5, 1.5], ("baseline", 1e-2): [4.0, 4.0],
+              ("exclusive", 1e-3): [2.0, 2.0], ("exclusive", 3e-3): [1.0, 1.0]}  # fmt: skip
+    rows = summarise_sweep(
         [
-            run("baseline", [3.0, 1.0], rate=1e-3),
-            run("baseline", [3.0, 2.0], rate=3e-3),
-            run("exclusive", [2.0, 1.5], rate=1e-3),
-            run("exclusive", [2.0, 0.5], rate=3e-3),
-        ],
-        10,
+            run(variant, [each], rate=rate, seed=seed)
+            for (variant, rate), both in losses.items()
+            for seed, each in enumerate(both)
+        ]
     )
-    assert [(row["variant"], row["learning_rate"], row["best"]) for row in rows] == [
-        ("baseline", 1e-3, True),
-        ("baseline", 3e-3, False),
-        ("exclusive", 1e-3, False),
-        ("exclusive", 3e-3, True),
+    assert [(row["variant"], row["learning_rate"], row["chosen"], row["end"]) for row in rows] == [
+        ("baseline", 1e-3, False, "lowest"),
+        ("baseline", 3e-3, True, None),
+        ("baseline", 1e-2, False, "highest"),
+        ("exclusive", 1e-3, False, "lowest"),
+        ("exclusive", 3e-3, True, "highest"),
     ]
-    assert [row["difference"] and row["difference"]["mean"] for row in rows] == [None, None, 0.5, -0.5]
+    assert rows[0]["loss"] == Estimate.of(1.0, 3.0).to_dict()

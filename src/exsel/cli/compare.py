@@ -14,7 +14,7 @@ from exsel.cli.flags import listed, real, seed
 from exsel.cli.outputs import command_line
 from exsel.cli.training import add_training_arguments, build_settings, mechanism_flags, run_session
 from exsel.errors import ExselError, require_all
-from exsel.variants import BASELINE, VARIANTS, choose_variants
+from exsel.variants import BASELINE, CHOOSING_SEED, VARIANTS, choose_variants
 
 if TYPE_CHECKING:
     from exsel.data import PackedData
@@ -37,6 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seeds", type=listed(seed), default=[0], metavar="N[,N…]", help="one run of each variant a seed (0)"
     )
+    text = f"of a sweep: the seeds whose runs choose each variant's rate, none of them in --seeds ({CHOOSING_SEED})"
+    parser.add_argument("--choosing-seeds", type=listed(seed), default=[CHOOSING_SEED], metavar="N[,N…]", help=text)
     text = "size the runs by time instead of --tokens: all ends in about N minutes, on equal tokens for every variant"
     parser.add_argument("--minutes", type=real, metavar="N", help=text)
     add_training_arguments(parser)
@@ -47,8 +49,9 @@ def run(arguments: argparse.Namespace) -> int:
     started = time.monotonic()
     require_all("train")
     from exsel.cli.display import print_table
-    from exsel.report import HEADINGS, headline, headline_note, interval_sentence, summary_rows
-    from exsel.training.compare import compare_runs, plan_runs
+    from exsel.report import HEADINGS, headline, headline_note, interval_sentence, summary_rows, sweep_ends
+    from exsel.training.compare import compare_runs
+    from exsel.training.comparison_plan import plan_runs
     from exsel.training.output_folder import REPORT, RESULTS
     from exsel.training.processes import current
     from exsel.training.sizing import CHOSEN, chosen_before, fit_minutes
@@ -59,7 +62,13 @@ def run(arguments: argparse.Namespace) -> int:
         arguments, variant=VARIANTS[BASELINE], learning_rate=rates[0] if rates else None, seed=arguments.seeds[0]
     )
     rates = rates or [settings.learning_rate]
-    runs = plan_runs(settings, variants=variants, learning_rates=rates, seeds=arguments.seeds)
+    plan = plan_runs(
+        settings,
+        variants=variants,
+        learning_rates=rates,
+        seeds=arguments.seeds,
+        choosing_seeds=arguments.choosing_seeds,
+    )
     command = command_line(arguments.given)
     minutes: float | None = arguments.minutes
     if minutes is not None and not 0 < minutes < math.inf:
@@ -68,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ExselError("--minutes chooses the tokens, and --tokens says them: give one of the two")
 
     def prepare(data: PackedData) -> Sequence[Settings] | None:
-        nonlocal runs
+        nonlocal plan
         if minutes is None:
             return None
         if current().count > 1:
@@ -76,24 +85,23 @@ def run(arguments: argparse.Namespace) -> int:
         # A comparison that goes on keeps the tokens that were chosen when it began.
         chosen = chosen_before(arguments.out) if arguments.resume else None
         if chosen is not None:
-            sized = [replace(run, **chosen) for run in runs.values()]
+            sized = [replace(run, **chosen) for run in plan.runs]
         else:
             end = started + 60 * minutes
             given = [name for name in CHOSEN if getattr(arguments, name) is not None]
-            sized = fit_minutes(
-                list(runs.values()), data, seconds_left=lambda: end - time.monotonic(), fixed=given, note=note
-            )
-        runs = dict(zip(runs, sized, strict=True))
+            sized = fit_minutes(plan.runs, data, seconds_left=lambda: end - time.monotonic(), fixed=given, note=note)
+        plan = plan.with_runs(sized)
         return sized
 
     def note(text: str) -> None:
         print(text, flush=True)
 
     def work(data: PackedData, folder: Path, progress: Progress) -> None:
-        results = compare_runs(runs, data, folder, command=command, progress=progress, resume=arguments.resume)
+        results = compare_runs(plan, data, folder, command=command, progress=progress, resume=arguments.resume)
         print()
         print_table(summary_rows(results), HEADINGS)
-        print(f"\n{interval_sentence(results)}\n{headline(results)}\n{headline_note(results)}".rstrip())
+        said = (interval_sentence(results), sweep_ends(results), headline(results), headline_note(results))
+        print("", *filter(None, said), sep="\n")
         print(f"\nreport: {folder / REPORT}\nnumbers: {folder / RESULTS}", flush=True)
 
-    return run_session(arguments, list(runs.values()), work, prepare=prepare)
+    return run_session(arguments, plan.runs, work, prepare=prepare)

@@ -20,9 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Read, join, draw."""
     require_all("report")
-    from exsel.files import read_object
     from exsel.report import headline, headline_note, write_report
     from exsel.report.joined import join
+    from exsel.report.results_file import read_results
     from exsel.training.output_folder import REPORT, RESULTS, is_comparison
 
     folders: list[Path] = list(dict.fromkeys(arguments.folders))
@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
         if not (folder / RESULTS).is_file():
             unfinished = "an unfinished comparison: go on with --resume" if is_comparison(folder) else "no comparison"
             raise ExselError(f"{folder} has no {RESULTS}: it holds {unfinished}")
-        comparisons.append(read_object(folder / RESULTS))
+        comparisons.append(read_results(folder / RESULTS))
     names = [folder.resolve().name for folder in folders]
     labels = names if len(set(names)) == len(names) else [str(folder) for folder in folders]
     results = comparisons[0] if len(folders) == 1 else join(dict(zip(labels, comparisons, strict=True)))

@@ -16,7 +16,7 @@ from typing import Any
 
 from exsel.errors import require
 from exsel.files import write_text
-from exsel.report.comparison import HEADINGS, interval_sentence, summary_rows
+from exsel.report.comparison import HEADINGS, interval_sentence, summary_rows, sweep_ends
 from exsel.report.headline import headline, headline_note
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "interval_sentence",
     "render_report",
     "summary_rows",
+    "sweep_ends",
     "write_report",
 ]
 

@@ -59,29 +59,16 @@ def variant_name(row: Mapping[str, Any]) -> str:
     return formatting.plain(row.get("variant"))
 
 
-def learning_rates(results: Mapping[str, Any]) -> list[float]:
-    """Return the learning rates of the comparison, ascending."""
-    rates = (number(row.get("learning_rate")) for row in entries(results, "variants"))
-    return sorted({rate for rate in rates if rate is not None})
-
-
 def is_sweep(results: Mapping[str, Any]) -> bool:
-    """Return whether more than one learning rate was tried."""
-    return len(learning_rates(results)) > 1
+    """Return whether a learning rate was chosen among several."""
+    return bool(entries(results, "sweep"))
 
 
-def best_rows(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Return one row a variant: the one at its best learning rate."""
-    return [row for row in entries(results, "variants") if row.get("best", True)]
-
-
-def best_runs(results: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
-    """Return the runs of each variant at its best learning rate, one a seed."""
-    rates = {variant_name(row): row.get("learning_rate") for row in best_rows(results)}
+def runs_of_variants(results: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
+    """Return the runs of each variant, one a seed."""
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for run in entries(results, "runs"):
-        if rates.get(variant_name(run)) in (None, run.get("learning_rate")):
-            groups.setdefault(variant_name(run), []).append(run)
+        groups.setdefault(variant_name(run), []).append(run)
     return groups
 
 
@@ -141,16 +128,32 @@ def interval_sentence(results: Mapping[str, Any]) -> str:
     rounds = max((int(number(cost.get("rounds")) or 0) for cost in costs), default=0)
     if rounds > 1:
         parts.append(f"a step's cost is measured apart from the trainings, its interval is over {rounds} rounds")
+    choosing = section(results, "config").get("choosing_seeds")
+    if isinstance(choosing, list) and choosing:
+        seeds_said = f"seed{'s' if len(choosing) > 1 else ''} {', '.join(map(str, choosing))}"
+        parts.append(f"learning rates were chosen with {seeds_said}, which no result uses")
     return "; ".join(parts)
 
 
-def summary_cells(results: Mapping[str, Any]) -> list[dict[str, Cell]]:
-    """Return one row per variant and learning rate; the keys are those of ``HEADINGS``.
+def sweep_ends(results: Mapping[str, Any]) -> str:
+    """Say which chosen learning rates are the lowest or highest of those tried; empty where none is."""
+    found = [
+        f"{variant_name(row)} ({formatting.learning_rate(row.get('learning_rate'))}, the {row['end']})"
+        for row in entries(results, "sweep")
+        if row.get("chosen") and row.get("end")
+    ]
+    if not found:
+        return ""
+    return f"The best learning rate is at an end of those tried: {', '.join(found)}. Try rates beyond it."
 
-    ``learning_rate`` is among the keys only when more than one was tried.
+
+def summary_cells(results: Mapping[str, Any]) -> list[dict[str, Cell]]:
+    """Return one row per variant; the keys are those of ``HEADINGS``.
+
+    ``learning_rate`` is among the keys only where rows differ in it, or one was chosen.
     """
     rows = entries(results, "variants")
-    sweep = is_sweep(results)
+    sweep = is_sweep(results) or len({row.get("learning_rate") for row in rows}) > 1
     compared = any(variant_name(row) == BASELINE for row in rows)
     return [_cells(row, sweep=sweep, compared=compared) for row in rows]
 
@@ -163,13 +166,12 @@ def summary_rows(results: Mapping[str, Any]) -> list[dict[str, str]]:
 def _cells(row: Mapping[str, Any], *, sweep: bool, compared: bool) -> dict[str, Cell]:
     is_missed = compared and variant_name(row) != BASELINE and row.get("reach", MISSING) is None
     unreached = "not reached" if is_missed else MISSING
-    rate = Cell(formatting.learning_rate(row.get("learning_rate")), "best" if row.get("best") else "")
     new = row.get("new_parameters")
     cost = section(row, "step_cost")
     seconds = number(section(row, "train_seconds").get("mean"))
     return {
         "variant": Cell(variant_name(row)),
-        **({"learning_rate": rate} if sweep else {}),
+        **({"learning_rate": Cell(formatting.learning_rate(row.get("learning_rate")))} if sweep else {}),
         "new_parameters": Cell(
             formatting.count(new), formatting.percent(row.get("new_parameters_percent")) if number(new) else ""
         ),

@@ -9,13 +9,11 @@ from typing import Any
 from exsel.report import formatting
 from exsel.report.charts import Chart, Curve, Reference
 from exsel.report.comparison import (
-    best_rows,
-    best_runs,
     entries,
-    is_sweep,
     mean,
     reached,
     read_estimate,
+    runs_of_variants,
     section,
     variant_name,
 )
@@ -40,7 +38,7 @@ def comparison_looks(results: Results) -> dict[str, Look]:
 def loss_charts(results: Results) -> list[Chart]:
     """The validation loss against tokens and against training seconds; nothing without curves."""
     charts = []
-    runs = best_runs(results)
+    runs = runs_of_variants(results)
     for key in ("tokens", "seconds"):
         everything = [curve for group in runs.values() for run in group if (curve := _curve(run, key))]
         if everything:
@@ -51,7 +49,7 @@ def loss_charts(results: Results) -> list[Chart]:
 def similarity_chart(results: Results) -> Chart | None:
     """The attention similarity bias of each layer; ``None`` when no run measured it."""
     curves, gists = [], []
-    for name, runs in best_runs(results).items():
+    for name, runs in runs_of_variants(results).items():
         before, output = _layers(runs, "before_exclusion"), _layers(runs, "output")
         curves += [_line(name, points, style) for points, style in ((before, "dashed"), (output, "line")) if points]
         if output:
@@ -74,18 +72,21 @@ def similarity_chart(results: Results) -> Chart | None:
 
 
 def sweep_chart(results: Results) -> Chart | None:
-    """The final loss against the learning rate; ``None`` when only one was tried."""
-    if not is_sweep(results):
-        return None
+    """The final loss against the learning rate, of the runs that chose it; ``None`` where only one was tried."""
     curves = []
-    for name in comparison_looks(results):
-        rows = [row for row in entries(results, "variants") if variant_name(row) == name]
-        found = ((number(row.get("learning_rate")), read_estimate(row, "loss")) for row in rows)
+    rows = entries(results, "sweep")
+    for name in dict.fromkeys(map(variant_name, rows)):
+        own = [row for row in rows if variant_name(row) == name]
+        found = ((number(row.get("learning_rate")), read_estimate(row, "loss")) for row in own)
         points = sorted((rate, loss) for rate, loss in found if rate is not None and loss is not None)
         if points:
             rates, losses = zip(*points, strict=True)
             curves.append(Curve.of(name, rates, losses))
-    best = (f"{variant_name(row)} {formatting.learning_rate(row.get('learning_rate'))}" for row in best_rows(results))
+    if not curves:
+        return None
+    chosen = (
+        f"{variant_name(row)} {formatting.learning_rate(row.get('learning_rate'))}" for row in rows if row.get("chosen")
+    )
     return Chart(
         name="sweep",
         title="Final loss against learning rate",
@@ -93,7 +94,7 @@ def sweep_chart(results: Results) -> Chart | None:
         y_label="final validation loss",
         curves=tuple(curves),
         log_x=True,
-        caption=f"Best learning rates: {', '.join(best)}.",
+        caption=f"Chosen: {', '.join(chosen)}.",
     )
 
 
@@ -124,7 +125,7 @@ def _loss_chart(
 
 def _reach_references(results: Results, key: str, scale: float) -> list[Reference]:
     """The baseline's final loss and, for each variant, a line down from where it got there."""
-    rows = best_rows(results)
+    rows = entries(results, "variants")
     found = []
     for row in rows:
         final, loss, place = mean(row, "loss"), reached(row, "loss"), reached(row, _PLACES[key])
@@ -182,7 +183,7 @@ def _loss_gist(results: Results, key: str) -> str:
     show: Callable[[object], str] = formatting.compact if key == "tokens" else formatting.duration
     parts = [
         f"{variant_name(row)} after {show(place)} ({formatting.ratio(mean(section(row, 'reach'), _RATIOS[key]))})"
-        for row in best_rows(results)
+        for row in entries(results, "variants")
         if (place := reached(row, _PLACES[key])) is not None
     ]
     what = "Tokens" if key == "tokens" else "Time"

@@ -61,7 +61,7 @@ def _context(results: Mapping[str, Any]) -> dict[str, Any]:
         "rows": rows,
         "lowest": [loss is not None and loss == lowest for loss in losses],
         "intervals": comparison.interval_sentence(results),
-        "sweep_note": comparison.is_sweep(results),
+        "sweep_ends": comparison.sweep_ends(results),
         "loss_pictures": [page_picture(chart, looks) for chart in comparison_charts.loss_charts(results)],
         "similarity": similarity and page_picture(similarity, looks),
         "sweep": sweep and page_picture(sweep, looks),

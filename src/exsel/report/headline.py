@@ -11,13 +11,12 @@ from typing import Any, NamedTuple
 
 from exsel.intervals import Estimate
 from exsel.report.comparison import (
-    best_rows,
-    best_runs,
     entries,
     mean,
     plus_minus,
     ratio_range,
     read_estimate,
+    runs_of_variants,
     section,
     variant_name,
 )
@@ -51,7 +50,7 @@ def headline_note(results: Mapping[str, Any]) -> str:
 
 
 def verdict(results: Mapping[str, Any]) -> Verdict:
-    """Judge each variant against the baseline, each at its best learning rate.
+    """Judge each variant against the baseline, each at the learning rate chosen for it.
 
     A variant is better per token where the 95% interval of its difference in final loss lies below 0, and better per
     second where that of the time to the baseline's final loss, over the baseline's own, lies below 1.
@@ -59,7 +58,7 @@ def verdict(results: Mapping[str, Any]) -> Verdict:
     if parts := section(results, "parts"):
         said = " ".join(f"{label}: {verdict(part).sentence}" for label, part in parts.items())
         return Verdict(f"{len(parts)} comparisons on the same data, each against its own baseline.", said)
-    rows = [row for row in best_rows(results) if mean(row, "loss") is not None]
+    rows = [row for row in entries(results, "variants") if mean(row, "loss") is not None]
     baseline = next((row for row in rows if variant_name(row) == BASELINE), None)
     others = sorted((row for row in rows if row is not baseline), key=_loss)
     if not rows:
@@ -99,7 +98,7 @@ def too_short(results: Mapping[str, Any]) -> list[str]:
     """Return why the trainings are too short to conclude from, each as a clause; empty where they are not."""
     curves = [
         [loss for point in entries(run, "validation_curve") if (loss := number(point.get("loss"))) is not None]
-        for runs in best_runs(results).values()
+        for runs in runs_of_variants(results).values()
         for run in runs
     ]
     curves = [curve for curve in curves if curve]

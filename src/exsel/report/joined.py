@@ -37,16 +37,18 @@ def join(comparisons: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         **comparisons[first],
         "command": "; ".join(str(results.get("command")) for results in comparisons.values()),
         "parts": dict(comparisons),
-        "variants": [
-            {**row, "variant": f"{variant_name(row)} ({label})"}
-            for label, results in comparisons.items()
-            for row in entries(results, "variants")
-        ],
-        "runs": [
-            {**run, "variant": f"{variant_name(run)} ({label})", "directory": f"{label}/{run.get('directory')}"}
-            for label, results in comparisons.items()
-            for run in entries(results, "runs")
-        ],
+        **{
+            key: [
+                {
+                    **entry,
+                    "variant": f"{variant_name(entry)} ({label})",
+                    **({"directory": f"{label}/{entry['directory']}"} if "directory" in entry else {}),
+                }
+                for label, results in comparisons.items()
+                for entry in entries(results, key)
+            ]
+            for key in ("variants", "sweep", "runs", "choosing_runs")
+        },
     }
 
 

@@ -21,14 +21,15 @@ from exsel.report import HEADINGS, headline, headline_note, summary_rows, write_
 from exsel.report.comparison_charts import comparison_looks, loss_charts, similarity_chart, sweep_chart
 from exsel.report.notebook_table import notebook_table
 from exsel.report.picture import write_picture
-from exsel.training.compare import compare_runs, plan_runs
+from exsel.training.compare import compare_runs
+from exsel.training.comparison_plan import plan_runs
 from exsel.training.model_checks import check_new_models
 from exsel.training.output_folder import REPORT, RESULTS
 from exsel.training.own_model import Factory
 from exsel.training.progress import Progress
 from exsel.training.run_model import check_disk, sketch_model, with_evaluation_sets
 from exsel.training.settings import Settings, one_a_variant, with_defaults
-from exsel.variants import BASELINE, VARIANTS, Variant, choose_variants
+from exsel.variants import BASELINE, CHOOSING_SEED, VARIANTS, Variant, choose_variants
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -103,6 +104,7 @@ def compare(
     variants: Sequence[str | Variant] = tuple(VARIANTS),
     seeds: Sequence[int] = (0,),
     learning_rates: Sequence[float] = (),
+    choosing_seeds: Sequence[int] = (CHOOSING_SEED,),
     folder: str | PathLike[str] | None = None,
     resume: bool = False,
     progress: Progress | None = None,
@@ -119,7 +121,9 @@ def compare(
             what :func:`exsel.data.load_data` returned. By default the Python standard library's source.
         variants: names, TOML files of recipes, or :class:`exsel.Variant`.
         seeds: of the runs of each variant.
-        learning_rates: peak learning rates; several are a sweep. By default that of the model's size.
+        learning_rates: peak learning rates; of several, the best one is chosen for each variant. By default that of the
+            model's size.
+        choosing_seeds: of the runs that choose a learning rate, which make no result.
         folder: for the runs and their models; by default one that is deleted with the result.
         resume: go on with what is in ``folder``.
         progress: who is told how the runs go.
@@ -147,10 +151,14 @@ def compare(
     if learning_rates:
         said["learning_rate"] = learning_rates[0]
     first = Settings(**with_defaults(said), variant=VARIANTS[BASELINE], seed=seeds[0] if seeds else 0)
-    runs = plan_runs(
-        first, variants=_chosen(variants), learning_rates=learning_rates or [first.learning_rate], seeds=seeds
+    plan = plan_runs(
+        first,
+        variants=_chosen(variants),
+        learning_rates=learning_rates or [first.learning_rate],
+        seeds=seeds,
+        choosing_seeds=choosing_seeds,
     )
-    for run in one_a_variant(runs.values()):
+    for run in one_a_variant(plan.runs):
         sketch_model(run, vocab_size=256)
     if not isinstance(data, PackedData):
         options: dict[str, Any] = {
@@ -165,10 +173,10 @@ def compare(
         if folder is None:
             folder = temporary.enter_context(tempfile.TemporaryDirectory(prefix="exsel-compare-"))
         place = Path(folder)
-        check_disk(list(runs.values()), data.description.vocab_size, place)
-        check_new_models(list(runs.values()), data)
+        check_disk(plan.runs, data.description.vocab_size, place)
+        check_new_models(plan.runs, data)
         found = compare_runs(
-            runs, data, place, command="exsel.compare(…)", progress=progress or Progress(), resume=resume
+            plan, data, place, command="exsel.compare(…)", progress=progress or Progress(), resume=resume
         )
         result = ComparisonResult(results=found, folder=place)
         weakref.finalize(result, temporary.pop_all().close)

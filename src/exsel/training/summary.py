@@ -1,9 +1,9 @@
-"""The table of a comparison: one row for each variant and learning rate."""
+"""The table of a comparison, a row for each variant, and that of its learning rates."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,25 +38,19 @@ def summarise(
 ) -> list[dict[str, Any]]:
     """The rows of the table.
 
-    Differences and ratios are to the baseline at its best learning rate, between runs of the same seed; each has its
-    95% interval over the seeds.
+    Differences and ratios are to the baseline, between runs of the same seed; each has its 95% interval over the seeds.
 
     Args:
-        runs: results of :func:`exsel.training.run.train_run`.
+        runs: results of :func:`exsel.training.run.train_run`; those of a variant have the same learning rate.
         tokens_per_step: of every run.
         step_costs: by variant; without it nothing is said of the time to a loss.
     """
-    groups: dict[tuple[str, float], list[Run]] = {}
-    for variant in dict.fromkeys(run["variant"] for run in runs):
-        for run in sorted(runs, key=lambda run: float(run["learning_rate"])):
-            if run["variant"] == variant:
-                groups.setdefault((variant, run["learning_rate"]), []).append(run)
-    best: dict[str, float] = {}
-    for variant, learning_rate in sorted(groups, key=lambda key: statistics.fmean(run["loss"] for run in groups[key])):
-        best.setdefault(variant, learning_rate)
-    baselines = {run["seed"]: run for run in groups[BASELINE, best[BASELINE]]} if BASELINE in best else {}
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(run["variant"], []).append(run)
+    baselines = {run["seed"]: run for run in groups.get(BASELINE, [])}
     rows = []
-    for (variant, learning_rate), members in groups.items():
+    for variant, members in groups.items():
         pairs = [(run, baselines[run["seed"]]) for run in members if run["seed"] in baselines]
         is_compared = bool(pairs) and variant != BASELINE
         cost = (step_costs or {}).get(variant)
@@ -64,23 +58,57 @@ def summarise(
         rows.append(
             {
                 "variant": variant,
-                "learning_rate": learning_rate,
-                "best": best[variant] == learning_rate,
+                "learning_rate": members[0]["learning_rate"],
                 "parameters": parameters,
                 "new_parameters": new_parameters,
                 "new_parameters_percent": 100 * new_parameters / (parameters - new_parameters),
-                "loss": Estimate.of(*(run["loss"] for run in members)).to_dict(),
-                "bits_per_byte": Estimate.of(*(run["bits_per_byte"] for run in members)).to_dict(),
-                "difference": (
-                    Estimate.of(*(run["loss"] - base["loss"] for run, base in pairs)).to_dict() if is_compared else None
-                ),
+                **_losses(members, pairs if is_compared else []),
                 "step_cost": None if cost is None else cost.to_dict(),
-                "train_seconds": Estimate.of(*(run["train_seconds"] for run in members)).to_dict(),
+                "train_seconds": _over_seeds(run["train_seconds"] for run in members),
                 "peak_memory_bytes": max(run["peak_memory_bytes"] for run in members),
                 "reach": _reach(pairs, tokens_per_step, cost) if is_compared else None,
             }
         )
     return rows
+
+
+def summarise_sweep(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """What each learning rate came to, and which one is chosen for each variant: that of the lowest mean loss.
+
+    Args:
+        runs: those that choose.
+    """
+    groups: dict[str, dict[float, list[float]]] = {}
+    for run in runs:
+        groups.setdefault(run["variant"], {}).setdefault(run["learning_rate"], []).append(run["loss"])
+    rows = []
+    for variant, losses in groups.items():
+        chosen = min(losses, key=lambda rate: statistics.fmean(losses[rate]))
+        ends = {max(losses): "highest", min(losses): "lowest"}
+        rows += [
+            {
+                "variant": variant,
+                "learning_rate": rate,
+                "loss": _over_seeds(losses[rate]),
+                "chosen": rate == chosen,
+                "end": ends.get(rate),
+            }
+            for rate in sorted(losses)
+        ]
+    return rows
+
+
+def _losses(members: Sequence[Run], pairs: Sequence[tuple[Run, Run]]) -> dict[str, Any]:
+    """A loss over the seeds, and its difference to the baseline's; the same of each evaluation set."""
+    return {
+        "loss": _over_seeds(run["loss"] for run in members),
+        "bits_per_byte": _over_seeds(run["bits_per_byte"] for run in members),
+        "difference": _over_seeds(run["loss"] - base["loss"] for run, base in pairs) if pairs else None,
+    }
+
+
+def _over_seeds(values: Iterable[float]) -> dict[str, Any]:
+    return Estimate.of(*values).to_dict()
 
 
 def reach(curve: Sequence[Mapping[str, float]], loss: float) -> tuple[float, float] | None:

@@ -1,0 +1,35 @@
+"""``results.json`` as a file: its version, its schema, and how it is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from exsel.errors import ExselError
+from exsel.files import read_object
+from exsel.report.formatting import number, plain
+
+#: The version of what ``results.json`` holds. It rises when a name changes its meaning or goes.
+SCHEMA = 3
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """The content of a ``results.json``.
+
+    Raises:
+        ExselError: it cannot be read, or another version of exsel wrote another version of it.
+    """
+    results = read_object(path)
+    version = number(results.get("schema"))
+    if version != SCHEMA:
+        writer = plain(results.get("exsel_version"))
+        remedy = (
+            "upgrade exsel"
+            if version is not None and version > SCHEMA
+            else "the command that made it, with --resume, writes it anew"
+        )
+        raise ExselError(
+            f"{path} has schema {plain(results.get('schema'))}, written by exsel {writer}, and this exsel reads schema "
+            f"{SCHEMA}: {remedy}"
+        )
+    return results
