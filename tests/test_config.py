@@ -139,13 +139,17 @@ def test_an_integer_strength_is_a_number() -> None:
         ({"value_position": 0}, "value_position must be True or False"),
         ({"per_head": "all"}, "per_head must be True or False"),
         ({"position_per_head": 12}, "position_per_head must be True or False"),
-        ({"token": "attention"}, "token must be one of shared, mlp, frequency, none; got 'attention'"),
+        (
+            {"token": "attention"},
+            "token must be one of shared, mlp, linear, frequency, constant, none; got 'attention'",
+        ),
         ({"token": None}, "token must be one of"),
+        ({"position_form": "log"}, "position_form must be one of sigmoid, double_exponential; got 'log'"),
         ({"query": False, "value": False}, "at least one of query, key and value"),
         ({"token": "none", "position": False, "value_position": False}, "leaves every temperature at 1"),
         ({"token": "none", "query": False, "value_position": False}, "leaves every temperature at 1"),
         ({"token": "none", "position": False, "value": False}, "leaves every temperature at 1"),
-        ({"position_init": 0.0}, r"position_init is σ\(a\) and must lie in \(0, 1\), got 0.0"),
+        ({"position_init": 0.0}, r"position_init is c\(a\) and must lie in \(0, 1\), got 0.0"),
         ({"position_init": 1.0}, "position_init"),
         ({"position_init": 1}, "position_init"),
         ({"position_init": float("nan")}, "position_init"),
@@ -165,7 +169,10 @@ def through_layer(mechanism: str, value: Any) -> Any:
     layer = exsel.nn.SelfAttention(8, 2, **{OTHER[mechanism]: True, mechanism: value})
     if mechanism == "exclusive":
         return None if layer.exclusive is None else ExclusiveConfig(strength=layer.exclusive.strength)
-    return SelectiveConfig(key="key" in layer.temperatures) if layer.temperatures else None
+    if not layer.temperatures:
+        return None
+    found = {name: getattr(layer.temperatures["query"], name) for name in ("token", "position_form")}
+    return SelectiveConfig(key="key" in layer.temperatures, **found)
 
 
 def through_config(mechanism: str, value: Any) -> Any:
@@ -238,6 +245,15 @@ GIVEN: list[tuple[str, list[Any], list[str], Any]] = [
         ["key=true", "key=TRUE query=true"],
         SelectiveConfig(key=True),
     ),
+    *(
+        (
+            "selective",
+            [form, SelectiveConfig(**form)],
+            [" ".join("=".join(it) for it in form.items())],
+            SelectiveConfig(**form),
+        )
+        for form in ({"token": "constant"}, {"token": "linear", "position_form": "double_exponential"})
+    ),
     ("selective", [{"layers": 1}, SelectiveConfig(layers=1)], ["layers=1"], SelectiveConfig(layers=[1])),
 ]
 
@@ -303,7 +319,7 @@ def test_what_is_no_mechanism_is_refused_alike_at_every_door(mechanism: str, val
         ("exclusive", ["layers="], "--exclusive: layers must be"),
         ("exclusive", ["=1"], "--exclusive: ExclusiveConfig has no field ''"),
         ("selective", ["mlp"], "--selective takes true, false or NAME=VALUE, each name once; got 'mlp'"),
-        ("selective", ["position_init=1"], "--selective: position_init is σ(a) and must lie in (0, 1), got 1"),
+        ("selective", ["position_init=1"], "--selective: position_init is c(a) and must lie in (0, 1), got 1"),
     ],
 )
 def test_what_is_no_mechanism_on_the_command_line(mechanism: str, words: list[str], message: str) -> None:

@@ -426,6 +426,11 @@ class TestInverseTemperature:
         tau = exsel.inverse_temperature(features, weight, position=position, position_logit=logit)
         torch.testing.assert_close(tau, expected)
         torch.testing.assert_close(exsel.inverse_temperature(features, weight), 1 + token)
+        tau = exsel.inverse_temperature(
+            features, weight, position=position, position_logit=logit, position_form="double_exponential"
+        )
+        expected = token + 1 + torch.exp(-torch.exp(logit))[:, None] * position.double().log()[:, None]
+        torch.testing.assert_close(tau, expected)
 
     def test_gradcheck(self) -> None:
         def run(features: Tensor, weight: Tensor, logit: Tensor) -> Tensor:

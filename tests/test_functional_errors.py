@@ -156,6 +156,7 @@ def test_attention_type_errors(dtypes: tuple[torch.dtype, ...], options: dict[st
         (Q, torch.zeros(4, 8), {"position_logit": torch.ones(4)}, "position and position_logit go together"),
         (Q, torch.zeros(4, 8), {"position": torch.ones(5), "position_logit": torch.ones(3)}, "position_logit"),
         (Q, torch.zeros(4, 8), {"position": torch.ones(4), "position_logit": torch.ones(4)}, "position"),
+        (Q, torch.zeros(4, 8), {"position_form": "log"}, "position_form must be one of sigmoid, double_exponential"),
     ],
 )
 def test_inverse_temperature_value_errors(

@@ -251,6 +251,18 @@ class TestInverseTemperature:
         torch.testing.assert_close(term, expected)
         assert torch.equal(term[..., 0], torch.ones(2, 4, dtype=torch.float64)), "the first token has log 1 = 0"
 
+    def test_coefficient_and_its_inverse(self) -> None:
+        for form in ("sigmoid", "double_exponential"):
+            for coefficient in (1e-9, 6e-4, 0.3, 0.999):
+                logit = torch.tensor(reference.position_logit_of(coefficient, form), dtype=torch.float64)
+                assert reference.position_coefficient(logit, form).item() == pytest.approx(coefficient, rel=1e-12)
+
+    def test_linear_token_term(self) -> None:
+        features, weight = float64(2, 4, 5, requires_grad=True), float64(3, 5, requires_grad=True)
+        term = reference.linear_token_term(features, weight)
+        torch.testing.assert_close(term, torch.tanh((features.unsqueeze(1) * weight.unsqueeze(1)).sum(-1)))
+        assert torch.autograd.gradcheck(reference.linear_token_term, (features, weight))
+
     def test_sum_of_the_terms(self) -> None:
         features, weight, logit, position = float64(2, 3, 4, 5), float64(3, 5), float64(1), torch.arange(1, 5)
         token = reference.token_term(features, weight)

@@ -10,7 +10,8 @@ from typing import Any, ClassVar, Literal, Self, get_args
 
 from exsel.errors import ExselError, UpgradeError
 
-TokenTerm = Literal["shared", "mlp", "frequency", "none"]
+TokenTerm = Literal["shared", "mlp", "linear", "frequency", "constant", "none"]
+PositionForm = Literal["sigmoid", "double_exponential"]
 Layers = str | int | Sequence[int]
 
 _FIRST_OR_LAST = re.compile(r"(first|last):([1-9][0-9]{0,5})")
@@ -154,26 +155,33 @@ class ExclusiveConfig(_Serialised):
 class SelectiveConfig(_Serialised):
     """Selective self-attention (SSA): an inverse temperature τ = τ_tok + τ_pos for each query, key or value.
 
-    τ_tok = tanh(f(x)) and τ_pos = 1 + σ(a) log n, n the 1-based position within the token's own sequence.
+    τ_tok = tanh(f(x)) and τ_pos = 1 + c(a) log n, n the 1-based position within the token's own sequence.
 
     Args:
         layers: where: ``"all"``, ``"first:k"``, ``"last:k"``, an index or several.
         query, key, value: what gets a temperature. Keys get none by default, as in the paper: scaling a
             key can change which key is nearest.
         token: f. ``"shared"``: w·GELU(W x) with W the projection the layer has anyway; ``"mlp"``: the same with a
-            W' of its own; ``"frequency"``: u φ(token), φ the standardised log frequency; ``"none"``: τ_tok = 0.
+            W' of its own; ``"linear"``: w·x, x the layer's input; ``"frequency"``: u φ(token), φ the standardised
+            log frequency; ``"constant"``: w, one number whatever the token is; ``"none"``: τ_tok = 0.
         position: whether τ_pos has its log n term on queries and keys; without it τ_pos = 1.
         value_position: the same for values (the paper's final model has it).
         per_head: a w (or u) for each head, or one for all.
+        position_form: c. ``"sigmoid"``: σ(a); ``"double_exponential"``: exp(−exp a), which near 0 grows log(1 / c)
+            times as fast in −a as σ(a) in a.
         position_per_head: an a for each head, or one a layer.
-        position_init: σ(a) at the start, in (0, 1).
+        position_init: c(a) at the start, in (0, 1).
 
     Raises:
         ExselError: an impossible value, or a combination that changes nothing.
 
     Source: Zhang et al., "Selective Attention: Enhancing Transformer through Principled Context Control",
-    NeurIPS 2024, arXiv:2411.12892. Ours: the initialisation (w = 0; σ(a) from the authors' code), and φ, for
+    NeurIPS 2024, arXiv:2411.12892. Ours: the initialisation (w = 0; c(a) from the authors' code), and φ, for
     which the paper gives no formula. Where the paper can be read in two ways, both are options, our default first.
+    ``"sigmoid"`` is the paper's. ``"double_exponential"`` is the authors' code, which has no other term than that
+    (github.com/umich-sota/selective_attention, ``lit_gpt/model_finetune_att.py``): ``token="none", value=False,
+    position_form="double_exponential", position_per_head=False`` with a ``position_init`` of 6.2e-4 for Pythia (a = 2)
+    and 1.13e-2 for GPT-2 (a = 1.5). ``"constant"`` selects nothing: it is the control for a gain of the other forms.
     """
 
     layers: Layers = "all"
@@ -184,6 +192,7 @@ class SelectiveConfig(_Serialised):
     position: bool = True
     value_position: bool = True
     per_head: bool = True
+    position_form: PositionForm = "sigmoid"
     position_per_head: bool = True
     position_init: float = 6e-4
 
@@ -192,15 +201,16 @@ class SelectiveConfig(_Serialised):
         for name in ("query", "key", "value", "position", "value_position", "per_head", "position_per_head"):
             if type(getattr(self, name)) is not bool:
                 raise ExselError(f"{name} must be True or False, got {_shown(getattr(self, name))}")
-        if self.token not in get_args(TokenTerm):
-            raise ExselError(f"token must be one of {', '.join(get_args(TokenTerm))}; got {_shown(self.token)}")
+        for name, choices in (("token", get_args(TokenTerm)), ("position_form", get_args(PositionForm))):
+            if getattr(self, name) not in choices:
+                raise ExselError(f"{name} must be one of {', '.join(choices)}; got {_shown(getattr(self, name))}")
         if not (self.query or self.key or self.value):
             raise ExselError("at least one of query, key and value must be True: nothing would be selective")
         positional = (self.position and (self.query or self.key)) or (self.value_position and self.value)
         if self.token == "none" and not positional:
             raise ExselError("token='none' without a positional term leaves every temperature at 1")
         if type(self.position_init) is not float or not 0 < self.position_init < 1:
-            raise ExselError(f"position_init is σ(a) and must lie in (0, 1), got {_shown(self.position_init)}")
+            raise ExselError(f"position_init is c(a) and must lie in (0, 1), got {_shown(self.position_init)}")
 
 
 #: The type of every argument ``exclusive``.

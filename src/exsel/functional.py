@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from exsel import dispatch, reference
+from exsel.config import PositionForm
 from exsel.dispatch import Backend
 from exsel.kernels import sdpa
 from exsel.kernels.exclude import exclude as exclude_pass
@@ -432,10 +434,11 @@ def inverse_temperature(
     *,
     position: Tensor | None = None,
     position_logit: Tensor | None = None,
+    position_form: PositionForm = "sigmoid",
 ) -> Tensor:
     """Selective self-attention's inverse temperature: it multiplies, so a higher τ makes a spikier row.
 
-        τ = tanh(w · GELU(x)) + 1 + σ(a) log n
+        τ = tanh(w · GELU(x)) + 1 + c(a) log n,    c(a) = σ(a) or exp(−exp a)
 
     A chain of PyTorch operators, which ``torch.compile`` fuses.
 
@@ -445,15 +448,18 @@ def inverse_temperature(
         weight: w ``[H, D]``, or ``[1, D]`` for one that all heads share.
         position: n ``[..., T]``, the 1-based position of each token within its own sequence.
         position_logit: a ``[H]`` or ``[1]``; ``None``: without the log n term.
+        position_form: c: ``"sigmoid"`` or ``"double_exponential"``.
 
     Returns:
         τ ``[..., H, T]`` in float32 (float64 for float64): near 1 it does not fit into fewer bits.
 
     Raises:
-        ValueError: shapes that do not fit, or one of ``position`` and ``position_logit`` without the other.
+        ValueError: shapes that do not fit, one of ``position`` and ``position_logit`` without the other, or an unknown
+            ``position_form``.
         TypeError: ``features`` or ``weight`` that are not floating-point.
 
-    Source: Zhang et al., NeurIPS 2024, arXiv:2411.12892, Definition 1 and Section 3.
+    Source: Zhang et al., NeurIPS 2024, arXiv:2411.12892, Definition 1 and Section 3; the double exponential is the
+    authors' code, see :class:`exsel.SelectiveConfig`.
     """
     _check_tensors({"features": features, "weight": weight}, {"position": position, "position_logit": position_logit})
     _check_floating(features=features, weight=weight, position_logit=position_logit)
@@ -473,4 +479,6 @@ def inverse_temperature(
                 f"position_logit must be [{features.shape[-3]}] or [1], one number a head or one for all; got "
                 f"{tuple(position_logit.shape)}"
             )
-    return reference.inverse_temperature(features, weight, position, position_logit)
+    if position_form not in get_args(PositionForm):
+        raise ValueError(f"position_form must be one of {', '.join(get_args(PositionForm))}; got {position_form!r}")
+    return reference.inverse_temperature(features, weight, position, position_logit, position_form)

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from exsel.config import PositionForm
+
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """float64 for float64, else float32."""
@@ -126,18 +128,40 @@ def token_term(features: Tensor, weight: Tensor) -> Tensor:
     return torch.tanh((F.gelu(features.to(dtype)) * weight.to(dtype).unsqueeze(-2)).sum(-1))
 
 
-def position_term(position: Tensor, position_logit: Tensor) -> Tensor:
-    """τ_pos = 1 + σ(a) log n: position n [..., T], 1-based; position_logit a [H] or [1]; [..., H or 1, T]."""
+def linear_token_term(features: Tensor, weight: Tensor) -> Tensor:
+    """τ_tok = tanh(w · x): features x [..., T, D] for all heads, weight w [H, D] or [1, D]; [..., H or 1, T]."""
+    dtype = accumulation_dtype(features.dtype)
+    with torch.autocast(features.device.type, enabled=False):
+        return torch.tanh(F.linear(features.to(dtype), weight.to(dtype)).transpose(-2, -1))
+
+
+def position_coefficient(position_logit: Tensor, form: PositionForm) -> Tensor:
+    """c(a), which log n is multiplied by: σ(a), or in the double-exponential form exp(−exp a)."""
+    return torch.sigmoid(position_logit) if form == "sigmoid" else torch.exp(-torch.exp(position_logit))
+
+
+def position_logit_of(coefficient: float, form: PositionForm) -> float:
+    """The a of which c(a), in (0, 1), is the coefficient: the inverse of :func:`position_coefficient`."""
+    odds = math.log(coefficient / (1 - coefficient))
+    return odds if form == "sigmoid" else math.log(-math.log(coefficient))
+
+
+def position_term(position: Tensor, position_logit: Tensor, form: PositionForm = "sigmoid") -> Tensor:
+    """τ_pos = 1 + c(a) log n: position n [..., T], 1-based; position_logit a [H] or [1]; [..., H or 1, T]."""
     dtype = accumulation_dtype(position_logit.dtype)
     log_n = position.to(dtype).log().unsqueeze(-2)
-    return 1 + torch.sigmoid(position_logit.to(dtype)).unsqueeze(-1) * log_n
+    return 1 + position_coefficient(position_logit.to(dtype), form).unsqueeze(-1) * log_n
 
 
 def inverse_temperature(
-    features: Tensor, weight: Tensor, position: Tensor | None, position_logit: Tensor | None
+    features: Tensor,
+    weight: Tensor,
+    position: Tensor | None,
+    position_logit: Tensor | None,
+    position_form: PositionForm = "sigmoid",
 ) -> Tensor:
-    """τ = τ_tok + τ_pos, with τ_pos = 1 if ``position_logit`` is None."""
+    """τ = τ_tok + τ_pos, with τ_pos = 1 if ``position_logit`` is None; features of each head."""
     if position_logit is None:
         return 1 + token_term(features, weight)
     assert position is not None
-    return token_term(features, weight) + position_term(position, position_logit)
+    return token_term(features, weight) + position_term(position, position_logit, position_form)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from budget import assert_within_budget
 from exsel import reference
+from exsel.config import PositionForm
 from exsel.kernels import cpp, scale
 from exsel.kernels.scale import scale_directly, scale_heads
 
@@ -66,7 +67,7 @@ def test_passes_opcheck() -> None:
 @pytest.mark.skipif(not cpp.available(), reason=cpp.why_not())
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("head_dim", "size"), [(64, 64), (33, 33), (8, 5)])
-@pytest.mark.parametrize("form", ["per head", "shared", "without position"])
+@pytest.mark.parametrize("form", ["per head", "double_exponential", "shared", "without position"])
 def test_temperature_against_float64(dtype: torch.dtype, head_dim: int, size: int, form: str) -> None:
     few, wide = 1 if form == "shared" else 6, reference.accumulation_dtype(dtype)
     packed = 3 * torch.randn(2, 5, 3 * 6 * max(head_dim, size))
@@ -74,14 +75,15 @@ def test_temperature_against_float64(dtype: torch.dtype, head_dim: int, size: in
     features = packed[..., -6 * size :].to(dtype).unflatten(-1, (6, size))
     weight, logit = torch.randn(few, size, dtype=wide), torch.randn(few, dtype=wide)
     position, some_logit = torch.arange(1, 6).unsqueeze(0), None if form == "without position" else logit
+    law: PositionForm = "double_exponential" if form == "double_exponential" else "sigmoid"
     with torch.no_grad():
-        got = scale_directly(x, features, weight, position, some_logit)
+        got = scale_directly(x, features, weight, position, some_logit, law)
         assert got is not None
 
         def expected(kind: torch.dtype) -> Tensor:
             given = (features.transpose(1, 2).to(kind), weight.to(kind))
             term = () if some_logit is None else (position, some_logit.to(kind))
-            tau = reference.inverse_temperature(*given, *(term or (None, None)))
+            tau = reference.inverse_temperature(*given, *(term or (None, None)), law)
             return (x.to(kind) * tau.unsqueeze(-1)).to(kind)
 
         exact = expected(torch.float64)

@@ -45,10 +45,12 @@ def test_size_tiny() -> None:
     [
         (SelectiveConfig(), 0.0, 0.005),
         (SelectiveConfig(token="mlp"), 0.04, 0.065),
+        (SelectiveConfig(token="linear"), 0.0, 0.005),
         (SelectiveConfig(token="frequency"), 0.0, 0.0001),
+        (SelectiveConfig(token="constant"), 0.0, 0.0001),
         (SelectiveConfig(token="none"), 0.0, 0.0001),
     ],
-    ids=["shared", "mlp", "frequency", "none"],
+    ids=["shared", "mlp", "linear", "frequency", "constant", "none"],
 )
 def test_new_parameters_of_selective(selective: SelectiveConfig, least: float, most: float) -> None:
     baseline = count("124m", embeddings=True)

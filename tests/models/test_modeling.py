@@ -134,7 +134,7 @@ class TestTraining:
         log_probability = outputs.logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
         torch.testing.assert_close(outputs.loss, -log_probability[labels[:, 1:] != -100].mean())
 
-    @pytest.mark.parametrize("token", ["shared", "mlp", "frequency", "none"])
+    @pytest.mark.parametrize("token", ["shared", "mlp", "linear", "frequency", "constant", "none"])
     def test_every_new_parameter_receives_a_gradient_and_counts(self, token: Any) -> None:
         options = {
             "exclusive": ExclusiveConfig(strength="learned"),
@@ -146,7 +146,7 @@ class TestTraining:
             model.model.set_token_counts(torch.arange(61))
         new = {name: parameter for name, parameter in model.named_parameters() if name not in baseline}
         # One learned strength and three temperatures a layer.
-        assert len(new) == 3 * (1 + 3 * {"shared": 2, "mlp": 3, "frequency": 2, "none": 1}[token])
+        assert len(new) == 3 * (1 + 3 * {"mlp": 3, "none": 1}.get(token, 2))
         found = gradients(model)
         with torch.no_grad():
             before = model(token_ids()).logits
@@ -206,7 +206,7 @@ class TestInitialWeights:
         learned.load_state_dict(baseline.state_dict(), strict=False)
         torch.testing.assert_close(learned(token_ids()).logits, baseline(token_ids()).logits, rtol=1e-5, atol=1e-5)
 
-    @pytest.mark.parametrize("token", ["shared", "mlp"])
+    @pytest.mark.parametrize("token", ["shared", "mlp", "linear", "constant"])
     @torch.no_grad()
     def test_selective_without_position_starts_as_the_baseline(self, token: Any, shape: dict[str, Any]) -> None:
         torch.manual_seed(3)

@@ -23,6 +23,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "selective": {"exclusive": None, "selective": SelectiveConfig(key=True)},
     "both": {"exclusive": 1.0, "selective": SelectiveConfig()},
     "mlp": {"exclusive": 0.5, "selective": SelectiveConfig(token="mlp", per_head=False)},
+    "linear": {
+        "exclusive": None,
+        "selective": SelectiveConfig(token="linear", key=True, position_form="double_exponential"),
+    },
 }
 variants = pytest.mark.parametrize("variant", VARIANTS)
 
@@ -64,8 +68,11 @@ def by_hand(layer: SelfAttention, x: Tensor, allowed: Tensor, position: Tensor, 
         if f"{prefix}.feature_proj.weight" in weights:
             features = x @ weights[f"{prefix}.feature_proj.weight"].T
             projected = features.unflatten(-1, (projected.shape[1], -1)).transpose(1, 2)
-        token = torch.tanh((F.gelu(projected) * weights[f"{prefix}.weight"].unsqueeze(-2)).sum(-1))
-        gain = torch.sigmoid(weights[f"{prefix}.position_logit"]).unsqueeze(-1)
+        temperature = layer.get_submodule(prefix)
+        features = x.unsqueeze(1) if temperature.token == "linear" else F.gelu(projected)
+        token = torch.tanh((features * weights[f"{prefix}.weight"].unsqueeze(-2)).sum(-1))
+        logit = weights[f"{prefix}.position_logit"].unsqueeze(-1)
+        gain = torch.sigmoid(logit) if temperature.position_form == "sigmoid" else torch.exp(-torch.exp(logit))
         return (token + 1 + gain * (position + 1).double().log().unsqueeze(1)).unsqueeze(-1)
 
     def norm(name: str, projected: Tensor) -> Tensor:
@@ -222,7 +229,7 @@ def test_qk_norm_does_not_cancel_the_query_temperature() -> None:
             parameter.sub_(1.0)
 
 
-@pytest.mark.parametrize("token", ["shared", "mlp", "frequency", "none"])
+@pytest.mark.parametrize("token", ["shared", "mlp", "linear", "frequency", "constant", "none"])
 def test_every_new_parameter_receives_a_gradient_and_counts(token: Any) -> None:
     layer = SelfAttention(
         DIM, HEADS, 2, exclusive="learned", selective=SelectiveConfig(token=token, key=True, position_init=0.1)
@@ -235,7 +242,7 @@ def test_every_new_parameter_receives_a_gradient_and_counts(token: Any) -> None:
                 parameter.fill_(0.2)
     before = layer(**given)
     before.square().sum().backward()
-    assert len(new) == 1 + 3 * {"shared": 2, "mlp": 3, "frequency": 2, "none": 1}[token]
+    assert len(new) == 1 + 3 * {"mlp": 3, "none": 1}.get(token, 2)
     for name, parameter in new.items():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().max() > 1e-6, name
@@ -282,8 +289,9 @@ def test_other_dtypes(dtype: torch.dtype) -> None:
     assert (output.float() - expected).norm() < 0.05 * expected.norm()
 
 
-def test_compiled_equals_eager() -> None:
-    layer, x = build("both", sliding_window=4, qk_norm=True), torch.randn(2, 7, DIM)
+@pytest.mark.parametrize("variant", ["both", "linear"])
+def test_compiled_equals_eager(variant: str) -> None:
+    layer, x = build(variant, sliding_window=4, qk_norm=True), torch.randn(2, 7, DIM)
     torch.compiler.reset()
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     for part in (compiled, layer):

@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from exsel import SelectiveConfig
-from exsel.config import TokenTerm
+from exsel.config import PositionForm, TokenTerm
 from exsel.nn import Temperature
 from exsel.nn.projections import Geometry
 from exsel.nn.temperature import build_temperatures
 
 HEADS, HEAD_DIM, HIDDEN, TOKENS = 3, 8, 12, 5
-TERMS: list[TokenTerm] = ["shared", "mlp", "frequency", "none"]
+TERMS: list[TokenTerm] = ["shared", "mlp", "linear", "frequency", "constant", "none"]
 
 
 def inputs() -> dict[str, Tensor]:
@@ -44,11 +44,15 @@ def moved(temperature: Temperature) -> Temperature:
 @pytest.mark.parametrize("position", [False, True])
 @pytest.mark.parametrize("per_head", [False, True])
 @pytest.mark.parametrize("position_per_head", [False, True])
+@pytest.mark.parametrize("form", ["sigmoid", "double_exponential"])
 @pytest.mark.parametrize("token", TERMS)
-def test_closed_form(token: TokenTerm, position: bool, per_head: bool, position_per_head: bool) -> None:
-    temperature = moved(build(token, position=position, per_head=per_head, position_per_head=position_per_head))
-    given = inputs()
-    w, expected = temperature.weight, torch.ones(2, HEADS, TOKENS)
+def test_closed_form(
+    token: TokenTerm, form: PositionForm, position: bool, per_head: bool, position_per_head: bool
+) -> None:
+    options: dict[str, Any] = {"per_head": per_head, "position_per_head": position_per_head, "position_form": form}
+    temperature = moved(build(token, position=position, **options)).double()
+    given = {name: x if name == "position" else x.double() for name, x in inputs().items()}
+    w, expected = temperature.weight, torch.ones(2, HEADS, TOKENS, dtype=torch.float64)
     if w is not None:
         assert w.shape[0] == (HEADS if per_head else 1)
         w = w.expand(HEADS, -1)
@@ -61,18 +65,40 @@ def test_closed_form(token: TokenTerm, position: bool, per_head: bool, position_
         rows = temperature.feature_proj.weight.view(HEADS, HEAD_DIM // 2, HIDDEN)
         features = torch.einsum("bte,hfe->bhtf", given["hidden_states"], rows)
         expected = expected + torch.tanh(torch.einsum("bhtf,hf->bht", F.gelu(features), w))
+    elif token == "linear":
+        assert w is not None
+        expected = expected + torch.tanh(torch.einsum("bte,he->bht", given["hidden_states"], w))
     elif token == "frequency":
         assert w is not None
         expected = expected + torch.tanh(w * given["token_frequency"][:, None])
+    elif token == "constant":
+        assert w is not None
+        expected = expected + torch.tanh(w)
     if position:
         a = temperature.position_logit
         assert a is not None
         assert a.shape[0] == (HEADS if position_per_head else 1)
-        expected = expected + torch.sigmoid(a)[:, None] * given["position"].float().log()[:, None]
+        coefficient = 1 / (1 + torch.exp(-a)) if form == "sigmoid" else torch.exp(-torch.exp(a))
+        expected = expected + coefficient[:, None] * given["position"].double().log()[:, None]
     tau = temperature(**given)
-    assert tau.shape == (2, HEADS, TOKENS)
-    assert tau.dtype == torch.float32
-    torch.testing.assert_close(tau, expected)
+    torch.testing.assert_close(tau, expected, rtol=1e-13, atol=1e-13)
+    parameters, along = list(temperature.parameters()), torch.randn_like(expected)
+    if not parameters:
+        return
+    found, wanted = (torch.autograd.grad((x * along).sum(), parameters) for x in (tau, expected))
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("token", TERMS)
+def test_autocast_and_low_precision_leave_it_in_float32(token: TokenTerm) -> None:
+    temperature, given = moved(build(token)), inputs()
+    exact = temperature(**given)
+    assert exact.dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = temperature(**given)
+    assert inside.dtype == torch.float32
+    # W' is a layer of the model, and is computed as the others are.
+    assert (inside - exact).abs().max() <= (0.02 if token == "mlp" else 1e-6)
 
 
 def test_parameters_are_those_of_the_form() -> None:
@@ -85,6 +111,9 @@ def test_parameters_are_those_of_the_form() -> None:
         "weight": (HEADS, HEAD_DIM // 2),
         "feature_proj.weight": (HEADS * HEAD_DIM // 2, HIDDEN),
     }
+    assert shapes("linear") == {"weight": (HEADS, HIDDEN), "position_logit": (HEADS,)}
+    assert shapes("constant", position=False) == {"weight": (HEADS, 1)}
+    assert shapes("constant", position=False, per_head=False) == {"weight": (1, 1)}
     assert shapes("frequency", position_per_head=False) == {"weight": (HEADS, 1), "position_logit": (1,)}
     assert shapes("none") == {"position_logit": (HEADS,)}
 
@@ -98,15 +127,22 @@ def test_starts_as_one_without_position(token: TokenTerm, dtype: torch.dtype) ->
 
 
 @pytest.mark.parametrize("position_init", [6e-4, 0.1])
+@pytest.mark.parametrize("form", ["sigmoid", "double_exponential"])
 @pytest.mark.parametrize("token", TERMS)
-def test_starts_within_the_bound_with_position(token: TokenTerm, position_init: float) -> None:
+def test_starts_within_the_bound_with_position(token: TokenTerm, form: PositionForm, position_init: float) -> None:
     given = inputs()
-    tau = build(token, position_init=position_init)(**given)
+    tau = build(token, position_form=form, position_init=position_init)(**given)
     bound = position_init * given["position"].double().log()[:, None]
     excess = tau.double() - 1
     assert (excess.abs() <= bound * (1 + 1e-4) + 1.2e-7).all()
     torch.testing.assert_close(excess, bound.expand_as(excess), rtol=1e-3, atol=2e-7)
     assert torch.equal(tau[..., 0], torch.ones(2, HEADS)), "log 1 = 0"
+
+
+@pytest.mark.parametrize(("logit", "position_init"), [(2.0, 6.18e-4), (1.5, 1.131e-2)])
+def test_starts_where_the_authors_code_starts(logit: float, position_init: float) -> None:
+    built = build("none", position_form="double_exponential", position_init=position_init)
+    assert built.initial_position_logit == pytest.approx(logit, abs=1e-3)
 
 
 @pytest.mark.parametrize("token", TERMS)
@@ -155,6 +191,7 @@ def test_bfloat16_keeps_the_position() -> None:
         ("shared", "position", "positional term needs position"),
         ("none", "position", "positional term needs position"),
         ("mlp", "hidden_states", "token='mlp' needs hidden_states"),
+        ("linear", "hidden_states", "token='linear' needs hidden_states"),
         ("frequency", "token_frequency", "token='frequency' needs token_frequency"),
     ],
 )
@@ -166,11 +203,14 @@ def test_missing_input(token: TokenTerm, missing: str, message: str) -> None:
 
 
 def test_impossible_arguments() -> None:
-    with pytest.raises(ValueError, match="token must be one of shared, mlp, frequency, none; got 'length'"):
+    with pytest.raises(ValueError, match=r"token must be one of shared, mlp, .*; got 'length'"):
         Temperature(HEADS, HEAD_DIM, token="length")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="hidden_size"):
-        Temperature(HEADS, HEAD_DIM, token="mlp")
-    with pytest.raises(ValueError, match=r"position_init is σ\(a\) and must lie in \(0, 1\), got 1"):
+    for token in ("mlp", "linear"):
+        with pytest.raises(ValueError, match=f"token='{token}' reads the layer's input: pass its width as hidden_size"):
+            Temperature(HEADS, HEAD_DIM, token=token)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="position_form must be one of sigmoid, double_exponential; got 'log'"):
+        Temperature(HEADS, HEAD_DIM, position_form="log")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"position_init is c\(a\) and must lie in \(0, 1\), got 1"):
         Temperature(HEADS, HEAD_DIM, position_init=1)
 
 
@@ -199,7 +239,12 @@ class TestBuild:
 
     def test_options_arrive(self) -> None:
         (temperature,) = self.build(
-            value=False, token="frequency", per_head=False, position_per_head=False, position_init=0.5
+            value=False,
+            token="frequency",
+            per_head=False,
+            position_form="double_exponential",
+            position_per_head=False,
+            position_init=math.exp(-1),
         ).values()
         assert temperature.weight is not None
         assert temperature.weight.shape == (1, 1)

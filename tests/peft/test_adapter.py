@@ -23,6 +23,8 @@ ADAPTERS = {
     "both": lambda **options: SelectiveAdapterConfig(exclusive=exsel.ExclusiveConfig(strength="learned"), **options),
     "exclusive": lambda **options: ExclusiveAdapterConfig(strength="learned", **options),
     "mlp": lambda **options: SelectiveAdapterConfig(token="mlp", key=True, layers="last:1", **options),
+    "linear": lambda **options: SelectiveAdapterConfig(token="linear", position_form="double_exponential", **options),
+    "constant": lambda **options: SelectiveAdapterConfig(token="constant", position=False, **options),
 }
 
 

@@ -32,6 +32,7 @@ from upgrading.upgraded_models import LEARNED, gpt2, llama, upgraded
 
 IDS = torch.randint(59, (4, 12), generator=torch.Generator().manual_seed(3))
 SHARED = SelectiveConfig(key=True, per_head=False, position_per_head=False)
+LINEAR = SelectiveConfig(token="linear", key=True, position_form="double_exponential")
 MIXED = SelectiveConfig(token="mlp", position_per_head=False)
 
 
@@ -213,6 +214,7 @@ def checks(folder: Path) -> dict[str, Callable[[], None]]:
         ),
         "tp llama": lambda: tensor_parallel(folder / "a", llama()),
         "tp llama mlp": lambda: tensor_parallel(folder / "b", llama(LEARNED, SelectiveConfig(token="mlp", key=True))),
+        "tp llama linear": lambda: tensor_parallel(folder / "j", llama(LEARNED, LINEAR)),
         "tp llama shared": lambda: tensor_parallel(folder / "c", llama(True, SHARED)),
         "tp llama mixed": lambda: tensor_parallel(folder / "d", llama(ExclusiveConfig(layers=(0,)), MIXED)),
         "tp llama exclusive": lambda: tensor_parallel(folder / "e", llama(LEARNED, None)),

@@ -98,9 +98,11 @@ def edit_config(folder: Path, **entries: Any) -> None:
         (True, None),
         (ExclusiveConfig(strength=0.5, layers="last:1"), None),
         (None, SelectiveConfig(token="mlp", key=True, per_head=False)),
+        (None, SelectiveConfig(token="linear", position_form="double_exponential")),
+        (None, SelectiveConfig(token="constant", position=False, value_position=False)),
         (ExclusiveConfig(strength="learned", layers=(0,)), SelectiveConfig(position_per_head=False, layers=(1,))),
     ],
-    ids=["exclusive", "fixed in one", "selective", "one each"],
+    ids=["exclusive", "fixed in one", "selective", "linear", "constant", "one each"],
 )
 def test_round_trip(exclusive: Any, selective: Any, tmp_path: Path) -> None:
     model = llama(exclusive, selective)

@@ -36,6 +36,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from exsel.config import PositionForm
 from exsel.files import cache_folder
 
 _SOURCE: Final = Path(__file__).with_name("passes.cpp")
@@ -59,7 +60,7 @@ _ABANDONED_SECONDS: Final = 3600
 DTYPES: Final = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 # The structs of passes.cpp: nine numbers, eps, and so many views of a pointer and four strides.
 _FORWARD, _BACKWARD = (struct.Struct(f"@9qd{views * 5}q") for views in (5, 9))
-_TEMPERATURE: Final = struct.Struct(f"@9qd{6 * 5}qq")
+_TEMPERATURE: Final = struct.Struct(f"@9qd{6 * 5}qqq")
 _NOT_GIVEN: Final = (0, 0, 0, 0, 0)
 # A second thread pays from 72 KiB moved on (2 cores of a Xeon, threads awake); waking one costs more.
 _BYTES_PER_THREAD: Final = 1 << 17
@@ -157,7 +158,13 @@ def _scale(x: Tensor, views: tuple[Tensor | None, ...], passes: int) -> None:
 
 
 def scale_by_temperature(
-    x: Tensor, features: Tensor, weight: Tensor, position: Tensor | None, position_logit: Tensor | None, out: Tensor
+    x: Tensor,
+    features: Tensor,
+    weight: Tensor,
+    position: Tensor | None,
+    position_logit: Tensor | None,
+    position_form: PositionForm,
+    out: Tensor,
 ) -> None:
     """Write τ ⊙ x into ``out``, τ being :func:`exsel.reference.inverse_temperature`.
 
@@ -167,6 +174,7 @@ def scale_by_temperature(
         weight: [H or 1, F] in float32 (float64 for float64).
         position: int64 [B or 1, T]; with ``position_logit`` only.
         position_logit: [H or 1], of weight's dtype; None: without its term.
+        position_form: the function of position_logit that log n is multiplied by.
         out: as x.
     """
     batches, heads, tokens, head_dim = x.shape
@@ -180,7 +188,7 @@ def scale_by_temperature(
     # GELU takes as long as moving a few more tensors.
     sizes = (DTYPES[x.dtype], batches, heads, heads, tokens, head_dim, _threads(x, 8))
     views = (*_view(x), *_view(features, True), *weight_view, *logit_view, *position_view, *_view(out))
-    packed = _TEMPERATURE.pack(*sizes, True, False, 0.0, *views, features.shape[-1])
+    packed = _TEMPERATURE.pack(*sizes, True, False, 0.0, *views, features.shape[-1], position_form != "sigmoid")
     _library().exsel_scale_by_temperature(packed)
 
 

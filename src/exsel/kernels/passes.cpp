@@ -182,7 +182,7 @@ struct Arguments : Sizes {
 // number is for all; no position_logit: without its term.
 struct Temperature : Sizes {
   View x, features, weight, position_logit, position, out;
-  int64_t feature_dim;
+  int64_t feature_dim, is_double_exponential;
 };
 
 enum Dtype : int64_t { kFloat32, kFloat64, kBFloat16, kFloat16 };
@@ -591,7 +591,7 @@ void scale_chunk(const Arguments& a, int64_t begin, int64_t end) {
   });
 }
 
-// out = τ x with τ = tanh(weight · GELU(features)) + 1 + σ(position_logit) log position.
+// out = τ x with τ = tanh(weight · GELU(features)) + 1 + c log position, c = σ(position_logit) or exp(−exp(position_logit)).
 template <class T, int N>
 void temperature_chunk(const Temperature& a, int64_t begin, int64_t end) {
   using A = typename T::Wide;
@@ -607,8 +607,10 @@ void temperature_chunk(const Temperature& a, int64_t begin, int64_t end) {
     Block<A> products = {};
     for (int64_t i = 0; i < whole_features; i += kBlock<A>) products += gelu<A>(block(features + i)) * block(weight + i);
     A tau = std::tanh(sum<A>(products)) + 1;
-    if (const A* const logit = a.position_logit.at<const A>(0, h, 0))
-      tau += std::log(A(*a.position.at<const int64_t>(b, 0, t))) / (1 + std::exp(-*logit));
+    if (const A* const logit = a.position_logit.at<const A>(0, h, 0)) {
+      const A coefficient = a.is_double_exponential ? std::exp(-std::exp(*logit)) : 1 / (1 + std::exp(-*logit));
+      tau += coefficient * std::log(A(*a.position.at<const int64_t>(b, 0, t)));
+    }
     const A* const x = load<T>(a.x.at<const Stored>(b, h, t), a.x.element, x_row.data, n);
     Stored* const place = a.out.at<Stored>(b, h, t);
     A* const scaled = target<T>(place, a.out.element, to_row.data, n);

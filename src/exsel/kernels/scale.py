@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from exsel.config import PositionForm
 from exsel.kernels import cpp
 from exsel.kernels.operators import differentiable, fold_batch, is_plain, is_unrecorded, without_gradient
 from exsel.reference import accumulation_dtype
@@ -27,7 +28,12 @@ def scale_heads(x: Tensor, tau: Tensor) -> Tensor:
 
 
 def scale_directly(
-    x: Tensor, features: Tensor, weight: Tensor, position: Tensor | None, position_logit: Tensor | None
+    x: Tensor,
+    features: Tensor,
+    weight: Tensor,
+    position: Tensor | None,
+    position_logit: Tensor | None,
+    position_form: PositionForm = "sigmoid",
 ) -> Tensor | None:
     """τ ⊙ x by one C++ pass that computes τ on the way, as :func:`exsel.reference.inverse_temperature` does.
 
@@ -57,7 +63,7 @@ def scale_directly(
     if not cpp.available():
         return None
     out = torch.empty_like(x)
-    cpp.scale_by_temperature(x, features, weight, position, position_logit, out)
+    cpp.scale_by_temperature(x, features, weight, position, position_logit, position_form, out)
     return out
 
 

@@ -162,7 +162,7 @@ class MechanismPass(LayerPass):
         """τ ``[B, heads, T]`` of features ``[B, heads, T, D]``."""
         temperature = self.temperatures[kind]
         assert isinstance(temperature, Temperature)
-        hidden_states = self.hidden_states if temperature.feature_proj is not None else None
+        hidden_states = self.hidden_states if temperature.reads_input else None
         if hidden_states is not None:
             hidden_states = self._of_tokens(hidden_states, features, 1)
         return temperature(

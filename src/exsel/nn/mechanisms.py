@@ -25,7 +25,7 @@ class Mechanisms(nn.Module):
         projections: by the name of the layer's projection, how its output is packed: a name in :data:`PACKINGS`.
         scales_projections: whether temperatures are applied right after the projections, for a layer that writes its
             attention out; otherwise they are applied before the cache and before attention.
-        hidden_size: width of the layer's input, for ``token="mlp"``.
+        hidden_size: width of the layer's input, for ``token="mlp"`` and ``"linear"``.
         layer_index: the layer's index in a cache.
         has_window: whether tokens see only some of those before them.
         reuses_projections: whether the layer later calls its projections on inputs other than its tokens.
@@ -65,7 +65,7 @@ class Mechanisms(nn.Module):
         self.kinds = set(self.temperatures)
         if scales_projections:
             self.kinds.add("value")
-        if selective is not None and selective.token == "mlp":
+        if any(isinstance(part, Temperature) and part.reads_input for part in self.temperatures.values()):
             self.kinds.add("query")  # for the layer's input
         self.reads = frozenset(name for name, packing in projections.items() if self._reads(packing))
         self.needs_position = any(

@@ -76,6 +76,20 @@ class Scalars(nn.Module):
             own = divided.redistribute(placements=[placement]).to_local(grad_placements=[Partial()])
         return own
 
+    def for_own_heads(self, states: Tensor) -> Tensor:
+        """What all heads read: its gradient is the sum of the processes', of which each sees its own heads.
+
+        Of a projection that transformers divides, its own style adds up the gradients of the input.
+        """
+        parameter: Any = next(self.parameters(recurse=False))
+        if not self.has_divided_heads or not hasattr(parameter, "device_mesh") or parameter.device_mesh.ndim != 1:
+            return states
+        from torch.distributed.tensor import DTensor, Partial, Replicate
+
+        whole = DTensor.from_local(states, parameter.device_mesh, [Replicate()], run_check=False)
+        summed: Tensor = whole.to_local(grad_placements=[Partial()])
+        return summed
+
 
 def has_global_hooks() -> bool:
     """Whether hooks are set that every module calls."""

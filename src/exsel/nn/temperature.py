@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import get_args
 
-import torch
 from torch import Tensor, nn
 
 from exsel import reference
-from exsel.config import SelectiveConfig, TokenTerm
+from exsel.config import PositionForm, SelectiveConfig, TokenTerm
 from exsel.functional import inverse_temperature
 from exsel.kernels.scale import scale_directly
 from exsel.nn.projections import Geometry
@@ -20,25 +18,27 @@ from exsel.nn.scalars import Scalars
 class Temperature(Scalars):
     """Selective self-attention's inverse temperature for the queries, keys or values of one layer.
 
-        τ = τ_tok + τ_pos,    τ_tok = tanh(f(x)),    τ_pos = 1 + σ(a) log n
+        τ = τ_tok + τ_pos,    τ_tok = tanh(f(x)),    τ_pos = 1 + c(a) log n
 
-    Starts at τ_tok = 0 and σ(a) = ``position_init``: a pretrained model starts as itself, exactly without the
+    Starts at τ_tok = 0 and c(a) = ``position_init``: a pretrained model starts as itself, exactly without the
     positional term and within ``position_init`` · log n of each score with it.
 
     Args:
         num_heads: H, of what is scaled (queries: query heads; keys and values: key/value heads).
         head_dim: D.
         token: f. ``"shared"``: w · GELU(head's projection), w ∈ R^D; ``"mlp"``: w · GELU(W' x), W' of
-            ``head_dim // 2`` rows a head; ``"frequency"``: u φ(token); ``"none"``: without τ_tok.
+            ``head_dim // 2`` rows a head; ``"linear"``: w · x, w ∈ R^E; ``"frequency"``: u φ(token); ``"constant"``:
+            w, one number; ``"none"``: without τ_tok.
         position: with or without the log n term.
         per_head: a w (or u) for each head, or one for all.
+        position_form: c. ``"sigmoid"``: σ(a); ``"double_exponential"``: exp(−exp a).
         position_per_head: an a for each head, or one for all.
-        position_init: σ(a) at the start.
-        hidden_size: width of x, needed by ``token="mlp"``.
+        position_init: c(a) at the start.
+        hidden_size: E, width of x, needed by ``token="mlp"`` and ``"linear"``.
 
     Raises:
-        ValueError: ``token="mlp"`` without ``hidden_size``, an unknown ``token``, or a ``position_init`` that is not
-            in (0, 1).
+        ValueError: ``token="mlp"`` or ``"linear"`` without ``hidden_size``, an unknown ``token`` or ``position_form``,
+            or a ``position_init`` that is not in (0, 1).
 
     Source: Zhang et al., NeurIPS 2024, arXiv:2411.12892, Definition 1. Ours: see :class:`exsel.SelectiveConfig`.
     """
@@ -55,6 +55,7 @@ class Temperature(Scalars):
         token: TokenTerm = "shared",
         position: bool = True,
         per_head: bool = True,
+        position_form: PositionForm = "sigmoid",
         position_per_head: bool = True,
         position_init: float = 6e-4,
         hidden_size: int | None = None,
@@ -62,12 +63,20 @@ class Temperature(Scalars):
         super().__init__()
         if token not in get_args(TokenTerm):
             raise ValueError(f"token must be one of {', '.join(get_args(TokenTerm))}; got {token!r}")
+        if position_form not in get_args(PositionForm):
+            raise ValueError(f"position_form must be one of {', '.join(get_args(PositionForm))}; got {position_form!r}")
         if not 0 < position_init < 1:
-            raise ValueError(f"position_init is σ(a) and must lie in (0, 1), got {position_init!r}")
+            raise ValueError(f"position_init is c(a) and must lie in (0, 1), got {position_init!r}")
         self.num_heads = num_heads
         self.token = token
-        self.initial_position_logit = math.log(position_init / (1 - position_init))
-        feature_dim = {"shared": head_dim, "mlp": max(1, head_dim // 2), "frequency": 1, "none": 0}[token]
+        self.position_form = position_form
+        self.initial_position_logit = reference.position_logit_of(position_init, position_form)
+        #: Whether τ_tok is computed from x, the layer's input.
+        self.reads_input = token in ("mlp", "linear")
+        if self.reads_input and hidden_size is None:
+            raise ValueError(f"token={token!r} reads the layer's input: pass its width as hidden_size")
+        widths = {"shared": head_dim, "mlp": max(1, head_dim // 2), "linear": hidden_size or 0, "none": 0}
+        feature_dim = widths.get(token, 1)
         self.register_parameter("weight", None)
         self.register_parameter("position_logit", None)
         if token != "none":
@@ -76,13 +85,12 @@ class Temperature(Scalars):
             self.position_logit = self.empty(num_heads if position_per_head else 1)
         self.feature_proj: nn.Linear | None = None
         if token == "mlp":
-            if hidden_size is None:
-                raise ValueError("token='mlp' reads the layer's input: pass its width as hidden_size")
+            assert hidden_size is not None
             self.feature_proj = nn.Linear(hidden_size, num_heads * feature_dim, bias=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """w = 0 (or u = 0) and σ(a) = ``position_init``; W' is left as its linear layer starts it."""
+        """w = 0 (or u = 0) and c(a) = ``position_init``; W' is left as its linear layer starts it."""
         if self.weight is not None:
             nn.init.zeros_(self.weight)
         if self.position_logit is not None:
@@ -101,7 +109,7 @@ class Temperature(Scalars):
         Args:
             projection: the head's query, key or value before rotary embedding and norm, ``[B, H, T, D]``.
             position: n ``[B, T]`` or ``[T]``, 1-based within each token's own sequence; needed with a log n term.
-            hidden_states: x ``[B, T, E]``, the layer's input; needed by ``token="mlp"``.
+            hidden_states: x ``[B, T, E]``, the layer's input; needed by ``token="mlp"`` and ``"linear"``.
             token_frequency: φ ``[B, T]``, standardised log frequency; needed by ``token="frequency"``.
 
         Returns:
@@ -112,14 +120,17 @@ class Temperature(Scalars):
         """
         if self.position_logit is not None and position is None:
             raise ValueError("the positional term needs position: each token's 1-based place in its sequence")
+        if self.reads_input and hidden_states is None:
+            raise ValueError(f"token={self.token!r} needs hidden_states, the layer's input")
+        if self.token == "frequency" and token_frequency is None:
+            raise ValueError("token='frequency' needs token_frequency, the standardised log frequencies")
         weight = None if self.weight is None else self.of_own_heads(self.weight)
         position_logit = None if self.position_logit is None else self.of_own_heads(self.position_logit)
         if self.token in ("shared", "mlp"):
             assert weight is not None
             features = projection
             if self.feature_proj is not None:
-                if hidden_states is None:
-                    raise ValueError("token='mlp' needs hidden_states, the layer's input")
+                assert hidden_states is not None
                 # An adapter's weights stay in float32 beside a model in bfloat16; quantised ones take any input.
                 if (dtype := self.feature_proj.weight.dtype).is_floating_point and dtype.itemsize > 1:
                     hidden_states = hidden_states.to(dtype)
@@ -129,15 +140,21 @@ class Temperature(Scalars):
                 weight,
                 position=position if position_logit is not None else None,
                 position_logit=position_logit,
+                position_form=self.position_form,
             )
         tau = projection.new_ones((), dtype=reference.accumulation_dtype(projection.dtype))
         if position_logit is not None:
             assert position is not None
-            tau = reference.position_term(position, position_logit)
+            tau = reference.position_term(position, position_logit, self.position_form)
         if weight is not None:
-            if token_frequency is None:
-                raise ValueError("token='frequency' needs token_frequency, the standardised log frequencies")
-            tau = tau + torch.tanh(weight * token_frequency.unsqueeze(-2).to(tau.dtype))
+            features = tau.new_ones(1, 1)
+            if self.token == "linear":
+                assert hidden_states is not None
+                features = self.for_own_heads(hidden_states)
+            elif self.token == "frequency":
+                assert token_frequency is not None
+                features = token_frequency.to(tau.dtype).unsqueeze(-1)
+            tau = tau + reference.linear_token_term(features, weight)
         return tau.expand(projection.shape[:-1])
 
     def scale(self, states: Tensor, projection: Tensor, position: Tensor | None) -> Tensor | None:
@@ -151,11 +168,12 @@ class Temperature(Scalars):
         weight, position_logit = self._parameters["weight"], self._parameters["position_logit"]
         if self.token != "shared" or weight is None or states.shape[-2] != 1 or not self.runs_as_written():
             return None
-        return scale_directly(states, projection, weight, position, position_logit)
+        return scale_directly(states, projection, weight, position, position_logit, self.position_form)
 
     def extra_repr(self) -> str:
         """The form, and which parameters there are."""
-        return f"num_heads={self.num_heads}, token={self.token!r}, position={self.position_logit is not None}"
+        form = None if self.position_logit is None else self.position_form
+        return f"num_heads={self.num_heads}, token={self.token!r}, position={form}"
 
 
 def build_temperatures(selective: SelectiveConfig | None, geometry: Geometry | None, hidden_size: int) -> nn.ModuleDict:
@@ -176,6 +194,7 @@ def build_temperatures(selective: SelectiveConfig | None, geometry: Geometry | N
                 token=selective.token,
                 position=position,
                 per_head=selective.per_head,
+                position_form=selective.position_form,
                 position_per_head=selective.position_per_head,
                 position_init=selective.position_init,
                 hidden_size=hidden_size,

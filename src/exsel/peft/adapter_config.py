@@ -11,7 +11,7 @@ from peft import LoraConfig, PeftConfig, PeftType
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
 
-from exsel.config import ExclusiveArgument, ExclusiveConfig, Layers, SelectiveConfig, TokenTerm
+from exsel.config import ExclusiveArgument, ExclusiveConfig, Layers, PositionForm, SelectiveConfig, TokenTerm
 from exsel.errors import ExselError, LoadError, first_line
 
 
@@ -103,9 +103,9 @@ class SelectiveAdapterConfig(AdapterConfig):
     One adapter is active at a time.
 
     Args:
-        layers, query, key, value, token, position, value_position, per_head, position_per_head, position_init: as in
-            :class:`exsel.SelectiveConfig`; ``layers`` counts the model's self-attention layers, and replaces
-            ``target_modules`` and ``layers_to_transform`` of other methods.
+        layers, query, key, value, token, position, value_position, per_head, position_form, position_per_head,
+            position_init: as in :class:`exsel.SelectiveConfig`; ``layers`` counts the model's self-attention layers,
+            and replaces ``target_modules`` and ``layers_to_transform`` of other methods.
         exclusive: XSA in the same adapter, as :meth:`exsel.ExclusiveConfig.read` takes it; it has its own ``layers``.
         lora: LoRA in the same adapter.
         modules_to_save: modules to train in full, as in other methods.
@@ -123,6 +123,7 @@ class SelectiveAdapterConfig(AdapterConfig):
     position: bool = True
     value_position: bool = True
     per_head: bool = True
+    position_form: PositionForm = "sigmoid"
     position_per_head: bool = True
     position_init: float = 6e-4
     exclusive: ExclusiveArgument = None

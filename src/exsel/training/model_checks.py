@@ -101,7 +101,7 @@ def _isolates(model: Any, tokens: Tensor) -> bool:
         return False
     half = tokens.shape[1] // 2
     positions = torch.arange(half).repeat(2).unsqueeze(0)
-    # With σ(a) = 0.5 in every temperature, a wrongly counted position changes the logits.
+    # With a = 0, where τ grows fast with n, in every temperature, a wrongly counted position changes the logits.
     temperatures = [module for module in model.modules() if isinstance(module, Temperature)]
     logits = [module.position_logit for module in temperatures if module.position_logit is not None]
     values = [logit.clone() for logit in logits]
