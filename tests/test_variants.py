@@ -16,7 +16,7 @@ exclusive = 0.5
 [queries]
 selective = {value = false, layers = "last:2"}
 lr = [1e-3, 3e-3]
-selective-lr = 1e-2
+token-lr = 1e-2
 
 [baseline]
 lr = 1e-4
@@ -43,7 +43,7 @@ def test_recipes_stand_beside_names(recipes: Path) -> None:
         name="queries",
         selective=SelectiveConfig(value=False, layers="last:2"),
         learning_rates=(1e-3, 3e-3),
-        selective_learning_rate=1e-2,
+        token_learning_rate=1e-2,
     )
     assert baseline == Variant(name="baseline", learning_rates=(1e-4,))
     assert choose_variants([f"{recipes}:half"]) == [half]
@@ -54,14 +54,14 @@ def test_recipes_stand_beside_names(recipes: Path) -> None:
     [
         ("", "holds no recipe: begin one with [name]"),
         ("[a", "are not TOML"),
-        ("a = 1", "recipe a: it must be a table [a] with one or more of exclusive, selective, lr, selective-lr"),
+        ("a = 1", "recipe a: it must be a table [a] with one or more of exclusive, selective, lr, token-lr, posi"),
         ("[a]", "recipe a: it must be a table"),
         ("[a]\nexclusiv = 1", "recipe a has 'exclusiv', and a recipe takes exclusive"),
         ("[a]\nexclusive = {strenght = 1}", "recipe a: ExclusiveConfig has no field 'strenght'"),
         ("[a]\nselective = 1", "recipe a: selective must be None, True"),
         ("[a]\nlr = 0", "recipe a: a learning rate of a must be a positive number, got 0"),
         ("[a]\nlr = ['1']", "a learning rate of a must be a positive number, got '1'"),
-        ("[a]\nselective-lr = true", "a learning rate of a must be a positive number, got True"),
+        ("[a]\nposition-lr = true", "a learning rate of a must be a positive number, got True"),
         ("['a/b']\nexclusive = 1", "'a/b' cannot name a variant"),
         ("[baseline]\nexclusive = 1", "recipe baseline is exclusive, not baseline: give it a name of its own"),
     ],

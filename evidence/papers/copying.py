@@ -119,7 +119,7 @@ def train(
     model = _model(variant, seed, vocab_size=VOCABULARY, num_attention_heads=4, max_position_embeddings=LENGTH, **sizes)
     own = mechanism_parameters(model)
     shared = [value for name, value in model.named_parameters() if name not in own]
-    own_rate = variant.selective_learning_rate or 1e-3
+    own_rate = variant.token_learning_rate or 1e-3
     groups = [{"params": shared, "lr": learning_rate}, {"params": list(own.values()), "lr": own_rate}]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0)
     warmup = max(1, plan.steps // 20)

@@ -48,7 +48,7 @@ LEARNED_STRENGTH = ModelVariant(
     name="learned-strength",
     label="learned strength",
     exclusive=ExclusiveConfig(strength="learned"),
-    selective_learning_rate=3e-2,
+    token_learning_rate=3e-2,
 )
 
 

@@ -256,7 +256,7 @@ def _settings(job: Job, variant: ModelVariant, seed: int, size: Size) -> Setting
         seq_len=size.seq_len,
         batch_size=size.batch_size,
         warmup_steps=size.steps // 10,
-        selective_learning_rate=variant.selective_learning_rate or 1e-3,
+        token_learning_rate=variant.token_learning_rate or 1e-3,
         evaluations=size.evaluations,
         evaluation_blocks=max(1, size.evaluation_tokens // size.seq_len),
         device=job.device,

@@ -8,7 +8,8 @@ A recipe is a table of that file, named as its variant. Its keys are flags of th
     [queries]
     selective = {value = false, layers = "last:2"}
     lr = [1e-3, 3e-3]
-    selective-lr = 1e-2
+    token-lr = 1e-2
+    position-lr = 1e-2
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ BASELINE = "baseline"
 CHOOSING_SEED = 1_000_000
 
 _NAME = re.compile(r"[A-Za-z0-9][\w+.-]{0,59}", re.ASCII)
-_KEYS = ("exclusive", "selective", "lr", "selective-lr")
+_KEYS = ("exclusive", "selective", "lr", "token-lr", "position-lr")
+
+#: The learning rates of the mechanisms' per-head parameters, as fields of a variant and of a run's settings.
+OWN_RATES = ("token_learning_rate", "position_learning_rate")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +47,8 @@ class Variant:
         exclusive, selective: the mechanisms, as :meth:`exsel.ExclusiveConfig.read` and
             :meth:`exsel.SelectiveConfig.read` take them; ``None``: without.
         learning_rates: the peak learning rates of its own, in place of those of the comparison that it is in.
-        selective_learning_rate: peak learning rate of its mechanisms' per-head parameters, in place of the
-            comparison's.
+        token_learning_rate, position_learning_rate: peak learning rates of its mechanisms' per-head parameters (w, u
+            and γ; a), in place of the comparison's.
 
     Raises:
         ExselError: a name that cannot be a folder's, a rate that is not a positive number, or an impossible mechanism.
@@ -54,7 +58,8 @@ class Variant:
     exclusive: ExclusiveConfig | None = None
     selective: SelectiveConfig | None = None
     learning_rates: tuple[float, ...] = ()
-    selective_learning_rate: float | None = None
+    token_learning_rate: float | None = None
+    position_learning_rate: float | None = None
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -64,8 +69,8 @@ class Variant:
             )
         object.__setattr__(self, "exclusive", ExclusiveConfig.read(self.exclusive))
         object.__setattr__(self, "selective", SelectiveConfig.read(self.selective))
-        own = self.selective_learning_rate
-        for rate in (*self.learning_rates, *([] if own is None else [own])):
+        own = [rate for name in OWN_RATES if (rate := getattr(self, name)) is not None]
+        for rate in (*self.learning_rates, *own):
             if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < math.inf:
                 raise ExselError(f"a learning rate of {self.name} must be a positive number, got {rate!r:.80}")
 
@@ -163,7 +168,8 @@ def _recipe(path: Path, name: str, table: Any) -> Variant:
             exclusive=table.get("exclusive"),
             selective=table.get("selective"),
             learning_rates=tuple(rates if isinstance(rates, list) else [rates]),
-            selective_learning_rate=table.get("selective-lr"),
+            token_learning_rate=table.get("token-lr"),
+            position_learning_rate=table.get("position-lr"),
         )
     except (ValueError, TypeError) as error:
         raise ExselError(f"{where}: {error}") from error

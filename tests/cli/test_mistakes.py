@@ -42,7 +42,7 @@ def assert_refused(outcome: Outcome, *fragments: str) -> None:
         (["--warmup-steps", "-1"], "--warmup-steps must be at least 0"),
         (["--save-every", "-1"], "--save-every"),
         (["--weight-decay", "-1"], "--weight-decay"),
-        (["--selective-lr", "0"], "--selective-lr must be a positive number"),
+        (["--token-lr", "0"], "--token-lr must be a positive number"),
         (["--lr", "-0.5"], "--lr must be a positive number"),
         (["--lr", "nan"], "--lr must be a positive number"),
         (["--selective", "foo=1"], "--selective: SelectiveConfig has no field 'foo'"),

@@ -62,11 +62,14 @@ def test_plan_chooses_rates_with_a_seed_of_their_own(model_file: Path) -> None:
 
 
 def test_a_recipes_own_rates_take_the_place_of_the_comparisons(model_file: Path) -> None:
-    own = Variant(name="own", exclusive=ExclusiveConfig(), learning_rates=(1e-3, 1e-4), selective_learning_rate=1e-2)
+    own = Variant(name="own", exclusive=ExclusiveConfig(), learning_rates=(1e-3, 1e-4), position_learning_rate=1e-2)
     plan = plan_runs(small_settings(model_file), variants=[own, VARIANTS["baseline"]], learning_rates=[1e-3], seeds=[0])
     assert [(run.variant.name, run.learning_rate) for run in plan.choosing] == [("own", 1e-3), ("own", 1e-4)]
     assert [run_name(run) for run in plan.at({"own": 1e-4})] == ["baseline-lr0.001-seed0", "own-lr0.0001-seed0"]
-    assert [run.selective_learning_rate for run in plan.results] == [1e-3, 1e-2]
+    assert [(run.token_learning_rate, run.position_learning_rate) for run in plan.results] == [
+        (1e-3, 1e-3),
+        (1e-3, 1e-2),
+    ]
 
 
 def test_learning_rates_that_hardly_differ_are_runs_of_their_own(model_file: Path) -> None:

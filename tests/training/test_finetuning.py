@@ -130,7 +130,8 @@ def test_new_trains_the_new_parameters_alone(
         train="new",
         exclusive=ExclusiveConfig(strength="learned"),
         selective=SelectiveConfig(token="mlp"),
-        selective_learning_rate=1e-2,
+        token_learning_rate=1e-2,
+        position_learning_rate=1e-2,
     )
     result = train(settings, data, tmp_path / "run", progress=Watcher(after=3, action=look))
     before = build_model(settings, data).state_dict()
@@ -138,8 +139,8 @@ def test_new_trains_the_new_parameters_alone(
     new = mechanism_parameters(model)
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]) == (name not in new), name
-    # Layers times: W' of queries and values, their w and a, γ.
-    assert sizes == [2 * 2, 2 * 5, 2 * 7]
+    # Layers times: W' of queries and values; their w, and γ; their a; all of them.
+    assert sizes == [2 * 2, 2 * 3, 2 * 2, 2 * 7]
     assert result["trained_parameters"] == result["new_parameters"] == sum(value.numel() for value in new.values())
     assert result["new_parameters"] < result["parameters"]
 

@@ -24,7 +24,10 @@ def groups(model: ExselForCausalLM, folder: Path) -> list[dict[str, Any]]:
     arguments = TrainingArguments(
         output_dir=str(folder), learning_rate=1e-3, weight_decay=0.1, use_cpu=True, report_to="none"
     )
-    trainer = ExselTrainer(model=model, args=arguments, selective_learning_rate=0.5, record=StepRecord(folder=folder))
+    record = StepRecord(folder=folder)
+    trainer = ExselTrainer(
+        model=model, args=arguments, token_learning_rate=0.5, position_learning_rate=0.25, record=record
+    )
     return trainer.create_optimizer().param_groups
 
 
@@ -48,6 +51,8 @@ def test_parameter_groups(model_file: Path, data: PackedData, tmp_path: Path, to
     for name, kind in found.items():
         if ".feature_proj." in name:  # an MLP's own W' is a matrix like any other
             expected = (1e-3, 0.1)
+        elif name.endswith("position_logit"):
+            expected = (0.25, 0.0)
         elif "temperatures" in name or "exclusive" in name:
             expected = (0.5, 0.0)
         elif "norm" in name:
@@ -55,7 +60,7 @@ def test_parameter_groups(model_file: Path, data: PackedData, tmp_path: Path, to
         else:
             expected = (1e-3, 0.1)
         assert kind == expected, name
-    assert {name for name, kind in found.items() if kind == (0.5, 0.0)} == scalar_names(model)
+    assert {name for name, kind in found.items() if kind in ((0.5, 0.0), (0.25, 0.0))} == scalar_names(model)
     assert sum(value.numel() for value in mechanism_parameters(model).values()) == sum(
         parameter.numel()
         for name, parameter in model.named_parameters()

@@ -48,7 +48,8 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
         ("--accumulation", whole(1), 1, "parts in which a step is computed (%(default)s)"),
         ("--warmup-steps", whole(0), None, "of the learning rate (a twentieth, 2000 at most)"),
         ("--weight-decay", real, 0.1, "of matrices (%(default)s)"),
-        ("--selective-lr", real, 1e-3, "peak learning rate of the mechanisms' per-head parameters (%(default)s)"),
+        ("--token-lr", real, 1e-3, "peak learning rate of temperatures' token terms and of strengths (%(default)s)"),
+        ("--position-lr", real, 1e-3, "peak learning rate of temperatures' positional terms (%(default)s)"),
         ("--evaluations", whole(1), 12, "points of the validation curve (%(default)s)"),
         ("--evaluation-blocks", whole(1), 32, "sequences that validate (%(default)s)"),
         ("--save-every", whole(0), None, "steps between checkpoints (a fifth of the run, 500 at most)"),
@@ -104,6 +105,7 @@ def build_settings(
 
     from exsel.machine import can_compile, resolve_device
     from exsel.training.settings import Settings, check_loggers, with_defaults
+    from exsel.variants import OWN_RATES
 
     device = resolve_device(arguments.device)
     check_loggers(arguments.report_to)
@@ -127,8 +129,7 @@ def build_settings(
         "device": device,
         "evaluation_sets": _evaluation_sets(arguments.evaluation_sets),
     }
-    if variant.selective_learning_rate is not None:
-        values["selective_learning_rate"] = variant.selective_learning_rate
+    values |= {name: rate for name in OWN_RATES if (rate := getattr(variant, name)) is not None}
     if learning_rate is not None:
         values["learning_rate"] = learning_rate
     if launched is not None:

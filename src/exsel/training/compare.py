@@ -23,10 +23,11 @@ from exsel.training.run import check_begun, train_run
 from exsel.training.settings import Settings
 from exsel.training.step_cost import step_costs
 from exsel.training.summary import summarise, summarise_sweep
+from exsel.variants import OWN_RATES
 from exsel.version import __version__
 
 # Settings that differ between runs. Each run records them, not the comparison.
-_PER_RUN = ("variant", "exclusive", "selective", "seed", "learning_rate", "selective_learning_rate")
+_PER_RUN = ("variant", "exclusive", "selective", "seed", "learning_rate", *OWN_RATES)
 
 
 def compare_runs(
@@ -116,7 +117,11 @@ def _set_up(
             "steps": first.steps,
         },
         "recipes": {
-            run.variant.name: {**run.variant.to_dict(), "selective_lr": run.selective_learning_rate} for run in runs
+            run.variant.name: {
+                **run.variant.to_dict(),
+                **{name.replace("learning_rate", "lr"): getattr(run, name) for name in OWN_RATES},
+            }
+            for run in runs
         },
         "data": asdict(data.description),
         "machine": describe_machine(first.device),

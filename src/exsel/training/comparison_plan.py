@@ -9,7 +9,7 @@ from typing import Self
 from exsel.errors import ExselError
 from exsel.training.progress import PlannedRun
 from exsel.training.settings import Settings
-from exsel.variants import BASELINE, CHOOSING_SEED, VARIANTS, Variant
+from exsel.variants import BASELINE, CHOOSING_SEED, OWN_RATES, VARIANTS, Variant
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,8 +108,8 @@ def plan_runs(
             settings,
             variant=variant,
             learning_rate=learning_rate,
-            selective_learning_rate=variant.selective_learning_rate or settings.selective_learning_rate,
             seed=seed,
+            **{name: getattr(variant, name) or getattr(settings, name) for name in OWN_RATES},
         )
 
     return ComparisonPlan(

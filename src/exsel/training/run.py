@@ -180,7 +180,8 @@ def _train(
             data_collator=collate,
             processing_class=data.tokenizer,
             callbacks=[monitor],
-            selective_learning_rate=settings.selective_learning_rate,
+            token_learning_rate=settings.token_learning_rate,
+            position_learning_rate=settings.position_learning_rate,
             record=record,
             processes=processes,
         )

@@ -90,7 +90,8 @@ class Settings:
         accumulation: micro-batches a step.
         warmup_steps: steps in which the learning rate rises.
         weight_decay: weight decay of matrices.
-        selective_learning_rate: peak learning rate of the mechanisms' per-head parameters (w, u, a, γ).
+        token_learning_rate: peak learning rate of the mechanisms' parameters that act on tokens (w, u, γ).
+        position_learning_rate: peak learning rate of the positional terms' coefficient (a).
         evaluations: points of the validation curve; the last is the final loss.
         evaluation_blocks: number of validation blocks, and of the blocks of each evaluation set.
         evaluation_sets: by name, data (as one value of ``data``) on which the trained model is evaluated too.
@@ -122,7 +123,8 @@ class Settings:
     accumulation: int = 1
     warmup_steps: int
     weight_decay: float = 0.1
-    selective_learning_rate: float = 1e-3
+    token_learning_rate: float = 1e-3
+    position_learning_rate: float = 1e-3
     evaluations: int = 12
     evaluation_blocks: int = 32
     evaluation_sets: Mapping[str, str] = field(default_factory=dict)
@@ -144,9 +146,10 @@ class Settings:
                 raise ExselError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
         if self.batch_size % self.accumulation:
             raise ExselError(f"--accumulation {self.accumulation} must divide --batch-size {self.batch_size}")
-        for name, value in (("lr", self.learning_rate), ("selective-lr", self.selective_learning_rate)):
-            if not 0 < value < math.inf:
-                raise ExselError(f"--{name} must be a positive number, got {value}")
+        for name in ("learning_rate", "token_learning_rate", "position_learning_rate"):
+            if not 0 < (value := getattr(self, name)) < math.inf:
+                flag = name.replace("learning_rate", "lr").replace("_", "-")
+                raise ExselError(f"--{flag} must be a positive number, got {value}")
         if not 0 <= self.weight_decay < math.inf:
             raise ExselError(f"--weight-decay must be 0 or a positive number, got {self.weight_decay}")
         if self.save_every < 0:

@@ -21,7 +21,7 @@ from transformers import Trainer, TrainingArguments
 from exsel.errors import ExselError
 from exsel.files import seal
 from exsel.training import checkpoint_state
-from exsel.training.mechanism_parameters import scalar_names
+from exsel.training.mechanism_parameters import position_names, scalar_names
 from exsel.training.output_folder import CHECKPOINT, CHECKPOINT_STAGING, checkpoints, last_good, staged
 from exsel.training.own_model import OwnModel
 from exsel.training.processes import Processes
@@ -34,7 +34,8 @@ class ExselTrainer(Trainer):
     """A Trainer with the guarantees of the module's description.
 
     Args:
-        selective_learning_rate: peak of the scalars' learning rate; it follows the same schedule.
+        token_learning_rate: peak of the scalars' learning rate; it follows the same schedule.
+        position_learning_rate: the same of the scalars of positional terms.
         record: the record of the steps; it gets each micro-batch's loss and is saved in each checkpoint.
         processes: those that train together. A model that :func:`exsel.training.sharding.shard` divided stays so; of
             any other each has a copy (DistributedDataParallel).
@@ -46,31 +47,33 @@ class ExselTrainer(Trainer):
         self,
         *,
         args: TrainingArguments,
-        selective_learning_rate: float,
+        token_learning_rate: float,
+        position_learning_rate: float,
         record: StepRecord,
         processes: Processes | None = None,
         **kwargs: Any,
     ) -> None:
         self.processes = processes or Processes()
-        self.selective_learning_rate = selective_learning_rate
+        self.token_learning_rate = token_learning_rate
+        self.position_learning_rate = position_learning_rate
         self.record = record
         super().__init__(args=args, **kwargs)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Trainer's groups, with the mechanisms' scalars in one of their own: no decay, their own learning rate."""
+        """Trainer's groups, with the mechanisms' scalars in two of their own: no decay, their own learning rates."""
         if self.optimizer is None:
             model = self.model if model is None else model
-            scalars = scalar_names(model)
-            decayed = set(self.get_decay_parameter_names(model)) - scalars
+            kinds = dict.fromkeys(self.get_decay_parameter_names(model), "decayed")
+            kinds |= dict.fromkeys(scalar_names(model), "token") | dict.fromkeys(position_names(model), "position")
             groups: dict[str, dict[str, Any]] = {
                 "decayed": {"params": [], "weight_decay": self.args.weight_decay},
                 "plain": {"params": [], "weight_decay": 0.0},
-                "scalar": {"params": [], "weight_decay": 0.0, "lr": self.selective_learning_rate},
+                "token": {"params": [], "weight_decay": 0.0, "lr": self.token_learning_rate},
+                "position": {"params": [], "weight_decay": 0.0, "lr": self.position_learning_rate},
             }
             for name, parameter in model.named_parameters():
                 if parameter.requires_grad:
-                    kind = "scalar" if name in scalars else "decayed" if name in decayed else "plain"
-                    groups[kind]["params"].append(parameter)
+                    groups[kinds.get(name, "plain")]["params"].append(parameter)
             optimizer_cls, optimizer_kwargs = self.get_optimizer_cls_and_kwargs(self.args, model)
             self.optimizer = optimizer_cls([group for group in groups.values() if group["params"]], **optimizer_kwargs)
         optimizer: torch.optim.Optimizer = self.optimizer
