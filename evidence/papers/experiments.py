@@ -108,6 +108,14 @@ EXPERIMENTS: tuple[Experiment, ...] = (
         "Does a model without its own value repeat random tokens as well as a plain one?", "copying"),
     Experiment("recall", READERS, "", "Looking a value up by its key",
         "Does a model without its own value look keys up as well as a plain one?", "copying"),
+    Experiment("fine-tuning", READERS, "", "A real model, few new parameters",
+        "Does selective attention do more for a pretrained model than as few parameters elsewhere?", "fine_tuning"),
+    Experiment("fine-tuning-terms", READERS, "", "A real model, which terms",
+        "Which of selective attention's terms does a pretrained model gain by?", "fine_tuning"),
+    Experiment("fine-tuning-exclusive", READERS, "", "A real model without its own values",
+        "Does a pretrained model gain by exclusive attention, and find passkeys as well?", "fine_tuning"),
+    Experiment("fine-tuning-all", READERS, "", "A real model, all weights",
+        "Do the mechanisms help a pretrained model where all of its weights are trained on?", "fine_tuning"),
 )  # fmt: skip
 
 
