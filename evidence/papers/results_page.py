@@ -129,7 +129,7 @@ def finding_rows(outcome: Outcome) -> list[dict[str, str]]:
             "quantity": finding.quantity,
             "expected": finding.expected or MISSING,
             "published": MISSING if finding.published is None else _shown(finding.published, finding.digits),
-            "ours": _estimate(finding.ours, finding.digits),
+            "ours": with_interval(finding.ours, finding.digits),
             "difference": _difference(finding),
             "holds": MISSING if finding.holds is None else "yes" if finding.holds else "no",
         }
@@ -149,15 +149,15 @@ def machine_in_words(machine: Mapping[str, Any], git_revision: str | None) -> st
 def _summary(by_name: Mapping[str, Sequence[ExperimentRecord]]) -> str:
     rows: list[tuple[str, ...]] = []
     for experiment in experiments.EXPERIMENTS:
-        first = (f"[{experiment.title}](#{_anchor(experiment.title)})", experiment.source)
+        first = (f"[{experiment.title}](#{anchor_of(experiment.title)})", experiment.source)
         found = by_name.get(experiment.name, [])
         rows += [(*first, one.budget, verdict_in_words(one), _key_number(one.outcome)) for one in found]
         if not found:
             rows.append((*first, MISSING, "Not run", MISSING))
-    return _table(("Experiment", "Source", "Budget", "Verdict", "Key number"), rows)
+    return markdown_table(("Experiment", "Source", "Budget", "Verdict", "Key number"), rows)
 
 
-def _anchor(title: str) -> str:
+def anchor_of(title: str) -> str:
     """What a heading is linked by, as GitHub makes it."""
     return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
 
@@ -167,7 +167,7 @@ def _key_number(outcome: Outcome) -> str:
         return MISSING
     finding = outcome.findings[0]
     published = "" if finding.published is None else f" (published {_shown(finding.published, finding.digits)})"
-    return f"{finding.quantity}: {_estimate(finding.ours, finding.digits)}{published}"
+    return f"{finding.quantity}: {with_interval(finding.ours, finding.digits)}{published}"
 
 
 def _section(experiment: Experiment, records: Sequence[ExperimentRecord]) -> list[str]:
@@ -191,14 +191,14 @@ def _record(record: ExperimentRecord) -> list[str]:
         if all(row["expected"] == MISSING for row in rows):
             del headings["expected"]
         right = [HEADINGS[key] for key in ("published", "ours", "difference")]
-        parts.append(_table(headings.values(), [[row[key] for key in headings] for row in rows], right=right))
+        parts.append(markdown_table(headings.values(), [[row[key] for key in headings] for row in rows], right=right))
     for chart in outcome.charts:
         alternative = re.sub(r"([\[\]])", r"\\\1", chart.title)
         parts.append(f"![{alternative}]({PICTURES}/{picture_name(record, chart)}.svg)")
         if chart.caption:
             parts.append(f"*{chart.title}.* {chart.caption}")
     for table in outcome.tables:
-        parts += [f"*{table.title}*", _table(table.headings, table.rows)]
+        parts += [f"*{table.title}*", markdown_table(table.headings, table.rows)]
     return parts
 
 
@@ -219,7 +219,8 @@ def _shown(value: float, digits: int) -> str:
     return shown.replace("-", "−")
 
 
-def _estimate(estimate: Estimate, digits: int) -> str:
+def with_interval(estimate: Estimate, digits: int) -> str:
+    """The mean and its interval, as this page shows them."""
     mean = _shown(estimate.mean, digits)
     if estimate.low is None or estimate.high is None:
         return mean
@@ -233,7 +234,7 @@ def _difference(finding: Finding) -> str:
     return ("+" if difference > 0 else "") + _shown(difference, finding.digits)
 
 
-def _table(headings: Iterable[str], rows: Iterable[Iterable[str]], *, right: Collection[str] = ()) -> str:
+def markdown_table(headings: Iterable[str], rows: Iterable[Iterable[str]], *, right: Collection[str] = ()) -> str:
     """A table in Markdown; the columns of ``right`` are of numbers."""
     first = list(headings)
     rules = ["---:" if heading in right else "---" for heading in first]

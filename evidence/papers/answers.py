@@ -1,0 +1,110 @@
+"""What the experiments answer to somebody who asks whether it helps: every difference, the surest first."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from evidence.papers import experiments
+from evidence.papers.outcome import ExperimentRecord, Finding
+from evidence.papers.results_page import PAGE, anchor_of, markdown_table, with_interval
+
+#: What is said first: a subject, and the experiment whose first difference answers for it.
+_IN_SHORT = (
+    ("Exclusive attention, trained from scratch", "training"),
+    ("Selective attention, trained from scratch", "speed-up"),
+    ("Selective attention put into a pretrained model, beside as few parameters elsewhere", "fine-tuning"),
+    ("Exclusive attention put into a pretrained model", "fine-tuning-exclusive"),
+    ("Exclusive attention, copying", "induction"),
+)
+_WORDS = {1: "helps", 0: "no difference is told", -1: "hurts"}
+# Findings of the other kinds (counts, times, shares) are no differences between two ways to do the same.
+_IS_DIFFERENCE = re.compile(r"gain of .*|.* less plain\b.*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """A number that is above 0 where one way is better than another.
+
+    Args:
+        finding: the number.
+        record: of the experiment that found it.
+    """
+
+    finding: Finding
+    record: ExperimentRecord
+
+    @property
+    def sureness(self) -> float:
+        """How many times the half width of its interval the mean is away from 0: above 1 it is told."""
+        ours = self.finding.ours
+        if ours.low is None or ours.high is None or ours.high == ours.low:
+            return 0.0
+        return 2 * abs(ours.mean) / (ours.high - ours.low)
+
+    @property
+    def model(self) -> str:
+        """The size of the model, in words."""
+        return re.split(r"[,;]", self.record.outcome.size, maxsplit=1)[0]
+
+    @property
+    def number(self) -> str:
+        """With its interval."""
+        return with_interval(self.finding.ours, self.finding.digits)
+
+
+def differences(records: Sequence[ExperimentRecord]) -> list[Difference]:
+    """All that the experiments found, the surest first; what several experiments share is there once."""
+    found: dict[tuple[float, ...], Difference] = {}
+    for record in records:
+        for finding in record.outcome.findings:
+            if record.budget != "smoke" and _IS_DIFFERENCE.fullmatch(finding.quantity):
+                found.setdefault(finding.ours.values, Difference(finding=finding, record=record))
+    return sorted(found.values(), key=lambda each: each.sureness, reverse=True)
+
+
+def in_short(records: Sequence[ExperimentRecord]) -> str:
+    """A line for each subject that an experiment has looked at."""
+    return "\n".join(_lines({record.experiment: record for record in records if record.budget != "smoke"}))
+
+
+def _lines(by_name: dict[str, ExperimentRecord]) -> Iterator[str]:
+    for subject, name in _IN_SHORT:
+        if name in by_name and (found := differences([by_name[name]])):
+            first = by_name[name].outcome.findings[0]
+            difference = next((each for each in found if each.finding is first), found[0])
+            seeds = len(difference.finding.ours.values)
+            yield (
+                f"* **{subject}: {_WORDS[difference.finding.ours.sign()]}.** "
+                f"{difference.finding.quantity.capitalize()}: {difference.number}, {seeds} seeds, {difference.model}."
+            )
+
+
+def answers(records: Sequence[ExperimentRecord]) -> str:
+    """Every difference in a table, the surest first."""
+    titles = {experiment.name: experiment.title for experiment in experiments.EXPERIMENTS}
+    found = differences(records)
+    told = sum(each.sureness > 1 for each in found)
+    rows = [
+        (
+            each.finding.quantity.removeprefix("gain of "),
+            _WORDS[each.finding.ours.sign()] if each.sureness > 1 else "is not told",
+            each.number,
+            f"{each.sureness:.1f}",
+            str(len(each.finding.ours.values)),
+            each.model,
+            f"[{titles[each.record.experiment]}]({PAGE}#{anchor_of(titles[each.record.experiment])})",
+        )
+        for each in found
+    ]
+    headings = ("Gain of", "It", "Ours [95% interval]", "Sureness", "Seeds", "Model", "Experiment")
+    return "\n\n".join(
+        (
+            f"Of {len(found)} differences {told} are told: their 95% interval leaves out 0. Where nothing differs, one "
+            "in twenty would be told all the same. *Sureness* is the mean over the half width of its interval: above 1 "
+            "a difference is told, and far above 1 it is safe. Each experiment's command, text and seeds stand where "
+            "the last column leads.",
+            markdown_table(headings, rows, right=headings[2:5]),
+        )
+    )
