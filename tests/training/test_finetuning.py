@@ -106,6 +106,7 @@ def test_the_saved_model_is_what_was_trained(
     assert loss == pytest.approx(result["loss"], abs=1e-6)
     assert result["trained_parameters"] == result["parameters"] == sum(p.numel() for p in own.parameters())
     assert (result["similarity"] is None) == (kind != "exsel")
+    assert {record["kind"] for record in result["temperatures"]} in (set(), {"query", "value"})
     assert metrics(tmp_path / "run")[-1]["loss"] < metrics(tmp_path / "run")[0]["loss"]
     # And it is a model to go on with, as it is.
     again = train(from_source(tmp_path / "run" / "model", variant="exclusive+selective"), data, tmp_path / "again")

@@ -1,4 +1,4 @@
-"""What attention does inside a model: :func:`diagnose`, and the attention similarity bias alone."""
+"""What attention does inside a model: :func:`diagnose`; alone, the similarity bias and how far temperatures moved."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ if TYPE_CHECKING:
     from exsel.diagnostics.diagnosing import diagnose
     from exsel.diagnostics.diagnosis import Diagnosis
     from exsel.diagnostics.similarity import similarity_bias
+    from exsel.diagnostics.temperature_record import temperature_moves
 
 _HOMES = {
     "Diagnosis": "exsel.diagnostics.diagnosis",
     "diagnose": "exsel.diagnostics.diagnosing",
     "similarity_bias": "exsel.diagnostics.similarity",
+    "temperature_moves": "exsel.diagnostics.temperature_record",
 }
 
-__all__ = ["Diagnosis", "diagnose", "similarity_bias"]
+__all__ = ["Diagnosis", "diagnose", "similarity_bias", "temperature_moves"]
 
 
 def __dir__() -> list[str]:

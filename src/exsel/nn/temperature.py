@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import get_args
 
+import torch
 from torch import Tensor, nn
 
 from exsel import reference
@@ -95,6 +96,13 @@ class Temperature(Scalars):
             nn.init.zeros_(self.weight)
         if self.position_logit is not None:
             nn.init.constant_(self.position_logit, self.initial_position_logit)
+
+    def at_start(self, position: Tensor | None) -> Tensor:
+        """τ before any training: 1, or with a log n term 1 + ``position_init`` · log n ``[…, 1, T]``, float64."""
+        start = torch.full((1,), self.initial_position_logit, dtype=torch.float64)
+        if self.position_logit is None or position is None:
+            return torch.ones_like(start)
+        return reference.position_term(position, start.to(position.device), self.position_form)
 
     def forward(
         self,

@@ -10,6 +10,7 @@ from exsel.report.facts import facts
 from exsel.report.formatting import number
 from exsel.report.headline import Row, verdict
 from exsel.report.picture import page_picture
+from exsel.report.selection import moved_temperatures, selection_notes
 
 
 class GainTile(NamedTuple):
@@ -65,6 +66,8 @@ def _context(results: Mapping[str, Any]) -> dict[str, Any]:
         "loss_pictures": [page_picture(chart, looks) for chart in comparison_charts.loss_charts(results)],
         "similarity": similarity and page_picture(similarity, looks),
         "sweep": sweep and page_picture(sweep, looks),
+        "temperatures": moved_temperatures(results),
+        "selection_notes": selection_notes(results),
         "facts": facts(results, _FACTS),
         "run_headings": _RUN_HEADINGS,
         "runs": [_run(run) for run in comparison.entries(results, "runs")],

@@ -21,6 +21,7 @@ from exsel.report.comparison import (
     variant_name,
 )
 from exsel.report.formatting import fixed, learning_rate, number, ratio, signed
+from exsel.report.selection import hardly_moved, selection_notes
 from exsel.variants import BASELINE
 
 Row = Mapping[str, Any]
@@ -58,6 +59,13 @@ def verdict(results: Mapping[str, Any]) -> Verdict:
     if parts := section(results, "parts"):
         said = " ".join(f"{label}: {verdict(part).sentence}" for label, part in parts.items())
         return Verdict(f"{len(parts)} comparisons on the same data, each against its own baseline.", said)
+    outcome = _judged(results)
+    if outcome.row is not None and _can_gain(outcome.row, results) and hardly_moved(results, variant_name(outcome.row)):
+        return outcome._replace(note=f"{outcome.note} Its temperatures hardly moved: selection has no part in this.")
+    return outcome
+
+
+def _judged(results: Mapping[str, Any]) -> Verdict:
     rows = [row for row in entries(results, "variants") if mean(row, "loss") is not None]
     baseline = next((row for row in rows if variant_name(row) == BASELINE), None)
     others = sorted((row for row in rows if row is not baseline), key=_loss)
@@ -72,6 +80,12 @@ def verdict(results: Mapping[str, Any]) -> Verdict:
         return Verdict(sentence, _loss_note(others[0]))
     if not others:
         return Verdict(f"Only the baseline has a final loss: {fixed(_loss(baseline), 2)}.", _loss_note(baseline))
+    idle, others = others[0], [row for row in others if _can_gain(row, results)]
+    if not others:
+        if short := too_short(results):
+            return Verdict(f"Too short to conclude from: {short[0]}.", "More steps would tell.", idle)
+        sentence = f"No verdict on selection: the temperatures of {variant_name(idle)} hardly moved."
+        return Verdict(sentence, " ".join(selection_notes(results)), idle)
     signs = {
         variant_name(row): 0 if (gap := read_estimate(row, "difference")) is None else gap.sign() for row in others
     }
@@ -92,6 +106,13 @@ def verdict(results: Mapping[str, Any]) -> Verdict:
         return Verdict(f"{subject}.", losses, row)
     unsure = next(row for row in others if signs[variant_name(row)] == 0)
     return _not_told(unsure, baseline)
+
+
+def _can_gain(row: Row, results: Mapping[str, Any]) -> bool:
+    """Whether a variant is another model than the baseline: not by temperatures alone that hardly moved."""
+    name = variant_name(row)
+    has_more = section(section(results, "recipes"), name).get("exclusive") is not None
+    return has_more or not hardly_moved(results, name)
 
 
 def too_short(results: Mapping[str, Any]) -> list[str]:

@@ -17,7 +17,7 @@ from transformers import TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from exsel.data import PackedData, collate
-from exsel.diagnostics import similarity_bias
+from exsel.diagnostics import similarity_bias, temperature_moves
 from exsel.errors import ExselError, LoadError, explained
 from exsel.evaluation import Evaluation
 from exsel.files import MANIFEST, check_sealed, locked, read_object, seal, write_json
@@ -44,7 +44,7 @@ from exsel.training.step_record import StepRecord
 from exsel.training.trainer import ExselTrainer
 from exsel.upgrading.loading import quiet_transformers
 
-# The number of blocks over which the similarity bias is measured.
+# The number of blocks over which the similarity bias and the temperatures are measured.
 _SIMILARITY_BLOCKS = 8
 # Points of the training curve in a result; metrics.jsonl has every step.
 _CURVE_POINTS = 1000
@@ -372,11 +372,12 @@ def _result(
         name: (monitor.evaluate(model, blocks), described) for name, (blocks, described) in data.evaluation_sets.items()
     }
     similarity = None
+    blocks = data.validation.select(range(min(_SIMILARITY_BLOCKS, len(data.validation))))
+    device, batch_size = torch.device(settings.device), processes.share(settings.micro_batch_size)
     if isinstance(model, ExselForCausalLM):
-        blocks = data.validation.select(range(min(_SIMILARITY_BLOCKS, len(data.validation))))
-        device = torch.device(settings.device)
-        batch_size = processes.share(settings.micro_batch_size)
         similarity = similarity_bias(model, blocks, batch_size=batch_size, device=device)
+    dtype = getattr(torch, settings.dtype)
+    temperatures = temperature_moves(model, blocks, batch_size=batch_size, device=device, dtype=dtype)
     return {
         "variant": settings.variant.name,
         "seed": settings.seed,
@@ -406,6 +407,7 @@ def _result(
             for name, (evaluation, described) in evaluated.items()
         },
         "similarity": similarity,
+        "temperatures": temperatures,
     }
 
 
