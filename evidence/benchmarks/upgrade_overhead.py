@@ -1,10 +1,12 @@
 """What an upgraded transformers model costs beside the original, in one process and in turn, on the CPU.
 
-    python -m evidence.benchmarks.upgrade_overhead [--sizes tiny,124m] [--rounds N] [--out FILE]
+    python -m evidence.benchmarks.upgrade_overhead [--sizes tiny,135m] [--ways eager,compiled] [--batches 1,8]
+        [--rounds N] [--part NAME]
 
-Generation: a call is 8 steps of one token on a static cache of 256 tokens, in batches of 1 and 8, eager and compiled.
-Training: forward, backward, clipping and AdamW on 8 × 256 tokens (124m: 2 × 256), compiled. All models of a case
-share one set of weights. About an hour on two cores, most of it compiling; an interruption keeps nothing.
+Generation: a call is 8 steps of one token on a static cache of 256 tokens, eager and compiled. Training: forward,
+backward, clipping and AdamW on 8 × 256 tokens (135m: 2 × 256), compiled. All models of a case share one set of
+weights. About an hour on two cores, most of it compiling; an interruption keeps nothing. ``--part`` names one of
+several runs, each of which is kept.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import functools
 import gc
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +33,7 @@ from exsel.files import write_json
 from exsel.machine import describe_machine, git_revision
 from exsel.training.training_step import training_step
 
-OUT = Path(__file__).parent / "results" / "upgrade_overhead_cpu.json"
+RESULTS = Path(__file__).parent / "results"
 ORIGINAL = "original"
 UPGRADES: dict[str, dict[str, bool]] = {
     "exclusive": {"exclusive": True},
@@ -38,25 +41,48 @@ UPGRADES: dict[str, dict[str, bool]] = {
     "exclusive+selective": {"exclusive": True, "selective": True},
 }
 FAMILIES = ("gpt2", "llama")
-#: Width, layers, heads, vocabulary; sequences of a training step.
-SIZES = {"tiny": ((256, 4, 4, 4096), 8), "124m": ((768, 12, 12, 50304), 2)}
-TOKENS, STEPS, BATCHES = 256, 8, (1, 8)
+TOKENS, STEPS = 256, 8
 
 
-def build_original(family: str, size: str) -> Any:
+@dataclass(frozen=True, kw_only=True)
+class TimedSize:
+    """What models of one size have; ``sequences``: of a training step."""
+
+    width: int
+    inner: int
+    layers: int
+    heads: int
+    kv_heads: int
+    vocabulary: int
+    sequences: int
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """GPT-2 has no grouped heads."""
+        return FAMILIES if self.heads == self.kv_heads else ("llama",)
+
+
+SIZES = {
+    "tiny": TimedSize(width=256, inner=682, layers=4, heads=4, kv_heads=4, vocabulary=4096, sequences=8),
+    # SmolLM2-135M's.
+    "135m": TimedSize(width=576, inner=1536, layers=30, heads=9, kv_heads=3, vocabulary=49152, sequences=2),
+}
+
+
+def build_original(family: str, size: TimedSize) -> Any:
     """A model without dropout."""
-    (width, layers, heads, vocabulary), _ = SIZES[size]
     torch.manual_seed(0)
     if family == "gpt2":
         dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-        shape = {"n_embd": width, "n_layer": layers, "n_head": heads, "n_positions": 1024}
-        return GPT2LMHeadModel(GPT2Config(vocab_size=vocabulary, **shape, **dropout))
+        shape = {"n_embd": size.width, "n_layer": size.layers, "n_head": size.heads, "n_positions": 1024}
+        return GPT2LMHeadModel(GPT2Config(vocab_size=size.vocabulary, **shape, **dropout))
     config = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=width,
-        intermediate_size=width * 8 // 3,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
+        vocab_size=size.vocabulary,
+        hidden_size=size.width,
+        intermediate_size=size.inner,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        num_key_value_heads=size.kv_heads,
         tie_word_embeddings=True,
     )
     return LlamaForCausalLM(config)
@@ -71,7 +97,7 @@ def variant(original: nn.Module, name: str) -> Any:
     return exsel.upgrade(model, **UPGRADES[name])
 
 
-def generation(original: nn.Module, batch: int) -> list[Contender]:
+def generation(original: nn.Module, batch: int, ways: Sequence[str]) -> list[Contender]:
     """Decoding, each upgrade against the original run the same way."""
 
     def work(name: str, group: str) -> Work:
@@ -97,7 +123,7 @@ def generation(original: nn.Module, batch: int) -> list[Contender]:
 
         return Work(forward=call, name="decode")
 
-    return contenders(work, ("eager", "compiled"))
+    return contenders(work, ways)
 
 
 def training(original: nn.Module, batch: int) -> list[Contender]:
@@ -131,25 +157,30 @@ def contenders(work: Callable[[str, str], Work], groups: Sequence[str]) -> list[
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", default=",".join(SIZES), help="(%(default)s)")
+    parser.add_argument("--ways", default="eager,compiled", help="training is compiled only (%(default)s)")
+    parser.add_argument("--batches", default="1,8", help="of generation (%(default)s)")
     parser.add_argument("--rounds", type=int, help="by the time they take, from 5 to 20")
-    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--part", default="")
     arguments = parser.parse_args()
+    ways, batches = arguments.ways.split(","), [int(batch) for batch in arguments.batches.split(",")]
     cases = [
-        (subject, family, size, batch)
-        for size in arguments.sizes.split(",")
-        for family in FAMILIES
-        for subject, batch in (*(("generation", batch) for batch in BATCHES), ("training", SIZES[size][1]))
+        (subject, family, name, batch)
+        for name in arguments.sizes.split(",")
+        for family in SIZES[name].families
+        for subject, batch in (
+            *(("generation", batch) for batch in batches),
+            *([("training", SIZES[name].sequences)] if "compiled" in ways else []),
+        )
     ]
     rows: list[dict[str, Any]] = []
     with make_display() as display:
-        for number, (subject, family, size, batch) in enumerate(cases):
-            display.case(f"{subject} {family} {size}, {batch} × {TOKENS}", number, len(cases))
+        for number, (subject, family, name, batch) in enumerate(cases):
+            display.case(f"{subject} {family} {name}, {batch} × {TOKENS}", number, len(cases))
             torch.compiler.reset()
             gc.collect()
-            original = build_original(family, size)
-            make = generation if subject == "generation" else training
+            original = build_original(family, SIZES[name])
             measured = measure(
-                make(original, batch),
+                generation(original, batch, ways) if subject == "generation" else training(original, batch),
                 clock=CpuClock(),
                 device=torch.device("cpu"),
                 rounds=arguments.rounds,
@@ -157,15 +188,14 @@ def main() -> int:
             )
             described = {
                 "subject": f"upgraded {subject}",
-                "shape": f"{family} {size}",
+                "shape": f"{family} {name}",
                 "tokens": TOKENS,
                 "batch": batch,
             }
             rows += [{**described, **row} for row in measured]
-    rounds = "" if arguments.rounds is None else f" --rounds {arguments.rounds}"
     record = {
         "format": 1,
-        "command": f"python -m evidence.benchmarks.upgrade_overhead --sizes {arguments.sizes}{rounds}",
+        "command": " ".join(["python -m evidence.benchmarks.upgrade_overhead", *sys.argv[1:]]),
         "device": "cpu",
         "dtype": "float32",
         "partial": False,
@@ -173,8 +203,9 @@ def main() -> int:
         "git_revision": git_revision(),
         "rows": rows,
     }
-    write_json(arguments.out, record)
-    print(f"kept: {arguments.out}")
+    path = RESULTS / f"upgrade_overhead_cpu{f'_{arguments.part}' if arguments.part else ''}.json"
+    write_json(path, record)
+    print(f"kept: {path}")
     return 0
 
 

@@ -240,10 +240,28 @@ def attention(
         direct = sdpa.attend_directly(query, key, value, own, attn_mask, is_causal, scale, grouped, EPS)
         if direct is not None:
             return direct
-    call = _read_call(
-        query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, exclusive, strength, own_value,
-        query_scale, value_scale, sliding_window, cu_seqlens,
-    )  # fmt: skip
+    call = read_call(
+        query,
+        key,
+        value,
+        attn_mask=attn_mask,
+        dropout_p=dropout_p,
+        is_causal=is_causal,
+        scale=scale,
+        enable_gqa=enable_gqa,
+        exclusive=exclusive,
+        strength=strength,
+        own_value=own_value,
+        query_scale=query_scale,
+        value_scale=value_scale,
+        sliding_window=sliding_window,
+        cu_seqlens=cu_seqlens,
+    )
+    return run_call(call, backend)
+
+
+def run_call(call: Call, backend: Backend = "auto") -> Tensor:
+    """:func:`attention` of checked arguments."""
     chosen = dispatch.choose_backend(backend)
     if call.is_banded and (chosen == "reference" or not sdpa.in_blocks(call)):
         call = replace(call, attn_mask=_banded_mask(call), is_causal=False)
@@ -305,29 +323,43 @@ def explain_backend(
     Raises:
         ValueError, TypeError: what :func:`attention` would raise.
     """
-    call = _read_call(
-        query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, exclusive, strength, own_value,
-        query_scale, value_scale, sliding_window, cu_seqlens,
-    )  # fmt: skip
+    call = read_call(
+        query,
+        key,
+        value,
+        attn_mask=attn_mask,
+        dropout_p=dropout_p,
+        is_causal=is_causal,
+        scale=scale,
+        enable_gqa=enable_gqa,
+        exclusive=exclusive,
+        strength=strength,
+        own_value=own_value,
+        query_scale=query_scale,
+        value_scale=value_scale,
+        sliding_window=sliding_window,
+        cu_seqlens=cu_seqlens,
+    )
     return dispatch.explain(backend, call)
 
 
-def _read_call(
+def read_call(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attn_mask: Tensor | None,
-    dropout_p: float,
-    is_causal: bool,
-    scale: float | None,
-    enable_gqa: bool,
-    exclusive: bool,
-    strength: float | Tensor | None,
-    own_value: Tensor | None,
-    query_scale: Tensor | None,
-    value_scale: Tensor | None,
-    sliding_window: int | None,
-    cu_seqlens: Tensor | None,
+    *,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    exclusive: bool = False,
+    strength: float | Tensor | None = None,
+    own_value: Tensor | None = None,
+    query_scale: Tensor | None = None,
+    value_scale: Tensor | None = None,
+    sliding_window: int | None = None,
+    cu_seqlens: Tensor | None = None,
 ) -> Call:
     """The checked arguments of :func:`attention`, in autocast's dtype where it is on."""
     if not isinstance(exclusive, bool):

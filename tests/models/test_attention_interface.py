@@ -7,10 +7,18 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, LlamaConfig, StaticCache
+from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, StaticCache
+from transformers.masking_utils import (
+    bidirectional_mask_function,
+    or_masks,
+    sdpa_mask,
+    sliding_window_causal_mask_function,
+)
 
 import exsel
-from exsel.attention_interface import exsel_attention_forward
+from exsel import attention_interface
+from exsel.attention_interface import exsel_attention_forward, exsel_mask
+from exsel.nn.band import Band
 from models.small_models import small_config, small_model
 
 IDS = torch.randint(0, 61, (2, 9), generator=torch.Generator().manual_seed(0))
@@ -46,6 +54,70 @@ def test_same_numbers_as_any_other(
         torch.testing.assert_close(
             ours_p.grad, theirs_p.grad, rtol=tolerance, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}"
         )
+
+
+#: Positions of packed sequences of three, four and two tokens, and of one and eight.
+PACKED = torch.tensor([[0, 1, 2, 0, 1, 2, 3, 0, 1], [0, 0, 1, 2, 3, 4, 5, 6, 7]])
+RIGHT = torch.tensor([[1, 1, 1, 1, 1, 0, 0, 0, 0], [1] * 9])
+
+
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize(
+    "given",
+    [{}, {"position_ids": PACKED}, {"attention_mask": PADDING}, {"attention_mask": RIGHT}],
+    ids=["whole", "packed", "left padding", "right padding"],
+)
+def test_windows_and_sequences_without_masks(
+    variant: dict[str, Any], window: int | None, given: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float64 the same as with the masks of transformers, which are not made."""
+    sliding = {} if window is None else {"layer_types": ["sliding_attention"] * 2, "sliding_window": window}
+    shape = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 2, **sliding}
+    theirs = small_model(**variant, **shape, attn_implementation="sdpa").double()
+    ours = small_model(**variant, **shape).double()
+    kept = given.get("attention_mask", torch.ones_like(IDS)).bool()
+    made = []
+    monkeypatch.setattr(Band, "_mask", lambda *_: made.append("a mask"))
+    monkeypatch.setattr(attention_interface, "sdpa_mask", lambda *_, **__: made.append("theirs"))
+    labels = IDS.masked_fill(~kept, -100)
+    labels[:, 1:][~kept[:, :-1]] = -100
+    outputs = [model(IDS, labels=labels, use_cache=False, **given) for model in (ours, theirs)]
+    assert made == ([] if window is not None or given else ["theirs"])
+    torch.testing.assert_close(outputs[0].logits[kept], outputs[1].logits[kept], rtol=1e-10, atol=1e-10)
+    gradients = [
+        torch.autograd.grad(output.loss, list(model.parameters()))
+        for output, model in zip(outputs, (ours, theirs), strict=True)
+    ]
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-10)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("chunks", [[5, 1, 1, 1, 1], [2, 4, 3]], ids=["one by one", "in chunks"])
+def test_a_window_on_a_cache_is_its_last_rows(variant: dict[str, Any], chunks: list[int]) -> None:
+    sliding = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 3, "num_hidden_layers": 2}
+    model = small_model(**variant, **sliding).double()
+    whole = model(IDS, use_cache=False).logits
+    for cache in (DynamicCache(), DynamicCache(config=model.config)):
+        logits = [model(part, past_key_values=cache).logits for part in IDS.split(chunks, dim=1)]
+        torch.testing.assert_close(torch.cat(logits, dim=1), whole, rtol=1e-10, atol=1e-10)
+
+
+def test_which_masks_are_not_made() -> None:
+    window = sliding_window_causal_mask_function(3)
+    told = exsel_mask(2, 9, 9, mask_function=window)
+    assert isinstance(told, Band)
+    assert torch.equal(told.mask(), sdpa_mask(1, 9, 9, mask_function=window, allow_is_causal_skip=False))
+    later = exsel_mask(2, 4, 9, 5, 0, window)
+    assert isinstance(later, Band)
+    assert torch.equal(later.contiguous(), sdpa_mask(1, 4, 9, 5, 0, window, allow_is_causal_skip=False))
+    between = torch.tensor([[True, False, True, True, True, True, True, True, True]] * 2)
+    for others in (
+        {"attention_mask": between},
+        {"mask_function": or_masks(window, bidirectional_mask_function)},
+        {"q_offset": torch.tensor(0)},
+    ):
+        arguments = {"mask_function": window, "allow_is_causal_skip": False, **others}
+        assert torch.equal(exsel_mask(2, 9, 9, **arguments), sdpa_mask(2, 9, 9, **arguments))
 
 
 @torch.no_grad()

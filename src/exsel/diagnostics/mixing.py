@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from exsel.nn.band import Band
 from exsel.nn.layer_pass import AttentionCall
 
 #: The parameters of scaled_dot_product_attention after query, key and value.
@@ -90,6 +91,8 @@ def as_float32(given: Any) -> Any:
 
 
 def _four_dimensional(given: Any) -> Tensor | None:
+    if isinstance(given, Band):
+        return given.mask()
     if not isinstance(given, Tensor):
         return None
     mask = given[(None,) * (4 - given.ndim)]

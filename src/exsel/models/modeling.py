@@ -33,6 +33,7 @@ from exsel.errors import LoadError
 from exsel.model_folder import check_weights
 from exsel.models.configuration import ExselConfig
 from exsel.nn import Exclusive, Temperature
+from exsel.nn.band import Band
 from exsel.nn.exclusive import check_strengths
 from exsel.nn.mechanism_pass import MechanismPass
 from exsel.nn.projections import Geometry
@@ -340,6 +341,8 @@ class ExselModel(ExselPreTrainedModel):
                 masks["full_attention"] = create_causal_mask(**mask_arguments)
             if "sliding_attention" in self.config.layer_types:
                 masks["sliding_attention"] = create_sliding_window_causal_mask(**mask_arguments)
+            if self.layers[0]._compiled_call_impl is not None:  # each layer's graph would make the mask anew
+                masks = {kind: mask.mask() if isinstance(mask, Band) else mask for kind, mask in masks.items()}
         # After the masks: given a cache, transformers takes positions that restart for positions that go on.
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)

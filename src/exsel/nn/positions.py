@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from exsel.kernels.operators import is_watched
+from exsel.nn.band import Band
 
 #: An additive mask adds less than this to the scores of hidden tokens; other biases stay above.
 HIDDEN = -9000.0
@@ -29,7 +30,7 @@ class Positions:
     Args:
         given: ``[B or 1, T]``, 0-based; ``None``, or of another shape: there are none.
         mask: ``[B, S]``, or ``[B or 1, …, T or 1, S]``, boolean or added to the scores; or FlexAttention's
-            ``BlockMask``. Anything else: there is none.
+            ``BlockMask``, or a :class:`Band`. Anything else: there is none.
         cache: in transformers' protocol, before this pass.
         layer_index: of the layer in the cache.
         has_window: whether tokens see only some of those before them. Then the mask shows padding in the first pass
@@ -38,7 +39,9 @@ class Positions:
 
     def __init__(self, given: Tensor | None, mask: Any, cache: Any, layer_index: int, has_window: bool) -> None:
         self.given = given if given is not None and given.ndim == 2 else None
-        is_mask = mask.ndim in (2, 4) if isinstance(mask, Tensor) else hasattr(mask, "mask_mod")
+        is_mask = (
+            mask.ndim in (2, 4) if isinstance(mask, Tensor) else isinstance(mask, Band) or hasattr(mask, "mask_mod")
+        )
         self.mask = mask if is_mask else None
         self.cache = cache
         #: Whether padding is read from the mask's diagonal alone: a padding token is hidden even from itself.
@@ -96,6 +99,12 @@ class Positions:
         if self.by_diagonal and not self._is_first_pass():
             padding: Tensor | None = getattr(self.cache, _PADDING, None)
             return padding if padding is not None and padding.shape[0] in (1, batch) else None
+        if isinstance(self.mask, Band):
+            return (
+                self.mask.tokens_before()
+                if self.mask.is_padding is None
+                else self._padding_before(self.mask.is_padding)
+            )
         if not isinstance(self.mask, Tensor):
             rows, token = torch.arange(batch, device=place.device).unsqueeze(-1), place[0]
             is_seen = self.mask.mask_mod(rows, torch.zeros_like(rows), token, token)  # type: ignore[union-attr]
