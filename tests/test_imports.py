@@ -14,8 +14,8 @@ import pytest
 from evidence.architecture import PICTURE, ROOT, architecture_svg, imports, module_paths, room_of, rooms, syntax_tree
 
 #: One operation: as mathematics, for users, as a kernel, and as what is timed.
-OPERATIONS = {"attention", "block", "exclude", "inverse_temperature", "project", "project_backward"}
-OPERATION_ROOMS = {"reference", "functional", "kernels", "bench", "evidence"}
+OPERATIONS = {"attention", "block", "exclude", "inverse_temperature", "project", "project_backward", "scale_heads"}
+OPERATION_ROOMS = {"reference", "functional", "kernels", "standalone", "bench", "evidence"}
 #: What every module of a kind defines, for one caller: commands, and what is started by ``python -m``.
 PROTOCOLS = {"add_arguments", "contenders", "default_config", "main", "run"}
 #: ``python -m`` wants this file name.

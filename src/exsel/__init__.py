@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from exsel.kernels.cpp import use_cpp
     from exsel.models import ExselConfig, ExselForCausalLM, ExselModel
     from exsel.pretrained import pull
+    from exsel.standalone import export_standalone
     from exsel.training.compare_models import compare
     from exsel.upgrading import downgrade, from_pretrained, support, upgrade
     from exsel.variants import Variant
@@ -35,6 +36,7 @@ _HOMES = {
     **dict.fromkeys(("downgrade", "from_pretrained", "support", "upgrade"), "exsel.upgrading"),
     "compare": "exsel.training.compare_models",
     "diagnose": "exsel.diagnostics",
+    "export_standalone": "exsel.standalone",
     "pull": "exsel.pretrained",
     "Variant": "exsel.variants",
     "use_cpp": "exsel.kernels.cpp",
@@ -56,6 +58,7 @@ __all__ = [
     "downgrade",
     "exclude",
     "explain_backend",
+    "export_standalone",
     "from_pretrained",
     "inverse_temperature",
     "nn",

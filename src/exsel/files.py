@@ -72,6 +72,14 @@ def seal(folder: Path, paths: Iterable[Path]) -> None:
         shutil.copymode(folder / MANIFEST, folder / name)
 
 
+def reseal(folder: Path, paths: Iterable[Path]) -> None:
+    """Note the hashes of files that were changed on purpose in the manifest, if :func:`check_sealed` would find one."""
+    if (home := _sealed_home(folder)) is not None:
+        values = read_object(home / MANIFEST)
+        values["sha256"] |= {path.relative_to(home).as_posix(): file_sha256(path) for path in paths}
+        write_json(home / MANIFEST, values)
+
+
 def check_sealed(folder: Path) -> set[str]:
     """Check the files of a folder by the manifest in it, or in the folder above.
 
@@ -81,7 +89,7 @@ def check_sealed(folder: Path) -> set[str]:
     Raises:
         LoadError: one is missing or has changed, or the manifest itself is damaged.
     """
-    home = next((home for home in (folder, folder.parent) if (home / MANIFEST).is_file()), None)
+    home = _sealed_home(folder)
     if home is None:
         return set()
     path = home / MANIFEST
@@ -98,6 +106,10 @@ def check_sealed(folder: Path) -> set[str]:
         if file_sha256(home / name) != hashes[name]:
             raise LoadError(f"{home / name} has changed since it was saved, by its hash in {MANIFEST}")
     return names
+
+
+def _sealed_home(folder: Path) -> Path | None:
+    return next((home for home in (folder, folder.parent) if (home / MANIFEST).is_file()), None)
 
 
 def file_sha256(path: Path) -> str:

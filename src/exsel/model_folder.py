@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from exsel.errors import LoadError
-from exsel.files import write_text
+from exsel.files import read_object, write_text
+from exsel.version import __version__
 
 #: The model type in the ``config.json`` of an upgraded model. Auto classes that do not know it quote it in their error.
 MODEL_TYPE = "exsel_upgraded: import exsel first"
@@ -24,6 +25,11 @@ STOP: Mapping[str, str] = {
     "vocab_size": HOW_TO_LOAD,
 }
 
+#: What the classes in an upgraded model's ``architectures`` are called before the plain class's name.
+PREFIX = "Upgraded"
+#: The entry of ``config.json`` that holds an upgraded model's mechanisms and its plain configuration.
+ENTRY = "exsel"
+
 #: A suffix for the name of a model that was upgraded in memory. Nothing is found under the longer name, so no program
 #: loads the plain model in its place.
 UNSAVED = ", upgraded in memory: save_pretrained it to a folder, and load it from there by exsel.from_pretrained"
@@ -31,6 +37,8 @@ UNSAVED = ", upgraded in memory: save_pretrained it to a folder, and load it fro
 _CARD = "README.md"
 #: exsel overwrites only cards with this line. A user who removes it keeps their own card.
 _OURS = "<!-- exsel writes this card anew whenever it saves the model here; to keep your own, remove this line -->"
+#: What transformers writes when it pushes a model to the hub, over a card that was saved.
+_MADE_BY_TRANSFORMERS = "This model card has been automatically generated."
 _CARD_TEXT = """---
 {header}
 tags:
@@ -41,7 +49,11 @@ tags:
 
 # {name} with exsel
 
-This model computes its attention with exsel, and without it transformers refuses to load it:
+exsel {version} has put in:
+
+{mechanisms}
+{origin}
+## Load it
 
 ```python
 import exsel  # pip install 'exsel[models]'
@@ -50,23 +62,56 @@ model = exsel.from_pretrained("path/to/this/folder")
 ```
 
 After `import exsel`, transformers' Auto classes and `pipeline` load it too. The tokenizer needs no exsel.
+{otherwise}
+"""
+_REFUSED = "Without exsel transformers refuses to load it."
+_WITH_CODE = """
+Where exsel is not installed, the folder's own code (`{code}`) does, in plain PyTorch:
 
-{mechanisms}
-{origin}"""
+```python
+from transformers import {auto_class}
+
+model = {auto_class}.from_pretrained("path/to/this/folder", trust_remote_code=True)
+```
+
+Without `trust_remote_code=True` transformers refuses to load it."""
+
+
+def wrapped_config(
+    base: Mapping[str, Any], description: Mapping[str, Any], auto_map: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """The ``config.json`` of an upgraded model.
+
+    Args:
+        base: the plain model's.
+        description: of the mechanisms.
+        auto_map: where the folder's own code is, if it has any.
+    """
+    names = [name.removeprefix(PREFIX) for name in base.get("architectures") or ()]
+    return {
+        "model_type": MODEL_TYPE,
+        "architectures": [PREFIX + name for name in names],
+        **STOP,
+        ENTRY: {**description, "base": {**base, "architectures": names}},
+        **({"auto_map": auto_map} if auto_map else {}),
+        "transformers_version": base.get("transformers_version"),
+    }
 
 
 def write_card(folder: Path, name: str, mechanisms: Mapping[str, Mapping[str, Any]], base: str = "") -> None:
     """Write a model card, ``README.md``, into a saved model's folder, unless a card of somebody else's is there.
 
     Args:
-        folder: of the model.
+        folder: of the model; one without ``config.json`` holds no model (but an adapter), and gets no card.
         name: of the model's class.
         mechanisms: the name and place of each (``"exclusive attention in …"``), and its values.
         base: where the model was loaded from: a folder, a name on the Hugging Face hub, or empty. The licence is
             taken from its card, if that can be read without the network.
     """
     path = folder / _CARD
-    if path.is_file() and _OURS not in path.read_text(encoding="utf-8", errors="replace"):
+    before = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else _OURS
+    is_somebodys = _OURS not in before and _MADE_BY_TRANSFORMERS not in before
+    if is_somebodys or not (folder / "config.json").is_file():
         return
     card = _card_of(base)
     if _OURS in card:
@@ -74,15 +119,22 @@ def write_card(folder: Path, name: str, mechanisms: Mapping[str, Mapping[str, An
     elif not re.fullmatch(r"[\w.-]+/[\w.-]+", base) or Path(base).exists():
         base = ""  # a path on this machine tells others nothing
     entries = {"library_name": "transformers", "base_model": base, "license": _entry(card, "license")}
+    auto_map = read_object(folder / "config.json").get("auto_map") or {}
+    classes = [auto_class for auto_class in auto_map if auto_class != "AutoConfig"]
     text = _CARD_TEXT.format(
         header="\n".join(f"{key}: {value}" for key, value in entries.items() if value),
         ours=_OURS,
         name=name,
+        version=__version__,
         mechanisms="\n".join(
             f"* {where}: " + ", ".join(f"{key} {json.dumps(value)}" for key, value in values.items())
             for where, values in mechanisms.items()
-        ),
+        )
+        or "* nothing: plain attention",
         origin=f"\nIt was made from `{base}`.\n" if base else "",
+        otherwise=_WITH_CODE.format(code=auto_map[classes[-1]].split(".")[0] + ".py", auto_class=classes[-1])
+        if classes
+        else _REFUSED,
     )
     write_text(path, text)
 

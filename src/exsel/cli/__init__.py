@@ -22,6 +22,7 @@ COMMANDS = {
     "eval": "loss, perplexity and bits per byte of a trained model on text",
     "diagnose": "see what attention does inside a model, layer by layer, head by head and token by token",
     "support": "say what an upgrade would do to a model, layer by layer",
+    "export": "write a saved model's code into its folder, so that it loads where exsel is not installed",
     "pull": "fetch a pretrained model to try everything on",
     "bench": "measure what the mechanisms cost on this machine, against everything else that one could use",
 }

@@ -80,6 +80,17 @@ def use_cpp(wanted: bool) -> None:
     _wanted = bool(wanted)
 
 
+@contextlib.contextmanager
+def without() -> Iterator[None]:
+    """:func:`use_cpp` of ``False`` as long as the block runs."""
+    before = _wanted
+    use_cpp(False)
+    try:
+        yield
+    finally:
+        use_cpp(before)
+
+
 def available() -> bool:
     """Whether the library is there and wanted; the first call compiles it, unless an earlier process has."""
     return _wanted and _outcome().library is not None

@@ -158,17 +158,23 @@ class ExselConfig(PreTrainedConfig):
 
     def save_pretrained(self, save_directory: str | PathLike[str], push_to_hub: bool = False, **kwargs: Any) -> None:
         """As every configuration, and write a model card. Other classes refuse to load the folder."""
+        super().save_pretrained(save_directory, push_to_hub, **kwargs)
+        self.write_card(Path(save_directory))
+
+    def write_card(self, folder: Path) -> None:
+        """Write the model card of a saved model."""
         mechanisms = {
             f"{name} attention": value.to_dict()
             for name, value in (("exclusive", self.exclusive), ("selective", self.selective))
             if isinstance(value, (ExclusiveConfig, SelectiveConfig))
         }
-        super().save_pretrained(save_directory, push_to_hub, **kwargs)
-        write_card(Path(save_directory), "ExselForCausalLM", mechanisms)
+        write_card(folder, "ExselForCausalLM", mechanisms)
 
     def to_json_string(self, use_diff: bool = True) -> str:
         """What ``config.json`` holds."""
         values = json.loads(super().to_json_string(use_diff))
+        if self._auto_class is None:  # these classes are not in the folder
+            values.pop("auto_map", None)
         return json.dumps({**values, "transformers_weights": HOW_TO_LOAD}, indent=2, sort_keys=True) + "\n"
 
     def to_dict(self) -> dict[str, Any]:

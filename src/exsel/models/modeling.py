@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -232,6 +233,11 @@ class ExselPreTrainedModel(PreTrainedModel):
             check_weights(folder, model, info, may_miss_head=is_part, may_have_other_head=is_part)
         check_strengths(model, folder)
         return (model, info) if with_info else model
+
+    def _upload_modified_files(self, working_dir: Any, *args: Any, **kwargs: Any) -> Any:
+        """As transformers, with exsel's model card: transformers has put its own over it by now."""
+        self.config.write_card(Path(working_dir))
+        return super()._upload_modified_files(working_dir, *args, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -54,6 +54,7 @@ class Mechanisms(nn.Module):
         self.geometry = geometry
         self.projections = projections
         self.scales_projections = scales_projections
+        self.hidden_size = hidden_size
         self.layer_index = layer_index
         self.has_window = has_window
         self.reuses_projections = reuses_projections

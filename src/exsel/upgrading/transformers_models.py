@@ -24,7 +24,7 @@ from transformers.models.auto.auto_factory import _BaseAutoModelClass
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from exsel.errors import LoadError, UpgradeError
-from exsel.model_folder import MODEL_TYPE, STOP, UNSAVED, check_weights, write_card
+from exsel.model_folder import ENTRY, MODEL_TYPE, PREFIX, UNSAVED, check_weights, wrapped_config, write_card
 from exsel.nn.exclusive import check_strengths
 from exsel.nn.mechanisms import Mechanisms
 from exsel.tensor_parallel import are_heads_divided, heads_plan
@@ -34,8 +34,6 @@ from exsel.upgrading.rewriting import CHILD
 from exsel.upgrading.upgraded_class import Upgraded
 from exsel.upgrading.wrapped_methods import Guarded, remember, wrap
 
-_PREFIX = "Upgraded"
-_ENTRY = "exsel"
 #: Arguments that ``AutoConfig.from_pretrained`` would consume, although the model's ``from_pretrained`` needs them.
 _SHARED = ("dtype", "torch_dtype", "quantization_config")
 
@@ -64,19 +62,17 @@ class UpgradedFields(Guarded):
     def to_json_string(self, use_diff: bool = True) -> str:
         """The content of ``config.json``: the plain configuration, wrapped."""
         base = json.loads(super().to_json_string(use_diff))  # type: ignore[misc]
-        del base[_ENTRY]
-        base["architectures"] = names = _plain_names(base.get("architectures") or [])
-        values = {
-            "model_type": MODEL_TYPE,
-            "architectures": [_PREFIX + name for name in names],
-            **STOP,
-            _ENTRY: {**self.exsel, "base": base},
-            "transformers_version": base.get("transformers_version"),
-        }
+        del base[ENTRY]
+        values = wrapped_config(base, self.exsel)
         return json.dumps(values, indent=2, sort_keys=True) + "\n"
 
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
         """As the plain class, and a model card beside it."""
+        super().save_pretrained(save_directory, push_to_hub, **kwargs)  # type: ignore[misc]
+        self.write_card(Path(save_directory))
+
+    def write_card(self, folder: Path) -> None:
+        """Write the model card of a saved model."""
         mechanisms = {
             f"{name} attention in {_in_short(upgrade['modules'])}": values
             for upgrade in self.exsel["upgrades"]
@@ -85,8 +81,7 @@ class UpgradedFields(Guarded):
         }
         config: Any = self
         model = _plain_names(config.architectures or [config.model_type])[0]
-        super().save_pretrained(save_directory, push_to_hub, **kwargs)  # type: ignore[misc]
-        write_card(Path(save_directory), model, mechanisms, config._name_or_path.removesuffix(UNSAVED))
+        write_card(folder, model, mechanisms, config._name_or_path.removesuffix(UNSAVED))
 
     def __reduce__(self) -> tuple[Any, ...]:
         # pickle cannot find its class by name.
@@ -154,23 +149,23 @@ def read_upgraded_config(values: dict[str, Any], **kwargs: Any) -> Any:
     Raises:
         LoadError: a configuration from a newer exsel, a damaged one, or one whose base transformers does not know.
     """
-    entry = values.get(_ENTRY)
+    entry = values.get(ENTRY)
     description = check(entry)
     assert isinstance(entry, dict)
     base = entry.get("base")
     if not isinstance(base, dict) or not isinstance(base.get("model_type"), str):
         raise LoadError("the configuration's 'exsel' entry has no base model: it is damaged")
-    if _ENTRY in base:
+    if ENTRY in base:
         raise LoadError("the configuration's 'exsel' entry has an upgraded model for its base: it is damaged")
     if base["model_type"] not in CONFIG_MAPPING or base["model_type"] == MODEL_TYPE:
         raise LoadError(
             f"this upgraded model's base is a {base['model_type']!r}, which transformers does not know here: install "
             "the version that saved it, or import the package that registers it"
         )
-    architectures = [_PREFIX + name for name in base.get("architectures") or ()]
+    architectures = [PREFIX + name for name in base.get("architectures") or ()]
     config_class = upgraded_config_class(CONFIG_MAPPING[base["model_type"]])
     with damage("the configuration of the upgraded model's base is damaged"):
-        return config_class.from_dict({**base, "architectures": architectures or None, _ENTRY: description}, **kwargs)
+        return config_class.from_dict({**base, "architectures": architectures or None, ENTRY: description}, **kwargs)
 
 
 @functools.cache
@@ -190,7 +185,7 @@ def upgraded_config_class(plain_class: Any) -> Any:
         "plain_class": plain_class,
     }
     upgraded = type(plain_class)(plain_class.__name__, (UpgradedFields, plain_class), members)
-    for mapping in _auto_mappings(_BaseAutoModelClass):
+    for _, mapping in auto_mappings(_BaseAutoModelClass):
         if plain_class in mapping:
             loaders = tuple(_loader_class(cls, upgraded) for cls in _as_tuple(mapping[plain_class]))
             is_one = not isinstance(mapping[plain_class], (list, tuple))
@@ -202,15 +197,15 @@ def upgraded_config_class(plain_class: Any) -> Any:
 def _loader_class(model_class: Any, config_class: Any) -> Any:
     """The :class:`UpgradingLoader` for a model class and an upgraded configuration class."""
     members = {"__module__": __name__, "model_class": model_class, "config_class": config_class}
-    return type(model_class)(_PREFIX + model_class.__name__, (UpgradingLoader, model_class), members)
+    return type(model_class)(PREFIX + model_class.__name__, (UpgradingLoader, model_class), members)
 
 
-def _auto_mappings(auto_class: Any) -> Iterator[Any]:
-    """For each Auto class, its mapping from a configuration class to one or several model classes."""
+def auto_mappings(auto_class: Any) -> Iterator[tuple[Any, Any]]:
+    """Each Auto class with its mapping from a configuration class to one or several model classes."""
     if auto_class._model_mapping is not None:
-        yield auto_class._model_mapping
+        yield auto_class, auto_class._model_mapping
     for subclass in auto_class.__subclasses__():
-        yield from _auto_mappings(subclass)
+        yield from auto_mappings(subclass)
 
 
 def _as_tuple(found: Any) -> tuple[Any, ...]:
@@ -221,11 +216,11 @@ def model_class_of(config: Any) -> Any:
     """The class that saved a model of this configuration, or its loader; ``None`` if there is none of that name."""
     config_class: Any = type(config)
     for name in config.architectures or ():
-        for mapping in _auto_mappings(_BaseAutoModelClass):
+        for _, mapping in auto_mappings(_BaseAutoModelClass):
             for model_class in _as_tuple(mapping.get(config_class, None)):
                 if model_class is not None and model_class.__name__ == name:
                     return model_class
-        model_class = getattr(transformers, name.removeprefix(_PREFIX), None)
+        model_class = getattr(transformers, name.removeprefix(PREFIX), None)
         if (
             isinstance(model_class, type)
             and issubclass(model_class, PreTrainedModel)
@@ -255,7 +250,7 @@ def _in_short(names: list[str]) -> str:
 
 
 def _plain_names(names: list[str]) -> list[str]:
-    return [name.removeprefix(_PREFIX) for name in names]
+    return [name.removeprefix(PREFIX) for name in names]
 
 
 def update_configuration(model: nn.Module, name: str | None = None) -> None:
@@ -301,7 +296,7 @@ def _without_fields(config: Any) -> Any:
     """A copy of the plain class, with the plain model's name."""
     plain: Any = copy.copy(config)
     plain.__class__ = _plain_class(config)
-    plain.__dict__.pop(_ENTRY, None)
+    plain.__dict__.pop(ENTRY, None)
     if plain.architectures is not None:
         plain.architectures = _plain_names(plain.architectures)
     plain._name_or_path = plain._name_or_path.removesuffix(UNSAVED)
@@ -333,7 +328,7 @@ def guard() -> None:
     Methods of ``PreTrainedModel`` are wrapped, since any model may have an upgraded part. PEFT, once imported, saves
     no adapter whose base was upgraded and is in no folder.
     """
-    wrap(PreTrainedModel, __init__=_building, save_pretrained=_saving)
+    wrap(PreTrainedModel, __init__=_building, save_pretrained=_saving, _upload_modified_files=_uploading)
     peft_model = sys.modules.get("peft.peft_model")
     if peft_model is not None and hasattr(peft_model, "PeftModel"):
         wrap(peft_model.PeftModel, save_pretrained=_saving_adapters)
@@ -367,6 +362,15 @@ def _saving(save: Callable[..., Any]) -> Callable[..., Any]:
                 "with the Auto classes, or exsel.downgrade(model) and save what is left"
             )
         return save(self, *args, **kwargs)
+
+    return guarded
+
+
+def _uploading(upload: Callable[..., Any]) -> Callable[..., Any]:
+    def guarded(self: Any, working_dir: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(self.config, UpgradedFields):  # transformers has put its own model card over ours by now
+            self.config.write_card(Path(working_dir))
+        return upload(self, working_dir, *args, **kwargs)
 
     return guarded
 
