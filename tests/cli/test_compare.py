@@ -59,16 +59,17 @@ def test_minutes_choose_the_tokens_once(flags: list[str], tmp_path: Path, monkey
     said = run_main("compare", *flags, "--minutes", "1", "--out", tmp_path / "out")
     assert (said.code, "give one of the two" in said.err) == (2, True)
     # A machine on which the steps take a second, so that a minute has room for some.
-    monkeypatch.setattr("exsel.training.sizing._measure", lambda settings, data: Cost(step=0.5, around=1.0))
+    monkeypatch.setattr("exsel.training.sizing._measure", lambda settings, data: Cost(step=0.25, start=1.0))
     outcome = run_main("compare", *given, "--minutes", "1")
     assert outcome.code == 0, outcome.err
-    assert "measuring 5 steps of exclusive …" in outcome.out.splitlines()
+    assert "measuring 3 steps of exclusive …" in outcome.out.splitlines()
     chosen = read(tmp_path / "out")["config"]
-    assert 20 <= chosen["steps"] < 60
+    assert 20 <= chosen["steps"] < 120
+    assert chosen["batch_size"] == 4
     assert chosen["tokens"] == 128 * chosen["steps"]
     assert {run["steps"] for run in read(tmp_path / "out")["runs"]} == {chosen["steps"]}
     # On another machine, the comparison keeps them.
-    monkeypatch.setattr("exsel.training.sizing._measure", lambda settings, data: Cost(step=0.1, around=1.0))
+    monkeypatch.setattr("exsel.training.sizing._measure", lambda settings, data: Cost(step=0.1, start=1.0))
     again = run_main("compare", *given, "--minutes", "1", "--resume")
     assert again.code == 0, again.err
     assert "measuring" not in again.out

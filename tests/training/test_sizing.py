@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,19 +32,26 @@ def runs(model_file: Path) -> list[Settings]:
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """A machine without noise: the seconds of a step and of what surrounds the steps, the clock, what was measured."""
-    state: dict[str, Any] = {"step": 1.0, "compiled": 0.5, "around": 10.0, "now": 0.0, "measured": []}
+    """A machine without noise: the seconds of a sequence, of a step beside its sequences, and of building a model."""
+    state: dict[str, Any] = {"sequence": 0.2, "step": 0.02, "build": 1.0, "compiling": 40.0, "compiled": 0.5}
+    state |= {"now": 0.0, "measured": []}
 
     def measure(settings: Settings, data: PackedData) -> Cost:
-        step = state["compiled"] if settings.compile else state["step"]
-        step *= 2 if settings.variant.name == "exclusive" else 1
+        cost = Cost(step=seconds_of_a_step(settings, state), start=state["build"])
+        if settings.compile:
+            cost = replace(cost, start=state["compiling"])
         state["measured"].append((settings.variant.name, settings.compile))
-        state["now"] += 5 * step + state["around"]
-        return Cost(step=step, around=state["around"])
+        state["now"] += cost.start + 3 * cost.step
+        return cost
 
     monkeypatch.setattr(sizing, "_measure", measure)
     monkeypatch.setattr("exsel.training.settings.can_compile", lambda: True)
     return state
+
+
+def seconds_of_a_step(settings: Settings, machine: dict[str, Any]) -> float:
+    step = machine["step"] + settings.batch_size * machine["sequence"]
+    return float(step * (2 if settings.variant.name == "exclusive" else 1) * (machine["compiled"] ** settings.compile))
 
 
 def sized(
@@ -55,33 +63,47 @@ def sized(
     )
 
 
-def seconds_of(runs: list[Settings], data: PackedData, machine: dict[str, Any]) -> float:
-    """What the machine would take for all of it, evaluations as :func:`fit_minutes` takes them."""
-    step = machine["compiled"] if runs[0].compile else machine["step"]
+def seconds_of(runs: list[Settings], machine: dict[str, Any]) -> float:
+    """What the machine would take for all of it: measuring, training, evaluating, and the cost of a step."""
     total = machine["now"]
     timed: set[str] = set()
     for run in runs:
-        own = step * (2 if run.variant.name == "exclusive" else 1)
+        own = seconds_of_a_step(run, machine)
         if run.variant.name not in timed:  # the cost of a step, once a variant
             timed.add(run.variant.name)
             total += STEPS * own
-        evaluation = own / 3 * -(-len(data.validation) // run.batch_size)
-        total += run.steps * own + machine["around"] + (run.evaluations - 1) * evaluation
+        evaluated = run.evaluations * run.evaluation_blocks * own / 3 / run.batch_size
+        total += run.steps * own + machine["build"] + evaluated
     return float(total)
 
 
-@pytest.mark.parametrize("speed", [1 / 3, 1, 3])
+@pytest.mark.parametrize(
+    ("speed", "batch_size", "fewest_steps"), [(1 / 3, 4, 150), (1, 4, 150), (3, 2, 120), (10, 1, 50)]
+)
 def test_it_fills_the_time_with_equal_tokens(
-    runs: list[Settings], data: PackedData, machine: dict[str, Any], speed: float
+    runs: list[Settings], data: PackedData, machine: dict[str, Any], speed: float, batch_size: int, fewest_steps: int
 ) -> None:
-    machine |= {"step": 0.3 * speed, "around": 2 * speed}
+    machine |= {"sequence": 0.05 * speed, "step": 0.01 * speed, "build": 0.5 * speed}
     chosen = sized(runs, data, machine, minutes=6)
-    assert machine["measured"][:2] == [("baseline", False), ("exclusive", False)]
+    assert {run.batch_size for run in chosen} == {batch_size}
     assert len({run.tokens for run in chosen}) == 1
-    assert 0.8 * 360 < seconds_of(chosen, data, machine) < 360
+    assert machine["now"] < 0.15 * 360
+    assert 0.75 * 360 < seconds_of(chosen, machine) < 0.9 * 360
     steps = chosen[0].steps
+    assert steps >= fewest_steps
     assert {(run.warmup_steps, run.save_every) for run in chosen} == {(steps // 20, steps // 5)}
     assert [(run.variant, run.seed) for run in chosen] == [(run.variant, run.seed) for run in runs]
+
+
+def test_a_slow_machine_evaluates_less_unless_it_is_said_how(
+    runs: list[Settings], data: PackedData, machine: dict[str, Any]
+) -> None:
+    runs = [replace(run, evaluations=12) for run in runs]
+    few = sized(runs, data, machine, minutes=3)[0]
+    assert (few.evaluations, few.evaluation_blocks) == (6, 8)
+    given = ("evaluations", "evaluation_blocks", "batch_size")
+    chosen = sized(runs, data, machine, minutes=6, fixed=given)[0]
+    assert [getattr(chosen, name) for name in given] == [getattr(runs[0], name) for name in given]
 
 
 def test_it_compiles_where_that_allows_more_steps(
@@ -94,7 +116,11 @@ def test_it_compiles_where_that_allows_more_steps(
     machine["compiled"] = 1.1
     assert not sized(runs, data, machine, minutes=120)[0].compile
     assert not sized(runs, data, machine, minutes=120, fixed=("compile",))[0].compile
-    assert [compiled for _, compiled in machine["measured"]] == [False, False]
+    assert not any(compiled for _, compiled in machine["measured"])
+    # Compiling would take too much of the time: no more than one variant is tried.
+    machine |= {"compiled": 0.5, "compiling": 500.0}
+    assert not sized(runs, data, machine, minutes=120)[0].compile
+    assert [name for name, compiled in machine["measured"] if compiled] == ["baseline"]
 
 
 def test_too_little_time_is_refused_and_enough_is_named(
@@ -106,21 +132,18 @@ def test_too_little_time_is_refused_and_enough_is_named(
     assert sized(runs, data, machine, minutes=minutes)[0].steps >= 20
 
 
-def test_measuring_trains_some_steps_and_leaves_nothing(
-    runs: list[Settings], data: PackedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+def test_measuring_takes_steps(runs: list[Settings], data: PackedData) -> None:
     cost = sizing._measure(runs[0], data)
     assert cost.step > 0
-    assert cost.around > 0
-    assert list(tmp_path.iterdir()) == []
+    assert cost.start > 0
 
 
 def test_what_was_chosen_is_read_from_the_runs(model_file: Path, data: PackedData, tmp_path: Path) -> None:
     assert chosen_before(tmp_path) is None
     settings = small_settings(model_file, tokens=3 * 4 * 32, warmup_steps=1, save_every=0)
     train(settings, data, tmp_path / "runs" / "one")
-    assert chosen_before(tmp_path) == {"tokens": 384, "warmup_steps": 1, "save_every": 0, "compile": False}
+    chosen = chosen_before(tmp_path)
+    assert chosen == {name: getattr(settings, name) for name in sizing.CHOSEN}
 
 
 def test_short_runs_are_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:

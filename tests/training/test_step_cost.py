@@ -27,12 +27,12 @@ def test_every_variant_is_timed_in_each_round_in_turn(
 ) -> None:
     timed: list[str] = []
 
-    def seconds(settings: Settings, _: PackedData) -> float:
+    def seconds(settings: Settings, _: PackedData, count: int) -> list[float]:
         # A machine that slows down, on which exclusive attention costs a quarter more.
         timed.append(settings.variant.name)
-        return (1 + len(timed) // 3) * (1.25 if settings.variant.name == "exclusive" else 1.0)
+        return [(1 + len(timed) // 3) * (1.25 if settings.variant.name == "exclusive" else 1.0)] * count
 
-    monkeypatch.setattr(step_cost, "_seconds_a_step", seconds)
+    monkeypatch.setattr(step_cost, "timed_steps", seconds)
     costs = step_cost.step_costs(runs, data)
     rounds = [timed[start : start + 3] for start in range(0, len(timed), 3)]
     assert all(sorted(each) == ORDER for each in rounds)

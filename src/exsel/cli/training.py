@@ -50,8 +50,8 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
         ("--weight-decay", real, 0.1, "of matrices (%(default)s)"),
         ("--token-lr", real, 1e-3, "peak learning rate of temperatures' token terms and of strengths (%(default)s)"),
         ("--position-lr", real, 1e-3, "peak learning rate of temperatures' positional terms (%(default)s)"),
-        ("--evaluations", whole(1), 12, "points of the validation curve (%(default)s)"),
-        ("--evaluation-blocks", whole(1), 32, "sequences that validate (%(default)s)"),
+        ("--evaluations", whole(1), None, "points of the validation curve (12)"),
+        ("--evaluation-blocks", whole(1), None, "sequences that validate (32)"),
         ("--save-every", whole(0), None, "steps between checkpoints (a fifth of the run, 500 at most)"),
     ):
         # A flag is named like its field in Settings, except that -lr stands for -learning-rate.
@@ -281,6 +281,7 @@ def run_session(
         check_new_models(runs, data)
         if prepare is not None:
             runs = prepare(data) or runs
+            data = data.cut(runs[0].evaluation_blocks)
         is_eager = arguments.compile is None and not can_compile() and runs[0].steps >= COMPILED_STEPS
         if is_eager and processes.is_first:
             warn("no C++ compiler (g++ or clang++) found: training runs eager, without torch.compile")

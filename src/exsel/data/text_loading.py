@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import cast, get_args
 
 import numpy as np
@@ -64,6 +64,11 @@ class PackedData:
     description: DataDescription
     evaluation_sets: Mapping[str, EvaluationSet] = field(default_factory=dict)
     """By name, what a trained model is evaluated on beside the validation blocks."""
+
+    def cut(self, blocks: int) -> PackedData:
+        """The same with at most this many blocks to validate, and of each evaluation set, evenly spread."""
+        sets = {name: (evenly_spread(own, blocks), said) for name, (own, said) in self.evaluation_sets.items()}
+        return replace(self, validation=evenly_spread(self.validation, blocks), evaluation_sets=sets)
 
     def sha256(self) -> str:
         """SHA-256 of the description and of the validation tokens, in hexadecimal.

@@ -1,44 +1,61 @@
-"""Size a comparison by time: measure some steps of every variant, then choose the tokens that all of them train on."""
+"""Size a comparison by time: measure some steps of every variant, then choose what all of them train on alike."""
 
 from __future__ import annotations
 
 import math
+import statistics
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
+
+import torch
 
 from exsel.data import PackedData
 from exsel.errors import ExselError
 from exsel.files import read_object
 from exsel.training.output_folder import RUNS, SETTINGS
-from exsel.training.progress import Progress
-from exsel.training.run import Interrupted, train_run
 from exsel.training.settings import COMPILED_STEPS, Settings, one_a_variant, schedule
-from exsel.training.step_cost import STEPS
+from exsel.training.step_cost import STEPS, timed_steps
 
-# Steps that are measured of each variant; their median counts.
-_MEASURED_STEPS = 5
+# Steps that are measured of each variant, after one that warms up; their median counts.
+_MEASURED_STEPS = 3
 # Fewer steps show nothing.
 _FEWEST_STEPS = 20
+# Of fewer steps a model has hardly learned, so that batches are halved first.
+_ENOUGH_STEPS = 150
 # What is planned of the time that is left: a machine is not equally fast all the time.
 _SHARE = 0.85
+# The most of the time that evaluations take, unless they are the fewest, and that trying compiled layers may take.
+_EVALUATING, _COMPILING = 0.1, 0.15
+# With fewer evaluations a report says that the trainings are too short to conclude from.
+_FEWEST_EVALUATIONS, _FEWEST_BLOCKS = 6, 8
 # A forward pass alone, as a share of a step.
 _FORWARD = 1 / 3
+# Blocks on which a run is evaluated at its end, beside the validation.
+_BLOCKS_AT_END = 16
 
 #: The settings that :func:`fit_minutes` chooses.
-CHOSEN = ("tokens", "warmup_steps", "save_every", "compile")
+CHOSEN = ("tokens", "batch_size", "evaluations", "evaluation_blocks", "warmup_steps", "save_every", "compile")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """The seconds of a run: of a step, and of all else, with one evaluation: building, compiling, saving."""
+    """The seconds of a step, and of all before it: building the model, compiling, warming up."""
 
     step: float
-    around: float
+    start: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """The steps of each run that the time allows, how they are evaluated, and the seconds of the fewest steps."""
+
+    steps: int
+    evaluations: int
+    evaluation_blocks: int
+    needed: float
 
 
 def fit_minutes(
@@ -51,8 +68,9 @@ def fit_minutes(
 ) -> list[Settings]:
     """The runs with as many tokens each, all the same, as the time allows, and the schedule that fits them.
 
-    Whether layers are compiled is measured, too: where eager runs would have so many steps that compiling may pay,
-    compiled ones are tried, and what allows more steps is chosen.
+    A slow machine gets smaller batches where whole ones would make too few steps, and evaluates less often and on fewer
+    blocks. Where eager runs would have so many steps that compiling may pay, compiled ones are tried, and what allows
+    more steps is chosen.
 
     Args:
         runs: of a comparison.
@@ -64,18 +82,51 @@ def fit_minutes(
     Raises:
         ExselError: the time is too short.
     """
-    is_compiled = runs[0].compile if "compile" in fixed else False
-    steps, needed = _steps(runs, data, is_compiled, seconds_left, note)
-    if "compile" not in fixed and steps >= COMPILED_STEPS and schedule(steps)["compile"]:
-        compiled, _ = _steps(runs, data, True, seconds_left, note)
-        steps, is_compiled = (compiled, True) if compiled > steps else (steps, False)
-    if steps < _FEWEST_STEPS:
+    begun = seconds_left()
+
+    def plan(costs: Mapping[str, Cost]) -> _Plan:
+        return _plan(runs, costs, data, seconds_left(), fixed)
+
+    def measure(is_compiled: bool) -> dict[str, Cost]:
+        costs: dict[str, Cost] = {}
+        for run in one_a_variant(runs):
+            note(f"measuring {_MEASURED_STEPS} {'compiled ' if is_compiled else ''}steps of {run.variant.name} …")
+            costs[run.variant.name] = cost = _measure(replace(run, compile=is_compiled), data)
+            if is_compiled and "compile" not in fixed and cost.start * len(runs) > _COMPILING * seconds_left():
+                return {}
+        return costs
+
+    is_compiled = "compile" in fixed and runs[0].compile
+    note("measuring batches of several sizes …")
+    for batch_size in [runs[0].batch_size] if "batch_size" in fixed else _halvings(runs[0]):
+        runs = [replace(run, batch_size=batch_size) for run in runs]
+        cost = _measure(replace(runs[0], compile=is_compiled), data)
+        chosen = plan({run.variant.name: cost for run in runs})
+        if chosen.steps < 2 * _ENOUGH_STEPS:
+            break
+    if chosen.steps >= _FEWEST_STEPS:
+        eager = measure(is_compiled)
+        chosen = plan(eager)
+        if "compile" not in fixed and chosen.steps >= COMPILED_STEPS and schedule(chosen.steps)["compile"]:
+            compiled = measure(True)
+            chosen = plan(eager)
+            if compiled and plan(compiled).steps > chosen.steps:
+                chosen, is_compiled = plan(compiled), True
+    if chosen.steps < _FEWEST_STEPS:
+        minutes = math.ceil((begun - seconds_left() + chosen.needed) / 60)
         raise ExselError(
             f"--minutes is too short: {len(runs)} runs of {_FEWEST_STEPS} steps, the fewest that show anything, take "
-            f"about {math.ceil(needed / 60)} minutes here; give more, or a smaller --model, --batch-size or --seq-len"
+            f"about {minutes} minutes here; give more, or a smaller --model, --batch-size or --seq-len"
         )
-    chosen = {**schedule(steps), "tokens": steps * runs[0].tokens_per_step, "compile": is_compiled}
-    return [replace(run, **{name: value for name, value in chosen.items() if name not in fixed}) for run in runs]
+    values = {
+        **schedule(chosen.steps),
+        "tokens": chosen.steps * runs[0].tokens_per_step,
+        "batch_size": batch_size,
+        "evaluations": chosen.evaluations,
+        "evaluation_blocks": chosen.evaluation_blocks,
+        "compile": is_compiled,
+    }
+    return [replace(run, **{name: value for name, value in values.items() if name not in fixed}) for run in runs]
 
 
 def chosen_before(folder: Path) -> dict[str, Any] | None:
@@ -89,44 +140,44 @@ def chosen_before(folder: Path) -> dict[str, Any] | None:
     return {name: content[name] for name in CHOSEN}
 
 
-def _steps(
-    runs: Sequence[Settings],
-    data: PackedData,
-    is_compiled: bool,
-    seconds_left: Callable[[], float],
-    note: Callable[[str], None],
-) -> tuple[int, float]:
-    """The steps a run that the time allows after measuring, and the seconds in which the fewest would be done."""
-    counts = Counter(run.variant.name for run in runs)
-    before = seconds_left()
-    step = around = 0.0
-    for run in one_a_variant(runs):
-        note(f"measuring {_MEASURED_STEPS} {'compiled ' if is_compiled else ''}steps of {run.variant.name} …")
-        cost = _measure(replace(run, compile=is_compiled), data)
-        evaluations = math.ceil(len(data.validation) / run.micro_batch_size) * cost.step * run.accumulation * _FORWARD
-        step += counts[run.variant.name] * cost.step
-        around += STEPS * cost.step
-        around += counts[run.variant.name] * (cost.around + (run.evaluations - 1) * evaluations)
-    measuring = before - seconds_left()
-    allowed = math.floor((_SHARE * seconds_left() - around) / step)
-    return allowed, measuring + (around + _FEWEST_STEPS * step) / _SHARE
+def _halvings(settings: Settings) -> list[int]:
+    """The batch sizes that halving leads to, the smallest first; each can be accumulated as the settings say."""
+    sizes = [settings.batch_size]
+    while sizes[0] % (2 * settings.accumulation) == 0:
+        sizes.insert(0, sizes[0] // 2)
+    return sizes
+
+
+def _plan(
+    runs: Sequence[Settings], costs: Mapping[str, Cost], data: PackedData, seconds: float, fixed: Sequence[str]
+) -> _Plan:
+    """What fits into the seconds if a step of each variant costs as much as measured."""
+    first = runs[0]
+    block = {name: cost.step * _FORWARD / first.batch_size for name, cost in costs.items()}
+    budget = _EVALUATING * seconds / sum(block[run.variant.name] for run in runs)  # in evaluated blocks of a run
+    blocks = evaluations = 0
+    if "evaluation_blocks" not in fixed:
+        blocks = max(_FEWEST_BLOCKS, math.floor(budget / _FEWEST_EVALUATIONS))
+    blocks = min(blocks or len(data.validation), len(data.validation))
+    if "evaluations" not in fixed:
+        evaluations = max(_FEWEST_EVALUATIONS, math.floor(budget / blocks))
+    evaluations = min(evaluations or first.evaluations, first.evaluations)
+    evaluated = evaluations * blocks + _BLOCKS_AT_END + sum(len(each) for each, _ in data.evaluation_sets.values())
+    names = [run.variant.name for run in runs]
+    around = sum(costs[name].start + evaluated * block[name] for name in names)
+    around += STEPS * sum(cost.step for cost in costs.values())
+    step = sum(costs[name].step for name in names)
+    return _Plan(
+        steps=max(0, math.floor((_SHARE * seconds - around) / step)),
+        evaluations=evaluations,
+        evaluation_blocks=blocks,
+        needed=(around + _FEWEST_STEPS * step) / _SHARE,
+    )
 
 
 def _measure(settings: Settings, data: PackedData) -> Cost:
-    """Train for some steps, as the run will."""
-    short = replace(
-        settings,
-        tokens=_MEASURED_STEPS * settings.tokens_per_step,
-        warmup_steps=0,
-        evaluations=1,
-        save_every=0,
-        report_to=(),
-    )
+    """The cost of a step of a new model, which is gone afterwards."""
+    torch.compiler.reset()  # each variant has graphs of its own
     start = time.perf_counter()
-    with TemporaryDirectory(prefix="exsel-") as folder:
-        try:
-            result = train_run(short, data, Path(folder), name="measuring", progress=Progress())
-        except Interrupted as stop:
-            raise KeyboardInterrupt from stop  # nothing is there to go on with
-        seconds = time.perf_counter() - start
-    return Cost(step=result["ms_per_step"] / 1e3, around=seconds - result["train_seconds"])
+    _, *timed = timed_steps(settings, data, 1 + _MEASURED_STEPS)
+    return Cost(step=statistics.median(timed), start=time.perf_counter() - start - sum(timed))

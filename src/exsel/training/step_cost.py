@@ -44,7 +44,8 @@ def step_costs(runs: Sequence[Settings], data: PackedData) -> dict[str, StepCost
         for turn in range(_ROUNDS):
             start = turn % len(variants)
             for run in (*variants[start:], *variants[:start]):
-                seconds[run.variant.name].append(_seconds_a_step(run, data))
+                _, *timed = timed_steps(run, data, 1 + _TIMED_STEPS)
+                seconds[run.variant.name].append(statistics.median(timed))
     return {
         name: StepCost(
             milliseconds=statistics.median(own) * 1e3,
@@ -59,8 +60,8 @@ def step_costs(runs: Sequence[Settings], data: PackedData) -> dict[str, StepCost
     }
 
 
-def _seconds_a_step(settings: Settings, data: PackedData) -> float:
-    """The median over the timed steps of a new model, which is gone afterwards."""
+def timed_steps(settings: Settings, data: PackedData, count: int) -> list[float]:
+    """The seconds of each step of a new model, which is gone afterwards; the first one warms up, and may compile."""
     device, dtype = torch.device(settings.device), getattr(torch, settings.dtype)
     model = build_model(settings, data).to(device).train()
     if settings.compile:
@@ -69,7 +70,7 @@ def _seconds_a_step(settings: Settings, data: PackedData) -> float:
     optimizer = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad], lr=0.0, fused=True)
     batch = first_batch(data, settings.micro_batch_size, device)
     steps = []
-    for _ in range(1 + _TIMED_STEPS):
+    for _ in range(count):
         start = time.perf_counter()
         for micro_batch in range(settings.accumulation):
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
@@ -80,4 +81,4 @@ def _seconds_a_step(settings: Settings, data: PackedData) -> float:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         steps.append(time.perf_counter() - start)
-    return statistics.median(steps[1:])
+    return steps
