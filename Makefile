@@ -8,8 +8,8 @@ BIN := .venv/bin
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-demo: .venv/installed  ## the main job on the embedded corpus: baseline, exclusive, selective, both
-	$(BIN)/exsel compare --out runs/demo --overwrite
+demo: .venv/installed  ## the main job on the embedded corpus, in six minutes: baseline, exclusive, selective, both
+	$(BIN)/exsel compare --minutes 6 --out runs/demo --overwrite
 
 # One thread a process: more would wait for each other. Bytecode is written even where the environment forbids it: without
 # it each program that a test starts compiles torch and transformers from their source, which takes it 10 seconds.
