@@ -98,7 +98,9 @@ def fit_minutes(
 
     is_compiled = "compile" in fixed and runs[0].compile
     note("measuring batches of several sizes …")
-    for batch_size in [runs[0].batch_size] if "batch_size" in fixed else _halvings(runs[0]):
+    sizes = [runs[0].batch_size] if "batch_size" in fixed else _halvings(runs[0])
+    timed_steps(replace(runs[0], batch_size=sizes[0], compile=False), data, 1)  # imports what a first step does
+    for batch_size in sizes:
         runs = [replace(run, batch_size=batch_size) for run in runs]
         cost = _measure(replace(runs[0], compile=is_compiled), data)
         chosen = plan({run.variant.name: cost for run in runs})
