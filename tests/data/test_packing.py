@@ -13,7 +13,16 @@ from transformers import PreTrainedTokenizerBase
 
 from exsel.data import documents, packing, text_files
 from exsel.data.documents import rows_of, to_dataset
-from exsel.data.packing import Pack, Packer, collate, evenly_spread, pack_corpus, pack_stream, token_counts
+from exsel.data.packing import (
+    Pack,
+    Packer,
+    collate,
+    evenly_spread,
+    joined_blocks,
+    pack_corpus,
+    pack_stream,
+    token_counts,
+)
 from exsel.data.splitting import Corpus
 from exsel.data.tokenization import load_tokenizer
 
@@ -143,6 +152,18 @@ def test_spread_takes_blocks_from_everywhere() -> None:
     assert evenly_spread(blocks, None) is blocks
     assert evenly_spread(blocks, 10) is blocks
     assert evenly_spread(blocks, 4)["n"][:] == [0, 2, 5, 7]
+
+
+def test_joined_blocks_are_those_of_the_longer_length(tokenizer: PreTrainedTokenizerBase) -> None:
+    blocks, _ = pack_corpus(corpus(), tokenizer, seq_len=3, pack="concat")
+    longer, _ = pack_corpus(corpus(), tokenizer, seq_len=12, pack="concat")
+    joined = joined_blocks(blocks, 4, 100)
+    assert [block["input_ids"].tolist() for block in joined] == [block["input_ids"].tolist() for block in longer]
+    assert [block["input_ids"][0] for block in joined_blocks(blocks, 4, 2)] == [
+        longer[0]["input_ids"][0],
+        longer[len(longer) // 2]["input_ids"][0],
+    ]
+    assert joined_blocks(blocks.select(range(3)), 4, 2) == []
 
 
 def test_tokens_are_counted(tokenizer: PreTrainedTokenizerBase) -> None:

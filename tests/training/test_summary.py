@@ -177,3 +177,32 @@ def test_a_sweep_chooses_the_rate_of_the_lowest_mean_loss_and_says_where_it_lies
         ("exclusive", 3e-3, True, "highest"),
     ]
     assert rows[0]["loss"] == Estimate.of(1.0, 3.0).to_dict()
+
+
+def test_positions_and_other_texts_are_compared_seed_by_seed() -> None:
+    def with_parts(variant: str, seed: int, losses: list[float], *, first: int = 1) -> dict[str, Any]:
+        buckets = [{"first": first, "last": 1, "loss": losses[0]}, {"first": 2, "last": 3, "loss": losses[1]}]
+        other = {"other": {"loss": losses[0], "bits_per_byte": losses[0] / 2}}
+        longer = {"by_position": buckets[:1]}
+        return run(variant, losses, seed=seed, by_position=buckets, longer=longer, evaluation_sets=other)
+
+    runs = [
+        with_parts("baseline", 0, [3.0, 2.0]),
+        with_parts("baseline", 1, [3.5, 2.5]),
+        with_parts("exclusive", 0, [2.0, 1.8]),
+        with_parts("exclusive", 1, [2.25, 2.2]),
+    ]
+    baseline, exclusive = summarise(runs, 10)
+    assert baseline["by_position"][1] == {
+        "first": 2, "last": 3, "loss": Estimate.of(2.0, 2.5).to_dict(), "difference": None,
+    }  # fmt: skip
+    assert exclusive["by_position"][1]["difference"] == Estimate.of(1.8 - 2.0, 2.2 - 2.5).to_dict()
+    assert [bucket["difference"] for bucket in exclusive["longer"]] == [Estimate.of(-1.0, -1.25).to_dict()]
+    assert exclusive["evaluation_sets"]["other"] == {
+        "loss": Estimate.of(2.0, 2.25).to_dict(),
+        "bits_per_byte": Estimate.of(1.0, 1.125).to_dict(),
+        "difference": Estimate.of(-1.0, -1.25).to_dict(),
+    }
+    # A seed that was evaluated elsewhere belongs to no mean.
+    runs[1] = with_parts("baseline", 1, [3.5, 2.5], first=0)
+    assert [row["by_position"] for row in summarise(runs, 10)] == [[], []]

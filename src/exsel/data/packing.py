@@ -139,6 +139,19 @@ def evenly_spread(blocks: Dataset, most: int | None) -> Dataset:
     return blocks.select(np.arange(most) * len(blocks) // most)
 
 
+def joined_blocks(blocks: Dataset, factor: int, most: int) -> list[dict[str, NDArray[np.int32]]]:
+    """At most ``most`` longer blocks, evenly spread, each of ``factor`` blocks that follow one another.
+
+    Without ``position_ids`` these are the blocks that packing the same text at the longer length would give.
+    """
+    count = len(blocks) // factor
+    starts = [factor * (index * count // min(most, count)) for index in range(min(most, count))]
+    return [
+        {"input_ids": np.concatenate([blocks[start + place]["input_ids"] for place in range(factor)])}
+        for start in starts
+    ]
+
+
 def token_counts(blocks: Dataset | IterableDataset, vocab_size: int, max_blocks: int | None = None) -> Tensor:
     """Count how often each token occurs.
 

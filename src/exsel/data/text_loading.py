@@ -10,11 +10,12 @@ from typing import cast, get_args
 
 import numpy as np
 from datasets import Dataset, IterableDataset, concatenate_datasets
+from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from exsel.data.documents import Row, rows_of, to_dataset
 from exsel.data.hub import StreamedDocuments, open_hub
-from exsel.data.packing import Pack, batches_of, evenly_spread, pack_corpus, pack_stream
+from exsel.data.packing import Pack, batches_of, evenly_spread, joined_blocks, pack_corpus, pack_stream
 from exsel.data.passkey import is_passkey, passkey_documents
 from exsel.data.splitting import Corpus, split_by_content, split_by_name
 from exsel.data.standard_library import corpus_name, read_standard_library
@@ -22,6 +23,8 @@ from exsel.data.text_files import find_files, is_local, load_files
 from exsel.data.tokenization import encode, load_tokenizer, vocabulary_size
 from exsel.errors import ExselError
 
+# How many times as long as the other blocks are those that are longer than what is trained on, and how many at most.
+_LONGER, _LONGER_BLOCKS = 4, 32
 # The tokens of a stream that validate (or are evaluated) if the caller sets no limit.
 _STREAM_VALIDATION_TOKENS = 2**20
 
@@ -62,6 +65,8 @@ class PackedData:
     validation: Dataset
     tokenizer: PreTrainedTokenizerBase
     description: DataDescription
+    longer: Sequence[Mapping[str, NDArray[np.int32]]] = ()
+    """Validation text in blocks four times as long; none if there is too little, or documents are kept apart."""
     evaluation_sets: Mapping[str, EvaluationSet] = field(default_factory=dict)
     """By name, what a trained model is evaluated on beside the validation blocks."""
 
@@ -210,9 +215,13 @@ def _load(
             _check_length("training", seq_len, train_tokens)
     validation, tokens = pack_corpus(corpus, tokenizer, seq_len=seq_len, pack=packing)
     _check_length("validation" if trains else "evaluation", seq_len, tokens)
+    longer = []
+    if trains and pack == "concat":
+        longer = joined_blocks(validation, _LONGER, min(_LONGER_BLOCKS, max(1, (max_blocks or len(validation)) // 2)))
     return PackedData(
         train=train,
         validation=evenly_spread(validation, max_blocks),
+        longer=longer,
         tokenizer=tokenizer,
         description=DataDescription(
             name=" ".join(specs) or (corpus_name() if texts is None else f"{len(texts):,} texts"),

@@ -137,18 +137,14 @@ class Monitor(TrainerCallback):
         else:
             self.peak_memory = max(self.peak_memory, psutil.Process().memory_info().rss)
 
-    def evaluate(self, model: nn.Module, blocks: Any) -> Evaluation:
-        """The model's loss on blocks, computed as in validation."""
-        return evaluate_loss(
+    def _evaluate(self, model: nn.Module) -> None:
+        self.evaluation = evaluate_loss(
             model,
-            blocks,
+            self.validation,
             batch_size=self.processes.share(self.settings.micro_batch_size),
             device=self._device,
             dtype=getattr(torch, self.settings.dtype),
         )
-
-    def _evaluate(self, model: nn.Module) -> None:
-        self.evaluation = self.evaluate(model, self.validation)
         line, loss = self.record.lines[-1], self.evaluation.loss
         self.record.check_finite([loss], line["step"])
         line["validation_loss"] = loss

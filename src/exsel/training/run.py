@@ -17,11 +17,9 @@ from transformers import TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from exsel.data import PackedData, collate
-from exsel.diagnostics import similarity_bias, temperature_moves
 from exsel.errors import ExselError, LoadError, explained
-from exsel.evaluation import Evaluation
 from exsel.files import MANIFEST, check_sealed, locked, read_object, seal, write_json
-from exsel.models import ExselForCausalLM
+from exsel.training.final_measurements import measure_trained
 from exsel.training.mechanism_parameters import mechanism_parameters
 from exsel.training.monitor import Monitor
 from exsel.training.output_folder import (
@@ -44,8 +42,6 @@ from exsel.training.step_record import StepRecord
 from exsel.training.trainer import ExselTrainer
 from exsel.upgrading.loading import quiet_transformers
 
-# The number of blocks over which the similarity bias and the temperatures are measured.
-_SIMILARITY_BLOCKS = 8
 # Points of the training curve in a result; metrics.jsonl has every step.
 _CURVE_POINTS = 1000
 # What error messages call the hashes in a run's settings.
@@ -368,16 +364,6 @@ def _result(
     loss = validated[-1]["validation_loss"]
     step_seconds = monitor.record.step_seconds()
     quartiles = statistics.quantiles(step_seconds, n=4) if len(step_seconds) > 1 else [0.0] * 3
-    evaluated = {
-        name: (monitor.evaluate(model, blocks), described) for name, (blocks, described) in data.evaluation_sets.items()
-    }
-    similarity = None
-    blocks = data.validation.select(range(min(_SIMILARITY_BLOCKS, len(data.validation))))
-    device, batch_size = torch.device(settings.device), processes.share(settings.micro_batch_size)
-    if isinstance(model, ExselForCausalLM):
-        similarity = similarity_bias(model, blocks, batch_size=batch_size, device=device)
-    dtype = getattr(torch, settings.dtype)
-    temperatures = temperature_moves(model, blocks, batch_size=batch_size, device=device, dtype=dtype)
     return {
         "variant": settings.variant.name,
         "seed": settings.seed,
@@ -397,23 +383,8 @@ def _result(
         "processes": processes.count,
         "train_curve": _curve(lines[:: math.ceil(len(lines) / _CURVE_POINTS)], "loss"),
         "validation_curve": _curve(validated, "validation_loss"),
-        "by_position": _by_position(monitor.evaluation or monitor.evaluate(model, data.validation)),
-        "evaluation_sets": {
-            name: {
-                "loss": evaluation.loss,
-                "bits_per_byte": evaluation.bits_per_byte(described.bytes_per_token),
-                "by_position": _by_position(evaluation),
-            }
-            for name, (evaluation, described) in evaluated.items()
-        },
-        "similarity": similarity,
-        "temperatures": temperatures,
+        **measure_trained(model, settings, data, processes, validation=monitor.evaluation),
     }
-
-
-def _by_position(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """The loss in buckets of positions that double, 0-based, the last one included."""
-    return [{"first": first, "last": end - 1, "loss": loss} for first, end, loss in evaluation.by_position()]
 
 
 def _curve(lines: list[dict[str, Any]], loss: str) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,12 +99,54 @@ def summarise_sweep(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def _losses(members: Sequence[Run], pairs: Sequence[tuple[Run, Run]]) -> dict[str, Any]:
-    """A loss over the seeds, and its difference to the baseline's; the same of each evaluation set."""
+    """The losses over the seeds and their differences to the baseline's: on all tokens, by position, on other texts."""
+    names = members[0].get("evaluation_sets", {})
+
+    def text(name: str) -> Callable[[Run], Run]:
+        return lambda run: run["evaluation_sets"][name]
+
     return {
-        "loss": _over_seeds(run["loss"] for run in members),
-        "bits_per_byte": _over_seeds(run["bits_per_byte"] for run in members),
-        "difference": _over_seeds(run["loss"] - base["loss"] for run, base in pairs) if pairs else None,
+        **_loss(members, pairs, lambda run: run),
+        "by_position": _by_position(members, pairs, lambda run: run.get("by_position", [])),
+        "longer": _by_position(members, pairs, lambda run: run.get("longer", {}).get("by_position", [])),
+        "evaluation_sets": {name: _loss(members, pairs, text(name)) for name in names},
     }
+
+
+def _loss(members: Sequence[Run], pairs: Sequence[tuple[Run, Run]], part: Callable[[Run], Run]) -> dict[str, Any]:
+    """The loss in a part of each run."""
+    return {
+        "loss": _over_seeds(part(run)["loss"] for run in members),
+        "bits_per_byte": _over_seeds(part(run)["bits_per_byte"] for run in members),
+        "difference": _difference(pairs, part),
+    }
+
+
+def _by_position(
+    members: Sequence[Run], pairs: Sequence[tuple[Run, Run]], part: Callable[[Run], Sequence[Run]]
+) -> list[dict[str, Any]]:
+    """The loss in each bucket of positions; none where the runs have not the same buckets."""
+    buckets = [(bucket["first"], bucket["last"]) for bucket in part(members[0])]
+    runs = [*members, *(base for _, base in pairs)]
+    if any([(bucket["first"], bucket["last"]) for bucket in part(run)] != buckets for run in runs):
+        return []
+
+    def bucket_of(place: int) -> Callable[[Run], Run]:
+        return lambda run: part(run)[place]
+
+    return [
+        {
+            "first": first,
+            "last": last,
+            "loss": _over_seeds(part(run)[place]["loss"] for run in members),
+            "difference": _difference(pairs, bucket_of(place)),
+        }
+        for place, (first, last) in enumerate(buckets)
+    ]
+
+
+def _difference(pairs: Sequence[tuple[Run, Run]], part: Callable[[Run], Run]) -> dict[str, Any] | None:
+    return _over_seeds(part(run)["loss"] - part(base)["loss"] for run, base in pairs) if pairs else None
 
 
 def _over_seeds(values: Iterable[float]) -> dict[str, Any]:

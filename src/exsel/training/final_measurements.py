@@ -1,0 +1,142 @@
+"""What is measured on a trained model: its loss by position, beyond its length and on other texts, and samples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from exsel.data import PackedData
+from exsel.diagnostics import similarity_bias, temperature_moves
+from exsel.errors import ExselError, explained, is_out_of_memory
+from exsel.evaluation import Evaluation, evaluate_loss, sample_texts
+from exsel.lengths import longest_sequence
+from exsel.models import ExselForCausalLM
+from exsel.training.own_model import OwnModel
+from exsel.training.processes import Processes
+from exsel.training.settings import Settings
+
+# The number of blocks over which the similarity bias and the temperatures are measured.
+_SIMILARITY_BLOCKS = 8
+# The number of prompts, and at most how many tokens they have and are gone on with.
+_SAMPLES, _PROMPT_TOKENS, _NEW_TOKENS = 3, 128, 96
+
+
+def measure_trained(
+    model: Any,
+    settings: Settings,
+    data: PackedData,
+    processes: Processes,
+    *,
+    validation: Evaluation | None,
+) -> dict[str, Any]:
+    """The measurements, as they stand in a run's result.
+
+    Args:
+        model: trained, on its device; uncompiled or compiled by layers.
+        settings: of the run.
+        data: loaded as they say.
+        processes: those that train together, each of which calls this.
+        validation: the last evaluation on the validation blocks; ``None``: there was none in this process.
+    """
+    device, dtype = torch.device(settings.device), getattr(torch, settings.dtype)
+    share = processes.share(settings.micro_batch_size)
+
+    def evaluate(blocks: Any, batch_size: int = share) -> Evaluation:
+        return evaluate_loss(model, blocks, batch_size=batch_size, device=device, dtype=dtype)
+
+    similarity = None
+    blocks = data.validation.select(range(min(_SIMILARITY_BLOCKS, len(data.validation))))
+    if isinstance(model, ExselForCausalLM):
+        similarity = similarity_bias(model, blocks, batch_size=share, device=device)
+    new_tokens = min(_NEW_TOKENS, settings.seq_len // 2)
+    samples = sample_texts(
+        model,
+        data.tokenizer,
+        data.validation,
+        count=_SAMPLES,
+        prompt_tokens=min(_PROMPT_TOKENS, settings.seq_len - new_tokens),
+        new_tokens=new_tokens,
+        device=device,
+        dtype=dtype,
+    )
+    evaluated = {name: (evaluate(blocks), described) for name, (blocks, described) in data.evaluation_sets.items()}
+    return {
+        "by_position": _by_position(validation or evaluate(data.validation)),
+        "longer": _longer(model, settings, data, processes, evaluate, share),
+        "evaluation_sets": {
+            name: {
+                "loss": evaluation.loss,
+                "bits_per_byte": evaluation.bits_per_byte(described.bytes_per_token),
+                "by_position": _by_position(evaluation),
+            }
+            for name, (evaluation, described) in evaluated.items()
+        },
+        "similarity": similarity,
+        "temperatures": temperature_moves(model, blocks, batch_size=share, device=device, dtype=dtype),
+        "samples": [asdict(sample) for sample in samples],
+    }
+
+
+def _by_position(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """The loss in buckets of positions that double, 0-based, the last one included."""
+    return [{"first": first, "last": end - 1, "loss": loss} for first, end, loss in evaluation.by_position()]
+
+
+def _longer(
+    model: Any,
+    settings: Settings,
+    data: PackedData,
+    processes: Processes,
+    evaluate: Callable[[Any, int], Evaluation],
+    share: int,
+) -> dict[str, Any]:
+    """The loss by position in blocks longer than the trained ones, or the reason why there is none."""
+    blocks, reason = _longer_blocks(model, settings, data)
+    evaluation = None
+    if reason is None:
+        length = len(blocks[0]["input_ids"])
+        try:
+            evaluation = evaluate(blocks, max(1, share * settings.seq_len // length))
+        except (RuntimeError, MemoryError) as error:
+            # Several processes would wait for the one that gave up.
+            if processes.count > 1 or not is_out_of_memory(error):
+                raise
+            reason = f"there is no memory for {length} tokens at a time"
+        else:
+            if not math.isfinite(evaluation.loss):
+                evaluation, reason = None, f"its loss on {length} tokens is no number"
+    return {
+        "length": None if evaluation is None else len(evaluation.count),
+        "by_position": [] if evaluation is None else _by_position(evaluation),
+        "reason": reason,
+    }
+
+
+def _longer_blocks(model: Any, settings: Settings, data: PackedData) -> tuple[Sequence[Any], str | None]:
+    """Blocks as long as the model can take, or why there are none."""
+    if settings.pack == "isolate":
+        return [], "documents are kept apart, and each begins at position 1"
+    if not data.longer:
+        return [], "there is too little validation text"
+    limit = longest_sequence(model)
+    if limit is not None and limit <= settings.seq_len:
+        return [], f"the model has positions for {limit} tokens and no more"
+    blocks = [{name: ids[:limit] for name, ids in block.items()} for block in data.longer]
+    if isinstance(model, OwnModel):
+        ids = torch.from_numpy(blocks[0]["input_ids"]).long().unsqueeze(0)
+        try:
+            # On a GPU, an index beyond a table of positions would end the process.
+            with (
+                explained("it cannot be called with longer sequences"),
+                torch.no_grad(),
+                torch.compiler.set_stance("force_eager"),
+            ):
+                deepcopy(model).cpu().eval()(ids)
+        except ExselError as error:
+            return [], str(error)
+    return blocks, None
