@@ -24,7 +24,7 @@ from evidence.papers.outcome import ExperimentRecord
 from evidence.papers.results_page import PAGE as REPRODUCTION
 from evidence.papers.results_page import PICTURES, machine_in_words, picture_names, to_markdown, write_page
 from exsel.files import read_json
-from exsel.report import HEADINGS, headline, headline_note, interval_sentence, summary_rows
+from exsel.report import headline, headline_note, interval_sentence, summary_rows, table_headings
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "evidence" / "benchmarks" / "results"
@@ -55,7 +55,7 @@ def quality(result: dict[str, Any]) -> str:
             f"{result['model']['name']} model, {config['steps']} steps of {config['batch_size']} × {config['seq_len']} "
             f"tokens of {data['name']} as bytes (sha256 {data['sha256'][:12]}), seeds "
             f"{', '.join(map(str, config['seeds']))}; {machine(result)}. `{result['command']}`",
-            table(summary_rows(result), HEADINGS),
+            table(summary_rows(result), table_headings(result)),
             f"{interval_sentence(result)}. {headline(result)} {headline_note(result)}",
         ]
     )

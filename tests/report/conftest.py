@@ -42,16 +42,16 @@ def build_results(
     layers: int = 4,
     final: dict[str, float] | None = None,
     noise: float = 0.02,
+    texts: Sequence[str] = (),
 ) -> dict[str, Any]:
     """A made-up comparison with the schema of results.json; `noise` is how much seeds differ."""
     ends = FINAL | (final or {})
     swept = len(rates) > 1
-    choosing = [_run(name, CHOOSING_SEED, rate, layers, ends[name], noise) for rate in rates for name in variants]
+    made_of = {"layers": layers, "noise": noise, "texts": texts}
+    choosing = [_run(name, CHOOSING_SEED, rate, ends[name], **made_of) for rate in rates for name in variants]
     sweep = summarise_sweep(choosing if swept else [])
     chosen = {row["variant"]: row["learning_rate"] for row in sweep if row["chosen"]}
-    runs = [
-        _run(name, seed, chosen.get(name, rates[0]), layers, ends[name], noise) for name in variants for seed in seeds
-    ]
+    runs = [_run(name, seed, chosen.get(name, rates[0]), ends[name], **made_of) for name in variants for seed in seeds]
     rounds = [0.99, 1.0, 1.02, 0.995, 1.01]
     step_costs = {
         name: StepCost(
@@ -120,7 +120,14 @@ def build_results(
     }
 
 
-def _run(name: str, seed: int, rate: float, layers: int, end: float, noise: float) -> dict[str, Any]:
+def _buckets(loss: float, length: int) -> list[dict[str, Any]]:
+    firsts = [2**power for power in range(int(math.log2(length)))]
+    return [{"first": first, "last": 2 * first - 1, "loss": loss + 2 / (1 + first)} for first in firsts]
+
+
+def _run(
+    name: str, seed: int, rate: float, end: float, *, layers: int, noise: float, texts: Sequence[str]
+) -> dict[str, Any]:
     end += noise * math.sin(7.0 * seed + len(name)) + 0.25 * abs(math.log10(rate / 3e-3))
     speed = 1 + 0.01 * math.cos(3.0 * seed)
     curve = []
@@ -164,5 +171,11 @@ def _run(name: str, seed: int, rate: float, layers: int, end: float, noise: floa
         "peak_memory_bytes": 812 * 2**20,
         "train_curve": curve,
         "validation_curve": curve,
+        "by_position": _buckets(end, 512),
+        "longer": {"length": 2048, "by_position": _buckets(end, 2048), "reason": None},
+        "evaluation_sets": {
+            text: {"loss": end + 1, "bits_per_byte": end, "by_position": _buckets(end + 1, 512)} for text in texts
+        },
         "similarity": similarity,
+        "samples": [{"prompt": "once upon", "continuation": f" {name}", "text": " a time"}],
     }

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from exsel.report import HEADINGS, interval_sentence, summary_rows, sweep_ends
+from exsel.report import interval_sentence, summary_rows, sweep_ends, table_headings
 
 Make = Callable[..., dict[str, Any]]
 
@@ -37,8 +37,12 @@ def test_three_seeds_show_their_intervals(make_results: Make) -> None:
 
 
 def test_every_cell_has_a_heading_and_the_rate_shows_only_in_a_sweep(make_results: Make) -> None:
-    assert [*HEADINGS] == [*summary_rows(make_results(rates=(1e-3, 3e-3)))[0]]
-    assert [*summary_rows(make_results())[0]] == [key for key in HEADINGS if key != "learning_rate"]
+    results = make_results(rates=(1e-3, 3e-3), texts=("news", "code"))
+    row = summary_rows(results)[1]
+    assert [*table_headings(results)] == [*row]
+    assert table_headings(results)["on news"] == "Loss on news"
+    assert row["on news"] == f"{results['variants'][1]['evaluation_sets']['news']['loss']['mean']:.4f}"
+    assert [*summary_rows(make_results())[0]] == [key for key in table_headings({}) if key != "learning_rate"]
 
 
 def test_a_sweep_says_which_rates_lie_at_an_end_and_with_which_seed_they_were_chosen(make_results: Make) -> None:

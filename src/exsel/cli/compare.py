@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     started = time.monotonic()
     require_all("train")
     from exsel.cli.display import print_table
-    from exsel.report import HEADINGS, headline, headline_note, interval_sentence, summary_rows, sweep_ends
+    from exsel.report import headline, headline_note, interval_sentence, summary_rows, sweep_ends, table_headings
     from exsel.training.compare import compare_runs
     from exsel.training.comparison_plan import plan_runs
     from exsel.training.output_folder import REPORT, RESULTS
@@ -99,7 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
     def work(data: PackedData, folder: Path, progress: Progress) -> None:
         results = compare_runs(plan, data, folder, command=command, progress=progress, resume=arguments.resume)
         print()
-        print_table(summary_rows(results), HEADINGS)
+        print_table(summary_rows(results), table_headings(results))
         said = (interval_sentence(results), sweep_ends(results), headline(results), headline_note(results))
         print("", *filter(None, said), sep="\n")
         print(f"\nreport: {folder / REPORT}\nnumbers: {folder / RESULTS}", flush=True)

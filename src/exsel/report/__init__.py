@@ -16,17 +16,17 @@ from typing import Any
 
 from exsel.errors import require
 from exsel.files import write_text
-from exsel.report.comparison import HEADINGS, interval_sentence, summary_rows, sweep_ends
+from exsel.report.comparison import interval_sentence, summary_rows, sweep_ends, table_headings
 from exsel.report.headline import headline, headline_note
 
 __all__ = [
-    "HEADINGS",
     "headline",
     "headline_note",
     "interval_sentence",
     "render_report",
     "summary_rows",
     "sweep_ends",
+    "table_headings",
     "write_report",
 ]
 

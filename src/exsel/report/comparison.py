@@ -13,7 +13,7 @@ from exsel.report import formatting
 from exsel.report.formatting import MISSING, number
 from exsel.variants import BASELINE
 
-HEADINGS = {
+_HEADINGS = {
     "variant": "Variant",
     "learning_rate": "Learning rate",
     "new_parameters": "New parameters",
@@ -26,6 +26,18 @@ HEADINGS = {
     "wall_clock": "Training, wall clock",
     "peak_memory": "Peak memory",
 }
+#: The columns that say what a variant costs; the others say what it gains.
+COSTS = ("new_parameters", "reach_time", "step_cost", "wall_clock", "peak_memory")
+
+
+def table_headings(results: Mapping[str, Any]) -> dict[str, str]:
+    """Return the heading of each column by its key; an evaluation set has one after the difference."""
+    found: dict[str, str] = {}
+    for key, heading in _HEADINGS.items():
+        found[key] = heading
+        if key == "difference":
+            found |= {f"on {name}": f"Loss on {name}" for name in evaluation_sets(results)}
+    return found
 
 
 class Cell(NamedTuple):
@@ -70,6 +82,12 @@ def runs_of_variants(results: Mapping[str, Any]) -> dict[str, list[Mapping[str, 
     for run in entries(results, "runs"):
         groups.setdefault(variant_name(run), []).append(run)
     return groups
+
+
+def evaluation_sets(results: Mapping[str, Any]) -> list[str]:
+    """Return the names of the texts beside the validation text."""
+    rows = entries(results, "variants")
+    return list(dict.fromkeys(name for row in rows for name in section(row, "evaluation_sets")))
 
 
 def seed_count(results: Mapping[str, Any]) -> int:
@@ -148,14 +166,15 @@ def sweep_ends(results: Mapping[str, Any]) -> str:
 
 
 def summary_cells(results: Mapping[str, Any]) -> list[dict[str, Cell]]:
-    """Return one row per variant; the keys are those of ``HEADINGS``.
+    """Return one row per variant; the keys are those of :func:`table_headings`.
 
     ``learning_rate`` is among the keys only where rows differ in it, or one was chosen.
     """
     rows = entries(results, "variants")
     sweep = is_sweep(results) or len({row.get("learning_rate") for row in rows}) > 1
     compared = any(variant_name(row) == BASELINE for row in rows)
-    return [_cells(row, sweep=sweep, compared=compared) for row in rows]
+    sets = evaluation_sets(results)
+    return [_cells(row, sets, sweep=sweep, compared=compared) for row in rows]
 
 
 def summary_rows(results: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -163,7 +182,7 @@ def summary_rows(results: Mapping[str, Any]) -> list[dict[str, str]]:
     return [{key: str(cell) for key, cell in row.items()} for row in summary_cells(results)]
 
 
-def _cells(row: Mapping[str, Any], *, sweep: bool, compared: bool) -> dict[str, Cell]:
+def _cells(row: Mapping[str, Any], sets: Sequence[str], *, sweep: bool, compared: bool) -> dict[str, Cell]:
     is_missed = compared and variant_name(row) != BASELINE and row.get("reach", MISSING) is None
     unreached = "not reached" if is_missed else MISSING
     new = row.get("new_parameters")
@@ -178,6 +197,7 @@ def _cells(row: Mapping[str, Any], *, sweep: bool, compared: bool) -> dict[str, 
         "loss": _loss_cell(row, "loss"),
         "bits_per_byte": _loss_cell(row, "bits_per_byte"),
         "difference": _loss_cell(row, "difference"),
+        **{f"on {name}": _loss_cell(section(section(row, "evaluation_sets"), name), "loss") for name in sets},
         "reach_tokens": _reach_cell(formatting.compact, row, "tokens", "tokens_ratio", unreached),
         "reach_time": _reach_cell(formatting.duration, row, "seconds", "time_ratio", unreached),
         "step_cost": Cell(_milliseconds(cost.get("milliseconds")), _ratio_note(read_estimate(cost, "ratio"))),

@@ -1,4 +1,4 @@
-"""The figures of a comparison as data: loss by tokens and seconds, similarity by layer, loss by learning rate."""
+"""The figures of a comparison as data, by the question that each answers."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from exsel.report import formatting
 from exsel.report.charts import Chart, Curve, Reference
 from exsel.report.comparison import (
     entries,
+    evaluation_sets,
     mean,
     reached,
     read_estimate,
@@ -35,18 +36,120 @@ def comparison_looks(results: Results) -> dict[str, Look]:
     return looks_of_labels([list(dict.fromkeys(variant_name(row) for row in rows))])
 
 
-def loss_charts(results: Results) -> list[Chart]:
-    """The validation loss against tokens and against training seconds; nothing without curves."""
-    charts = []
-    runs = runs_of_variants(results)
-    for key in ("tokens", "seconds"):
-        everything = [curve for group in runs.values() for run in group if (curve := _curve(run, key))]
-        if everything:
-            charts.append(_loss_chart(results, runs, everything, key))
-    return charts
+def comparison_charts(results: Results) -> dict[str, list[Chart]]:
+    """The figures by question, in the order in which these are asked; without those of which there is nothing."""
+    found = {
+        "help": [_loss_chart(results, "tokens")],
+        "sure": [_difference_chart(results), _sweep_chart(results)],
+        "cost": [_loss_chart(results, "seconds")],
+        "position": [*_position_charts(results), *_text_charts(results)],
+        "layer": [_similarity_chart(results)],
+    }
+    return {question: [chart for chart in charts if chart is not None] for question, charts in found.items()}
 
 
-def similarity_chart(results: Results) -> Chart | None:
+def _difference_chart(results: Results) -> Chart | None:
+    """The difference to the baseline of each variant, on the validation text and on each evaluation set."""
+    texts: dict[str, Callable[[Results], Results]] = {"validation": lambda row: row}
+    for name in evaluation_sets(results):
+        texts[name] = _set_of(name)
+    curves = []
+    for row in entries(results, "variants"):
+        found = [read_estimate(part(row), "difference") for part in texts.values()]
+        shown = [(place, gap) for place, gap in enumerate(found) if gap is not None]
+        if shown:
+            places, gaps = zip(*shown, strict=True)
+            curves.append(Curve.of(variant_name(row), places, gaps, style="points"))
+    if not curves:
+        return None
+    has_intervals = all(curve.low is not None for curve in curves)
+    return Chart(
+        name="differences",
+        title="Difference in final loss",
+        x_label="text",
+        y_label="loss less the baseline's",
+        curves=tuple(curves),
+        categories=tuple(texts),
+        caption="Below 0 the variant is better. "
+        + ("Strokes: 95% intervals; one that crosses 0 tells nothing." if has_intervals else "One seed: no interval."),
+    )
+
+
+def _set_of(name: str) -> Callable[[Results], Results]:
+    return lambda row: section(section(row, "evaluation_sets"), name)
+
+
+def _position_charts(results: Results) -> list[Chart]:
+    """The loss by position, beyond the trained length where that was evaluated, and its difference to the baseline."""
+    rows, runs = entries(results, "variants"), entries(results, "runs")
+    is_longer = bool(rows) and all(entries(row, "longer") for row in rows)
+    key, trained = "longer" if is_longer else "by_position", number(section(results, "config").get("seq_len"))
+    if is_longer:
+        caption, mark = "Dotted: the trained length.", trained
+    else:
+        reasons = dict.fromkeys(section(run, "longer").get("reason") for run in runs)
+        said = "; ".join(str(reason) for reason in reasons if reason)
+        caption, mark = (f"Not evaluated beyond the trained length: {said}." if said else ""), None
+    parts = {variant_name(row): entries(row, key) for row in rows}
+    charts = (
+        _position_chart("position", "Loss by position", "loss", parts, caption, mark),
+        _position_chart("position-difference", "Difference by position", "difference", parts, caption, mark),
+    )
+    return [chart for chart in charts if chart is not None]
+
+
+def _text_charts(results: Results) -> list[Chart | None]:
+    """The loss by position in each evaluation set."""
+    rows = entries(results, "variants")
+    return [
+        _position_chart(
+            f"position-{index}",
+            f"Loss by position on {name}",
+            "loss",
+            {variant_name(row): entries(_set_of(name)(row), "by_position") for row in rows},
+        )
+        for index, name in enumerate(evaluation_sets(results), start=1)
+    ]
+
+
+def _position_chart(
+    name: str,
+    title: str,
+    key: str,
+    parts: Mapping[str, Sequence[Results]],
+    caption: str = "",
+    mark: float | None = None,
+) -> Chart | None:
+    """A number by position, each point the mean over the positions up to the next; marked where training ended."""
+    curves = []
+    for variant, buckets in parts.items():
+        found = ((number(bucket.get("first")), read_estimate(bucket, key)) for bucket in buckets)
+        points = [(first, value) for first, value in found if first is not None and value is not None]
+        if points:
+            places, values = zip(*points, strict=True)
+            curves.append(Curve.of(variant, places, values))
+    if not curves:
+        return None
+    is_difference = key == "difference"
+    means = [value for curve in curves for value in curve.y] + ([0.0] if is_difference else [])
+    room = 0.5 * (max(means) - min(means)) or 0.1
+    low, high = min(means) - room, max(means) + room
+    references = [Reference(y=0)] if is_difference else []
+    references += [] if mark is None else [Reference(y=high, x=mark)]
+    return Chart(
+        name=name,
+        title=title,
+        x_label="position in the sequence (mean up to the next)",
+        y_label="loss less the baseline's" if is_difference else "loss",
+        curves=tuple(curves),
+        references=tuple(references),
+        log_x=True,
+        y_range=(low, high),
+        caption=caption,
+    )
+
+
+def _similarity_chart(results: Results) -> Chart | None:
     """The attention similarity bias of each layer; ``None`` when no run measured it."""
     curves, gists = [], []
     for name, runs in runs_of_variants(results).items():
@@ -71,7 +174,7 @@ def similarity_chart(results: Results) -> Chart | None:
     )
 
 
-def sweep_chart(results: Results) -> Chart | None:
+def _sweep_chart(results: Results) -> Chart | None:
     """The final loss against the learning rate, of the runs that chose it; ``None`` where only one was tried."""
     curves = []
     rows = entries(results, "sweep")
@@ -98,9 +201,12 @@ def sweep_chart(results: Results) -> Chart | None:
     )
 
 
-def _loss_chart(
-    results: Results, runs: Mapping[str, Sequence[Mapping[str, Any]]], everything: Sequence[Points], key: str
-) -> Chart:
+def _loss_chart(results: Results, key: str) -> Chart | None:
+    """The validation loss against tokens or training seconds; ``None`` without curves."""
+    runs = runs_of_variants(results)
+    everything = [curve for group in runs.values() for run in group if (curve := _curve(run, key))]
+    if not everything:
+        return None
     longest = max(x for curve in everything for x, _ in curve)
     unit, scale = ("", 1.0) if key == "tokens" else _time_unit(longest)
     drawn = []

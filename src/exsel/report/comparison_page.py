@@ -10,7 +10,7 @@ from exsel.report.facts import facts
 from exsel.report.formatting import number
 from exsel.report.headline import Row, verdict
 from exsel.report.picture import page_picture
-from exsel.report.selection import moved_temperatures, selection_notes
+from exsel.report.selection import Moved, moved_temperatures, selection_notes
 
 
 class GainTile(NamedTuple):
@@ -22,7 +22,29 @@ class GainTile(NamedTuple):
     variant: str
 
 
+class Continuation(NamedTuple):
+    """What follows a prompt in a variant's words; without a variant, in the text itself."""
+
+    variant: str
+    text: str
+
+
+class Prompt(NamedTuple):
+    """A prompt out of the validation text, and how the text and each variant go on."""
+
+    text: str
+    continuations: list[Continuation]
+
+
 _FACTS = {"data": "Data", "model": "Model", "machine": "Machine and versions", "config": "Configuration"}
+_TEMPERATURE_HEADINGS = {
+    "variant": "Variant",
+    "kind": "Of",
+    "mean": "Mean τ",
+    "moved": "Moved",
+    "over_tokens": "Deviation over tokens",
+    "over_heads": "Deviation over heads",
+}
 _RUN_HEADINGS = (
     "Variant",
     "Seed",
@@ -47,35 +69,54 @@ def render_comparison(results: Mapping[str, Any]) -> str:
 def _context(results: Mapping[str, Any]) -> dict[str, Any]:
     outcome = verdict(results)
     looks = comparison_charts.comparison_looks(results)
-    similarity, sweep = comparison_charts.similarity_chart(results), comparison_charts.sweep_chart(results)
     rows = comparison.summary_cells(results)
-    keys = list(rows[0]) if rows else []
+    headings = comparison.table_headings(results)
+    keys = [key for key in headings if rows and key in rows[0]]
     losses = [comparison.mean(row, "loss") for row in comparison.entries(results, "variants")]
     lowest = min((loss for loss in losses if loss is not None), default=None)
+    charts = comparison_charts.comparison_charts(results)
     return {
         "headline": outcome.sentence,
         "headline_note": outcome.note,
         "tiles": _tiles(outcome.row),
         "subject": _subject(results),
         "looks": looks,
-        "headings": [(key, comparison.HEADINGS[key]) for key in keys],
+        "headings": headings,
+        "gains": [key for key in keys if key not in comparison.COSTS],
+        "costs": [key for key in keys if key == "variant" or key in comparison.COSTS],
         "rows": rows,
         "lowest": [loss is not None and loss == lowest for loss in losses],
         "intervals": comparison.interval_sentence(results),
         "sweep_ends": comparison.sweep_ends(results),
-        "loss_pictures": [page_picture(chart, looks) for chart in comparison_charts.loss_charts(results)],
-        "similarity": similarity and page_picture(similarity, looks),
-        "sweep": sweep and page_picture(sweep, looks),
-        "temperatures": moved_temperatures(results),
+        "pictures": {name: [page_picture(chart, looks) for chart in group] for name, group in charts.items()},
+        "prompts": _prompts(results),
+        "temperature_headings": _TEMPERATURE_HEADINGS,
+        "temperatures": [_temperature(each) for each in moved_temperatures(results)],
         "selection_notes": selection_notes(results),
         "facts": facts(results, _FACTS),
-        "run_headings": _RUN_HEADINGS,
-        "runs": [_run(run) for run in comparison.entries(results, "runs")],
+        "run_headings": dict(enumerate(_RUN_HEADINGS)),
+        "runs": [_run(run) for key in ("runs", "choosing_runs") for run in comparison.entries(results, key)],
         "command": formatting.plain(results.get("command")),
         "revision": formatting.plain(results.get("git_revision")),
         "version": formatting.plain(results.get("exsel_version")),
         "started": formatting.moment(results.get("started")),
     }
+
+
+def _prompts(results: Mapping[str, Any]) -> list[Prompt]:
+    """The samples of the first run of each variant, by prompt."""
+    prompts: dict[str, Prompt] = {}
+    for variant, runs in comparison.runs_of_variants(results).items():
+        for sample in comparison.entries(runs[0], "samples"):
+            prompt, text, continuation = (_printable(sample.get(key)) for key in ("prompt", "text", "continuation"))
+            shown = prompts.setdefault(prompt, Prompt(prompt, [Continuation("", text)]))
+            shown.continuations.append(Continuation(variant, continuation))
+    return list(prompts.values())
+
+
+def _printable(text: object) -> str:
+    """A model's text without characters that would show as nothing, or steer."""
+    return "".join(each if each.isprintable() or each in "\n\t" else "\N{REPLACEMENT CHARACTER}" for each in str(text))
 
 
 def _tiles(row: Row | None) -> list[GainTile]:
@@ -118,10 +159,17 @@ def _subject(results: Mapping[str, Any]) -> list[str]:
     return parts
 
 
-def _run(run: Mapping[str, Any]) -> list[str]:
-    return [
+def _temperature(moved: Moved) -> dict[str, comparison.Cell]:
+    return {
+        name: comparison.Cell(value if isinstance(value, str) else formatting.fixed(value))
+        for name, value in moved._asdict().items()
+    }
+
+
+def _run(run: Mapping[str, Any]) -> dict[int, comparison.Cell]:
+    cells = (
         comparison.variant_name(run),
-        formatting.plain(run.get("seed")),
+        formatting.plain(run.get("seed")).replace(",", ""),
         formatting.learning_rate(run.get("learning_rate")),
         formatting.fixed(run.get("loss")),
         formatting.fixed(run.get("bits_per_byte")),
@@ -132,4 +180,5 @@ def _run(run: Mapping[str, Any]) -> list[str]:
         formatting.milliseconds(run.get("ms_per_step")),
         formatting.memory(run.get("peak_memory_bytes")),
         formatting.plain(run.get("directory")),
-    ]
+    )
+    return {place: comparison.Cell(cell) for place, cell in enumerate(cells)}

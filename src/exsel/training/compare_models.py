@@ -17,8 +17,8 @@ from exsel.data import PackedData, load_data, load_texts
 from exsel.errors import ExselError, require_all
 from exsel.files import write_json
 from exsel.machine import resolve_device
-from exsel.report import HEADINGS, headline, headline_note, summary_rows, write_report
-from exsel.report.comparison_charts import comparison_looks, loss_charts, similarity_chart, sweep_chart
+from exsel.report import headline, headline_note, summary_rows, table_headings, write_report
+from exsel.report.comparison_charts import comparison_charts, comparison_looks
 from exsel.report.notebook_table import notebook_table
 from exsel.report.picture import write_picture
 from exsel.training.compare import compare_runs
@@ -59,14 +59,14 @@ class ComparisonResult:
 
     @property
     def table(self) -> list[dict[str, str]]:
-        """A row for each variant and learning rate, by the column's heading, as the report shows it."""
-        return [{HEADINGS[key]: cell for key, cell in row.items()} for row in summary_rows(self.results)]
+        """A row for each variant, by the column's heading, as the report shows it."""
+        headings = table_headings(self.results)
+        return [{headings[key]: cell for key, cell in row.items()} for row in summary_rows(self.results)]
 
     @property
     def figures(self) -> list[Chart]:
         """The report's figures as data."""
-        others = (similarity_chart(self.results), sweep_chart(self.results))
-        return [*loss_charts(self.results), *(chart for chart in others if chart is not None)]
+        return [chart for charts in comparison_charts(self.results).values() for chart in charts]
 
     def write(self, folder: str | PathLike[str]) -> Path:
         """Write ``report.html``, ``results.json`` and each figure as ``.svg``; the report's path."""

@@ -100,16 +100,19 @@ def summarise_sweep(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 def _losses(members: Sequence[Run], pairs: Sequence[tuple[Run, Run]]) -> dict[str, Any]:
     """The losses over the seeds and their differences to the baseline's: on all tokens, by position, on other texts."""
-    names = members[0].get("evaluation_sets", {})
 
-    def text(name: str) -> Callable[[Run], Run]:
-        return lambda run: run["evaluation_sets"][name]
+    def text(name: str) -> dict[str, Any]:
+        def part(run: Run) -> Run:
+            return run["evaluation_sets"][name]  # type: ignore[no-any-return]
+
+        positions = _by_position(members, pairs, lambda run: part(run)["by_position"])
+        return {**_loss(members, pairs, part), "by_position": positions}
 
     return {
         **_loss(members, pairs, lambda run: run),
         "by_position": _by_position(members, pairs, lambda run: run.get("by_position", [])),
         "longer": _by_position(members, pairs, lambda run: run.get("longer", {}).get("by_position", [])),
-        "evaluation_sets": {name: _loss(members, pairs, text(name)) for name in names},
+        "evaluation_sets": {name: text(name) for name in members[0].get("evaluation_sets", {})},
     }
 
 
