@@ -35,6 +35,16 @@ def test_a_variant_is_named_as_its_mechanisms() -> None:
     assert Variant(name="half", exclusive=ExclusiveConfig(strength=0.5)).kind == "exclusive"
 
 
+def test_the_control_is_the_selective_variant_without_selection() -> None:
+    (control,) = choose_variants(["constant"], selective={"layers": "last:1", "value": False})
+    assert control == Variant(
+        name="constant",
+        selective=SelectiveConfig(layers="last:1", value=False, token="constant", position=False, value_position=False),
+    )
+    with pytest.raises(ExselError, match="--selective false contradicts --variant constant"):
+        choose_variants(["constant"], selective=False)
+
+
 def test_recipes_stand_beside_names(recipes: Path) -> None:
     exclusive, half, queries, baseline = choose_variants(["exclusive", str(recipes)], exclusive={"layers": "last:1"})
     assert exclusive == Variant(name="exclusive", exclusive=ExclusiveConfig(layers="last:1"))
@@ -74,7 +84,9 @@ def test_recipes_that_cannot_be(tmp_path: Path, text: str, message: str) -> None
 
 
 def test_what_names_no_variant(recipes: Path) -> None:
-    with pytest.raises(ExselError, match=r"no variant is called 'sparse': choose from baseline, .* or name a \.toml"):
+    with pytest.raises(
+        ExselError, match=r"no variant is called 'sparse': choose from baseline, .* constant, or name a \.toml"
+    ):
         choose_variants(["sparse"])
     with pytest.raises(ExselError, match=r"none\.toml cannot be read: No such file"):
         choose_variants(["none.toml"])

@@ -1,4 +1,4 @@
-"""The variants of a model: the four that have a name, and one's own as a TOML file says them.
+"""The variants of a model: the four that have a name, a control, and one's own as a TOML file says them.
 
 A recipe is a table of that file, named as its variant. Its keys are flags of the command line, for this variant alone::
 
@@ -105,6 +105,10 @@ VARIANTS: Mapping[str, Variant] = {
     )
 }
 
+#: The control of a selective variant, chosen by its name: one learned number a head in place of each temperature, which
+#: depends neither on the token nor on its position. What it gains is a constant gain's, and not selection's.
+CONTROL = Variant(name="constant", selective=SelectiveConfig(token="constant", position=False, value_position=False))
+
 
 def choose_variants(
     words: Sequence[str], *, exclusive: ExclusiveArgument = True, selective: SelectiveArgument = True
@@ -112,7 +116,8 @@ def choose_variants(
     """The variants that words name, in their order.
 
     Args:
-        words: each a name in :data:`VARIANTS`, a TOML file of recipes, or one recipe of it as ``FILE.toml:NAME``.
+        words: each a name in :data:`VARIANTS`, ``"constant"`` for the control of the selective variant as it is here, a
+            TOML file of recipes, or one recipe of it as ``FILE.toml:NAME``.
         exclusive, selective: the mechanisms of the named variants that have them, as
             :meth:`exsel.ExclusiveConfig.read` and :meth:`exsel.SelectiveConfig.read` take them.
 
@@ -126,16 +131,21 @@ def choose_variants(
     }
     chosen: list[Variant] = []
     for word in words:
-        if word in VARIANTS:
-            has = [name for name, config in VARIANTS[word].mechanisms.items() if config is not None]
+        if word in (*VARIANTS, CONTROL.name):
+            named = VARIANTS.get(word, CONTROL)
+            has = [name for name, config in named.mechanisms.items() if config is not None]
             if off := next((name for name in has if configs[name] is None), None):
                 raise ExselError(f"--{off} false contradicts --variant {word}: leave out one of the two")
-            chosen.append(replace(VARIANTS[word], **{name: configs[name] for name in has}))
+            own = {name: configs[name] for name in has}
+            if named is CONTROL:
+                own["selective"] = replace(own["selective"], token="constant", position=False, value_position=False)
+            chosen.append(replace(named, **own))
         elif match := re.fullmatch(r"(.+\.toml)(?::(.+))?", word):
             chosen += _recipes(Path(match[1]), match[2])
         else:
             raise ExselError(
-                f"no variant is called {word!r}: choose from {', '.join(VARIANTS)}, or name a .toml file of recipes"
+                f"no variant is called {word!r}: choose from {', '.join((*VARIANTS, CONTROL.name))}, or name a .toml "
+                "file of recipes"
             )
     return chosen
 

@@ -19,6 +19,7 @@ CASES: dict[str, dict[str, Any]] = {
     "one layer": {"layers": 1, "variants": ("baseline", "exclusive")},
     "48 layers, three seeds": {"layers": 48, "seeds": (0, 1, 2)},
     "sweep": {"rates": (1e-3, 3e-3, 1e-2), "seeds": (0, 1)},
+    "texts": {"seeds": (0, 1), "texts": ("news", "code")},
     "no baseline": {"variants": ("exclusive", "selective")},
 }
 
@@ -40,7 +41,8 @@ def test_the_page_fits_and_its_figures_show(
     browser.evaluate("document.querySelectorAll('details').forEach(item => { item.open = true })")
     assert browser.evaluate(OVERFLOW) == 0
     figures = browser.evaluate(FIGURES)
-    assert len(figures) == (4 if case == "sweep" else 3)
+    # Without a baseline there is no difference, neither of the final losses nor by position.
+    assert len(figures) == {"sweep": 7, "no baseline": 4, "texts": 8}.get(case, 6)
     for figure_width, height, left, right, paths in figures:
         assert figure_width > 250
         assert height > 150
@@ -53,7 +55,7 @@ def test_figures_stand_side_by_side_only_where_there_is_room(
     browser: Browser, report: Report, make_results: Make
 ) -> None:
     path = report(make_results())
-    tops = "[...document.querySelectorAll('#figure-loss-tokens, #figure-loss-seconds')].map(f => f.offsetTop)"
+    tops = "[...document.querySelectorAll('#figure-position, #figure-position-difference')].map(f => f.offsetTop)"
     browser.open(path, width=1280)
     first, second = browser.evaluate(tops)
     assert first == second
@@ -85,8 +87,8 @@ def test_print_is_light_complete_and_fits(browser: Browser, report: Report, make
     assert browser.evaluate(OVERFLOW) == 0
 
 
-def test_the_wide_table_scrolls_by_keyboard(browser: Browser, report: Report, make_results: Make) -> None:
-    browser.open(report(make_results()), width=360)
+def test_a_wide_table_scrolls_by_keyboard(browser: Browser, report: Report, make_results: Make) -> None:
+    browser.open(report(make_results(texts=("a", "b", "c", "d"))), width=700)
     table = "document.querySelector('.scroll')"
     assert browser.evaluate(f"{table}.scrollWidth > {table}.clientWidth")
     # Chromium focuses any scroller; other browsers only one that says so.
@@ -100,6 +102,23 @@ def test_the_wide_table_scrolls_by_keyboard(browser: Browser, report: Report, ma
       look();
     }})"""
     assert browser.evaluate(scrolled)
+
+
+def test_on_a_narrow_screen_rows_are_cards_with_nothing_hidden(
+    browser: Browser, report: Report, make_results: Make
+) -> None:
+    browser.open(report(make_results(seeds=(0, 1), texts=("news",))), width=360)
+    browser.evaluate("document.querySelectorAll('details').forEach(item => { item.open = true })")
+    hidden = """[...document.querySelectorAll('.scroll, .cards td')].filter(each => {
+      const box = each.getBoundingClientRect();
+      return each.scrollWidth > each.clientWidth + 1 || box.left < 0 || box.right > innerWidth || box.height === 0;
+    }).length"""
+    assert browser.evaluate(hidden) == 0
+    headings = browser.evaluate(
+        "[...document.querySelectorAll('#help-table tbody tr:first-child td')].map(cell => "
+        "getComputedStyle(cell, '::before').content)"
+    )
+    assert headings[:4] == ['"Validation loss"', '"Bits per byte"', '"Difference"', '"Loss on news"']
 
 
 def test_hostile_names_run_nothing(browser: Browser, report: Report, make_results: Make) -> None:

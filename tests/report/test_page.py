@@ -72,7 +72,7 @@ def test_ids_are_unique_and_every_reference_is_met(make_results: Make) -> None:
 def test_colours_come_from_the_page(make_results: Make) -> None:
     page = render_report(make_results())
     figures = re.findall(r'<svg viewBox="0 0 [^>]*role="img".*?</svg>', page, re.DOTALL)
-    assert len(figures) == 3
+    assert len(figures) == 6
     for figure in figures:
         assert "var(--series-1)" in figure
         assert re.findall(r"#[0-9a-f]{6}\b(?!\))", re.sub(r'"#[^"]*"', "", figure)) == []
@@ -97,6 +97,40 @@ def test_one_seed_is_said_plainly(make_results: Make) -> None:
 def test_a_sweep_has_its_own_figure(make_results: Make) -> None:
     assert 'id="figure-sweep"' in render_report(make_results(rates=(1e-3, 3e-3)))
     assert 'id="figure-sweep"' not in render_report(make_results())
+
+
+def test_the_sections_follow_the_questions(make_results: Make) -> None:
+    page = render_report(
+        make_results(seeds=(0, 1), rates=(1e-3, 3e-3), texts=("news",), variants=("baseline", "constant"))
+    )
+    found = re.findall(r"<h2[^>]*>(.*?)</h2>|id=\"figure-([\w-]+)\"", page)
+    assert [heading or figure for heading, figure in found] == [
+        *("Does it help?", "loss-tokens"),
+        *("Is that sure?", "differences", "sweep"),
+        *("What does it cost?", "loss-seconds"),
+        *("Where does it help?", "position", "position-difference", "position-1", "similarity"),
+        *("What do they write?", "The two mechanisms", "Set-up"),
+    ]
+    text = Reader(page).text
+    assert "Try rates beyond it." in text
+    assert "Constant is the control of selective attention" in text
+    assert "once upon the text itself a time baseline baseline constant constant" in text
+
+
+def test_what_was_not_evaluated_beyond_its_length_says_why(make_results: Make) -> None:
+    results = make_results()
+    for row, run in zip(results["variants"], results["runs"], strict=True):
+        row["longer"], run["longer"] = [], {"length": None, "by_position": [], "reason": "no positions there"}
+    page = render_report(results)
+    assert "Not evaluated beyond the trained length: no positions there." in page
+    assert "Dotted: the trained length." not in page
+
+
+def test_samples_show_what_cannot_be_seen(make_results: Make) -> None:
+    results = make_results()
+    results["runs"][1]["samples"][0]["continuation"] = "<b>\x00\x1b[31m\u202e"
+    page = render_report(results)
+    assert "&lt;b&gt;\ufffd\ufffd[31m\ufffd" in page
 
 
 def test_without_a_baseline_no_gain_is_claimed(make_results: Make) -> None:

@@ -29,7 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=listed(str),
         default=",".join(VARIANTS),
         metavar="NAME[,NAME…]",
-        help="any of %(default)s, and .toml files of recipes of your own (FILE.toml, or one of it: FILE.toml:NAME)",
+        help="any of %(default)s; constant, the control of selective: one learned number a head; and .toml files of "
+        "recipes of your own (FILE.toml, or one of it: FILE.toml:NAME)",
     )
     parser.add_argument(
         "--lr", type=listed(real), metavar="X[,X…]", help="peak learning rate; several: a sweep (by model)"

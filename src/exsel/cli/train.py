@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags."""
     text = (
-        "baseline, exclusive, selective or exclusive+selective, or a recipe of your own, as FILE.toml:NAME "
-        "(baseline; with --from what MODEL is)"
+        "baseline, exclusive, selective, exclusive+selective or constant (one learned number a head, the control of "
+        "selective), or a recipe of your own, as FILE.toml:NAME (baseline; with --from what MODEL is)"
     )
     parser.add_argument("--variant", help=text)
     parser.add_argument("--lr", type=real, metavar="X", help="peak learning rate (by model; with --from 1e-4)")

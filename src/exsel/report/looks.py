@@ -40,6 +40,7 @@ _KNOWN: dict[str, tuple[int, str]] = {
     "masked diagonal": (5, "P"),
     "common direction removed": (6, "X"),
     "output gate": (7, ">"),
+    "constant": (4, "<"),
     "constant temperature": (4, "<"),
     "Scalable-Softmax": (5, "p"),
     "YaRN's temperature": (6, "h"),
