@@ -66,5 +66,5 @@ def test_what_else_a_variant_has_is_still_judged(make_results: Make) -> None:
 
 
 def test_a_page_without_records_has_no_such_section(make_results: Make) -> None:
-    assert "temperatures-title" not in render_report(make_results())
+    assert "temperatures-table" not in render_report(make_results())
     assert selection_notes({"runs": [{"variant": "a", "temperatures": [{"kind": 1}, None]}]}) == []
