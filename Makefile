@@ -26,6 +26,7 @@ bench: .venv/installed  ## what attention, a block and upgraded models cost here
 	$(BIN)/python -m evidence.benchmarks.attention
 	$(BIN)/python -m evidence.benchmarks.block
 	$(BIN)/python -m evidence.benchmarks.upgrade_overhead
+	$(BIN)/python -m evidence.benchmarks.long
 
 package: .venv/installed  ## wheel and source distribution, into dist; the wheel is tried with torch alone
 	rm -rf dist

@@ -124,13 +124,13 @@ def _decode(rows: Sequence[Row]) -> list[str]:
 
 def _long(rows: Sequence[Row]) -> list[str]:
     def describe(row: Row) -> list[str]:
-        return [row["shape"], f"{row['batch']} × {row['tokens']:,}"]
+        return [row["shape"], f"{row['batch']} × {row['tokens']:,}", row["group"]]
 
     parts = []
     for name, title in (("window", "A sliding window"), ("packed", "Packed sequences")):
         own = [row for row in rows if row["subject"] == name]
         if own:
-            parts += [f"{title}:", _pivot(own, describe, ["Case", "Tokens"], None)]
+            parts += [f"{title}:", _pivot(own, describe, ["Case", "Tokens", "Mechanisms"], None)]
     return parts
 
 

@@ -31,7 +31,7 @@ RESULTS = ROOT / "evidence" / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "results.md"
 README = ROOT / "README.md"
 SUPPORT = ROOT / "docs" / "support.md"
-KINDS = ("attention", "block", "upgrade_overhead")
+KINDS = ("attention", "block", "upgrade_overhead", "long")
 PERFORMANCE = ROOT / "docs" / "performance.md"
 SCALE = ROOT / "docs" / "scale.md"
 
