@@ -3,8 +3,8 @@
     python -m evidence.benchmarks.long [--tokens 32768] [--window 1024] [--sequences 64] [--rounds N]
 
 8 heads of 64 in float32. A window's floor is one stock call for each block of queries with the keys that they see; that
-of packed sequences is the same call on them as a batch. The plain output is compared with the floor's before anything is
-timed, and the memory is counted at a contender's first call. Linux only.
+of packed sequences is the same call on them as a batch. The plain output is compared with the floor's before anything
+is timed, and the memory is counted at a contender's first call. Linux only.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ def window_work(tokens: int, window: int) -> dict[tuple[str, str], Callable[[], 
         for begin in range(0, tokens, window):
             first = max(0, begin - window)
             mask = band[:, window:] if begin == 0 else band
-            own = q[:, :, begin : begin + window], *(x[:, :, first : begin + window] for x in (k, v))
-            parts.append(F.scaled_dot_product_attention(*own, attn_mask=mask))
+            keys, values = k[:, :, first : begin + window], v[:, :, first : begin + window]
+            parts.append(F.scaled_dot_product_attention(q[:, :, begin : begin + window], keys, values, mask))
         return parts[-1]
 
-    call = partial(exsel.attention, q, k, v, is_causal=True, sliding_window=window)
+    call: Callable[..., Tensor] = partial(exsel.attention, q, k, v, is_causal=True, sliding_window=window)
     check_output(Work(forward=lambda: call()[:, :, -window:]), blocks(), 1.0)
     return {
         ("baseline", "stock, a block each"): blocks,
@@ -68,11 +68,12 @@ def packed_work(sequences: int) -> dict[tuple[str, str], Callable[[], Tensor]]:
     batch = [x.unflatten(2, (sequences, SEQUENCE)).squeeze(0).transpose(0, 1) for x in row]
     scales = temperatures(1, tokens)
     starts = torch.arange(sequences + 1, dtype=torch.int32) * SEQUENCE
-    floor = partial(F.scaled_dot_product_attention, *batch, is_causal=True)
-    call = partial(exsel.attention, *row, is_causal=True, cu_seqlens=starts)
+    q, k, v = batch
+    floor: Callable[[], Tensor] = partial(F.scaled_dot_product_attention, q, k, v, is_causal=True)
+    call: Callable[..., Tensor] = partial(exsel.attention, *row, is_causal=True, cu_seqlens=starts)
     check_output(Work(forward=lambda: call().unflatten(2, (sequences, -1)).squeeze(0).transpose(0, 1)), floor(), 1.0)
     in_batch = {name: x.unflatten(2, (sequences, -1)).squeeze(0).transpose(0, 1) for name, x in scales.items()}
-    as_batch = partial(exsel.attention, *batch, is_causal=True, exclusive=True)
+    as_batch: Callable[..., Tensor] = partial(exsel.attention, *batch, is_causal=True, exclusive=True)
     return {
         ("baseline", "as a batch"): floor,
         ("baseline", "exsel"): call,
