@@ -125,7 +125,8 @@ class ExclusiveConfig(_Serialised):
         ExselError: anything else.
 
     Source: Zhai, "Exclusive Self Attention", arXiv:2603.09078 (2026): all layers, α = 1. The learned strength is
-    follow-up work, on which the evidence is mixed.
+    follow-up work, on which the evidence is mixed: a speed-run record has it (github.com/KellerJordan/modded-nanogpt,
+    pull request 264), and elsewhere it was worse than the fixed one (github.com/marin-community/marin, issue 5301).
     """
 
     _ALSO_READ: ClassVar[str] = ", or a strength (a number or 'learned')"

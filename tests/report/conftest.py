@@ -154,6 +154,12 @@ def _run(
                 "before_exclusion": bias - 0.1 if exclusive else None,
             }
         )
+    numbers = {"mean": 1.02, "over_tokens": 0.03, "over_heads": 0.01, "moved": 0.05}
+    temperatures = [
+        {"module": f"layers.{layer}", "kind": kind, **numbers}
+        for layer in range(layers if "selective" in name else 0)
+        for kind in ("query", "value")
+    ]
     return {
         "variant": name,
         "seed": seed,
@@ -178,4 +184,5 @@ def _run(
         },
         "similarity": similarity,
         "samples": [{"prompt": "once upon", "continuation": f" {name}", "text": " a time"}],
+        "temperatures": temperatures,
     }

@@ -51,6 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     require_all("train")
     from exsel.cli.display import print_table
     from exsel.report import headline, headline_note, interval_sentence, summary_rows, sweep_ends, table_headings
+    from exsel.report.selection import selection_notes
     from exsel.training.compare import compare_runs
     from exsel.training.comparison_plan import plan_runs
     from exsel.training.output_folder import REPORT, RESULTS
@@ -102,7 +103,8 @@ def run(arguments: argparse.Namespace) -> int:
         print()
         print_table(summary_rows(results), table_headings(results))
         said = (interval_sentence(results), sweep_ends(results), headline(results), headline_note(results))
-        print("", *filter(None, said), sep="\n")
+        notes = (note for note in selection_notes(results) if note not in said[-1])
+        print("", *filter(None, said), *notes, sep="\n")
         print(f"\nreport: {folder / REPORT}\nnumbers: {folder / RESULTS}", flush=True)
 
     return run_session(arguments, plan.runs, work, prepare=prepare)

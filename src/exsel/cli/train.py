@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Check, load, train, print the result."""
     require_all("train")
     from exsel.report import formatting
-    from exsel.report.selection import selection_notes
+    from exsel.report.selection import moved_temperatures, selection_notes
     from exsel.training.output_folder import MODEL
     from exsel.training.run import train_run
     from exsel.training.run_model import build_model
@@ -68,7 +68,8 @@ def run(arguments: argparse.Namespace) -> int:
         )
         share = formatting.percent(100 * result["new_parameters"] / (result["parameters"] - result["new_parameters"]))
         trained = f"; {result['trained_parameters']:,} trained" if settings.train == "new" else ""
-        notes = "".join(f"{note}\n" for note in selection_notes({"runs": [result]}))
+        results = {"runs": [result]}
+        notes = "".join(f"{note}\n" for note in (*moved_temperatures(results), *selection_notes(results)))
         print(
             f"\nvalidation loss {result['loss']:.4f}, {result['bits_per_byte']:.4f} bits per byte\n"
             f"{result['parameters']:,} parameters, {result['new_parameters']:,} of them new ({share}){trained}\n"

@@ -27,6 +27,15 @@ class Moved(NamedTuple):
     over_tokens: float
     over_heads: float
 
+    @property
+    def subject(self) -> str:
+        """What is scaled."""
+        return _PLURALS.get(self.kind, self.kind)
+
+    def __str__(self) -> str:
+        how_far = f"moved by {fixed(self.moved)}, {fixed(self.over_tokens)} from token to token"
+        return f"temperatures of {self.subject}: mean {fixed(self.mean)}, {how_far}"
+
 
 def moved_temperatures(results: Mapping[str, Any]) -> list[Moved]:
     """The temperatures of each variant that has some, kind by kind; results without records give none."""
@@ -53,27 +62,22 @@ def hardly_moved(results: Mapping[str, Any], variant: str) -> bool:
 
 
 def selection_notes(results: Mapping[str, Any]) -> list[str]:
-    """Say of each variant with temperatures how far they moved, and what that leaves to be said of selection."""
-    notes = []
+    """Say of which variants the loss tells nothing about selection, and why: one note each, often none."""
     groups: dict[str, list[Moved]] = {}
     for each in moved_temperatures(results):
         groups.setdefault(each.variant, []).append(each)
+    notes = []
     for variant, kinds in groups.items():
-        how_far = " and ".join(f"{fixed(each.moved)} ({_PLURALS.get(each.kind, each.kind)})" for each in kinds)
+        how_far = " and ".join(f"{fixed(each.moved)} ({each.subject})" for each in kinds)
         if hardly_moved(results, variant):
             notes.append(
                 f"The temperatures of {variant} hardly moved: by {how_far}, and rounding to bfloat16 is up to "
-                f"{fixed(HARDLY)}. Its loss says nothing about selection. A higher --token-lr and --position-lr, or "
-                "more steps, would move them."
+                f"{fixed(HARDLY)}. Its loss says nothing about selection. Higher learning rates of its own "
+                "(token-lr, position-lr) or more steps would move them."
             )
         elif max(each.over_tokens for each in kinds) < HARDLY:
             notes.append(
                 f"The temperatures of {variant} moved by {how_far}, and differ from token to token by less than "
                 f"{fixed(HARDLY)}: they are constants, and what they gain is not selection's."
-            )
-        else:
-            spread = " and ".join(f"{fixed(each.over_tokens)} ({_PLURALS.get(each.kind, each.kind)})" for each in kinds)
-            notes.append(
-                f"The temperatures of {variant} moved by {how_far}, and differ from token to token by {spread}."
             )
     return notes
