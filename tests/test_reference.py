@@ -262,6 +262,7 @@ class TestInverseTemperature:
         term = reference.linear_token_term(features, weight)
         torch.testing.assert_close(term, torch.tanh((features.unsqueeze(1) * weight.unsqueeze(1)).sum(-1)))
         assert torch.autograd.gradcheck(reference.linear_token_term, (features, weight))
+        assert reference.linear_token_term(features.to("meta"), weight.to("meta")).shape == (2, 3, 4)
 
     def test_sum_of_the_terms(self) -> None:
         features, weight, logit, position = float64(2, 3, 4, 5), float64(3, 5), float64(1), torch.arange(1, 5)

@@ -8,6 +8,7 @@ accumulate in float32 (float64 for float64 inputs); results return in the input'
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -130,8 +131,9 @@ def token_term(features: Tensor, weight: Tensor) -> Tensor:
 
 def linear_token_term(features: Tensor, weight: Tensor) -> Tensor:
     """τ_tok = tanh(w · x): features x [..., T, D] for all heads, weight w [H, D] or [1, D]; [..., H or 1, T]."""
-    dtype = accumulation_dtype(features.dtype)
-    with torch.autocast(features.device.type, enabled=False):
+    dtype, device = accumulation_dtype(features.dtype), features.device.type
+    # Autocast would round the product to bfloat16; it does not know of meta tensors.
+    with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
         return torch.tanh(F.linear(features.to(dtype), weight.to(dtype)).transpose(-2, -1))
 
 

@@ -25,10 +25,11 @@ class _Sums:
         """Add the result ``[B, H, T]`` of a call of the temperature."""
         assert isinstance(module, Temperature)
         position = given[1] if len(given) > 1 else options.get("position")
-        wide = tau.double()
-        self.moved += float((wide / module.at_start(position) - 1).square().mean(1).sum())
-        self.tau = self.tau + wide.sum((0, 2)).cpu()
-        self.squares = self.squares + wide.square().sum((0, 2)).cpu()
+        wide = tau.cpu().double()  # not every device has float64
+        start = module.at_start(None if position is None else position.cpu())
+        self.moved += float((wide / start - 1).square().mean(1).sum())
+        self.tau = self.tau + wide.sum((0, 2))
+        self.squares = self.squares + wide.square().sum((0, 2))
         self.tokens += tau[:, 0].numel()
 
     def result(self) -> dict[str, float]:

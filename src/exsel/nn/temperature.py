@@ -99,10 +99,10 @@ class Temperature(Scalars):
 
     def at_start(self, position: Tensor | None) -> Tensor:
         """τ before any training: 1, or with a log n term 1 + ``position_init`` · log n ``[…, 1, T]``, float64."""
-        start = torch.full((1,), self.initial_position_logit, dtype=torch.float64)
         if self.position_logit is None or position is None:
-            return torch.ones_like(start)
-        return reference.position_term(position, start.to(position.device), self.position_form)
+            return torch.ones((), dtype=torch.float64)
+        start = torch.tensor([self.initial_position_logit], dtype=torch.float64, device=position.device)
+        return reference.position_term(position, start, self.position_form)
 
     def forward(
         self,
