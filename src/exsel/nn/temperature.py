@@ -184,7 +184,12 @@ class Temperature(Scalars):
         return f"num_heads={self.num_heads}, token={self.token!r}, position={form}"
 
 
-def build_temperatures(selective: SelectiveConfig | None, geometry: Geometry | None, hidden_size: int) -> nn.ModuleDict:
+def build_temperatures(
+    selective: SelectiveConfig | None,
+    geometry: Geometry | None,
+    hidden_size: int,
+    temperature: type[Temperature] = Temperature,
+) -> nn.ModuleDict:
     """The temperatures that ``selective`` asks for, by what they scale: ``query``, ``key``, ``value``."""
     built = nn.ModuleDict()
     if selective is None:
@@ -196,7 +201,7 @@ def build_temperatures(selective: SelectiveConfig | None, geometry: Geometry | N
         ("value", geometry.num_kv_heads, selective.value_position),
     ):
         if getattr(selective, kind):
-            built[kind] = Temperature(
+            built[kind] = temperature(
                 num_heads,
                 geometry.head_dim,
                 token=selective.token,

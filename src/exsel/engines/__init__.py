@@ -1,0 +1,1 @@
+"""The mechanisms in other people's training engines."""

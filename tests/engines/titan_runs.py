@@ -1,0 +1,153 @@
+"""Trainings by torchtitan's own trainer: ``torchrun titan_runs.py HOME NAME…``, results in ``HOME/NAME-PROCESSES``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from engines import titan_on_cpu  # noqa: F401
+from engines.titan_cases import BATCH, CASES, SEQ_LEN, STEPS, WEIGHT_DECAY, batches
+from exsel.engines.torchtitan import exsel_config, with_mechanisms
+from exsel.engines.torchtitan.config_registry import mechanism_group
+from exsel.files import write_json
+from torchtitan.components.checkpoint import CheckpointManager
+from torchtitan.components.dataloader import BaseDataLoader
+from torchtitan.components.loss import ChunkedLossWrapper, CrossEntropyLoss
+from torchtitan.components.optimizer import LRSchedulersContainer, default_adamw
+from torchtitan.components.tokenizer import BaseTokenizer
+from torchtitan.config import ParallelismConfig, TrainingConfig
+from torchtitan.config.configs import DebugConfig
+from torchtitan.models.common import FlexAttention
+from torchtitan.models.llama3 import model_registry as llama3
+from torchtitan.models.qwen3 import model_registry as qwen3
+from torchtitan.trainer import Trainer
+
+PARALLELISM = {
+    "fsdp": {},
+    "tp": {"tensor_parallel_degree": 2},
+    "cp": {"context_parallel_degree": 2, "context_parallel_load_balancer": None},
+}
+
+
+class FixedBatches(BaseDataLoader):
+    @dataclass(kw_only=True, slots=True)
+    class Config(BaseDataLoader.Config):
+        vocab_size: int
+
+    def __init__(self, config: Config, *, dp_rank: int, dp_world_size: int, **kwargs: Any) -> None:
+        self.vocab_size, self.rank, self.size = config.vocab_size, dp_rank, dp_world_size
+
+    def __iter__(self) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+        for batch in batches(self.vocab_size):
+            ids, labels, positions = (tensor.chunk(self.size)[self.rank] for tensor in batch)
+            yield {"input": ids, "positions": positions}, labels
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None: ...
+
+
+class NoTokenizer(BaseTokenizer):
+    @dataclass(kw_only=True, slots=True)
+    class Config(BaseTokenizer.Config): ...
+
+    def __init__(self, config: Config, **kwargs: Any) -> None:
+        super().__init__()
+
+    encode = decode = get_vocab_size = None  # type: ignore[assignment]
+
+
+def spec(model: str, **mechanisms: Any) -> Any:
+    """A debug model of torchtitan with two layers, and FlexAttention in blocks that context parallelism can divide."""
+    plain = {"llama3": llama3, "qwen3": qwen3}[model]("debugmodel")
+    layers = [
+        replace(layer, attention=replace(layer.attention, inner_attention=FlexAttention.Config(block_size=16)))
+        for layer in plain.model.layers[:2]
+    ]
+    return with_mechanisms(replace(plain, model=replace(plain.model, layers=layers)), **mechanisms)
+
+
+def train(home: Path, name: str) -> None:
+    kind, _, how = name.partition("-")
+    case = CASES[kind]
+    model_spec = spec(case.model, **case.mechanisms)
+    processes = int(torch.distributed.get_world_size()) if torch.distributed.is_initialized() else None
+    optimizer = default_adamw(lr=case.rate, weight_decay=WEIGHT_DECAY)
+    optimizer.param_groups.insert(0, mechanism_group(case.mechanism_rate))
+    optimizer.implementation = "for-loop"
+    out = home / name
+    config = Trainer.Config(
+        model_spec=model_spec,
+        dump_folder=str(out),
+        loss=ChunkedLossWrapper.Config(loss_fn=CrossEntropyLoss.Config(global_vocab_size=model_spec.model.vocab_size)),
+        tokenizer=NoTokenizer.Config(),
+        dataloader=FixedBatches.Config(vocab_size=model_spec.model.vocab_size),
+        optimizer=optimizer,
+        lr_scheduler=LRSchedulersContainer.Config(warmup_steps=0, decay_ratio=0.0),
+        training=TrainingConfig(
+            local_batch_size=BATCH // (2 if how == "fsdp" else 1),
+            global_batch_size=BATCH,
+            seq_len=SEQ_LEN,
+            steps=STEPS,
+            mixed_precision_param="float32",
+            disable_cuda_graphs=True,
+        ),
+        parallelism=ParallelismConfig(**PARALLELISM.get(how, {})),
+        checkpoint=CheckpointManager.Config(
+            enable=True,
+            initial_load_path=str(home / f"{kind}-start"),
+            initial_load_in_hf=True,
+            last_save_in_hf=how != "fsdp",
+            interval=100,
+        ),
+        activation_checkpoint=None if how == "tp" else Trainer.Config.__dataclass_fields__["activation_checkpoint"].default_factory(),
+        debug=DebugConfig(enable_structured_logging=False),
+    )
+    trainer = config.build()
+    losses: list[float] = []
+    trainer.metrics_processor.log = lambda step, loss, *args, **kwargs: losses.append(loss)
+    trainer.metrics_processor.should_log = lambda step: True
+    gradients: dict[str, Tensor] = {}
+    step = trainer.optimizers.step
+
+    def watched_step() -> None:
+        if not gradients:
+            gradients.update({n: whole(p.grad) for n, p in trainer.model_parts[0].named_parameters()})
+        step()
+
+    trainer.optimizers.step = watched_step
+    trainer.train()
+    trainer.close()
+    if torch.distributed.get_rank() == 0:
+        save_file(in_folder_names(model_spec, gradients), out / "gradients.safetensors")
+        write_json(out / "losses.json", losses)
+        if how != "fsdp":
+            exsel_config(model_spec.model).save_pretrained(out / "checkpoint" / f"step-{STEPS}")
+
+
+def whole(tensor: Any) -> Tensor:
+    return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).detach().clone()
+
+
+def in_folder_names(model_spec: Any, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Gradients by the names that the weights have in a folder of ``ExselForCausalLM``."""
+    model = model_spec.model.build()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(gradients[name.replace("_checkpoint_wrapped_module.", "")])
+    weights = model_spec.state_dict_adapter(model_spec.model, None).to_hf(model.state_dict())
+    return {name: tensor.contiguous() for name, tensor in weights.items() if tensor.is_floating_point()}
+
+
+if __name__ == "__main__":
+    for name in sys.argv[2:]:
+        train(Path(sys.argv[1]), name)
+    torch.distributed.destroy_process_group()
