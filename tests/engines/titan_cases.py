@@ -11,7 +11,8 @@ from torch import Tensor
 
 from exsel import SelectiveConfig
 
-BATCH, SEQ_LEN, STEPS, WEIGHT_DECAY = 4, 64, 5, 0.1
+#: Context parallelism divides FlexAttention's blocks of 128 tokens.
+BATCH, SEQ_LEN, STEPS, WEIGHT_DECAY = 2, 256, 5, 0.1
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ CASES = {
 def batches(vocab_size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Inputs, labels and positions ``[B, T]`` of each step: two documents in a sequence."""
     generator = torch.Generator().manual_seed(1)
-    positions = torch.cat((torch.arange(40), torch.arange(SEQ_LEN - 40))).expand(BATCH, -1).clone()
+    positions = torch.cat((torch.arange(150), torch.arange(SEQ_LEN - 150))).expand(BATCH, -1).clone()
     for _ in range(STEPS):
         ids = torch.randint(vocab_size, (BATCH, SEQ_LEN + 1), generator=generator)
         yield ids[:, :-1].clone(), ids[:, 1:].clone(), positions

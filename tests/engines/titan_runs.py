@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from engines import titan_on_cpu  # noqa: F401
-from engines.titan_cases import BATCH, CASES, SEQ_LEN, STEPS, WEIGHT_DECAY, batches
+from engines.titan_cases import BATCH, CASES, SEQ_LEN, STEPS, WEIGHT_DECAY, Case, batches
 from exsel.engines.torchtitan import exsel_config, with_mechanisms
 from exsel.engines.torchtitan.config_registry import mechanism_group
 from exsel.files import write_json
@@ -24,12 +24,14 @@ from torchtitan.components.optimizer import LRSchedulersContainer, default_adamw
 from torchtitan.components.tokenizer import BaseTokenizer
 from torchtitan.config import ParallelismConfig, TrainingConfig
 from torchtitan.config.configs import DebugConfig
-from torchtitan.models.common import FlexAttention
+from torchtitan.distributed.activation_checkpoint import SelectiveAC
 from torchtitan.models.llama3 import model_registry as llama3
 from torchtitan.models.qwen3 import model_registry as qwen3
 from torchtitan.trainer import Trainer
 
-PARALLELISM = {
+# spmd_types, torchtitan's default, needs a later PyTorch.
+BACKEND = "spmd_types" if torch.__version__ >= "2.14" else "partial_dtensor"
+PARALLELISM: dict[str, dict[str, Any]] = {
     "fsdp": {},
     "tp": {"tensor_parallel_degree": 2},
     "cp": {"context_parallel_degree": 2, "context_parallel_load_balancer": None},
@@ -65,21 +67,18 @@ class NoTokenizer(BaseTokenizer):
     encode = decode = get_vocab_size = None  # type: ignore[assignment]
 
 
-def spec(model: str, **mechanisms: Any) -> Any:
-    """A debug model of torchtitan with two layers, and FlexAttention in blocks that context parallelism can divide."""
-    plain = {"llama3": llama3, "qwen3": qwen3}[model]("debugmodel")
-    layers = [
-        replace(layer, attention=replace(layer.attention, inner_attention=FlexAttention.Config(block_size=16)))
-        for layer in plain.model.layers[:2]
-    ]
-    return with_mechanisms(replace(plain, model=replace(plain.model, layers=layers)), **mechanisms)
+def spec(case: Case) -> Any:
+    """A debug model of torchtitan with two layers and the case's mechanisms."""
+    plain = {"llama3": llama3, "qwen3": qwen3}[case.model]("debugmodel")
+    return with_mechanisms(
+        replace(plain, model=replace(plain.model, layers=plain.model.layers[:2])), **case.mechanisms
+    )
 
 
 def train(home: Path, name: str) -> None:
     kind, _, how = name.partition("-")
     case = CASES[kind]
-    model_spec = spec(case.model, **case.mechanisms)
-    processes = int(torch.distributed.get_world_size()) if torch.distributed.is_initialized() else None
+    model_spec = spec(case)
     optimizer = default_adamw(lr=case.rate, weight_decay=WEIGHT_DECAY)
     optimizer.param_groups.insert(0, mechanism_group(case.mechanism_rate))
     optimizer.implementation = "for-loop"
@@ -100,7 +99,7 @@ def train(home: Path, name: str) -> None:
             mixed_precision_param="float32",
             disable_cuda_graphs=True,
         ),
-        parallelism=ParallelismConfig(**PARALLELISM.get(how, {})),
+        parallelism=ParallelismConfig(spmd_backend=BACKEND, **PARALLELISM.get(how, {})),
         checkpoint=CheckpointManager.Config(
             enable=True,
             initial_load_path=str(home / f"{kind}-start"),
@@ -108,7 +107,7 @@ def train(home: Path, name: str) -> None:
             last_save_in_hf=how != "fsdp",
             interval=100,
         ),
-        activation_checkpoint=None if how == "tp" else Trainer.Config.__dataclass_fields__["activation_checkpoint"].default_factory(),
+        activation_checkpoint=SelectiveAC.Config(),
         debug=DebugConfig(enable_structured_logging=False),
     )
     trainer = config.build()
@@ -120,7 +119,8 @@ def train(home: Path, name: str) -> None:
 
     def watched_step() -> None:
         if not gradients:
-            gradients.update({n: whole(p.grad) for n, p in trainer.model_parts[0].named_parameters()})
+            for name, parameter in trainer.model_parts[0].named_parameters():
+                gradients[name.replace("_checkpoint_wrapped_module.", "")] = whole(parameter.grad)
         step()
 
     trainer.optimizers.step = watched_step
@@ -142,7 +142,7 @@ def in_folder_names(model_spec: Any, gradients: dict[str, Tensor]) -> dict[str, 
     model = model_spec.model.build()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(gradients[name.replace("_checkpoint_wrapped_module.", "")])
+            parameter.copy_(gradients[name])
     weights = model_spec.state_dict_adapter(model_spec.model, None).to_hf(model.state_dict())
     return {name: tensor.contiguous() for name, tensor in weights.items() if tensor.is_floating_point()}
 

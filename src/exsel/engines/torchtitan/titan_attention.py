@@ -1,7 +1,8 @@
 """torchtitan's grouped attention with both mechanisms, and how it comes into a model.
 
-Its default backend, ``spmd_types``, runs a layer on plain tensors: what this process has of the batch, the sequence and
-the heads. The mechanisms need no communication there. Only the parameters' places are declared.
+The mechanisms compute on what this process has of the batch, the sequence and the heads, and communicate nothing. Only
+the places of their parameters are declared. torchtitan's backend ``spmd_types`` hands a layer just such tensors;
+``partial_dtensor`` hands it ``DTensor`` under tensor parallelism.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 import spmd_types as spmd
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torchtitan.config.override import derive
 from torchtitan.models.common.attention import AttentionMasksType, GQAttention
 from torchtitan.models.common.decoder import Decoder
@@ -45,23 +47,39 @@ def _divided_with_heads(module: nn.Module) -> ShardingConfig:
 class TitanExclusive(Exclusive, Module):
     """:class:`exsel.nn.Exclusive` as torchtitan divides and initialises modules."""
 
+    has_divided_heads = True
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._sharding_config = _divided_with_heads(self)
 
     def _init_self_buffers(self, *, buffer_device: torch.device | None = None) -> None:
         if self.fixed_strength is not None:
-            self.fixed_strength.copy_(self.as_text())
+            self.fixed_strength = self.as_text().to(self.fixed_strength.device)
+
+
+class LocalLinear(Linear):
+    """A linear layer that returns this process's columns as a plain tensor."""
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(Linear.Config):
+        """Torchtitan's."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``[B, T, E]`` → ``[B, T, columns]``."""
+        return _own_part(super().forward(input))
 
 
 class TitanTemperature(Temperature, Module):
     """:class:`exsel.nn.Temperature` as torchtitan divides and initialises modules."""
 
+    has_divided_heads = True
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._sharding_config = _divided_with_heads(self)
         if (linear := self.feature_proj) is not None:
-            self.feature_proj = Linear.Config(
+            self.feature_proj = LocalLinear.Config(
                 in_features=linear.in_features,
                 out_features=linear.out_features,
                 param_init=_INIT,
@@ -89,13 +107,10 @@ class MechanismAttention(GQAttention):
         """As torchtitan does.
 
         Raises:
-            UpgradeError: with a backend that hands a layer ``DTensor``.
+            UpgradeError: with the backend ``full_dtensor``.
         """
-        if parallel_dims.spmd_backend != "spmd_types":
-            raise UpgradeError(
-                f"--parallelism.spmd_backend {parallel_dims.spmd_backend}: the mechanisms run with spmd_types alone, "
-                "torchtitan's default"
-            )
+        if parallel_dims.spmd_backend == "full_dtensor":
+            raise UpgradeError("the mechanisms do not run with --parallelism.spmd_backend full_dtensor")
         super().parallelize(parallel_dims)
 
     # The name x_BLD (batch, length, width) is torchtitan's: it finds by it how the input is divided.
@@ -108,20 +123,28 @@ class MechanismAttention(GQAttention):
         """``[B, T, E]`` → ``[B, T, E]``; ``positions`` ``[B, T]`` count from 0 in each document."""
         query, key, value = self.qkv_linear(x_BLD)
         place = torch.arange(query.shape[1], device=query.device).unsqueeze(0) if positions is None else positions
-        features = {"query": query, "key": key, "value": value}
+        features = {"query": _own_part(query), "key": _own_part(key), "value": _own_part(value)}
         mechanisms = MechanismPass(self.exclusive, self.temperatures, features, place + 1, hidden_states=x_BLD)
         if self.q_norm is not None and self.k_norm is not None:
             query, key = self.q_norm(query), self.k_norm(key)
         query, key = self.rope(query, key, positions)
-        scaled = mechanisms.before(*(states.transpose(1, 2) for states in (query, key, value)))
+        scaled = mechanisms.before(*(_own_part(states).transpose(1, 2) for states in (query, key, value)))
         y = self.inner_attention(
             *(states.transpose(1, 2) for states in scaled[:3]),
             attention_masks=attention_masks,
             scale=self.scaling,
             enable_gqa=self.enable_gqa,
         )
-        output: Tensor = self.wo(mechanisms.after(y).contiguous().flatten(2))
+        z = mechanisms.after(_own_part(y)).contiguous()
+        if isinstance(y, DTensor):
+            z = DTensor.from_local(z, y.device_mesh, y.placements, run_check=False)
+        output: Tensor = self.wo(z.flatten(2))
         return output
+
+
+def _own_part(states: Tensor) -> Tensor:
+    """This process's part of a tensor that is divided, as a plain one."""
+    return states.to_local() if isinstance(states, DTensor) else states
 
 
 def with_mechanisms(

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed import checkpoint as distributed_checkpoint
+from torch.distributed.checkpoint import HuggingFaceStorageReader
 from torchtitan.models.common.decoder import Decoder
 from torchtitan.models.common.linear import Linear
 from torchtitan.models.common.rope import ComplexRoPE, RoPE
@@ -33,6 +34,8 @@ def folder_adapter(adapter: type[StateDictAdapter]) -> type[StateDictAdapter]:
             ours = {name: tensor for name, tensor in state_dict.items() if _OURS.search(name)}
             converted: dict[str, Any] = super().to_hf({k: v for k, v in state_dict.items() if k not in ours})
             for name, tensor in ours.items():
+                if not tensor.is_floating_point():
+                    continue  # a fixed strength, as text: PyTorch's distributed writer of safetensors has no integers
                 name_there = "model." + _OURS.sub(r"\1self_attn\3", name)
                 converted[name_there] = self._reordered(name, tensor, (-1, 2))
             return converted
@@ -105,24 +108,30 @@ def save_folder(spec: ModelSpec, checkpoint: str | PathLike[str], folder: str | 
 
     Args:
         spec: the recipe's model, from :func:`exsel.engines.torchtitan.with_mechanisms`.
-        checkpoint: a folder ``step-…`` that torchtitan wrote.
+        checkpoint: a folder ``step-…`` that torchtitan wrote, in its own format or in Hugging Face's.
         folder: for :meth:`exsel.ExselForCausalLM.from_pretrained`.
 
     Raises:
         ExselError: the checkpoint is damaged, or of another model.
     """
     assert isinstance(spec.model, Decoder.Config)
-    with torch.device("meta"):
-        names = spec.model.build().state_dict()
-    state = {name: torch.empty_like(tensor, device="cpu") for name, tensor in names.items()}
-    with explained(f"{checkpoint} is no checkpoint of this model"):
-        distributed_checkpoint.load(state, checkpoint_id=str(checkpoint))
     assert spec.state_dict_adapter is not None
-    weights = spec.state_dict_adapter(spec.model, None).to_hf(state)
+    to_folder = spec.state_dict_adapter(spec.model, None).to_hf
+    with torch.device("meta"):
+        states = spec.model.build().state_dict()
+    states = {name: torch.empty_like(tensor, device="cpu") for name, tensor in states.items()}
+    with explained(f"{checkpoint} is no checkpoint of this model"):
+        if Path(checkpoint, ".metadata").exists():
+            distributed_checkpoint.load(states, checkpoint_id=str(checkpoint))
+            weights = to_folder(states)
+        else:
+            weights = to_folder(states)
+            distributed_checkpoint.load(weights, storage_reader=HuggingFaceStorageReader(str(checkpoint)))
+    model = ExselForCausalLM(exsel_config(spec.model))
     if spec.model.enable_weight_tying:
         weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
-    model = ExselForCausalLM(exsel_config(spec.model))
-    model.load_state_dict(weights)
+    strengths = {name: text for name, text in model.state_dict().items() if name.endswith(".fixed_strength")}
+    model.load_state_dict(strengths | weights)
     model.save_pretrained(folder)
 
 
