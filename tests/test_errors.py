@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import importlib
 import json
+import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +14,7 @@ from torch import nn
 
 import exsel
 from exsel.diagnostics import Diagnosis
-from exsel.errors import EXTRAS, first_line, require, require_all
+from exsel.errors import EXTRAS, MissingPackageError, first_line, require, require_all
 from exsel.model_folder import MODEL_TYPE
 from exsel.peft import SelectiveAdapterConfig
 
@@ -100,3 +102,9 @@ def test_a_mistake_is_one_of_the_librarys_errors(
     with pytest.raises(kind) as found:
         mistake(tmp_path)
     assert found.type is kind
+
+
+def test_torchtitan_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchtitan", None)
+    with pytest.raises(MissingPackageError, match=r"torchtitan is not installed: pip install 'exsel\[torchtitan\]'"):
+        importlib.import_module("exsel.engines.torchtitan")

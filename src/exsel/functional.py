@@ -86,7 +86,7 @@ def _is_one(strength: float | Tensor | None) -> bool:
 def _expand_strength(strength: float | Tensor | None, y: Tensor) -> Tensor | None:
     """α as a view ``[..., H, T]``; None if α is 1."""
     if not isinstance(strength, Tensor):
-        return None if strength is None or strength == 1 else y.new_tensor(strength).expand(y.shape[:-1])
+        return None if strength is None or strength == 1 else y.new_full((), strength).expand(y.shape[:-1])
     by_token = strength.unsqueeze(-1) if strength.ndim == 1 and strength.shape[0] == y.shape[-3] else strength
     try:
         return by_token.expand(y.shape[:-1])

@@ -25,6 +25,7 @@ class Case:
 
 CASES = {
     "llama": Case("llama3", {"exclusive": "learned", "selective": SelectiveConfig(key=True)}),
+    "linear": Case("qwen3", {"selective": SelectiveConfig(token="linear", position_per_head=False)}),
     "qwen": Case(
         "qwen3", {"exclusive": True, "selective": SelectiveConfig(token="mlp", per_head=False, position_per_head=False)}
     ),

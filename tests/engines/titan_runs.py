@@ -14,7 +14,7 @@ from torch import Tensor
 
 from engines import titan_on_cpu  # noqa: F401
 from engines.titan_cases import BATCH, CASES, SEQ_LEN, STEPS, WEIGHT_DECAY, Case, batches
-from exsel.engines.torchtitan import exsel_config, with_mechanisms
+from exsel.engines.torchtitan import with_mechanisms
 from exsel.engines.torchtitan.config_registry import mechanism_group
 from exsel.files import write_json
 from torchtitan.components.checkpoint import CheckpointManager
@@ -70,9 +70,7 @@ class NoTokenizer(BaseTokenizer):
 def spec(case: Case) -> Any:
     """A debug model of torchtitan with two layers and the case's mechanisms."""
     plain = {"llama3": llama3, "qwen3": qwen3}[case.model]("debugmodel")
-    return with_mechanisms(
-        replace(plain, model=replace(plain.model, layers=plain.model.layers[:2])), **case.mechanisms
-    )
+    return with_mechanisms(replace(plain, model=replace(plain.model, layers=plain.model.layers[:2])), **case.mechanisms)
 
 
 def train(home: Path, name: str) -> None:
@@ -129,8 +127,6 @@ def train(home: Path, name: str) -> None:
     if torch.distributed.get_rank() == 0:
         save_file(in_folder_names(model_spec, gradients), out / "gradients.safetensors")
         write_json(out / "losses.json", losses)
-        if how != "fsdp":
-            exsel_config(model_spec.model).save_pretrained(out / "checkpoint" / f"step-{STEPS}")
 
 
 def whole(tensor: Any) -> Tensor:

@@ -91,9 +91,7 @@ def sized_model(size: str, vocab_size: int, attn_backend: str = "flex") -> Model
     ]
     for layer in layers:
         layer.feed_forward.w2.param_init = to_residual
-    embedding = Embedding.Config(
-        num_embeddings=vocab_size, embedding_dim=width, param_init={"weight": skip_param_init}
-    )
+    embedding = Embedding.Config(num_embeddings=vocab_size, embedding_dim=width, param_init={"weight": skip_param_init})
     model = Qwen3Model.Config(
         dim=width,
         vocab_size=vocab_size,

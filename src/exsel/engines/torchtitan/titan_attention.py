@@ -18,7 +18,11 @@ from torch.distributed.tensor import DTensor
 from torchtitan.config.override import derive
 from torchtitan.models.common.attention import AttentionMasksType, GQAttention
 from torchtitan.models.common.decoder import Decoder
-from torchtitan.models.common.decoder_sharding import colwise_config, dense_param_placement
+from torchtitan.models.common.decoder_sharding import (
+    colwise_config,
+    dense_activation_placement,
+    dense_param_placement,
+)
 from torchtitan.models.common.linear import Linear
 from torchtitan.protocols.model_spec import ModelSpec
 from torchtitan.protocols.module import Module, ModuleDict
@@ -83,7 +87,9 @@ class TitanTemperature(Temperature, Module):
                 in_features=linear.in_features,
                 out_features=linear.out_features,
                 param_init=_INIT,
-                sharding_config=colwise_config(),
+                sharding_config=replace(
+                    colwise_config(), in_src_shardings={"input": dense_activation_placement(tp=spmd.R)}
+                ),
             ).build()
 
 
@@ -123,8 +129,13 @@ class MechanismAttention(GQAttention):
         """``[B, T, E]`` → ``[B, T, E]``; ``positions`` ``[B, T]`` count from 0 in each document."""
         query, key, value = self.qkv_linear(x_BLD)
         place = torch.arange(query.shape[1], device=query.device).unsqueeze(0) if positions is None else positions
-        features = {"query": _own_part(query), "key": _own_part(key), "value": _own_part(value)}
-        mechanisms = MechanismPass(self.exclusive, self.temperatures, features, place + 1, hidden_states=x_BLD)
+        mechanisms = MechanismPass(
+            self.exclusive,
+            self.temperatures,
+            {"query": _own_part(query), "key": _own_part(key), "value": _own_part(value)},
+            place + 1,
+            hidden_states=_own_part(x_BLD),
+        )
         if self.q_norm is not None and self.k_norm is not None:
             query, key = self.q_norm(query), self.k_norm(key)
         query, key = self.rope(query, key, positions)
@@ -174,7 +185,9 @@ def with_mechanisms(
         if type(layer.attention) is not GQAttention.Config:
             kind = type(layer.attention).__qualname__.removesuffix(".Config")
             raise UpgradeError(f"layer {index} of {spec.name} has {kind}, and not torchtitan's GQAttention")
-        own = [None if one is None or index not in resolve_layers(one.layers, num_layers) else one for one in mechanisms]
+        own = [
+            None if one is None or index not in resolve_layers(one.layers, num_layers) else one for one in mechanisms
+        ]
         attention = derive(layer.attention, MechanismAttention.Config, exclusive=own[0], selective=own[1])
         layers.append(replace(layer, attention=attention))
     return replace(

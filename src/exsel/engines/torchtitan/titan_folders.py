@@ -10,13 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed import checkpoint as distributed_checkpoint
-from torch.distributed.checkpoint import HuggingFaceStorageReader
+from torch.distributed.checkpoint import FileSystemReader, HuggingFaceStorageReader
+from torch.distributed.checkpoint.api import CheckpointException
 from torchtitan.models.common.decoder import Decoder
 from torchtitan.models.common.linear import Linear
 from torchtitan.models.common.rope import ComplexRoPE, RoPE
 from torchtitan.protocols.model_spec import ModelSpec
 from torchtitan.protocols.state_dict_adapter import StateDictAdapter
 
+from exsel.config import ExclusiveConfig, SelectiveConfig
 from exsel.errors import ExselError, LoadError, explained
 from exsel.files import read_object
 from exsel.models import ExselConfig, ExselForCausalLM
@@ -49,12 +51,13 @@ def folder_adapter(adapter: type[StateDictAdapter]) -> type[StateDictAdapter]:
             return converted
 
         def get_hf_storage_reader(self, path: str, from_quantized: bool = False) -> Any:
-            found, expected = read_object(Path(path, "config.json")), exsel_config(self.model_config).to_dict()
-            for name in ("exclusive", "selective"):
-                if found.get(name) != expected[name]:
+            values = read_object(Path(path, "config.json"))
+            for name, kind in (("exclusive", ExclusiveConfig), ("selective", SelectiveConfig)):
+                found, expected = kind.read(values.get(name)), _mechanism(self.model_config, name)
+                if found != expected:
                     raise LoadError(
-                        f"{path} has {name}={found.get(name)}, and the recipe {expected[name]}: save it first from an "
-                        "ExselForCausalLM with these mechanisms"
+                        f"{path} has {name}={found}, and the recipe {expected}: save a folder first from an "
+                        "ExselForCausalLM that has the recipe's mechanisms"
                     )
             return super().get_hf_storage_reader(path, from_quantized)
 
@@ -120,13 +123,15 @@ def save_folder(spec: ModelSpec, checkpoint: str | PathLike[str], folder: str | 
     with torch.device("meta"):
         states = spec.model.build().state_dict()
     states = {name: torch.empty_like(tensor, device="cpu") for name, tensor in states.items()}
+    is_own_format = Path(checkpoint, ".metadata").exists()
+    weights = states if is_own_format else to_folder(states)
+    reader = FileSystemReader(checkpoint) if is_own_format else HuggingFaceStorageReader(str(checkpoint))
     with explained(f"{checkpoint} is no checkpoint of this model"):
-        if Path(checkpoint, ".metadata").exists():
-            distributed_checkpoint.load(states, checkpoint_id=str(checkpoint))
-            weights = to_folder(states)
-        else:
-            weights = to_folder(states)
-            distributed_checkpoint.load(weights, storage_reader=HuggingFaceStorageReader(str(checkpoint)))
+        try:
+            distributed_checkpoint.load(weights, storage_reader=reader)
+        except CheckpointException as error:  # no subclass of Exception
+            raise LoadError(str(next(iter(error.failures.values()))[0])) from error
+    weights = to_folder(weights) if is_own_format else weights
     model = ExselForCausalLM(exsel_config(spec.model))
     if spec.model.enable_weight_tying:
         weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
