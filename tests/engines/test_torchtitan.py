@@ -1,5 +1,6 @@
 """torchtitan trains both mechanisms in several processes as ``ExselForCausalLM`` trains them in one."""
 
+# ruff: noqa: E402 (torchtitan may be absent)
 from __future__ import annotations
 
 import os
@@ -23,12 +24,15 @@ pytestmark = pytest.mark.slow
 pytest.importorskip("torchtitan", reason="it has an environment of its own, which .ci/run makes")
 
 from engines import titan_on_cpu  # noqa: F401
+
+# isort: split
+from torchtitan.models.deepseek_v3 import model_registry as deepseek
+from torchtitan.models.llama3 import model_registry as llama3
+
 from engines.titan_cases import CASES, STEPS, WEIGHT_DECAY, Case, batches
 from engines.titan_runs import spec
 from exsel.engines.torchtitan import exsel_config, save_folder, with_mechanisms
 from exsel.engines.torchtitan.config_registry import baseline_1_4b, exclusive_selective_1_4b
-from torchtitan.models.deepseek_v3 import model_registry as deepseek
-from torchtitan.models.llama3 import model_registry as llama3
 
 RUNS = ("llama-one", "llama-fsdp", "llama-tp", "llama-cp", "qwen-tp", "linear-tp")
 

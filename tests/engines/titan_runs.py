@@ -1,7 +1,10 @@
-"""Trainings by torchtitan's own trainer: ``torchrun titan_runs.py HOME NAME…``, results in ``HOME/NAME-PROCESSES``."""
+"""Trainings by torchtitan's own trainer: ``torchrun titan_runs.py HOME NAME…``, results in ``HOME/NAME``."""
 
 from __future__ import annotations
 
+from engines import titan_on_cpu  # noqa: F401
+
+# isort: split
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -11,12 +14,6 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-
-from engines import titan_on_cpu  # noqa: F401
-from engines.titan_cases import BATCH, CASES, SEQ_LEN, STEPS, WEIGHT_DECAY, Case, batches
-from exsel.engines.torchtitan import with_mechanisms
-from exsel.engines.torchtitan.config_registry import mechanism_group
-from exsel.files import write_json
 from torchtitan.components.checkpoint import CheckpointManager
 from torchtitan.components.dataloader import BaseDataLoader
 from torchtitan.components.loss import ChunkedLossWrapper, CrossEntropyLoss
@@ -28,6 +25,11 @@ from torchtitan.distributed.activation_checkpoint import SelectiveAC
 from torchtitan.models.llama3 import model_registry as llama3
 from torchtitan.models.qwen3 import model_registry as qwen3
 from torchtitan.trainer import Trainer
+
+from engines.titan_cases import BATCH, CASES, SEQ_LEN, STEPS, WEIGHT_DECAY, Case, batches
+from exsel.engines.torchtitan import with_mechanisms
+from exsel.engines.torchtitan.config_registry import mechanism_group
+from exsel.files import write_json
 
 # spmd_types, torchtitan's default, needs a later PyTorch.
 BACKEND = "spmd_types" if torch.__version__ >= "2.14" else "partial_dtensor"

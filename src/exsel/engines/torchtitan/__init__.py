@@ -7,9 +7,9 @@
 
     model_spec = with_mechanisms(model_registry("8B"), exclusive=True, selective=True)
 
-torchtitan then divides the mechanisms as it divides the model: FSDP2, tensor parallelism (parameters with a row a head are
-divided with their heads), context parallelism (a token's own value is where its output is), and it reads and writes
-folders of :class:`exsel.ExselForCausalLM`. The recipe of the exclusive paper's 1.4b is
+torchtitan then divides the mechanisms as it divides the model: FSDP2, tensor parallelism (what has a row a head is
+divided with the heads), context parallelism (a token's own value is where its output is); and it reads and writes
+weights of :class:`exsel.ExselForCausalLM`. The 1.4b of the exclusive paper is a recipe:
 ``--module exsel.engines.torchtitan --config exclusive_selective_1_4b``.
 """
 

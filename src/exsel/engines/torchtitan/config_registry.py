@@ -12,7 +12,6 @@ from torchtitan.components.checkpoint import CheckpointManager
 from torchtitan.components.loss import ChunkedLossWrapper, CrossEntropyLoss
 from torchtitan.components.optimizer import (
     LRSchedulersContainer,
-    OptimizersContainer,
     ParamGroupConfig,
     default_adamw,
 )

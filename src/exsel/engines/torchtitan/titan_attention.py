@@ -69,7 +69,7 @@ class LocalLinear(Linear):
     class Config(Linear.Config):
         """Torchtitan's."""
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (torchtitan finds by this name how it is divided)
         """``[B, T, E]`` → ``[B, T, columns]``."""
         return _own_part(super().forward(input))
 
@@ -139,9 +139,10 @@ class MechanismAttention(GQAttention):
         if self.q_norm is not None and self.k_norm is not None:
             query, key = self.q_norm(query), self.k_norm(key)
         query, key = self.rope(query, key, positions)
-        scaled = mechanisms.before(*(_own_part(states).transpose(1, 2) for states in (query, key, value)))
+        query, key, value = (_own_part(states).transpose(1, 2) for states in (query, key, value))
+        query, key, value, _ = mechanisms.before(query, key, value)
         y = self.inner_attention(
-            *(states.transpose(1, 2) for states in scaled[:3]),
+            *(states.transpose(1, 2) for states in (query, key, value)),
             attention_masks=attention_masks,
             scale=self.scaling,
             enable_gqa=self.enable_gqa,

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed import checkpoint as distributed_checkpoint
-from torch.distributed.checkpoint import FileSystemReader, HuggingFaceStorageReader
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+from torch.distributed.checkpoint.state_dict_loader import load
 from torchtitan.models.common.decoder import Decoder
 from torchtitan.models.common.linear import Linear
 from torchtitan.models.common.rope import ComplexRoPE, RoPE
@@ -31,7 +32,7 @@ _ROTATED = re.compile(r"\.temperatures\.(query|key)\.weight$")
 def folder_adapter(adapter: type[StateDictAdapter]) -> type[StateDictAdapter]:
     """A model's own adapter to Hugging Face's format, taught the mechanisms' names in ``ExselForCausalLM``."""
 
-    class FolderAdapter(adapter):  # type: ignore[valid-type]
+    class FolderAdapter(adapter):
         def to_hf(self, state_dict: dict[str, Any]) -> dict[str, Any]:
             ours = {name: tensor for name, tensor in state_dict.items() if _OURS.search(name)}
             converted: dict[str, Any] = super().to_hf({k: v for k, v in state_dict.items() if k not in ours})
@@ -67,7 +68,8 @@ def folder_adapter(adapter: type[StateDictAdapter]) -> type[StateDictAdapter]:
             selective = _mechanism(self.model_config, "selective")
             if not is_interleaved or not _ROTATED.search(name) or selective.token != "shared":
                 return weight
-            return weight.unflatten(-1, pairs).transpose(-1, -2).flatten(-2)
+            reordered: Tensor = weight.unflatten(-1, pairs).transpose(-1, -2).flatten(-2)
+            return reordered
 
     return FolderAdapter
 
@@ -128,7 +130,7 @@ def save_folder(spec: ModelSpec, checkpoint: str | PathLike[str], folder: str | 
     reader = FileSystemReader(checkpoint) if is_own_format else HuggingFaceStorageReader(str(checkpoint))
     with explained(f"{checkpoint} is no checkpoint of this model"):
         try:
-            distributed_checkpoint.load(weights, storage_reader=reader)
+            load(weights, storage_reader=reader)
         except CheckpointException as error:  # no subclass of Exception
             raise LoadError(str(next(iter(error.failures.values()))[0])) from error
     weights = to_folder(weights) if is_own_format else weights
