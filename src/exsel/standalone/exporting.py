@@ -43,6 +43,10 @@ exsel {version} wrote this file from its own source, for transformers {transform
 Licence: Apache-2.0, as exsel.
 """
 '''
+#: The arguments of :class:`exsel.nn.mechanisms.Mechanisms` that the code of an upgraded model gives.
+_ARGUMENTS = ("geometry", "projections", "scales_projections", "hidden_size", "has_window", "reuses_projections")
+#: What is wrong with a layer comes first, and this after it.
+_REMEDY = "its code cannot stand alone in one file, so load this model where exsel is installed"
 _OWN: Mapping[str, Place] = {
     "AutoConfig": ("exsel.models.configuration", "ExselConfig"),
     "AutoModel": ("exsel.models.modeling", "ExselModel"),
@@ -92,7 +96,7 @@ def _code_of(model: Any, folder: Path) -> tuple[str, dict[str, str]]:
         code = bundle(list(_OWN.values()), _STAND_INS)
     elif isinstance(model.config, UpgradedFields):
         classes = _auto_classes(model)
-        code = _upgraded_code(model, classes)
+        code = _upgraded_code(model)
     else:
         raise ExselError(f"{folder} has no mechanisms: transformers loads it without exsel as it is")
     name = type(model).__name__
@@ -126,18 +130,12 @@ def _auto_classes(model: Any) -> dict[str, str]:
     }
 
 
-def _upgraded_code(model: Any, classes: Mapping[str, str]) -> str:
+def _upgraded_code(model: Any) -> str:
     kinds: dict[tuple[Any, str], dict[str, int | None]] = {}
     for name, module in model.named_modules():
         if isinstance(module, Upgraded):
             mechanisms: Any = getattr(module, CHILD)
-            arguments = {
-                argument: getattr(mechanisms, argument)
-                for argument in (
-                    *("geometry", "projections", "scales_projections", "hidden_size", "has_window"),
-                    "reuses_projections",
-                )
-            }
+            arguments = {argument: getattr(mechanisms, argument) for argument in _ARGUMENTS}
             kinds.setdefault((type(module), repr(arguments)), {})[name] = mechanisms.layer_index
     bundled = bundle([*_FOLDER_CLASSES, ("exsel.nn.projections", "Geometry")], _STAND_INS)
     taken = {node.name for node in ast.parse(bundled).body if isinstance(node, ast.ClassDef | ast.FunctionDef)}
@@ -171,16 +169,16 @@ def _layer_code(layer_class: Any, imports: dict[str, str], taken: set[str]) -> s
     original = layer_class.exsel_original
     name = original.__name__
     if issubclass(original, nn.MultiheadAttention) or has_processor(original):
-        raise ExselError(f"{name} is upgraded by code of exsel's that does not stand alone: it loads with exsel only")
+        raise ExselError(f"{name} attends by code that many classes share: {_REMEDY}")
     if not original.__module__.startswith("transformers."):
-        raise ExselError(f"{name} is no class of transformers, and its code would have to be in the folder too")
+        raise ExselError(f"{name} is no class of transformers: {_REMEDY}")
     imports[name] = _import_of(name, original)
     methods = []
     for method in layer_class.exsel_read:
         attribute = method if method == "forward" else f"_exsel_{method}"
         function = inspect.unwrap(vars(layer_class)[attribute])
         if function.__code__.co_freevars:
-            raise ExselError(f"{name}.{method} uses variables around it ({function.__code__.co_freevars[0]})")
+            raise ExselError(f"{name}.{method} uses {function.__code__.co_freevars[0]} around it: {_REMEDY}")
         (definition,) = ast.parse(textwrap.dedent(inspect.getsource(function))).body
         assert isinstance(definition, ast.FunctionDef)
         definition.name = attribute
@@ -188,7 +186,7 @@ def _layer_code(layer_class: Any, imports: dict[str, str], taken: set[str]) -> s
             if isinstance(node, ast.Name) and node.id in function.__globals__:
                 line = _import_of(node.id, function.__globals__[node.id], function.__module__)
                 if node.id in taken or imports.setdefault(node.id, line) != line:
-                    raise ExselError(f"{name}.{method} uses a name that has another meaning in the file: {node.id}")
+                    raise ExselError(f"{node.id} of {name}.{method} has another meaning elsewhere: {_REMEDY}")
         methods.append(textwrap.indent(ast.unparse(definition), "    "))
     where = f"transformers {transformers.__version__}"
     return "\n\n".join(
