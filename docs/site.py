@@ -8,8 +8,10 @@ from __future__ import annotations
 import argparse
 import ast
 import importlib
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -43,20 +45,49 @@ def command_line() -> str:
     return "\n\n".join(parts)
 
 
+def results_page() -> str:
+    """The schema of ``results.json``, as a page."""
+    path = ROOT / "src" / "exsel" / "report" / "results.schema.json"
+    schema = json.loads(path.read_text(encoding="utf-8"))
+    parts = [
+        f"# results.json\n\n{schema['description']} The schema itself is in the package: `exsel/report/{path.name}`."
+    ]
+    for name, part in {"results.json": schema, **schema["$defs"]}.items():
+        fields = part.get("properties") or part.get("items", {}).get("properties", {})
+        rows = "\n".join(f"| `{field}` | {each['description']} | {_kind(each)} |" for field, each in fields.items())
+        parts.append(f"## {name}\n\n{part['description']}\n\n| name | what it is | kind |\n|---|---|---|\n{rows}")
+    return "\n\n".join(parts)
+
+
+def _kind(schema: dict[str, Any]) -> str:
+    """The type of a value in a word or two; of a value that is described elsewhere, a link to its section."""
+    if "$ref" in schema:
+        name = schema["$ref"].rpartition("/")[2]
+        return f"[{name}](#{name})"
+    if "items" in schema:
+        return f"array of {_kind(schema['items'])}"
+    if choices := schema.get("anyOf") or schema.get("allOf"):
+        return " or ".join(map(_kind, choices))
+    if "enum" in schema or "const" in schema:
+        return ", ".join(json.dumps(value) for value in schema.get("enum", [schema.get("const")]))
+    kind = schema["type"]
+    return " or ".join(kind) if isinstance(kind, list) else str(kind)
+
+
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Add the reference to the menu."""
     groups = [
         {package: [{name: f"reference/{package}.{name}.md"} for name in public_names(package)]} for package in PACKAGES
     ]
     assert config.nav is not None
-    config.nav.append({"Reference": ["reference/index.md", "reference/commands.md", *groups]})
+    config.nav.append({"Reference": ["reference/index.md", "reference/commands.md", "reference/results.md", *groups]})
     return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages of the reference."""
-    index = ["# Reference", "[The command line](commands.md)"]
-    pages = {"commands.md": command_line()}
+    index = ["# Reference", "[The command line](commands.md)", "[results.json of a comparison](results.md)"]
+    pages = {"commands.md": command_line(), "results.md": results_page()}
     for package in PACKAGES:
         names = public_names(package)
         index.append(f"## {package}\n\n" + "\n".join(f"* [{name}]({package}.{name}.md)" for name in names))

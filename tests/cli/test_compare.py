@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from cli.conftest import Outcome, run_main
+from exsel.report.results_file import results_schema
 from exsel.training.sizing import Cost
+from json_schema import faults
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +107,7 @@ def test_a_list_of_learning_rates_is_a_sweep_that_chooses_with_a_seed_of_its_own
     )
     assert outcome.code == 0
     results = read(tmp_path / "out")
+    assert list(faults(results, results_schema(), results_schema())) == []
     chosen = {row["variant"]: row["learning_rate"] for row in results["sweep"] if row["chosen"]}
     assert [(row["variant"], row["learning_rate"]) for row in results["variants"]] == list(chosen.items())
     assert [(run["seed"], run["learning_rate"]) for run in results["runs"]] == [(0, rate) for rate in chosen.values()]

@@ -10,11 +10,12 @@ import pytest
 from exsel.config import ExclusiveConfig, SelectiveConfig
 from exsel.data import PackedData
 from exsel.errors import ExselError
-from exsel.report.results_file import SCHEMA
+from exsel.report.results_file import SCHEMA, results_schema
 from exsel.training.compare import compare_runs
 from exsel.training.comparison_plan import plan_runs, run_name
 from exsel.training.run import Interrupted
 from exsel.variants import CHOOSING_SEED, VARIANTS, Variant, choose_variants
+from json_schema import faults
 from training.small_runs import Watcher, metrics, small_settings
 
 
@@ -105,7 +106,8 @@ def test_results_are_json_and_say_it_all(compared: tuple[dict[str, Any], Path]) 
         raise AssertionError(f"{name} is no JSON")
 
     assert json.loads((folder / "results.json").read_text(), parse_constant=no_constant) == results
-    assert results["schema"] == SCHEMA
+    assert results["schema"] == SCHEMA == results_schema()["properties"]["schema"]["const"]
+    assert list(faults(results, results_schema(), results_schema())) == []
     assert results["command"] == "exsel compare"
     assert results["config"]["seeds"] == [0, 1]
     assert results["config"]["variants"] == ["baseline", "selective"]
@@ -228,3 +230,22 @@ def test_an_interrupted_comparison_goes_on(model_file: Path, data: PackedData, t
     with pytest.raises(ExselError, match=r"other settings \(weight_decay\)"):
         compare_runs(other, data, tmp_path / "run", command="", progress=watcher, resume=True)
     assert watcher.starts == []
+
+
+def test_the_schema_describes_every_name_and_refuses_others(compared: tuple[dict[str, Any], Path]) -> None:
+    schema, (results, _) = results_schema(), compared
+
+    def check(part: Any) -> None:
+        for each in part if isinstance(part, list) else part.values() if isinstance(part, dict) else ():
+            check(each)
+        if isinstance(part, dict) and isinstance(part.get("properties"), dict):
+            assert all(each["description"].endswith(".") for each in part["properties"].values())
+
+    check(schema)
+    run = {**results["runs"][0], "loss": "low", "extra": 1}
+    broken = {**results, "runs": [run], "variants": [{}], "schema": SCHEMA + 1}
+    found = list(faults(broken, schema, schema))
+    assert f"$.schema is {SCHEMA + 1}, not {SCHEMA}" in found
+    assert "$.runs[0].loss is 'low', not number" in found
+    assert "$.runs[0] has extra, which the schema does not know" in found
+    assert "$.variants[0] lacks loss" in found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,13 @@ from exsel.report.formatting import number, plain
 
 #: The version of what ``results.json`` holds. It rises when a name changes its meaning or goes.
 SCHEMA = 3
+
+
+def results_schema() -> dict[str, Any]:
+    """The JSON Schema of ``results.json``."""
+    text = resources.files("exsel.report").joinpath("results.schema.json").read_text(encoding="utf-8")
+    schema: dict[str, Any] = json.loads(text)
+    return schema
 
 
 def read_results(path: Path) -> dict[str, Any]:
