@@ -179,6 +179,7 @@ BASES = {
     "diagnose": "model --text some --max-sequences 2 --device cpu --out new",
     "support": "model",
     "report": "compared",
+    "export": "model --standalone",
     "pull": "smollm2",
     "bench": "attention --shapes 2x1x16 --seq-lens 16 --device cpu --out new",
 }
