@@ -40,7 +40,7 @@ _WARMUP_SHARE = 0.1
 Own = Literal["nothing", "mechanisms", "norms", "lora", "all"]
 RATES: Mapping[Own, tuple[float, ...]] = {
     "nothing": (0.0,),
-    "mechanisms": (1e-3, 3e-3, 1e-2),
+    "mechanisms": (1e-3, 3e-3, 1e-2, 3e-2),
     "norms": (1e-3, 3e-3, 1e-2),
     "lora": (1e-3, 3e-3, 1e-2),
     "all": (1e-5, 3e-5, 1e-4),
