@@ -154,3 +154,16 @@ def test_overwrite_begins_anew(compared: tuple[Outcome, Path], flags: list[str],
     assert outcome.code == 0
     assert [path.name for path in (folder / "runs").iterdir()] == ["baseline-lr0.02-seed0"]
     assert "step 12/12" in outcome.out
+
+
+def test_trained_models_are_asked_for_keys(flags: list[str], tmp_path: Path) -> None:
+    given = [*flags, "--variants", "baseline,exclusive", "--out", str(tmp_path / "out")]
+    refused = run_main("compare", *given, "--passkey", "40")
+    assert (refused.code, "--passkey" in refused.err) == (2, True)
+    outcome = run_main("compare", *given, "--passkey", "256")
+    assert outcome.code == 0, outcome.err
+    answers = [answer for run in read(tmp_path / "out")["runs"] for answer in run["answers"]]
+    assert [(answer["task"], answer["measure"]) for answer in answers] == 2 * [("passkey", "found, 256 tokens")]
+    assert all(0 <= answer["value"] <= 1 for answer in answers)
+    assert "Difference to the baseline" in outcome.out
+    assert "What the trained models answer" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")

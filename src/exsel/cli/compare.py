@@ -51,6 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     require_all("train")
     from exsel.cli.display import print_table
     from exsel.report import headline, headline_note, interval_sentence, summary_rows, sweep_ends, table_headings
+    from exsel.report.answer_table import ANSWER_HEADINGS, answer_rows
     from exsel.report.selection import selection_notes
     from exsel.training.compare import compare_runs
     from exsel.training.comparison_plan import plan_runs
@@ -105,6 +106,9 @@ def run(arguments: argparse.Namespace) -> int:
         said = (interval_sentence(results), sweep_ends(results), headline(results), headline_note(results))
         notes = (note for note in selection_notes(results) if note not in said[-1])
         print("", *filter(None, said), *notes, sep="\n")
+        if rows := answer_rows(results):
+            print()
+            print_table([row._asdict() for row in rows], ANSWER_HEADINGS)
         print(f"\nreport: {folder / REPORT}\nnumbers: {folder / RESULTS}", flush=True)
 
     return run_session(arguments, plan.runs, work, prepare=prepare)

@@ -9,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from exsel.cli.flags import add_data_arguments, add_device_argument, large_count, real, whole
+from exsel.cli.flags import add_data_arguments, add_device_argument, large_count, listed, real, whole
 from exsel.cli.outputs import check_out, resume_command
 from exsel.config import ExclusiveConfig, SelectiveConfig
 from exsel.errors import ExselError
@@ -62,6 +62,10 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     training.add_argument(
         "--eval", dest="evaluation_sets", type=_named, nargs="+", default=[], metavar="NAME=PATH", help=text
     )
+    text = "look for a key in texts of these lengths at the end of each run, as `exsel eval --passkey` does"
+    training.add_argument("--passkey", type=listed(whole(1)), default=[], metavar="N[,N…]", help=text)
+    text = "ask each trained model tasks of lm-evaluation-harness, as `exsel eval --tasks` does; needs exsel[eval]"
+    training.add_argument("--tasks", type=listed(str), default=[], metavar="NAME[,NAME…]", help=text)
     machine = parser.add_argument_group("machine")
     add_device_argument(machine)
     dtypes = ["auto", "float32", "bfloat16"]
@@ -236,6 +240,7 @@ def run_session(
     from exsel.training.model_checks import check_new_models
     from exsel.training.output_folder import clear_output, is_comparison, is_run
     from exsel.training.processes import joined
+    from exsel.training.questions import check_answers
     from exsel.training.run import Interrupted, check_shared
     from exsel.training.run_model import check_disk, sketch_model, with_evaluation_sets
     from exsel.training.settings import COMPILED_STEPS, one_a_variant
@@ -279,6 +284,7 @@ def run_session(
         size = "streamed" if described.train_tokens is None else f"{described.train_tokens:,} tokens"
         print(f"data: {described.name}, {size}, to train on", flush=True)
         check_new_models(runs, data)
+        check_answers(settings, data, processes.count)
         if prepare is not None:
             runs = prepare(data) or runs
             data = data.cut(runs[0].evaluation_blocks)

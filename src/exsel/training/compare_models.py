@@ -27,6 +27,7 @@ from exsel.training.model_checks import check_new_models
 from exsel.training.output_folder import REPORT, RESULTS
 from exsel.training.own_model import Factory
 from exsel.training.progress import Progress
+from exsel.training.questions import check_answers
 from exsel.training.run_model import check_disk, sketch_model, with_evaluation_sets
 from exsel.training.settings import Settings, one_a_variant, with_defaults
 from exsel.variants import BASELINE, CHOOSING_SEED, VARIANTS, Variant, choose_variants
@@ -175,6 +176,7 @@ def compare(
         place = Path(folder)
         check_disk(plan.runs, data.description.vocab_size, place)
         check_new_models(plan.runs, data)
+        check_answers(first, data)
         found = compare_runs(
             plan, data, place, command="exsel.compare(…)", progress=progress or Progress(), resume=resume
         )

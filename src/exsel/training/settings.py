@@ -95,6 +95,9 @@ class Settings:
         evaluations: points of the validation curve; the last is the final loss.
         evaluation_blocks: number of validation blocks, and of the blocks of each evaluation set.
         evaluation_sets: by name, data (as one value of ``data``) on which the trained model is evaluated too.
+        passkey: lengths of the texts in tokens in which the trained model looks for a key; see
+            :func:`exsel.evaluation.passkey`.
+        tasks: names of tasks of lm-evaluation-harness that the trained model is asked; see `exsel.evaluation.tasks`.
         save_every: steps between checkpoints; 0: only at the end and when interrupted.
         device: ``"cpu"``, ``"cuda"`` or ``"mps"``.
         dtype: of the computation, ``"float32"`` or ``"bfloat16"`` (autocast; the weights stay float32).
@@ -128,6 +131,8 @@ class Settings:
     evaluations: int = 12
     evaluation_blocks: int = 32
     evaluation_sets: Mapping[str, str] = field(default_factory=dict)
+    passkey: tuple[int, ...] = ()
+    tasks: tuple[str, ...] = ()
     save_every: int = 0
     device: str = "cpu"
     dtype: Literal["float32", "bfloat16"] = "float32"
