@@ -38,7 +38,7 @@ def check_answers(settings: Settings, data: PackedData, processes: int = 1) -> N
         load_tasks(settings.tasks)
 
 
-def answers(settings: Settings, model: Any, data: PackedData) -> list[dict[str, Any]]:
+def ask_trained(settings: Settings, model: Any, data: PackedData) -> list[dict[str, Any]]:
     """The scores of a run's trained model: the task, what is counted, and its value."""
     found: list[dict[str, Any]] = []
     if settings.passkey:
