@@ -25,6 +25,8 @@ _MEASURED_STEPS = 3
 _FEWEST_STEPS = 20
 # Of fewer steps a model has hardly learned, so that batches are halved first.
 _ENOUGH_STEPS = 150
+# The learning rate is that of whole batches: small runs with an eighth of a batch ended otherwise, with a quarter not.
+_MOST_HALVINGS = 2
 # What is planned of the time that is left: a machine is not equally fast all the time.
 _SHARE = 0.85
 # The most of the time that evaluations take, unless they are the fewest, and that trying compiled layers may take.
@@ -145,7 +147,7 @@ def chosen_before(folder: Path) -> dict[str, Any] | None:
 def _halvings(settings: Settings) -> list[int]:
     """The batch sizes that halving leads to, the smallest first; each can be accumulated as the settings say."""
     sizes = [settings.batch_size]
-    while sizes[0] % (2 * settings.accumulation) == 0:
+    while len(sizes) <= _MOST_HALVINGS and sizes[0] % (2 * settings.accumulation) == 0:
         sizes.insert(0, sizes[0] // 2)
     return sizes
 
