@@ -153,6 +153,14 @@ LORA = _tuning("lora", "a LoRA of rank 1 on the values", "lora")
 CONSTANT = _tuning("constant", "a constant a head", token="constant", position=False, value_position=False)
 SELECTIVE = _tuning("selective", "selective", token="shared")
 SELECTIVE_BESIDE_NORMS = _tuning("norms-selective", "selective beside the norms", beside=NORMS, token="shared")
+CONSTANT_BESIDE_NORMS = _tuning(
+    "norms-constant",
+    "a constant a head beside the norms",
+    beside=NORMS,
+    token="constant",
+    position=False,
+    value_position=False,
+)
 
 TOKEN = _tuning("token", "token term alone", position=False, value_position=False)
 POSITION = _tuning("position", "position term alone", token="none")
@@ -208,9 +216,16 @@ NEW_PARAMETERS = Question(
     contrasts=(
         gain(SELECTIVE_BESIDE_NORMS, NORMS),
         gain(SELECTIVE, NORMS),
-        gain(SELECTIVE, LORA),
         gain(SELECTIVE, CONSTANT),
-        *(gain(way, UNTOUCHED) for way in (CONSTANT, SELECTIVE, LORA, NORMS)),
+        *(gain(way, UNTOUCHED) for way in (CONSTANT, SELECTIVE, NORMS)),
+    )
+)
+CONTROLS = Question(
+    contrasts=(
+        gain(SELECTIVE_BESIDE_NORMS, CONSTANT_BESIDE_NORMS),
+        gain(CONSTANT_BESIDE_NORMS, NORMS),
+        gain(SELECTIVE, LORA),
+        gain(LORA, UNTOUCHED),
     )
 )
 TERMS = Question(contrasts=tuple(gain(way, SELECTIVE) for way in (TOKEN, POSITION, AUTHORS, LINEAR, KEYS)))
@@ -266,6 +281,11 @@ class Setup:
 def run_fine_tuning(job: Job) -> Outcome:
     """What a real model gains by few new parameters, selective attention's and others."""
     return _run(job, NEW_PARAMETERS)
+
+
+def run_fine_tuning_controls(job: Job) -> Outcome:
+    """What other controls of few parameters gain."""
+    return _run(job, CONTROLS)
 
 
 def run_fine_tuning_terms(job: Job) -> Outcome:

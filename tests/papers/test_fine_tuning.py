@@ -5,6 +5,7 @@ import pytest
 from evidence.papers.fine_tuning import (
     ALL,
     ALL_WEIGHTS,
+    CONTROLS,
     EXCLUSIVE_BESIDE_NORMS,
     NEW_PARAMETERS,
     NORMS,
@@ -31,7 +32,7 @@ def job(folder, seeds=(0, 1)):
 
 
 def test_what_is_trained_beside_comes_first():
-    for question in (NEW_PARAMETERS, TERMS, ALL_WEIGHTS):
+    for question in (NEW_PARAMETERS, CONTROLS, TERMS, ALL_WEIGHTS):
         names = [way.name for way in question.ways]
         assert names[0] == UNTOUCHED.name
         for way in question.ways:
