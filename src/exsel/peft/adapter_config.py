@@ -103,9 +103,10 @@ class SelectiveAdapterConfig(AdapterConfig):
     One adapter is active at a time.
 
     Args:
-        layers, query, key, value, token, position, value_position, per_head, position_form, position_per_head,
-            position_init: as in :class:`exsel.SelectiveConfig`; ``layers`` counts the model's self-attention layers,
-            and replaces ``target_modules`` and ``layers_to_transform`` of other methods.
+        layers: as in :class:`exsel.SelectiveConfig`, counted over the model's self-attention layers; it replaces
+            ``target_modules`` and ``layers_to_transform`` of other methods.
+        query, key, value, token, position, value_position, per_head: as in :class:`exsel.SelectiveConfig`.
+        position_form, position_per_head, position_init: as in :class:`exsel.SelectiveConfig`.
         exclusive: XSA in the same adapter, as :meth:`exsel.ExclusiveConfig.read` takes it; it has its own ``layers``.
         lora: LoRA in the same adapter.
         modules_to_save: modules to train in full, as in other methods.
