@@ -55,9 +55,10 @@ class Difference:
 
 
 def differences(records: Sequence[ExperimentRecord]) -> list[Difference]:
-    """All that the experiments found, the surest first; what several experiments share is there once."""
+    """All that the experiments found, the surest first; what several share is told of the first of them."""
+    order = [experiment.name for experiment in experiments.EXPERIMENTS]
     found: dict[tuple[float, ...], Difference] = {}
-    for record in records:
+    for record in sorted(records, key=lambda record: order.index(record.experiment)):
         for finding in record.outcome.findings:
             if record.budget != "smoke" and _IS_DIFFERENCE.fullmatch(finding.quantity):
                 found.setdefault(finding.ours.values, Difference(finding=finding, record=record))
