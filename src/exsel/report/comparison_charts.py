@@ -66,7 +66,7 @@ def _difference_chart(results: Results) -> Chart | None:
     return Chart(
         name="differences",
         title="Difference in final loss",
-        x_label="text",
+        x_label="",
         y_label="loss less the baseline's",
         curves=tuple(curves),
         categories=tuple(texts),
