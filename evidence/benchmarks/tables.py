@@ -119,7 +119,8 @@ def starting(result: dict[str, Any]) -> str:
             "## Starting",
             "From the start of a command to its first useful line (of a training, its first step): medians of at "
             f"least {rounds} rounds, alternating with revision {result['before_revision'][:10]}; bytecode and compiled "
-            f"kernels are cached. CPU seconds are those of the process. {machine(result)}. `{result['command']}`",
+            f"kernels are cached. CPU seconds are those of the process, which other programs of the machine hardly "
+            f"change, while they make the seconds longer. {machine(result)}. `{result['command']}`",
             table(startup.medians(result), startup.HEADINGS),
         ]
     )
