@@ -16,6 +16,7 @@ import pytest
 from cli.conftest import Outcome, run_main
 from exsel.cli import COMMANDS
 from exsel.files import MANIFEST
+from exsel.report.results_file import SCHEMA
 from training.small_runs import write_model
 
 hypothesis = pytest.importorskip("hypothesis")
@@ -150,7 +151,8 @@ def place(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
     (folder / "foreign").mkdir()
     (folder / "foreign" / "thesis.tex").write_text("mine")
     (folder / "compared").mkdir()
-    (folder / "compared" / "results.json").write_text('{"exsel_version": "0", "variants": []}')
+    results = {"schema": SCHEMA, "exsel_version": "0", "variants": []}
+    (folder / "compared" / "results.json").write_text(json.dumps(results))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("HOME", str(root))
