@@ -22,7 +22,7 @@ def tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module = importlib.import_module("evidence.benchmarks.tables")
     results = tmp_path / "results"
     results.mkdir()
-    for name in ("PAGE", "PERFORMANCE", "SUPPORT"):
+    for name in ("PAGE", "PERFORMANCE", "SUPPORT", "README"):
         page = tmp_path / getattr(module, name).name
         shutil.copy(getattr(module, name), page)
         monkeypatch.setattr(module, name, page)
