@@ -24,11 +24,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import exsel
+from evidence.benchmarks.cpu_rows import keep_rows
 from exsel.bench.attention import EXCLUSIVE, check_output
 from exsel.bench.measuring import Contender, CpuClock, Work, measure
 from exsel.cli.bench_display import make_display
-from exsel.files import write_json
-from exsel.machine import describe_machine, git_revision
 
 OUT = Path(__file__).parent / "results" / "long_cpu.json"
 HEADS, HEAD_DIM, SEQUENCE = 8, 64, 512
@@ -154,18 +153,7 @@ def main() -> int:
                 "batch": batch,
             }
             rows += [{**described, **row} for row in measured]
-    record = {
-        "format": 1,
-        "command": " ".join(["python -m evidence.benchmarks.long", *sys.argv[1:]]),
-        "device": "cpu",
-        "dtype": "float32",
-        "partial": False,
-        "machine": describe_machine("cpu"),
-        "git_revision": git_revision(),
-        "rows": rows,
-    }
-    write_json(arguments.out, record)
-    print(f"kept: {arguments.out}")
+    keep_rows(arguments.out, "evidence.benchmarks.long", rows)
     return 0
 
 

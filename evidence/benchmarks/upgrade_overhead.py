@@ -26,11 +26,10 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, StaticCache
 
 import exsel
+from evidence.benchmarks.cpu_rows import keep_rows
 from exsel.bench.measuring import Contender, CpuClock, Work, check_compiler, measure
 from exsel.bench.model_contenders import SharedWeights
 from exsel.cli.bench_display import make_display
-from exsel.files import write_json
-from exsel.machine import describe_machine, git_revision
 from exsel.training.training_step import training_step
 
 RESULTS = Path(__file__).parent / "results"
@@ -193,19 +192,8 @@ def main() -> int:
                 "batch": batch,
             }
             rows += [{**described, **row} for row in measured]
-    record = {
-        "format": 1,
-        "command": " ".join(["python -m evidence.benchmarks.upgrade_overhead", *sys.argv[1:]]),
-        "device": "cpu",
-        "dtype": "float32",
-        "partial": False,
-        "machine": describe_machine("cpu"),
-        "git_revision": git_revision(),
-        "rows": rows,
-    }
     path = RESULTS / f"upgrade_overhead_cpu{f'_{arguments.part}' if arguments.part else ''}.json"
-    write_json(path, record)
-    print(f"kept: {path}")
+    keep_rows(path, "evidence.benchmarks.upgrade_overhead", rows)
     return 0
 
 

@@ -31,9 +31,8 @@ from exsel.intervals import Estimate
 from exsel.report.charts import Chart, Curve
 from exsel.training.mechanism_parameters import mechanism_parameters
 from exsel.upgrading.loading import quiet_transformers
+from exsel.variants import CHOOSING_SEED
 
-#: The learning rate is chosen with an order of the batches that no result is made with.
-CHOOSING_SEED = 1_000_000
 _WARMUP_SHARE = 0.1
 
 #: What a way trains with its own learning rate, and the rates that are tried.
