@@ -14,7 +14,7 @@ copy.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 
 import torch
@@ -25,6 +25,7 @@ from transformers import set_seed
 from evidence.papers.comparing import interval, verdict_of
 from evidence.papers.model_variants import BASELINE, BOTH, EXCLUSIVE, LEARNED_STRENGTH, ModelVariant, exclusive_in
 from evidence.papers.outcome import Budget, Finding, Job, Outcome, Table
+from exsel.files import read_json, write_json
 from exsel.intervals import Estimate
 from exsel.models import ExselConfig, ExselForCausalLM
 from exsel.report.charts import Chart, Curve
@@ -99,9 +100,30 @@ def draw_recall(count: int, generator: torch.Generator) -> Copies:
 class Learned:
     """What one training came to: accuracy after each evaluation's steps, and at the end by range of distances."""
 
-    steps: tuple[int, ...]
-    accuracy: tuple[float, ...]
-    by_distance: tuple[float, ...]
+    steps: Sequence[int]
+    accuracy: Sequence[float]
+    by_distance: Sequence[float]
+
+
+def learn(
+    job: Job,
+    draw: Callable[[int, torch.Generator], Copies],
+    variant: ModelVariant,
+    *,
+    depth: int,
+    learning_rate: float,
+    seed: int,
+) -> Learned:
+    """Train one model, or find it trained."""
+    task = draw.__name__.removeprefix("draw_")
+    name = f"{task}-{job.budget}-{variant.name}-layers{depth}-rate{learning_rate:g}-seed{seed}"
+    kept = job.folder / f"{name}.json"
+    if not kept.exists():
+        job.progress.note(f"{task}, {depth} layers, {variant.label}, learning rate {learning_rate:g}, seed {seed}")
+        learned = train(draw, variant, _PLANS[job.budget], depth=depth, learning_rate=learning_rate, seed=seed)
+        job.folder.mkdir(parents=True, exist_ok=True)
+        write_json(kept, asdict(learned))
+    return Learned(**read_json(kept))
 
 
 def train(
@@ -185,16 +207,13 @@ def _run(job: Job, draw: Callable[[int, torch.Generator], Copies], task: str) ->
     plan = _PLANS[job.budget]
     results: dict[tuple[int, str], list[Learned]] = {}
     for depth in plan.depths:
-        job.progress.note(f"{depth} layers: choosing the plain model's learning rate among {len(plan.rates)}")
         tried = {
-            rate: train(draw, BASELINE, plan, depth=depth, learning_rate=rate, seed=CHOOSING_SEED)
-            for rate in plan.rates
+            rate: learn(job, draw, BASELINE, depth=depth, learning_rate=rate, seed=CHOOSING_SEED) for rate in plan.rates
         }
         best = max(tried, key=lambda rate: course(tried[rate]))
         for seed in job.seeds:
-            job.progress.note(f"{depth} layers, seed {seed}, learning rate {best:g}")
             for variant in _variants(depth):
-                one = train(draw, variant, plan, depth=depth, learning_rate=best, seed=seed)
+                one = learn(job, draw, variant, depth=depth, learning_rate=best, seed=seed)
                 results.setdefault((depth, variant.label), []).append(one)
     size = (
         f"{' and '.join(map(str, plan.depths))} layers of width {plan.width}, {plan.steps:,} steps of {plan.batch} "
@@ -265,7 +284,7 @@ def copying_outcome(results: Results, *, size: str) -> Outcome:
 def _charts(results: Results, depth: int) -> tuple[Chart, Chart]:
     own = {label: runs for (each, label), runs in results.items() if each == depth}
 
-    def curves(places: Sequence[float], values: Callable[[Learned], tuple[float, ...]]) -> tuple[Curve, ...]:
+    def curves(places: Sequence[float], values: Callable[[Learned], Sequence[float]]) -> tuple[Curve, ...]:
         """One a variant: what each seed has at each place."""
         return tuple(
             Curve.of(label, places, [Estimate.of(*at) for at in zip(*map(values, runs), strict=True)])

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from evidence.papers import copying
 from evidence.papers.copying import (
     LENGTH,
     LONGEST,
@@ -13,6 +14,7 @@ from evidence.papers.copying import (
     draw_recall,
     run_induction,
     run_recall,
+    train,
 )
 from evidence.papers.model_variants import BASELINE, EXCLUSIVE
 from evidence.papers.outcome import Job
@@ -74,8 +76,17 @@ def test_verdict(exclusive, verdict, word):
 
 
 @pytest.mark.parametrize("run", [run_induction, run_recall])
-def test_smoke(run, tmp_path):
+def test_smoke(run, tmp_path, monkeypatch):
     job = Job(budget="smoke", device="cpu", seeds=(0, 1), data=(), folder=tmp_path, progress=RunLines())
     first = run(job)
-    assert run(job) == first
     assert read_again(first) == first
+    min(tmp_path.iterdir()).unlink()
+    trained = []
+
+    def count(*args, **options):
+        trained.append(options)
+        return train(*args, **options)
+
+    monkeypatch.setattr(copying, "train", count)
+    assert run(job) == first
+    assert len(trained) == 1, "the others are kept"
