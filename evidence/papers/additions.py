@@ -228,15 +228,28 @@ def add_output_gate(model: ExselForCausalLM) -> None:
     _add(model, lambda target: OutputGate(target, model.config.initializer_range), at_output=True)
 
 
-class _CommonDirectionPass(_OutputPass):
+class _ProjectionPass(_OutputPass):
+    """A pass that takes a direction out of the heads' outputs, by what the token is and what its value is."""
+
     def _keep(self, name: str, hidden_states: Tensor, projected: Tensor) -> None:
         if name == _VALUE:
-            self.value = projected.unflatten(-1, (-1, self.mechanisms.geometry.head_dim)).transpose(1, 2)
+            self.hidden_states, self.value = hidden_states, self._by_head(projected)
+
+    def _by_head(self, states: Tensor) -> Tensor:
+        """``[B, T, H·D]`` → ``[B, H, T, D]``."""
+        return states.unflatten(-1, (-1, self.mechanisms.geometry.head_dim)).transpose(1, 2)
 
     def _changed(self, mixed: Tensor) -> Tensor:
-        y = mixed.unflatten(-1, (-1, self.mechanisms.geometry.head_dim)).transpose(1, 2)
-        z = exclude(y, running_mean(self.value).to(y.dtype))
-        return z.transpose(1, 2).flatten(-2)
+        return self._excluded(self._by_head(mixed)).transpose(1, 2).flatten(-2)
+
+    def _excluded(self, y: Tensor) -> Tensor:
+        """``[B, H, T, D]`` → the same."""
+        raise NotImplementedError
+
+
+class _CommonDirectionPass(_ProjectionPass):
+    def _excluded(self, y: Tensor) -> Tensor:
+        return exclude(y, running_mean(self.value).to(y.dtype))
 
 
 class _WithoutCommonDirection(_Addition):
@@ -259,6 +272,65 @@ def remove_common_direction(model: ExselForCausalLM) -> None:
     token m is its own value. With exclusive attention this follows the exclusive projection.
     """
     _add(model, _WithoutCommonDirection, at_output=True)
+
+
+class _FullWidthPass(_ProjectionPass):
+    def _excluded(self, y: Tensor) -> Tensor:
+        value = self.value.repeat_interleave(y.shape[1] // self.value.shape[1], dim=1)
+        z = exclude(y.transpose(1, 2).flatten(-2), value.transpose(1, 2).flatten(-2).to(y.dtype))
+        return z.unflatten(-1, (-1, y.shape[-1])).transpose(1, 2)
+
+
+class _WithoutOwnValues(_Addition):
+    passes = _FullWidthPass
+
+
+def exclude_full_width(model: ExselForCausalLM) -> None:
+    """Take all heads' own values out of all heads' outputs at once, in every layer:
+
+        z_i = y_i − (y_i · v̂_i) v̂_i,    y and v of all heads side by side, [H·D]
+
+    One direction of H·D goes, where exclusive attention takes one of D from each head. With exclusive attention it
+    follows the exclusive projection.
+
+    Source: "BeliefFormer: Belief Attention in Transformer", openreview.net/forum?id=Ard2QzPAUK (2025): its global
+    projection; with exclusive attention, its form that does both.
+    """
+    _add(model, _WithoutOwnValues, at_output=True)
+
+
+class _TokenStrengthPass(_ProjectionPass):
+    def _excluded(self, y: Tensor) -> Tensor:
+        strength = torch.tanh(self.mechanisms.strength_proj(self.hidden_states)).transpose(1, 2)
+        return exclude(y, self.value.to(y.dtype), strength=strength)
+
+
+class TokenStrength(_Addition):
+    """Exclusive attention whose strength each token chooses for each head: α = tanh(x W_α) ``[H]``, from 0.
+
+    Args:
+        target: the layer.
+    """
+
+    passes = _TokenStrengthPass
+
+    def __init__(self, target: Target) -> None:
+        super().__init__(target)
+        assert target.geometry is not None
+        self.strength_proj = nn.Linear(target.hidden_size, target.geometry.num_heads, bias=False)
+        nn.init.zeros_(self.strength_proj.weight)
+
+
+def add_token_strength(model: ExselForCausalLM) -> None:
+    """Exclusive attention with a strength of each token and head, in every layer: see :class:`TokenStrength`."""
+    _add(model, TokenStrength, at_output=True)
+
+
+def zero_output_projections(model: ExselForCausalLM) -> None:
+    """Begin with attention that adds nothing: W_o = 0 in every layer, so that tokens begin without context."""
+    for module in model.modules():
+        if isinstance(module, ExselAttention):
+            nn.init.zeros_(module.o_proj.weight)
 
 
 class LearnedConstant(Temperature):

@@ -86,6 +86,13 @@ OUTPUT_GATE = ModelVariant(name="output-gate", label="output gate", addition=add
 COMMON_DIRECTION = ModelVariant(
     name="common-direction", label="common direction removed", addition=additions.remove_common_direction
 )
+FULL_WIDTH = ModelVariant(
+    name="full-width", label="projection over the full width", addition=additions.exclude_full_width
+)
+TOKEN_STRENGTH = ModelVariant(
+    name="token-strength", label="strength of each token", addition=additions.add_token_strength
+)
+ZERO_OUTPUT = ModelVariant(name="zero-output", label="zero output", addition=additions.zero_output_projections)
 CONSTANT = ModelVariant(
     name="constant-temperature", label="constant temperature", addition=additions.add_constant_temperature
 )

@@ -10,6 +10,7 @@ from evidence.papers.model_variants import (
     CONSTANT,
     EXCLUSIVE,
     FREQUENCY,
+    FULL_WIDTH,
     KEYS,
     LEARNED_STRENGTH,
     MASKED_DIAGONAL,
@@ -21,8 +22,10 @@ from evidence.papers.model_variants import (
     SCALABLE_SOFTMAX,
     SELECTIVE,
     TOKEN,
+    TOKEN_STRENGTH,
     VALUES,
     YARN,
+    ZERO_OUTPUT,
     exclusive_in,
     sinks,
 )
@@ -109,12 +112,19 @@ def run_baselines(job: Job) -> Outcome:
 
 
 def run_strength(job: Job) -> Outcome:
-    """A learned strength against 1."""
+    """A learned strength, of each head or of each token and head, against 1."""
     return run_comparison(
         job,
         Comparison(
-            contrasts=(claimed_gain(LEARNED_STRENGTH, EXCLUSIVE), gain(EXCLUSIVE), gain(LEARNED_STRENGTH)),
-            drawn=(BASELINE, EXCLUSIVE, LEARNED_STRENGTH),
+            contrasts=(
+                claimed_gain(LEARNED_STRENGTH, EXCLUSIVE),
+                gain(TOKEN_STRENGTH, EXCLUSIVE),
+                gain(TOKEN_STRENGTH, LEARNED_STRENGTH),
+                gain(EXCLUSIVE),
+                gain(LEARNED_STRENGTH),
+                gain(TOKEN_STRENGTH),
+            ),
+            drawn=(BASELINE, EXCLUSIVE, LEARNED_STRENGTH, TOKEN_STRENGTH),
             timed=(EXCLUSIVE, LEARNED_STRENGTH),
         ),
     )
@@ -208,6 +218,43 @@ def run_common_direction(job: Job) -> Outcome:
                 gain(EXCLUSIVE),
             ),
             drawn=(BASELINE, EXCLUSIVE, COMMON_DIRECTION),
+        ),
+    )
+
+
+def run_full_width(job: Job) -> Outcome:
+    """Projecting each head against projecting all heads at once, and both."""
+    both = FULL_WIDTH.with_exclusive()
+    return run_comparison(
+        job,
+        Comparison(
+            contrasts=(
+                claimed_gain(EXCLUSIVE, FULL_WIDTH),
+                gain(both, EXCLUSIVE),
+                gain(EXCLUSIVE),
+                gain(FULL_WIDTH),
+                gain(both),
+            ),
+            drawn=(BASELINE, EXCLUSIVE, FULL_WIDTH, both),
+        ),
+    )
+
+
+def run_zero_output(job: Job) -> Outcome:
+    """The gain where attention begins by adding nothing."""
+    exclusive_too = ZERO_OUTPUT.with_exclusive()
+    margin, alone = claimed_gain(exclusive_too, ZERO_OUTPUT), gain(EXCLUSIVE)
+    return run_comparison(
+        job,
+        Comparison(
+            contrasts=(
+                margin,
+                alone,
+                _change(margin, alone, "a zero output projection"),
+                gain(ZERO_OUTPUT),
+                gain(EXCLUSIVE, ZERO_OUTPUT),
+            ),
+            drawn=(BASELINE, EXCLUSIVE, ZERO_OUTPUT, exclusive_too),
         ),
     )
 

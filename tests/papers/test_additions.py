@@ -25,6 +25,8 @@ ADDITIONS: dict[str, Addition] = {
     "masked diagonal": additions.mask_diagonal,
     "output gate": additions.add_output_gate,
     "common direction": additions.remove_common_direction,
+    "full width": additions.exclude_full_width,
+    "token strength": additions.add_token_strength,
     "constant": additions.add_constant_temperature,
     "Scalable-Softmax": additions.add_scalable_softmax,
     "YaRN": additions.add_yarn_temperature,
@@ -54,7 +56,7 @@ def build(name: str, **mechanisms: ExclusiveConfig | SelectiveConfig) -> ExselFo
     ADDITIONS[name](model)
     generator = torch.Generator().manual_seed(1)
     for parameter_name, parameter in model.named_parameters():
-        if "factor" in parameter_name or "strength_logit" in parameter_name:
+        if "factor" in parameter_name or "strength" in parameter_name:
             parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
     return model.double()
 
@@ -129,8 +131,16 @@ def expected(name: str, layer: Layer) -> Tensor:
                     y = without(y, own, 1.0 if logit is None else torch.tanh(logit[head]))
                 if name == "common direction":
                     y = without(y, value[batch, group, : token + 1].mean(0))
+                if name == "token strength":
+                    weight = attention.exsel.strength_proj.weight[head]  # type: ignore[union-attr]
+                    y = without(y, own, torch.tanh(layer.x[batch, token] @ weight))
                 z[batch, token, head] = y
     mixed = z.flatten(-2)
+    if name == "full width":
+        for batch in range(2):
+            for token in range(TOKENS):
+                own = value[batch, :, token].repeat_interleave(HEADS // KV_HEADS, dim=0)
+                mixed[batch, token] = without(mixed[batch, token], own.flatten())
     if name == "output gate":
         gate: OutputGate = attention.exsel  # type: ignore[assignment]
         mixed = mixed / (1 + torch.exp(-layer.x @ gate.gate_proj.weight.T))
@@ -162,7 +172,7 @@ def test_every_parameter_learns(name: str) -> None:
     added = {key for key, _ in model.named_parameters()} - {
         key for key, _ in ExselForCausalLM(model.config).named_parameters()
     }
-    if name not in ("masked diagonal", "common direction", "YaRN"):
+    if name not in ("masked diagonal", "common direction", "full width", "YaRN"):
         assert added
     model(input_ids=tokens(), labels=tokens()).loss.backward()
     for key, parameter in model.named_parameters():
@@ -213,6 +223,16 @@ def test_a_sink_begins_as_one_more_token() -> None:
     sinks: Sinks = attention.exsel  # type: ignore[assignment]
     # 64 and 352 normal numbers: their deviations are within 9% and 4% (one in three), here within three times that.
     assert float(sinks.key.detach().std()) == pytest.approx(float(keys[0].detach().std()), rel=0.3)
+
+
+def test_what_begins_by_adding_nothing_learns_to() -> None:
+    model = build("YaRN")
+    additions.zero_output_projections(model)
+    outputs = [layer.self_attn.o_proj.weight for layer in model.model.layers]  # type: ignore[union-attr]
+    model(input_ids=tokens(), labels=tokens()).loss.backward()
+    for weight in outputs:
+        assert weight.count_nonzero() == 0
+        assert weight.grad.abs().max() > 0  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("name", ["one sink", "masked diagonal", "output gate", "common direction"])
