@@ -39,7 +39,12 @@ ATTENTION_SHAPES = ((2, 4, 7, 8), (2, 2, 7, 8), (2, 2, 7, 8), (2, 4, 7), (2, 2, 
 
 @pytest.mark.parametrize(
     "compiler",
-    ["aot_eager", pytest.param("inductor", marks=pytest.mark.skipif(not cpp.available(), reason=cpp.why_not()))],
+    [
+        "aot_eager",
+        pytest.param(
+            "inductor", marks=[pytest.mark.slow, pytest.mark.skipif(not cpp.available(), reason=cpp.why_not())]
+        ),
+    ],
 )
 def test_compiled_attention_equals_eager(compiler: str) -> None:
     inputs = leaves(*ATTENTION_SHAPES)

@@ -305,7 +305,7 @@ def test_tensors_that_stand_for_others(with_gradient: bool) -> None:
         torch.testing.assert_close(traced(-y, 2 * v), both(-y, 2 * v))
 
 
-@pytest.mark.parametrize("traced", ["formulas", "operators"])
+@pytest.mark.parametrize("traced", [pytest.param("formulas", marks=pytest.mark.slow), "operators"])
 def test_compiled_for_every_length(traced: str, request: pytest.FixtureRequest) -> None:
     """Traced once, with the sizes as symbols, two calls in one graph."""
     if traced == "operators":

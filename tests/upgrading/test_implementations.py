@@ -32,7 +32,7 @@ IMPLEMENTATIONS = {
     "vit": ("sdpa", "exsel"),
 }
 CASES = [
-    pytest.param(name, chosen, marks=FLEX.marks if chosen in FLEX.values else [])
+    pytest.param(name, chosen, marks=[*FLEX.marks, pytest.mark.slow] if chosen in FLEX.values else [])
     for name, several in IMPLEMENTATIONS.items()
     for chosen in several
 ]

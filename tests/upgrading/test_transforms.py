@@ -43,7 +43,9 @@ def assert_same_step(got: tuple[Tensor, list[Tensor]], expected: tuple[Tensor, l
         assert (ours - theirs).abs().max() <= 3e-6 * largest
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize(
+    "name", ["llama", "gpt2", *(pytest.param(name, marks=pytest.mark.slow) for name in LAYOUTS[2:])]
+)
 def test_a_compiled_training_step(name: str) -> None:
     torch.compiler.reset()
     model = upgraded(name, layers=1, exclusive=LEARNED)
@@ -66,7 +68,7 @@ def test_layers_that_are_compiled_one_by_one_share_a_graph(name: str) -> None:
     assert counter.frame_count == 1
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("name", ["llama", pytest.param("gpt2", marks=pytest.mark.slow)])
 def test_lengths_do_not_compile_it_again(name: str) -> None:
     def compilations(model: Any) -> int:
         torch.compiler.reset()
@@ -177,7 +179,7 @@ with torch.no_grad():
 
 
 @pytest.mark.filterwarnings("ignore:While compiling, we found certain side effects")  # transformers' own
-@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("strict", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_exported(strict: bool) -> None:
     class Logits(nn.Module):
         def __init__(self) -> None:
