@@ -237,7 +237,8 @@ class _ProjectionPass(_OutputPass):
 
     def _by_head(self, states: Tensor) -> Tensor:
         """``[B, T, H·D]`` → ``[B, H, T, D]``."""
-        return states.unflatten(-1, (-1, self.mechanisms.geometry.head_dim)).transpose(1, 2)
+        by_head: Tensor = states.unflatten(-1, (-1, self.mechanisms.geometry.head_dim))
+        return by_head.transpose(1, 2)
 
     def _changed(self, mixed: Tensor) -> Tensor:
         return self._excluded(self._by_head(mixed)).transpose(1, 2).flatten(-2)
@@ -278,7 +279,8 @@ class _FullWidthPass(_ProjectionPass):
     def _excluded(self, y: Tensor) -> Tensor:
         value = self.value.repeat_interleave(y.shape[1] // self.value.shape[1], dim=1)
         z = exclude(y.transpose(1, 2).flatten(-2), value.transpose(1, 2).flatten(-2).to(y.dtype))
-        return z.unflatten(-1, (-1, y.shape[-1])).transpose(1, 2)
+        by_head: Tensor = z.unflatten(-1, (-1, y.shape[-1]))
+        return by_head.transpose(1, 2)
 
 
 class _WithoutOwnValues(_Addition):
