@@ -143,4 +143,22 @@ def test_help_says_it() -> None:
     text = " ".join(run_main("train", "--help").out.split())
     for words in ("--from MODEL", "--train {all,new}", "passkey[:length=N,count=N,seed=N]"):
         assert words in text
-    assert "--from" not in run_main("compare", "--help").out
+
+
+def test_variants_of_an_existing_model_are_compared(short: list[str], llama: Path, tmp_path: Path) -> None:
+    begin = ["compare", "--from", llama, *short, "--variants"]
+    outcome = run_main(*begin, "baseline,selective", "--out", tmp_path / "all")
+    assert outcome.code == 0, outcome.err
+    results = json.loads((tmp_path / "all" / "results.json").read_text())
+    assert results["config"]["source"] == str(llama)
+    # Both begin as the same model: before anything is learned, selective attention computes nearly what it did.
+    first, second = (run["validation_curve"][0]["loss"] for run in results["runs"])
+    assert second == pytest.approx(first, abs=1e-2)
+    assert results["model"]["max_position_embeddings"] == 64, "its own, not the length that is trained on"
+    assert "llama, trained on, " in (tmp_path / "all" / "report.html").read_text()
+    outcome = run_main(*begin, "constant,selective", "--train", "new", "--out", tmp_path / "new")
+    assert outcome.code == 0, outcome.err
+    for run in json.loads((tmp_path / "new" / "results.json").read_text())["runs"]:
+        assert run["trained_parameters"] == run["new_parameters"] > 0
+    refused = run_main(*begin, "baseline,selective", "--train", "new", "--out", tmp_path / "none")
+    assert_refused(refused, "nothing would train, since --variant baseline")

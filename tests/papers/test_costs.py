@@ -132,7 +132,7 @@ def test_the_commands_are_the_papers_set_up(size: str) -> None:
     arguments = parse(train_command, costs.train_command(size, "exclusive"))
     arguments.device, arguments.compile = "cpu", False
     settings = build_settings(
-        arguments, variant=VARIANTS[arguments.variant], learning_rate=arguments.lr, seed=arguments.seed
+        arguments, None, variant=VARIANTS[arguments.variant], learning_rate=arguments.lr, seed=arguments.seed
     )
     assert (settings.steps, settings.batch_size, settings.seq_len, settings.warmup_steps) == (200_000, 256, 2048, 2000)
     assert settings.learning_rate == costs.TABLE_1[size][4]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from exsel.cli.flags import listed, real, seed
 from exsel.cli.outputs import command_line
-from exsel.cli.training import add_training_arguments, build_settings, mechanism_flags, run_session
+from exsel.cli.training import add_training_arguments, build_settings, mechanism_flags, run_session, source_of
 from exsel.errors import ExselError, require_all
 from exsel.variants import BASELINE, CHOOSING_SEED, VARIANTS, choose_variants
 
@@ -62,7 +62,11 @@ def run(arguments: argparse.Namespace) -> int:
     variants = choose_variants([word for word in arguments.variants if word], **mechanism_flags(arguments))
     rates = arguments.lr or []
     settings = build_settings(
-        arguments, variant=VARIANTS[BASELINE], learning_rate=rates[0] if rates else None, seed=arguments.seeds[0]
+        arguments,
+        source_of(arguments),
+        variant=VARIANTS[BASELINE],
+        learning_rate=rates[0] if rates else None,
+        seed=arguments.seeds[0],
     )
     rates = rates or [settings.learning_rate]
     plan = plan_runs(

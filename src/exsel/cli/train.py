@@ -6,8 +6,15 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exsel.cli.flags import MODEL, real, seed
-from exsel.cli.training import add_training_arguments, build_settings, mechanism_flags, run_session
+from exsel.cli.flags import real, seed
+from exsel.cli.training import (
+    Source,
+    add_training_arguments,
+    build_settings,
+    mechanism_flags,
+    run_session,
+    source_of,
+)
 from exsel.errors import ExselError, require_all
 from exsel.variants import BASELINE, VARIANTS, choose_variants
 
@@ -26,16 +33,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--variant", help=text)
     parser.add_argument("--lr", type=real, metavar="X", help="peak learning rate (by model; with --from 1e-4)")
     parser.add_argument("--seed", type=seed, default=0, metavar="N", help="of weights and order (%(default)s)")
-    fine_tuning = parser.add_argument_group("fine-tuning")
-    fine_tuning.add_argument(
-        "--from",
-        dest="source",
-        metavar="MODEL",
-        help=f"begin with a causal language model that exists, and put into it what --variant says: {MODEL}; its "
-        "tokenizer is used",
-    )
-    text = "with --from: train all parameters, or only the new ones of the mechanisms (%(default)s)"
-    fine_tuning.add_argument("--train", choices=["all", "new"], default="all", help=text)
     add_training_arguments(parser)
 
 
@@ -48,12 +45,10 @@ def run(arguments: argparse.Namespace) -> int:
     from exsel.training.run import train_run
     from exsel.training.run_model import build_model
 
-    said = {} if arguments.source is None else _fine_tuning(arguments)
-    variant = _one_variant(arguments, said.pop("has", BASELINE))
+    begun_with = source_of(arguments)
+    variant = _one_variant(arguments, _kept(arguments, begun_with))
     rate = variant.learning_rates[0] if variant.learning_rates else arguments.lr
-    settings = build_settings(
-        arguments, variant=variant, learning_rate=rate, seed=arguments.seed, train=arguments.train, **said
-    )
+    settings = build_settings(arguments, begun_with, variant=variant, learning_rate=rate, seed=arguments.seed)
     model: Any = None
 
     def prepare(data: PackedData) -> None:
@@ -92,31 +87,16 @@ def _one_variant(arguments: argparse.Namespace, default: str) -> Variant:
     return chosen[0]
 
 
-def _fine_tuning(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The arguments of :func:`exsel.cli.training.build_settings` that depend on the model to fine-tune.
+def _kept(arguments: argparse.Namespace, begun_with: Source | None) -> str:
+    """The variant of a run whose --variant is not said: what --from is.
 
     Raises:
-        ExselError: flags that contradict each other or the model, or no such model.
+        ExselError: fields of a mechanism that the model of --from has already, and keeps.
     """
-    from dataclasses import replace
-
-    from exsel.cli.checkpoint import find_model
-    from exsel.lengths import context_of
-    from exsel.training.finetuning import read_source, source_variant
-    from exsel.training.settings import FINE_TUNING
-
-    for flag, value in (("model", arguments.model), ("tokenizer", arguments.tokenizer)):
-        if value is not None:
-            raise ExselError(f"--{flag} is of a new model, and --from begins with one that has its own: leave one out")
-    text: str = arguments.source
-    source = find_model(text, "--from")
-    if Path(text).exists() and Path(source).resolve().is_relative_to(arguments.out.resolve()):
-        raise ExselError(f"--from {text} lies in --out {arguments.out}, which this run writes: choose another --out")
-    config = read_source(source)
-    has = source_variant(config)
-    variant = arguments.variant or has
-    for mechanism, present in VARIANTS[has].mechanisms.items() if variant == has else ():
+    if begun_with is None:
+        return BASELINE
+    has = begun_with.variant
+    for mechanism, present in VARIANTS[has].mechanisms.items() if arguments.variant in (None, has) else ():
         if present and getattr(arguments, mechanism):
-            raise ExselError(f"--from {source} is {has} already and stays as it is: leave out --{mechanism}")
-    seq_len = min(FINE_TUNING.seq_len, context_of(config) or FINE_TUNING.seq_len)
-    return {"has": has, "source": source, "defaults": replace(FINE_TUNING, seq_len=seq_len)}
+            raise ExselError(f"--from {begun_with.path} is {has} already and stays as it is: leave out --{mechanism}")
+    return has

@@ -6,10 +6,11 @@ import argparse
 import os
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from exsel.cli.flags import add_data_arguments, add_device_argument, large_count, listed, real, whole
+from exsel.cli.flags import MODEL, add_data_arguments, add_device_argument, large_count, listed, real, whole
 from exsel.cli.outputs import check_out, resume_command
 from exsel.config import ExclusiveConfig, SelectiveConfig
 from exsel.errors import ExselError
@@ -23,6 +24,16 @@ if TYPE_CHECKING:
 
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of a run, single or one of several."""
+    fine_tuning = parser.add_argument_group("fine-tuning")
+    fine_tuning.add_argument(
+        "--from",
+        dest="source",
+        metavar="MODEL",
+        help="begin with a causal language model that exists, and put into it what each variant says: "
+        f"{MODEL}; its tokenizer is used",
+    )
+    text = "with --from: train all parameters, or only the new ones of the mechanisms (%(default)s)"
+    fine_tuning.add_argument("--train", choices=["all", "new"], default="all", help=text)
     model = parser.add_argument_group("model")
     text = (
         "tiny, 124m, 0.7b, 1.4b, 2.7b; a path to a transformers configuration; or a function of your own that builds a "
@@ -85,31 +96,70 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     output.add_argument("--overwrite", action="store_true", help="replace what exsel wrote into --out")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """The model of --from.
+
+    Args:
+        path: a folder, or a name on the hub.
+        variant: what it is already, a name in :data:`exsel.variants.VARIANTS`.
+        context: tokens that it was made for at most; ``None``: any number.
+    """
+
+    path: str
+    variant: str
+    context: int | None
+
+
+def source_of(arguments: argparse.Namespace) -> Source | None:
+    """The model of --from, if there is one.
+
+    Raises:
+        ExselError: flags that contradict it, or no such model.
+    """
+    if arguments.source is None:
+        return None
+    from exsel.cli.checkpoint import find_model
+    from exsel.lengths import context_of
+    from exsel.training.finetuning import read_source, source_variant
+
+    for flag, value in (("model", arguments.model), ("tokenizer", arguments.tokenizer)):
+        if value is not None:
+            raise ExselError(f"--{flag} is of a new model, and --from begins with one that has its own: leave one out")
+    text: str = arguments.source
+    path = find_model(text, "--from")
+    if Path(text).exists() and Path(path).resolve().is_relative_to(arguments.out.resolve()):
+        raise ExselError(f"--from {text} lies in --out {arguments.out}, which this run writes: choose another --out")
+    config = read_source(path)
+    return Source(path=path, variant=source_variant(config), context=context_of(config))
+
+
 def build_settings(
     arguments: argparse.Namespace,
+    begun_with: Source | None,
     *,
     variant: Variant,
     learning_rate: float | None,
     seed: int,
-    source: str | None = None,
-    train: Literal["all", "new"] = "all",
-    defaults: SizeDefaults | None = None,
 ) -> Settings:
     """The settings that the flags give.
 
     Args:
         arguments: of :func:`add_training_arguments`.
-        variant, learning_rate, seed, source, train: of the settings.
-        defaults: for settings that neither flag nor argument gives; by default those of the model's size.
+        begun_with: what :func:`source_of` found.
+        variant, learning_rate, seed: of the settings.
 
     Raises:
         ExselError: a value that cannot work, an absent device, or a logger that is not installed.
     """
-    from dataclasses import fields
-
     from exsel.machine import can_compile, resolve_device
-    from exsel.training.settings import Settings, check_loggers, with_defaults
+    from exsel.training.settings import FINE_TUNING, Settings, check_loggers, with_defaults
     from exsel.variants import OWN_RATES
+
+    source = None if begun_with is None else begun_with.path
+    defaults: SizeDefaults | None = None
+    if begun_with is not None:
+        defaults = replace(FINE_TUNING, seq_len=min(FINE_TUNING.seq_len, begun_with.context or FINE_TUNING.seq_len))
 
     device = resolve_device(arguments.device)
     check_loggers(arguments.report_to)
@@ -128,7 +178,7 @@ def build_settings(
         "seed": seed,
         "model": source or arguments.model or "tiny",
         "source": source,
-        "train": train,
+        "train": arguments.train,
         "tokenizer": source or arguments.tokenizer or "bytes",
         "device": device,
         "evaluation_sets": _evaluation_sets(arguments.evaluation_sets),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from exsel.report import comparison, comparison_charts, formatting, templates
@@ -149,8 +150,11 @@ def _subject(results: Mapping[str, Any]) -> list[str]:
     parts = []
     if model.get("name"):
         size = number(model.get("parameters"))
-        name = formatting.plain(model["name"])
-        parts.append(f"{name} model" + (f", {formatting.compact(size)} parameters" if size is not None else ""))
+        name = f"{formatting.plain(model['name'])} model"
+        if config.get("source"):
+            new = ", new parameters alone" if config.get("train") == "new" else ""
+            name = f"{Path(formatting.plain(config['source'])).name}, trained on{new}"
+        parts.append(name + (f", {formatting.compact(size)} parameters" if size is not None else ""))
     if data.get("name"):
         parts.append(formatting.plain(data["name"]))
     if tokens is not None:

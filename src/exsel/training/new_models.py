@@ -14,8 +14,9 @@ from transformers import CONFIG_MAPPING, PreTrainedTokenizerBase, set_seed
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from exsel.errors import ExselError, explained
-from exsel.models import ExselForCausalLM
+from exsel.models import ExselConfig, ExselForCausalLM
 from exsel.training.own_model import OwnModel, call_factory
+from exsel.training.saved_models import read_config
 from exsel.training.settings import Settings
 from exsel.upgrading import upgrade
 from exsel.variants import BASELINE
@@ -79,14 +80,16 @@ def _decoder(settings: Settings, vocab_size: int, tokenizer: PreTrainedTokenizer
 
 def model_facts(settings: Settings, vocab_size: int) -> dict[str, Any]:
     """What a model's configuration says of it, as JSON types; of one's own function, nothing."""
-    if settings.is_decoder:
-        config: Any = settings.model_config(vocab_size, None)
+    if settings.source is not None:
+        config: Any = read_config(settings.source)
+    elif settings.is_decoder:
+        config = settings.model_config(vocab_size, None)
     elif settings.factory is None:
         config = _transformers_config(settings, vocab_size, None)
     else:
         return {}
     values = config.to_dict()
-    kind = {} if settings.is_decoder else {"type": config.model_type}
+    kind = {} if config.model_type == ExselConfig.model_type else {"type": config.model_type}
     return kind | {name: values[name] for name in _MODEL_FIELDS if name in values}
 
 

@@ -46,7 +46,8 @@ def sketch_model(settings: Settings, vocab_size: int) -> nn.Module:
     if settings.train == "new" and not mechanism_parameters(sketch):
         raise ExselError(
             f"--train new: nothing would train, since --variant {settings.variant.name} as it is here adds no "
-            "parameters; use --train all, or --exclusive strength=learned, or a selective variant"
+            "parameters: use --train all, or --exclusive strength=learned, or a selective variant, or leave this one "
+            "out of several"
         )
     return sketch
 
