@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grad_norm_
@@ -32,9 +35,19 @@ from torchtitan.models.llama3 import model_registry as llama3
 from engines.titan_cases import CASES, STEPS, WEIGHT_DECAY, Case, batches
 from engines.titan_runs import spec
 from exsel.engines.torchtitan import exsel_config, save_folder, with_mechanisms
-from exsel.engines.torchtitan.config_registry import baseline_1_4b, exclusive_selective_1_4b
+from exsel.engines.torchtitan.config_registry import (
+    baseline_1_4b,
+    exclusive_selective_1_4b,
+    exclusive_selective_tiny,
+)
 
-RUNS = ("llama-one", "llama-fsdp", "llama-tp", "llama-cp", "qwen-tp", "linear-tp")
+#: Runs by their number of processes; the eight are divided by two in each way.
+RUNS = {
+    1: ("llama-one",),
+    2: ("llama-fsdp", "llama-tp", "llama-cp", "qwen-tp", "linear-tp"),
+    8: ("llama-all",),
+}
+NAMES = [name for names in RUNS.values() for name in names]
 
 
 def new_model(case: Case) -> ExselForCausalLM:
@@ -86,17 +99,20 @@ def apart(found: Tensor, expected: Tensor) -> float:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The runs of ``titan_runs.py``, in one process and in two, from folders of ``ExselForCausalLM``."""
+    """The runs of ``titan_runs.py``, in one process and in several, from folders of ``ExselForCausalLM``."""
     home = tmp_path_factory.mktemp("titan")
     for name, case in CASES.items():
         new_model(case).save_pretrained(home / f"{name}-start")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    for processes, names in ((1, RUNS[:1]), (2, RUNS[1:])):
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-        command = [*launcher, Path(__file__).with_name("titan_runs.py"), home, *names]
-        outcome = subprocess.run(command, capture_output=True, text=True, env=environment)
-        assert outcome.returncode == 0, outcome.stderr
+    for processes, names in RUNS.items():
+        launch(processes, Path(__file__).with_name("titan_runs.py"), home, *names)
     return home
+
+
+def launch(processes: int, *command: str | Path, **environment: str) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment}
+    outcome = subprocess.run([*launcher, *command], capture_output=True, text=True, env=environment)
+    assert outcome.returncode == 0, outcome.stderr
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +130,7 @@ def budgets(trained: dict[str, Trained]) -> dict[str, float]:
     }
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", NAMES)
 def test_five_steps_are_those_of_exsel_in_one_process(
     name: str, home: Path, trained: dict[str, Trained], budgets: dict[str, float]
 ) -> None:
@@ -129,7 +145,7 @@ def test_five_steps_are_those_of_exsel_in_one_process(
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_checkpoint_of_any_division_becomes_a_folder(
     name: str, home: Path, trained: dict[str, Trained], tmp_path: Path
 ) -> None:
@@ -159,6 +175,36 @@ def test_what_cannot_be_loaded_or_put_in_is_refused(home: Path, tmp_path: Path) 
         adapter.get_hf_storage_reader(str(home / "llama-start"))
     with pytest.raises(ExselError, match="is no checkpoint of this model"):
         save_folder(spec(CASES["llama"]), tmp_path, tmp_path / "out")
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_the_recipe_trains_by_its_command(tmp_path: Path) -> None:
+    """Two steps of text, the model divided by two; then its checkpoint is an ``ExselForCausalLM``."""
+    alphabet = {letter: index for index, letter in enumerate(sorted(ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(BPE(vocab=alphabet, merges=[]))
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    tokenizer.add_special_tokens(["<|endoftext|>"])
+    for folder in ("tokenizer", "text"):
+        (tmp_path / folder).mkdir()
+    tokenizer.save(str(tmp_path / "tokenizer" / "tokenizer.json"))
+    (tmp_path / "text" / "text.txt").write_text(Path(__file__).read_text())
+    launch(
+        2,
+        *("-m", "engines.titan_on_cpu", "--module", "exsel.engines.torchtitan", "--config", "exclusive_selective_tiny"),
+        *("--hf_assets_path", tmp_path / "tokenizer", "--dump_folder", tmp_path / "run"),
+        *("--dataloader.dataset", "c4_test", "--dataloader.dataset_path", tmp_path / "text"),
+        *("--parallelism.context_parallel_degree", "1", "--parallelism.spmd_backend", "partial_dtensor"),
+        *("--training.steps", "2", "--training.seq_len", "128", "--training.disable_cuda_graphs"),
+        *("--training.local_batch_size", "1", "--training.global_batch_size", "1"),
+        HF_HOME=str(tmp_path / "cache"),
+    )
+    model_spec = exclusive_selective_tiny().model_spec
+    save_folder(model_spec, tmp_path / "run" / "checkpoint" / "step-2", tmp_path / "folder")
+    trained = ExselForCausalLM.from_pretrained(tmp_path / "folder")
+    start = dict(ExselForCausalLM(trained.config).named_parameters())
+    for name, parameter in trained.named_parameters():
+        assert parameter.isfinite().all(), name
+        assert not torch.equal(parameter, start[name]), name
 
 
 def test_the_recipe_is_the_size_of_the_paper() -> None:

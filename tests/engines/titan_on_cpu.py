@@ -1,4 +1,4 @@
-"""torchtitan 0.3 on the CPU, where it does not run by itself: import this before it.
+"""torchtitan 0.3 on the CPU, where it does not run by itself: import this before it, or run it as ``torchtitan.train``.
 
 It takes a machine without an accelerator for one with CUDA; FlexAttention refuses a backward pass on the CPU, which its
 uncompiled form computes; the memory monitor asks for statistics that the CPU does not keep; gloo has no barrier of
@@ -38,3 +38,8 @@ def plain_sums(model: nn.Module) -> None:
 
 
 fsdp.disable_fsdp_gradient_division = plain_sums
+
+if __name__ == "__main__":
+    from torchtitan.train import main
+
+    main()

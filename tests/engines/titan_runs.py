@@ -37,6 +37,7 @@ PARALLELISM: dict[str, dict[str, Any]] = {
     "fsdp": {},
     "tp": {"tensor_parallel_degree": 2},
     "cp": {"context_parallel_degree": 2, "context_parallel_load_balancer": None},
+    "all": {"tensor_parallel_degree": 2, "context_parallel_degree": 2, "context_parallel_load_balancer": None},
 }
 
 
@@ -92,7 +93,7 @@ def train(home: Path, name: str) -> None:
         optimizer=optimizer,
         lr_scheduler=LRSchedulersContainer.Config(warmup_steps=0, decay_ratio=0.0),
         training=TrainingConfig(
-            local_batch_size=BATCH // (2 if how == "fsdp" else 1),
+            local_batch_size=BATCH // (2 if how in ("fsdp", "all") else 1),
             global_batch_size=BATCH,
             seq_len=SEQ_LEN,
             steps=STEPS,

@@ -123,38 +123,15 @@ def test_a_process_that_is_killed_ends_all(data: PackedData, corpus: Path, model
 
 @pytest.mark.slow
 def test_compare_with_everything(corpus: Path, model_file: Path, tmp_path: Path) -> None:
-    # accelerate starts several processes where it finds several GPUs; what it tells them is in the environment.
+    # On a machine with several GPUs accelerate needs no --multi_gpu.
     command = [
-        *(*TORCHRUN, "-m", "exsel", "compare", "--variants", "baseline,exclusive+selective"),
-        *(
-            "--model",
-            model_file,
-            "--data",
-            corpus,
-            "--out",
-            tmp_path / "out",
-            "--device",
-            "cpu",
-            "--compile",
-            "--shard",
-        ),
-        *(
-            "--seq-len",
-            "32",
-            "--batch-size",
-            "4",
-            "--tokens",
-            "1536",
-            "--accumulation",
-            "2",
-            "--evaluation-blocks",
-            "8",
-        ),
-        "--activation-checkpointing",
+        *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"),
+        *("--mixed_precision", "bf16", "-m", "exsel", "compare", "--variants", "baseline,exclusive+selective"),
+        *("--model", model_file, "--data", corpus, "--out", tmp_path / "out", "--device", "cpu"),
+        *("--compile", "--shard", "--activation-checkpointing", "--accumulation", "2", "--batch-size", "4"),
+        *("--seq-len", "32", "--tokens", "1536", "--evaluation-blocks", "8"),
     ]
-    outcome = subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, "ACCELERATE_MIXED_PRECISION": "bf16"}
-    )
+    outcome = subprocess.run(command, capture_output=True, text=True)
     assert outcome.returncode == 0, outcome.stderr
     results = read_json(tmp_path / "out" / "results.json")
     assert results["machine"]["processes"] == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -27,6 +28,7 @@ from torchtitan.models.qwen3.state_dict_adapter import Qwen3StateDictAdapter
 from torchtitan.protocols.model_spec import ModelSpec
 from torchtitan.trainer import Trainer
 
+from exsel.config import ExclusiveArgument, SelectiveArgument
 from exsel.engines.torchtitan.titan_attention import with_mechanisms
 from exsel.model_sizes import SIZES
 from exsel.models import ExselConfig
@@ -41,13 +43,17 @@ def exclusive_selective_1_4b() -> Trainer.Config:
     The number of GPUs is a multiple of four. Training is the paper's: Zhai, arXiv:2603.09078 (2026), Section 4. The
     decoder is torchtitan's (RMSNorm, SwiGLU of the same size, no norm after the embedding).
     """
-    spec = with_mechanisms(sized_model("1.4b", _VOCAB_SIZE), exclusive=True, selective=True)
-    return _recipe(spec, mechanism_rate=1e-3)
+    return _recipe("1.4b", exclusive=True, selective=True)
+
+
+def exclusive_selective_tiny() -> Trainer.Config:
+    """The same with a model of four layers, to try a machine, a data set or a division with."""
+    return _recipe("tiny", exclusive=True, selective=True)
 
 
 def baseline_1_4b() -> Trainer.Config:
-    """The same without the mechanisms, to compare with."""
-    return _recipe(with_mechanisms(sized_model("1.4b", _VOCAB_SIZE)))
+    """The 1.4b without the mechanisms, to compare with."""
+    return _recipe("1.4b")
 
 
 def sized_model(size: str, vocab_size: int, attn_backend: str = "flex") -> ModelSpec:
@@ -96,7 +102,7 @@ def sized_model(size: str, vocab_size: int, attn_backend: str = "flex") -> Model
         vocab_size=vocab_size,
         enable_weight_tying=True,
         tok_embeddings=embedding,
-        norm=norm,
+        norm=replace(norm),  # torchtitan writes into a config how its module is divided, and this one otherwise
         lm_head=Linear.Config(in_features=width, out_features=vocab_size, param_init=start),
         layers=layers,
     )
@@ -115,10 +121,11 @@ def _normal(std: float) -> dict[str, Callable[..., Any]]:
     return {"weight": partial(nn.init.normal_, std=std)}
 
 
-def _recipe(spec: ModelSpec, mechanism_rate: float | None = None) -> Trainer.Config:
+def _recipe(size: str, exclusive: ExclusiveArgument = None, selective: SelectiveArgument = None) -> Trainer.Config:
+    spec = with_mechanisms(sized_model(size, _VOCAB_SIZE), exclusive=exclusive, selective=selective)
     optimizer = default_adamw(lr=4e-4)
-    if mechanism_rate is not None:
-        optimizer.param_groups.insert(0, mechanism_group(mechanism_rate))
+    if exclusive or selective:
+        optimizer.param_groups.insert(0, mechanism_group(1e-3))
     return Trainer.Config(
         model_spec=spec,
         loss=ChunkedLossWrapper.Config(loss_fn=CrossEntropyLoss.Config(global_vocab_size=_VOCAB_SIZE)),
