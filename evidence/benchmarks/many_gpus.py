@@ -23,6 +23,9 @@ ACTIVATIONS, LOGITS = 34, 10
 # Numbers that the passes of both mechanisms read and write a token, head and number of its size, forward and backward,
 # if each is a pass of its own: exclusive 3 + 5, selective 4 + 6.
 MECHANISM_TRAFFIC = 18
+# Bytes that they keep for the backward a token and head: the scaled query and value in 16 bits, and what else the CPU's
+# measurement has (docs/performance.md: 649 in float32 with a head of 64).
+KEPT_STATES, KEPT_BESIDE = 4, 649 - 2 * 4 * 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +54,8 @@ class StepOnPaper:
     at_a_time: int
     states: float
     activations: float
+    of_mechanisms: float
+    """Of the activations, what the mechanisms keep."""
     sent_inside: float
     sent_outside: float
     compute: float
@@ -87,7 +92,11 @@ def step_on_paper(
         states = STATE * parameters / members + 4 * (outside_layers + 2 * layer) + CASTS * parameters
     else:
         states = float((STATE + BUCKETS + CASTS) * parameters)
-    per_sequence = seq_len * (ACTIVATIONS * config.num_hidden_layers * config.hidden_size + LOGITS * config.vocab_size)
+    head_dim: int = config.head_dim or config.hidden_size // config.num_attention_heads
+    heads = config.num_hidden_layers * config.num_attention_heads
+    kept = seq_len * heads * (KEPT_STATES * head_dim + KEPT_BESIDE)
+    plain = seq_len * (ACTIVATIONS * config.num_hidden_layers * config.hidden_size + LOGITS * config.vocab_size)
+    per_sequence = plain + kept
     fitting = [
         count
         for count in range(1, own + 1)
@@ -102,11 +111,9 @@ def step_on_paper(
     # Divided: each pass puts the weights together twice and adds the gradients up once. Copies: gradients, once a step.
     inside = 3 * share * weights * passes if is_sharded else 2 * share * weights
     tokens = own * seq_len
-    head_dim: int = config.head_dim or config.hidden_size // config.num_attention_heads
-    heads = config.num_hidden_layers * config.num_attention_heads * head_dim
     # Six operations a parameter and token, and in attention six for each earlier token: Chowdhery et al.
     # (arXiv:2204.02311), appendix B, halved because the mask is causal.
-    operations = (6 * parameters + 6 * heads * seq_len) * tokens
+    operations = (6 * parameters + 6 * heads * head_dim * seq_len) * tokens
     return StepOnPaper(
         gpus=gpus,
         is_sharded=is_sharded,
@@ -114,10 +121,11 @@ def step_on_paper(
         at_a_time=at_a_time,
         states=states,
         activations=at_a_time * per_sequence,
+        of_mechanisms=at_a_time * kept,
         sent_inside=inside,
         sent_outside=between,
         compute=operations / (gpu.flops * gpu.utilisation),
-        mechanisms=MECHANISM_TRAFFIC * 2 * heads * tokens / gpu.memory_bandwidth,
+        mechanisms=MECHANISM_TRAFFIC * 2 * heads * head_dim * tokens / gpu.memory_bandwidth,
         communication=inside / gpu.inside + between / gpu.outside,
     )
 
@@ -135,9 +143,9 @@ def text(size: str = "2.7b", vocab_size: int = 50_257) -> str:
         f"{gpu.inside / GB:.0f} GB/s inside a machine of {gpu.machine} and {gpu.outside / GB:.0f} GB/s to others. "
         "Weights, gradients and averages are float32, and travel as float32.",
         "",
-        "| GPUs | model | sequences a step | at a time, each | states, GB | activations, GB | sent inside, GB | "
-        "sent outside, GB | compute, s | of the mechanisms, s | communication, s | a step, s |",
-        f"|---:|---|{'---:|' * 10}",
+        "| GPUs | model | sequences a step | at a time, each | states, GB | activations, GB | of the mechanisms, GB | "
+        "sent inside, GB | sent outside, GB | compute, s | of the mechanisms, s | communication, s | a step, s |",
+        f"|---:|---|{'---:|' * 11}",
     ]
     for gpus in (8, 64, 512):
         for is_sharded in (False, True):
@@ -156,6 +164,7 @@ def text(size: str = "2.7b", vocab_size: int = 50_257) -> str:
                 f"{one.at_a_time}",
                 f"{one.states / GB:.1f}",
                 f"{one.activations / GB:.1f}",
+                f"{one.of_mechanisms / GB:.1f}",
                 f"{one.sent_inside / GB:.1f}",
                 f"{one.sent_outside / GB:.1f}",
                 f"{one.compute:.2f}",
