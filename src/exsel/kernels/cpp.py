@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import hashlib
-import itertools
 import logging
+import math
 import os
 import platform
 import shlex
@@ -31,13 +32,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from exsel.config import PositionForm
 from exsel.files import cache_folder
+from exsel.reference import accumulation_dtype
 
 _SOURCE: Final = Path(__file__).with_name("passes.cpp")
 _BASE: Final = ("-std=c++17", "-O3", "-shared", "-fPIC", "-fno-math-errno", "-ffp-contract=fast")
@@ -58,12 +60,14 @@ _ABANDONED_SECONDS: Final = 3600
 
 #: The dtypes that the passes know, by their number in passes.cpp.
 DTYPES: Final = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-# The structs of passes.cpp: nine numbers, eps, and so many views of a pointer and four strides.
-_FORWARD, _BACKWARD = (struct.Struct(f"@9qd{views * 5}q") for views in (5, 9))
-_TEMPERATURE: Final = struct.Struct(f"@9qd{6 * 5}qqq")
-_NOT_GIVEN: Final = (0, 0, 0, 0, 0)
+# A struct of passes.cpp: nine numbers, eps, and for each view a place for its pointer and four strides.
+_SIZES: Final = "@9qd"
+_FIVE_POINTERS, _SIX_POINTERS = struct.Struct("@5q"), struct.Struct("@6q")
 # A second thread pays from 72 KiB moved on (2 cores of a Xeon, threads awake); waking one costs more.
 _BYTES_PER_THREAD: Final = 1 << 17
+
+#: A tensor's strides.
+_Strides = tuple[int, ...]
 
 _logger = logging.getLogger("exsel")
 _lock = threading.Lock()
@@ -115,20 +119,51 @@ def project(
     eps: float,
     out: Tensor,
     along: Tensor | None = None,
-    *,
-    tokens_first: bool = False,
 ) -> None:
-    """As :func:`exsel.kernels.passes.project`, on CPU tensors [B, H, T, D]; ``available()`` must be True.
+    """As :func:`exsel.kernels.passes.project`, on CPU tensors [B, H, T, D]; ``available()`` must be True."""
+    has_scalars = strength is not None or along is not None
+    tensors = (y, own_value, strength, along, out)
+    strides, kv_heads = tuple(map(_strides, tensors)), own_value.shape[1]
+    layout = _layout(y.dtype, y.shape, kv_heads, 3, torch.get_num_threads(), has_scalars, False, eps, strides)
+    _library().exsel_project(layout, _pointers(*tensors))
+
+
+def project_one(y: Tensor, own_value: Tensor, eps: float, out: Tensor, tokens_first: bool) -> bool:
+    """:func:`project` with strength 1; False, and nothing is computed, where the tensors do not fit each other.
 
     ``tokens_first``: y and out are [B, T, H, D].
     """
-    views = (_view(y, tokens_first), _view(own_value), _view(strength), _view(along), _view(out, tokens_first))
-    batches, heads, tokens, head_dim = y.shape
+    own = (own_value.shape, own_value.stride(), own_value.dtype)
+    layout = _projection_layout(
+        y.shape, y.stride(), y.dtype, own, out.stride(), eps, tokens_first, torch.get_num_threads()
+    )
+    if layout is None:
+        return False
+    _library().exsel_project(layout, _FIVE_POINTERS.pack(y.data_ptr(), own_value.data_ptr(), 0, 0, out.data_ptr()))
+    return True
+
+
+@functools.lru_cache(maxsize=256)
+def _projection_layout(
+    shape: tuple[int, ...],
+    strides: _Strides,
+    dtype: torch.dtype,
+    own: tuple[torch.Size, _Strides, torch.dtype],
+    out: _Strides,
+    eps: float,
+    tokens_first: bool,
+    num_threads: int,
+) -> bytes | None:
+    """Struct Arguments of passes.cpp for tensors of these shapes, strides and dtypes; None: they do not fit."""
+    own_shape, own_strides, own_dtype = own
+    if len(shape) != 4 or len(own_shape) != 4 or dtype != own_dtype or dtype not in DTYPES or 0 in shape:
+        return None
     if tokens_first:
-        heads, tokens = tokens, heads
-    sizes = (DTYPES[y.dtype], batches, heads, own_value.shape[1], tokens, head_dim, _threads(y, 3))
-    has_scalars = strength is not None or along is not None
-    _library().exsel_project(_FORWARD.pack(*sizes, has_scalars, False, eps, *itertools.chain(*views)))
+        shape, strides, out = ((x[0], x[2], x[1], x[3]) for x in (shape, strides, out))
+    kv_heads = own_shape[1]
+    if own_shape != (shape[0], kv_heads, *shape[2:]) or not kv_heads or shape[1] % kv_heads:
+        return None
+    return _layout(dtype, shape, kv_heads, 3, num_threads, False, False, eps, (strides, own_strides, (), (), out))
 
 
 def project_backward(
@@ -146,10 +181,10 @@ def project_backward(
 ) -> None:
     """As :func:`exsel.kernels.passes.project_backward`, on CPU tensors; ``available()`` must be True."""
     has_scalars = not (strength is None and along is None and dstrength is None)
-    views = map(_view, (x, own_value, strength, along, None, dz, dy, dv, dstrength))
-    batches, heads, tokens, head_dim = x.shape
-    sizes = (DTYPES[x.dtype], batches, heads, own_value.shape[1], tokens, head_dim, _threads(x, 5))
-    _library().exsel_project_backward(_BACKWARD.pack(*sizes, has_scalars, accumulate, eps, *itertools.chain(*views)))
+    tensors = (x, own_value, strength, along, None, dz, dy, dv, dstrength)
+    strides, kv_heads = tuple(map(_strides, tensors)), own_value.shape[1]
+    layout = _layout(x.dtype, x.shape, kv_heads, 5, torch.get_num_threads(), has_scalars, accumulate, eps, strides)
+    _library().exsel_project_backward(layout, _pointers(*tensors))
 
 
 def scale(x: Tensor, tau: Tensor, out: Tensor) -> None:
@@ -162,10 +197,10 @@ def scale_backward(dout: Tensor, x: Tensor, tau: Tensor, dx: Tensor, dtau: Tenso
     _scale(x, (x, None, tau, None, None, dout, dx, None, dtau), 3)
 
 
-def _scale(x: Tensor, views: tuple[Tensor | None, ...], passes: int) -> None:
-    batches, heads, tokens, head_dim = x.shape
-    sizes = (DTYPES[x.dtype], batches, heads, heads, tokens, head_dim, _threads(x, passes))
-    _library().exsel_scale(_BACKWARD.pack(*sizes, True, False, 0.0, *itertools.chain(*map(_view, views))))
+def _scale(x: Tensor, tensors: tuple[Tensor | None, ...], passes: int) -> None:
+    strides = tuple(map(_strides, tensors))
+    layout = _layout(x.dtype, x.shape, x.shape[1], passes, torch.get_num_threads(), True, False, 0.0, strides)
+    _library().exsel_scale(layout, _pointers(*tensors))
 
 
 def scale_by_temperature(
@@ -175,9 +210,8 @@ def scale_by_temperature(
     position: Tensor | None,
     position_logit: Tensor | None,
     position_form: PositionForm,
-    out: Tensor,
-) -> None:
-    """Write τ ⊙ x into ``out``, τ being :func:`exsel.reference.inverse_temperature`.
+) -> Tensor | None:
+    """τ ⊙ x, τ being :func:`exsel.reference.inverse_temperature`; ``None`` where the tensors do not fit each other.
 
     Args:
         x: [B, H, T, D].
@@ -186,36 +220,105 @@ def scale_by_temperature(
         position: int64 [B or 1, T]; with ``position_logit`` only.
         position_logit: [H or 1], of weight's dtype; None: without its term.
         position_form: the function of position_logit that log n is multiplied by.
-        out: as x.
     """
-    batches, heads, tokens, head_dim = x.shape
-    by_head, by_feature = weight.stride()
-    weight_view = (weight.data_ptr(), 0, by_head if weight.shape[0] > 1 else 0, 0, by_feature)
-    logit_view, position_view = _NOT_GIVEN, _NOT_GIVEN
+    own = (x.shape, x.stride(), x.dtype, features.shape, features.stride(), features.dtype)
+    learned = (weight.shape, weight.stride(), weight.dtype)
+    out = torch.empty_like(x)
+    places: tuple[Any, ...] = ()
+    position_pointer = logit_pointer = 0
     if position is not None and position_logit is not None:
-        logit_view = (position_logit.data_ptr(), 0, int(position_logit.shape[0] > 1) * position_logit.stride(0), 0, 0)
-        by_batch, by_token = position.stride()
-        position_view = (position.data_ptr(), by_batch if position.shape[0] > 1 else 0, 0, by_token, 0)
+        places = (position.shape, position.stride(), position.dtype)
+        places += (position_logit.shape, position_logit.stride(), position_logit.dtype)
+        position_pointer, logit_pointer = position.data_ptr(), position_logit.data_ptr()
+    layout = _temperature_layout(own, learned, places, out.stride(), position_form, torch.get_num_threads())
+    if layout is None:
+        return None
+    _library().exsel_scale_by_temperature(
+        layout,
+        _SIX_POINTERS.pack(
+            x.data_ptr(), features.data_ptr(), weight.data_ptr(), logit_pointer, position_pointer, out.data_ptr()
+        ),
+    )
+    return out
+
+
+@functools.lru_cache(maxsize=256)
+def _temperature_layout(
+    own: tuple[Any, ...],
+    learned: tuple[Any, ...],
+    places: tuple[Any, ...],
+    out: _Strides,
+    position_form: PositionForm,
+    num_threads: int,
+) -> bytes | None:
+    """Struct Temperature of passes.cpp for tensors of these shapes, strides and dtypes; None: they do not fit."""
+    (shape, x, dtype, features_shape, features, features_dtype), (weight_shape, weight, weight_dtype) = own, learned
+    wide = accumulation_dtype(dtype)
+    if dtype not in DTYPES or dtype != features_dtype or weight_dtype != wide or len(shape) != 4 or 0 in shape:
+        return None
+    (batches, heads, tokens, _), (*rest, num_features) = shape, features_shape
+    if (
+        rest != [batches, tokens, heads]
+        or not num_features
+        or weight_shape not in ((1, num_features), (heads, num_features))
+    ):
+        return None
+    logit: _Strides = ()
+    position: _Strides = ()
+    if places:
+        position_shape, position_stride, position_dtype, logit_shape, logit_stride, logit_dtype = places
+        if position_dtype != torch.int64 or position_shape not in ((1, tokens), (batches, tokens)):
+            return None
+        if logit_dtype != wide or logit_shape not in ((1,), (heads,)):
+            return None
+        position = (position_stride[0] if position_shape[0] > 1 else 0, 0, position_stride[1])
+        logit = (0, logit_stride[0] if logit_shape[0] > 1 else 0, 0)
+    by_batch, by_token, by_head, by_feature = features
+    by_weight_head = weight[0] if weight_shape[0] > 1 else 0
+    views = (x, (by_batch, by_head, by_token, by_feature), (0, by_weight_head, 0, weight[1]), logit, position, out)
     # GELU takes as long as moving a few more tensors.
-    sizes = (DTYPES[x.dtype], batches, heads, heads, tokens, head_dim, _threads(x, 8))
-    views = (*_view(x), *_view(features, True), *weight_view, *logit_view, *position_view, *_view(out))
-    packed = _TEMPERATURE.pack(*sizes, True, False, 0.0, *views, features.shape[-1], position_form != "sigmoid")
-    _library().exsel_scale_by_temperature(packed)
+    packed = _layout(dtype, shape, heads, 8, num_threads, True, False, 0.0, views)
+    return packed + struct.pack("@2q", num_features, position_form != "sigmoid")
 
 
-def _view(x: Tensor | None, tokens_first: bool = False) -> tuple[int, int, int, int, int]:
-    """A tensor [B, H, T, D] (tokens first: [B, T, H, D]) or [B, H, T] as struct View of passes.cpp."""
-    if x is None:
-        return _NOT_GIVEN
-    batch, head, token, *element = x.stride()
-    if tokens_first:
-        head, token = token, head
-    return x.data_ptr(), batch, head, token, element[0] if element else 0
+def _strides(x: Tensor | None) -> _Strides:
+    """Empty: not given."""
+    return () if x is None else x.stride()
 
 
-def _threads(x: Tensor, passes: int) -> int:
-    """One for each :data:`_BYTES_PER_THREAD` that is moved."""
-    return min(torch.get_num_threads(), 1 + passes * x.nbytes // _BYTES_PER_THREAD)
+def _pointers(*tensors: Tensor | None) -> bytes:
+    return struct.pack(f"@{len(tensors)}q", *[0 if x is None else x.data_ptr() for x in tensors])
+
+
+@functools.lru_cache(maxsize=1024)
+def _layout(
+    dtype: torch.dtype,
+    shape: tuple[int, ...],
+    kv_heads: int,
+    passes: int,
+    num_threads: int,
+    has_scalars: bool,
+    accumulate: bool,
+    eps: float,
+    strides: tuple[_Strides, ...],
+) -> bytes:
+    """A struct of passes.cpp, with no pointers in it yet.
+
+    Args:
+        dtype, shape: of the first tensor, [B, H, T, D].
+        kv_heads: how many heads the own values have.
+        passes: how many tensors of the first one's size are moved.
+        num_threads: at most so many are used: one for each :data:`_BYTES_PER_THREAD` that is moved.
+        has_scalars, accumulate, eps: as in passes.cpp.
+        strides: of each tensor [B, H, T, D] or [B, H, T]; what is left out at their end is 0.
+    """
+    batches, heads, tokens, head_dim = shape
+    threads = min(num_threads, 1 + passes * math.prod(shape) * dtype.itemsize // _BYTES_PER_THREAD)
+    views: list[int] = []
+    for given in strides:
+        views += (0, *given, 0, 0, 0, 0)[:5]
+    sizes = (DTYPES[dtype], batches, heads, kv_heads, tokens, head_dim, threads, has_scalars, accumulate)
+    return struct.pack(f"{_SIZES}{len(views)}q", *sizes, eps, *views)
 
 
 def _library() -> ctypes.CDLL:
@@ -378,7 +481,7 @@ def _open(path: Path) -> ctypes.CDLL:
         library = ctypes.CDLL(str(path))
         for name in _SYMBOLS:
             function = getattr(library, name)
-            function.argtypes, function.restype = [ctypes.c_char_p], None
+            function.argtypes, function.restype = [ctypes.c_char_p, ctypes.c_char_p], None
     except (OSError, AttributeError) as error:
         raise _RefusedError(f"the compiled library does not load: {error}") from error
     return library

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from exsel.kernels import cpp, passes
-from exsel.kernels.operators import differentiable, fold_batch, is_plain, is_unrecorded, without_gradient
+from exsel.kernels.operators import differentiable, fold_batch, reads_cpu, without_gradient
 from exsel.reference import accumulation_dtype
 
 #: Whether Triton can be imported.
@@ -51,29 +51,16 @@ def exclude(y: Tensor, own_value: Tensor, strength: Tensor | None, eps: float) -
     return z.reshape(y.shape)
 
 
-def exclude_directly(
-    y: Tensor, own_value: Tensor, eps: float, *, tokens_first: bool = False, in_place: bool = False
-) -> Tensor | None:
+def exclude_directly(y: Tensor, own_value: Tensor, eps: float, *, tokens_first: bool = False) -> Tensor | None:
     """:func:`exclude` of strength 1 by the C++ pass with nothing around it, as for one token on a cache.
 
     ``None`` where something must see an operator, and where y ``[B, H, T, D]`` (tokens first: ``[B, T, H, D]``) and
     own_value ``[B, Hkv, T, D]`` do not fit each other: the caller checks them and names the fault.
     """
-    if not (is_unrecorded() and is_plain(y) and is_plain(own_value) and y.is_cpu and own_value.is_cpu):
+    if not reads_cpu(y, own_value) or not cpp.available():
         return None
-    shape, own_shape, dtype = y.shape, own_value.shape, y.dtype
-    if len(shape) != 4 or len(own_shape) != 4 or dtype != own_value.dtype or dtype not in cpp.DTYPES:
-        return None
-    (batches, tokens, heads, head_dim), own_heads = shape, own_shape[1]
-    if not tokens_first:
-        heads, tokens = tokens, heads
-    if own_shape != (batches, own_heads, tokens, head_dim) or not own_heads or heads % own_heads:
-        return None
-    if not y.numel() or not cpp.available():
-        return None
-    z = y if in_place else torch.empty_like(y)
-    cpp.project(y, own_value, None, eps, z, tokens_first=tokens_first)
-    return z
+    z = torch.empty_like(y)
+    return z if cpp.project_one(y, own_value, eps, z, tokens_first) else None
 
 
 def is_traced_for_cpu(x: Tensor) -> bool:

@@ -17,12 +17,13 @@ from torch.autograd import forward_ad
 
 def is_watched() -> bool:
     """Whether a compiler, a transform or a tracer is active. It must see operators, not kernels that read memory."""
+    c = torch._C
     return (
         torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._get_tracing_state() is not None
-        or is_forward_mode()
+        or c._are_functorch_transforms_active()
+        or c._len_torch_dispatch_stack() > 0
+        or c._get_tracing_state() is not None
+        or forward_ad._current_level >= 0
     )
 
 
@@ -39,9 +40,17 @@ def is_plain(x: Tensor) -> bool:
     return not (x.is_meta or x.is_neg() or x._is_zerotensor())
 
 
-def is_unrecorded() -> bool:
-    """Whether nothing records what is computed, for gradients or otherwise: a kernel may be called as it is."""
-    return not torch.is_grad_enabled() and not is_watched()
+def reads_cpu(*tensors: Tensor) -> bool:
+    """Whether a kernel may be called as it is with tensors on the CPU: nothing records it, and it may read them."""
+    if torch.is_grad_enabled() or is_watched():
+        return False
+    for x in tensors:  # :func:`is_plain` written out, since this runs in every layer at every token
+        kind = type(x)
+        if (kind is not Tensor and kind is not torch.nn.Parameter) or not x.is_cpu or x.layout is not torch.strided:
+            return False
+        if x.is_nested or x.is_neg() or x._is_zerotensor():
+            return False
+    return True
 
 
 def fold_batch(x: Tensor, trailing: int) -> Tensor:

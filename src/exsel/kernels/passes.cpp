@@ -166,7 +166,7 @@ struct View {
   }
 };
 
-// All as packed by cpp.py.
+// All as packed by cpp.py; the pointers follow apart, since the rest is the same at each token.
 struct Sizes {
   int64_t dtype, batches, heads, kv_heads, tokens, head_dim, threads, has_scalars, accumulate;
   double eps;
@@ -650,9 +650,10 @@ void choose_head_dim(const All& a, Pass... pass) {
 }
 
 template <class All, class... Pass>
-void choose_dtype(const void* packed, size_t size, Pass... pass) {
+void choose_dtype(const void* layout, size_t size, void* const* pointers, int num_pointers, Pass... pass) {
   All a{};
-  std::memcpy(&a, packed, size);
+  std::memcpy(&a, layout, size);
+  for (int i = 0; i < num_pointers; i++) (&a.x)[i].data = pointers[i];
   switch (a.dtype) {
     case kFloat32: return choose_head_dim<Float32>(a, pass...);
     case kFloat64: return choose_head_dim<Float64>(a, pass...);
@@ -663,13 +664,15 @@ void choose_dtype(const void* packed, size_t size, Pass... pass) {
 
 }  // namespace
 
-extern "C" void exsel_project(const void* packed) {
-  choose_dtype<Arguments>(packed, sizeof(Arguments) - 4 * sizeof(View), kProject);
+extern "C" void exsel_project(const void* layout, void* const* pointers) {
+  choose_dtype<Arguments>(layout, sizeof(Arguments) - 4 * sizeof(View), pointers, 5, kProject);
 }
-extern "C" void exsel_project_backward(const void* packed) {
-  choose_dtype<Arguments>(packed, sizeof(Arguments), kProjectBackward);
+extern "C" void exsel_project_backward(const void* layout, void* const* pointers) {
+  choose_dtype<Arguments>(layout, sizeof(Arguments), pointers, 9, kProjectBackward);
 }
-extern "C" void exsel_scale(const void* packed) { choose_dtype<Arguments>(packed, sizeof(Arguments), kScale); }
-extern "C" void exsel_scale_by_temperature(const void* packed) {
-  choose_dtype<Temperature>(packed, sizeof(Temperature));
+extern "C" void exsel_scale(const void* layout, void* const* pointers) {
+  choose_dtype<Arguments>(layout, sizeof(Arguments), pointers, 9, kScale);
+}
+extern "C" void exsel_scale_by_temperature(const void* layout, void* const* pointers) {
+  choose_dtype<Temperature>(layout, sizeof(Temperature), pointers, 6);
 }

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from exsel.config import PositionForm
 from exsel.kernels import cpp
-from exsel.kernels.operators import differentiable, fold_batch, is_plain, is_unrecorded, without_gradient
+from exsel.kernels.operators import differentiable, fold_batch, reads_cpu, without_gradient
 from exsel.reference import accumulation_dtype
 
 #: Up to so many numbers PyTorch's operators are faster than calling ours (one core of a Xeon, float32).
@@ -40,31 +40,14 @@ def scale_directly(
     ``None`` where something must see operators, and where the tensors do not fit each other: x ``[B, H, T, D]``,
     features ``[B, T, H, F]``, weight ``[H or 1, F]``, position int64 ``[B or 1, T]``, position_logit ``[H or 1]``.
     """
-    given = [x, features, weight] if position_logit is None else [x, features, weight, position_logit]
-    wide = accumulation_dtype(x.dtype)
+    given: tuple[Tensor, ...] = (x, features, weight)
     if position_logit is not None:
-        if position is None or position.dtype != torch.int64 or position_logit.dtype != wide:
+        if position is None:
             return None
-        given.append(position)
-    if not is_unrecorded() or not all(is_plain(tensor) and tensor.is_cpu for tensor in given):
+        given = (x, features, weight, position, position_logit)
+    if not reads_cpu(*given) or not cpp.available():
         return None
-    if x.dtype != features.dtype or x.dtype not in cpp.DTYPES or weight.dtype != wide or x.ndim != 4 or not x.numel():
-        return None
-    (batches, heads, tokens, _), num_features, few = x.shape, features.shape[-1], (1, x.shape[1])
-    if features.shape != (batches, tokens, heads, num_features) or not num_features:
-        return None
-    if weight.ndim != 2 or weight.shape[0] not in few or weight.shape[1] != num_features:
-        return None
-    if position is not None and position_logit is not None:
-        if position.ndim != 2 or position.shape[0] not in (1, batches) or position.shape[1] != tokens:
-            return None
-        if position_logit.ndim != 1 or position_logit.shape[0] not in few:
-            return None
-    if not cpp.available():
-        return None
-    out = torch.empty_like(x)
-    cpp.scale_by_temperature(x, features, weight, position, position_logit, position_form, out)
-    return out
+    return cpp.scale_by_temperature(x, features, weight, position, position_logit, position_form)
 
 
 @torch.library.custom_op("exsel::scale_heads", mutates_args=(), device_types="cpu")

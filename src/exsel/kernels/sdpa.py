@@ -13,6 +13,7 @@ it; the first row of a causal call does without the kernel (its dq is 0, its dv 
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from exsel.kernels import blocks, cpp, stock
-from exsel.kernels.exclude import exclude, exclude_directly, is_traced_for_cpu, passes_for
-from exsel.kernels.operators import differentiable, fold_batch, is_plain, is_unrecorded, without_gradient
+from exsel.kernels.exclude import exclude, is_traced_for_cpu, passes_for
+from exsel.kernels.operators import differentiable, fold_batch, reads_cpu, without_gradient
 from exsel.kernels.scale import scale_heads
 from exsel.reference import accumulation_dtype
 
@@ -120,28 +121,36 @@ def attend_directly(
     them and names the fault.
     """
     tensors = (query, key, value, own_value) if attn_mask is None else (query, key, value, own_value, attn_mask)
-    if not is_unrecorded() or not all(is_plain(x) and x.is_cpu for x in tensors) or torch.is_autocast_enabled("cpu"):
+    if not reads_cpu(*tensors) or torch.is_autocast_enabled("cpu") or not cpp.available():
         return None
-    shape, key_shape, own_shape = query.shape, key.shape, own_value.shape
-    if not len(shape) == len(key_shape) == len(own_shape) == 4 or key_shape != value.shape or shape[3] != key_shape[3]:
-        return None
-    batch, heads, kv_heads = shape[0], shape[1], key_shape[1]
-    if heads != kv_heads and (not enable_gqa or not kv_heads or heads % kv_heads):
-        return None
-    if key_shape[0] != batch or own_shape != (batch, kv_heads, *shape[2:]):
-        return None
-    if not query.dtype == key.dtype == value.dtype == own_value.dtype or query.dtype not in cpp.DTYPES:
-        return None
-    if attn_mask is not None:
-        wholes = (*shape[:3], key_shape[2])
-        if attn_mask.ndim != 4 or any(n not in (1, whole) for n, whole in zip(attn_mask.shape, wholes, strict=True)):
-            return None
-        if is_causal or attn_mask.dtype not in (torch.bool, query.dtype):
-            return None
-    if not query.numel() or not value.numel() or not cpp.available():
+    kinds = tuple([(x.shape, x.dtype) for x in tensors])
+    if not _fit(kinds, is_causal, enable_gqa):
         return None
     y = stock.attend(query, key, value, attn_mask, 0.0, is_causal, scale)
-    return exclude_directly(y, own_value, eps, in_place=True)
+    is_projected = cpp.project_one(y, own_value, eps, y, tokens_first=False)
+    assert is_projected
+    return y
+
+
+@functools.lru_cache(maxsize=256)
+def _fit(kinds: tuple[tuple[tuple[int, ...], torch.dtype], ...], is_causal: bool, enable_gqa: bool) -> bool:
+    """Whether tensors of these shapes and dtypes can be the tensors of :func:`attend_directly`."""
+    (shape, dtype), (key, _), (value, _), (own, _), *mask = kinds
+    if any(other != dtype for _, other in kinds[:4]) or dtype not in cpp.DTYPES:
+        return False
+    if not len(shape) == len(key) == len(own) == 4 or key != value or shape[3] != key[3] or 0 in (*shape, *value):
+        return False
+    batch, heads, kv_heads = shape[0], shape[1], key[1]
+    if heads != kv_heads and (not enable_gqa or heads % kv_heads):
+        return False
+    if key[0] != batch or own != (batch, kv_heads, *shape[2:]):
+        return False
+    if not mask:
+        return True
+    (of_mask, mask_dtype), whole = mask[0], (*shape[:3], key[2])
+    if is_causal or mask_dtype not in (torch.bool, dtype) or len(of_mask) != 4:
+        return False
+    return all(n in (1, wanted) for n, wanted in zip(of_mask, whole, strict=True))
 
 
 def owns_stock_kernel(call: Call) -> bool:

@@ -68,7 +68,7 @@ class Mechanisms(nn.Module):
             self.kinds.add("value")
         if any(isinstance(part, Temperature) and part.reads_input for part in self.temperatures.values()):
             self.kinds.add("query")  # for the layer's input
-        self.reads = frozenset(name for name, packing in projections.items() if self._reads(packing))
+        self.reads = {name: packing for name, packing in projections.items() if self._reads(packing)}
         self.needs_position = any(
             isinstance(temperature, Temperature) and temperature.position_logit is not None
             for temperature in self.temperatures.values()
@@ -117,7 +117,8 @@ class UpgradedPass(MechanismPass):
     """
 
     def __init__(self, mechanisms: Mechanisms, positions: Positions | None = None) -> None:
-        super().__init__(mechanisms.exclusive, mechanisms.temperatures, geometry=mechanisms.geometry)
+        modules: dict[str, Any] = mechanisms._modules  # their attributes take longer to look up, at every token
+        super().__init__(modules.get("exclusive"), modules["temperatures"], geometry=mechanisms.geometry)
         self.mechanisms = mechanisms
         self.positions = positions
         self.projected: set[str] = set()
@@ -125,7 +126,8 @@ class UpgradedPass(MechanismPass):
     def read(self, name: str, hidden_states: Tensor, packed: Tensor) -> Tensor:
         """Keep what temperatures read. Return ``packed``, scaled if the layer writes its attention out."""
         mechanisms, geometry = self.mechanisms, self.mechanisms.geometry
-        if name not in mechanisms.reads:
+        packed_as = mechanisms.reads.get(name)
+        if packed_as is None:
             return packed
         if name in self.projected:
             if mechanisms.reuses_projections:
@@ -134,8 +136,8 @@ class UpgradedPass(MechanismPass):
                 f"an upgraded layer called its {name} twice: which of the two is its tokens' is not known"
             )
         self.projected.add(name)
-        packing = PACKINGS[mechanisms.projections[name]]
         assert geometry is not None
+        packing = PACKINGS[packed_as]
         parts = packing.split(packed, geometry, mechanisms.kinds)
         self.features.update(parts)
         if "query" in parts or mechanisms.scales_projections:
