@@ -41,7 +41,10 @@ def test_against_the_reference(
     is_causal: bool,
     exclusive: bool,
 ) -> None:
-    """Forward and backward, with temperatures, beside what one would write around stock attention with a mask."""
+    """Forward and backward, with temperatures, beside what one would write around stock attention with a mask.
+
+    Without gradients temperatures scale a block at a time.
+    """
     shapes = [(1, heads, TOKENS, 33) for heads in (4, 2, 2)]
     inputs = [leaf(*shape, dtype=dtype) for shape in shapes]
     inputs += [(1 + torch.rand(1, heads, TOKENS, dtype=torch.promote_types(dtype, torch.float32))).requires_grad_()
@@ -49,17 +52,23 @@ def test_against_the_reference(
     cu_seqlens = None if boundaries is None else torch.tensor(boundaries)
     dz = torch.randn_like(inputs[0])
 
-    def ours(inputs: Sequence[Tensor], backend: Backend) -> tuple[Tensor, ...]:
+    def forward(inputs: Sequence[Tensor], backend: Backend) -> Tensor:
         *states, tau_q, tau_v = inputs
-        z = exsel.attention(*states, is_causal=is_causal, enable_gqa=True, exclusive=exclusive, query_scale=tau_q,
-                            value_scale=tau_v, sliding_window=window, cu_seqlens=cu_seqlens,
-                            backend=backend)  # fmt: skip
+        return exsel.attention(*states, is_causal=is_causal, enable_gqa=True, exclusive=exclusive, query_scale=tau_q,
+                               value_scale=tau_v, sliding_window=window, cu_seqlens=cu_seqlens,
+                               backend=backend)  # fmt: skip
+
+    def ours(inputs: Sequence[Tensor], backend: Backend) -> tuple[Tensor, ...]:
+        z = forward(inputs, backend)
         return z, *torch.autograd.grad(z, inputs, dz.to(z.dtype))
 
     got = ours(inputs, "sdpa")
     exact = ours([x.detach().double().requires_grad_() for x in inputs], "reference")
+    with torch.no_grad():
+        unrecorded = forward(inputs, "sdpa")
     if dtype == torch.float64:
         torch.testing.assert_close(got, exact, rtol=1e-10, atol=1e-11)
+        torch.testing.assert_close(unrecorded, exact[0], rtol=1e-10, atol=1e-11)
         return
     q, k, v, tau_q, tau_v = inputs
     index = torch.arange(TOKENS)
@@ -71,6 +80,7 @@ def test_against_the_reference(
     plain = reference.exclude(plain, v, None, 1e-12) if exclusive else plain
     eager = (plain, *torch.autograd.grad(plain, inputs, dz))
     assert_within_budget(got[:1], exact[:1], eager[:1])
+    assert_within_budget([unrecorded], exact[:1], eager[:1])
     assert_within_budget(got[1:], exact[1:], eager[1:])
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from exsel.kernels import stock
+from exsel.kernels.scale import scale_heads
 from exsel.reference import accumulation_dtype
 
 #: Fewer queries in a block make stock attention's products too small; more see more keys that the mask then hides.
@@ -113,13 +114,24 @@ def forward_in_blocks(
     is_causal: bool,
     window: int | None,
     scale: float,
+    query_scale: Tensor | None = None,
+    value_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """As :func:`exsel.kernels.stock.forward`, where a token sees its own sequence and window only."""
+    """As :func:`exsel.kernels.stock.forward`, where a token sees its own sequence and window only.
+
+    Queries and values are multiplied by ``query_scale`` [B, H, T] and ``value_scale`` [B, Hkv, T] a piece at a time.
+    """
     found = pieces(query, sequence, is_causal, window)
     y, logsumexp = empty_results(query, key, value)
     for piece in found:
-        own = piece.cut(query, piece.queries), piece.cut(key, piece.keys), piece.cut(value, piece.keys)
-        mixed, normalizer = stock.forward(*own, piece.mask, piece.is_causal, scale)
+        own_query, own_value = piece.cut(query, piece.queries), piece.cut(value, piece.keys)
+        if query_scale is not None:
+            own_query = scale_heads(own_query, piece.cut(query_scale, piece.queries))
+        if value_scale is not None:
+            own_value = scale_heads(own_value, piece.cut(value_scale, piece.keys))
+        mixed, normalizer = stock.forward(
+            own_query, piece.cut(key, piece.keys), own_value, piece.mask, piece.is_causal, scale
+        )
         if len(found) == 1 and _is_laid_out(joined := piece.join(mixed), y):
             return joined, piece.join(normalizer) if logsumexp.ndim == 3 else logsumexp
         piece.cut(y, piece.queries).copy_(mixed)

@@ -66,6 +66,10 @@ def attention(call: Call, eps: float) -> Tensor:
     """
     query, key, value, own_value, strength = call.query, call.key, call.value, call.own_value, call.strength
     attn_mask = call.attn_mask
+    if (call.query_scale is not None or call.value_scale is not None) and in_blocks(call):
+        read = (query, key, value, own_value, strength, call.query_scale, call.value_scale)
+        if reads_cpu(*[x for x in read if x is not None]):
+            return _scaled_in_blocks(call, eps)
     if call.query_scale is not None:
         query = scale_heads(query, call.query_scale.to(accumulation_dtype(query.dtype)))
     if call.value_scale is not None:
@@ -92,6 +96,29 @@ def attention(call: Call, eps: float) -> Tensor:
         *folded, own, alpha, attn_mask, sequence, call.is_causal, window, call.scale, eps, is_whole
     )[0].reshape(query.shape)
     return z if is_whole or own_value is None else exclude(z, own_value, strength, eps)
+
+
+def _scaled_in_blocks(call: Call, eps: float) -> Tensor:
+    """:func:`attention` without gradients: no backward needs the scaled queries and values, so no call keeps them."""
+    wide = accumulation_dtype(call.query.dtype)
+
+    def scalars(given: Tensor | None) -> Tensor | None:
+        return None if given is None else fold_batch(given.to(wide), 2)
+
+    y, _ = blocks.forward_in_blocks(
+        fold_batch(call.query, 3),
+        fold_batch(call.key, 3),
+        fold_batch(call.value, 3),
+        None if call.sequence is None else fold_batch(call.sequence, 1),
+        call.is_causal,
+        call.sliding_window,
+        call.scale,
+        scalars(call.query_scale),
+        scalars(call.value_scale),
+    )
+    if call.own_value is not None:
+        passes_for(y).project(y, fold_batch(call.own_value, 3), scalars(call.strength), eps, y)
+    return y.reshape(call.query.shape)
 
 
 def in_blocks(call: Call) -> bool:
