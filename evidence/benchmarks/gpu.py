@@ -5,7 +5,8 @@
 
 Each item is kept when it is done, and one that fails is kept with its error; ``--resume`` goes on with the others. An
 item that failed is tried again when the source code has changed. ``--rehearse`` does the same items on the CPU, each
-as small as it can be. Nothing is fetched from a network. The training needs what ``exsel[train]`` installs.
+as small as it can be. Nothing is fetched from a network, and nothing is needed beside torch, triton, transformers and
+what these install.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from typing import Any
 
 import torch
 
+from evidence.benchmarks.gpu_training import trained_on_source
 from evidence.benchmarks.long_contenders import packed_contenders, window_contenders
-from evidence.benchmarks.quality import compared
 from exsel.bench.cases import DTYPES, SHAPES, Case, Shape
 from exsel.bench.session import Plan, PlannedCase, contenders_of
 from exsel.bench.session import run as measure
@@ -42,8 +43,6 @@ from exsel.variants import VARIANTS
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "evidence" / "benchmarks" / "results" / "gpu"
-#: Where the training goes on, under the current folder.
-WORK = Path("runs", "gpu")
 FORMAT = 1
 DONE, FAILED, STOPPED = "done", "failed", "stopped"
 
@@ -51,9 +50,9 @@ DONE, FAILED, STOPPED = "done", "failed", "stopped"
 CONTENDERS = ("eager normalize", "compiled normalize", "exsel sdpa")
 ROUNDS = 20
 SIZE = "124m"
-SEEDS = "0,1"
-#: Of the training, where its step was not measured; and the seconds of each run that are not steps.
-_TOKENS_PER_SECOND, _SECONDS_BESIDE = 150_000, 20
+SEEDS = (0, 1)
+#: Of the training where its step was not measured; the least that a run takes, and what of it are not steps.
+_TOKENS_PER_SECOND, _SECONDS_OF_RUN, _SECONDS_BESIDE = 150_000, 40, 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +63,7 @@ class Item:
         subject: which of :data:`SUBJECTS`.
         shape: of :data:`exsel.bench.cases.SHAPES`.
         tokens, batch: of the case.
+        variant, seed: of a training.
         seconds: what it takes on an H100, by estimate, most of it compiling; it begins only if so much time is left.
     """
 
@@ -71,11 +71,15 @@ class Item:
     shape: str = ""
     tokens: int = 0
     batch: int = 0
+    variant: str = ""
+    seed: int = 0
     seconds: float
 
     @property
     def name(self) -> str:
         """What it is called in the file."""
+        if self.variant:
+            return f"{self.subject} {self.variant}, seed {self.seed}"
         return f"{self.subject} {self.shape}, {self.batch} × {self.tokens} tokens" if self.shape else self.subject
 
 
@@ -108,7 +112,11 @@ ITEMS: Sequence[Item] = (
     *_decode("llama", 2048, 8192, 32768),
     *_decode("1.4b", 32768),
     *_attention("0.7b", 512, 1024, 4096, 16384, 32768),
-    Item(subject="training", seconds=180),
+    *(
+        Item(subject="training", variant=variant, seed=seed, seconds=_SECONDS_OF_RUN)
+        for seed in SEEDS
+        for variant in VARIANTS
+    ),
 )
 
 
@@ -171,7 +179,9 @@ def run_tests(session: Session, item: Item) -> dict[str, Any]:
     """The tests that need a GPU; in a rehearsal they are only collected."""
     files = [path for path in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.gpu" in path.read_text("utf-8")]
     how = ["--collect-only"] if session.is_rehearsal else []
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", *how, *map(str, files)]
+    # Without addopts, whose --strict-config wants pytest-timeout, which may be absent.
+    options = ["-q", "-o", "addopts=", "-W", "ignore::pytest.PytestConfigWarning", "-m", "gpu"]
+    command = [sys.executable, "-m", "pytest", *options, *how, *map(str, files)]
     limit = max(1.0, session.left)
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=limit)
     lines = finished.stdout.splitlines()
@@ -181,49 +191,40 @@ def run_tests(session: Session, item: Item) -> dict[str, Any]:
     return {"result": {"summary": lines[-1]}}
 
 
-def _train(session: Session, item: Item) -> dict[str, Any]:
-    """Four variants with two seeds on the machine's own Python source, in the time that is left.
+def _train_variant(session: Session, item: Item) -> dict[str, Any]:
+    """One of the trainings. The first of them divides the time that is left among all."""
+    if "training" not in session.kept:
+        session.kept["training"] = _SMALL_TRAINING if session.is_rehearsal else _training(session)
+    is_compiled = not session.is_rehearsal
+    arguments = session.kept["training"]
+    return {
+        "result": trained_on_source(
+            item.variant, seed=item.seed, device=session.device, is_compiled=is_compiled, **arguments
+        )
+    }
 
-    A training that was stopped goes on as it began.
-    """
-    work = WORK / session.device
-    if not work.exists():
-        numbers = _SMALL_TRAINING if session.is_rehearsal else _training(session)
-        flags = [word for name, number in numbers.items() for word in (f"--{name}", str(number))]
-        session.kept["training"] = [*flags, "--seeds", SEEDS, "--device", session.device, "--save-every", "0"]
-    compiles = ["--no-compile"] if session.is_rehearsal else []
-    return {"result": compared([*session.kept["training"], *compiles], work, resume=work.exists())}
 
-
-_SMALL_TRAINING = {
-    "model": "tiny",
-    "seq-len": 32,
-    "batch-size": 2,
-    "tokens": 64,
-    "evaluations": 1,
-    "evaluation-blocks": 2,
-}
+_SMALL_TRAINING = {"size": "tiny", "steps": 2, "batch": 1, "seq_len": 32}
 
 
 def _training(session: Session) -> dict[str, Any]:
-    """As many tokens as the time allows, by the step that was measured, and time to compile and evaluate."""
+    """As many steps as the time allows, by the step that was measured, and time to compile and validate."""
     item = next(item for item in ITEMS if (item.subject, item.shape) == ("step", SIZE))
-    a_step = item.batch * item.tokens
-    speeds = [
-        a_step / (row["passes"]["step"]["ms_median"] / 1e3)
+    measured = [
+        row["passes"]["step"]["ms_median"] / 1e3
         for row in session.kept["items"].get(item.name, {}).get("rows", [])
-        if row["contender"] == "exclusive+selective" and row["passes"]
+        if row["passes"]
     ]
-    runs = len(VARIANTS) * len(SEEDS.split(","))
-    seconds = max(60.0, 0.8 * (session.left - _SECONDS_BESIDE * runs)) / runs
-    steps = max(1, int(seconds * min(speeds, default=_TOKENS_PER_SECOND) / a_step))
-    return {"model": SIZE, "seq-len": item.tokens, "batch-size": item.batch, "tokens": steps * a_step}
+    a_step = max(measured, default=item.batch * item.tokens / _TOKENS_PER_SECOND)
+    runs = len([item for item in ITEMS if item.subject == "training"])
+    seconds = max(_SECONDS_OF_RUN, session.left / runs) - _SECONDS_BESIDE
+    return {"size": SIZE, "steps": int(0.8 * seconds / a_step), "batch": item.batch, "seq_len": item.tokens}
 
 
 SUBJECTS: dict[str, Callable[[Session, Item], dict[str, Any]]] = {
     **dict.fromkeys(("attention", "decode", "block", "step", "window", "packed"), bench),
     "tests": run_tests,
-    "training": _train,
+    "training": _train_variant,
 }
 
 
@@ -234,6 +235,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rehearse", action="store_true", help="every item as small as it can be, on the CPU")
     text = "the results (evidence/benchmarks/results/gpu/, by the name of the device)"
     parser.add_argument("--out", type=Path, metavar="FILE", help=text)
+
+
+def bench_record(kept: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file of the kit has, in the form of ``exsel bench``'s records."""
+    entries = list(kept["items"].values())
+    return {
+        **{key: kept[key] for key in ("device", "dtype", "machine")},
+        "command": "python -m evidence.benchmarks gpu",
+        "git_revision": entries[-1]["git_revision"] if entries else None,
+        "rows": [row for entry in entries for row in entry.get("rows", [])],
+    }
+
+
+def training_results(kept: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The trainings that are done."""
+    entries = [entry for name, entry in kept["items"].items() if name.startswith("training ")]
+    return [entry["result"] for entry in entries if entry["outcome"] == DONE]
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from evidence.benchmarks import many_gpus, performance, startup, support
+from evidence.benchmarks import gpu, many_gpus, performance, startup, support
 from evidence.papers.answers import answers, in_short
 from evidence.papers.outcome import ExperimentRecord
 from evidence.papers.results_page import PAGE as REPRODUCTION
@@ -137,6 +137,7 @@ def results_text(records: list[ExperimentRecord]) -> str:
         "## All differences, the surest first",
         answers(records),
         *(quality(read_json(path)) for path in sorted(RESULTS.glob("quality*.json"))),
+        *(gpu_training(kept) for kept in gpu_files() if gpu.training_results(kept)),
         *(fine_tuning(read_json(path)) for path in sorted(RESULTS.glob("finetune*.json"))),
         *(starting(read_json(path)) for path in sorted(RESULTS.glob("startup*.json"))),
     ]
@@ -144,7 +145,31 @@ def results_text(records: list[ExperimentRecord]) -> str:
 
 
 def performance_sections() -> dict[str, str]:
-    return performance.sections([read_json(path) for name in KINDS for path in sorted(RESULTS.glob(f"{name}_*.json"))])
+    records = [read_json(path) for name in KINDS for path in sorted(RESULTS.glob(f"{name}_*.json"))]
+    return performance.sections([*records, *(gpu.bench_record(kept) for kept in gpu_files())])
+
+
+def gpu_files() -> list[dict[str, Any]]:
+    return [read_json(path) for path in sorted((RESULTS / "gpu").glob("*.json"))]
+
+
+def gpu_training(kept: dict[str, Any]) -> str:
+    results = gpu.training_results(kept)
+    first = results[0]
+    rows = []
+    for name in dict.fromkeys(result["variant"] for result in results):
+        own = [result for result in results if result["variant"] == name]
+        losses = ", ".join(f"{result['loss']:.4f}" for result in own)
+        step = statistics.median(result["ms_per_step"] for result in own)
+        rows.append({"variant": name, "loss": losses, "step": f"{step:.1f}"})
+    return "\n\n".join(
+        [
+            f"## On a GPU: {kept['machine']['device']}",
+            f"{first['size']} model, {first['steps']:,} steps of {first['batch']} × {first['seq_len']:,} bytes of "
+            "standard-library source, compiled layers. `python -m evidence.benchmarks gpu`",
+            table(rows, {"variant": "Variant", "loss": "Validation loss, by seed", "step": "ms/step"}),
+        ]
+    )
 
 
 def fill(path: Path, sections: dict[str, str]) -> str:

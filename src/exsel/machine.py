@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from exsel.errors import ExselError, require
+from exsel.errors import ExselError
 from exsel.version import __version__
 
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "triton")
@@ -42,7 +42,6 @@ def can_compile() -> bool:
 
 def describe_machine(device: str) -> dict[str, Any]:
     """The machine and the versions, for the record."""
-    psutil = require("psutil", "train")
     versions = {}
     for package in _PACKAGES:
         try:
@@ -55,7 +54,7 @@ def describe_machine(device: str) -> dict[str, Any]:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "memory_bytes": psutil.virtual_memory().total,
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "device": torch.cuda.get_device_name(device) if is_cuda else device,
         "processes": torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1,
         "python": platform.python_version(),

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from evidence.benchmarks import gpu
+from evidence.benchmarks import gpu, tables
 from evidence.benchmarks.__main__ import main
+from exsel.variants import VARIANTS
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def entries(out: Path) -> dict[str, Any]:
 
 
 def test_stopped_resumed_and_whole(
-    out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     real = gpu.SUBJECTS["step"]
 
@@ -57,7 +58,25 @@ def test_stopped_resumed_and_whole(
     assert {entry["outcome"] for entry in by_subject.values()} == {"done"}
     measured = {row["contender"] for entry in by_subject.values() for row in entry.get("rows", []) if row["passes"]}
     assert {"stock", "exsel sdpa", "exsel", "dense mask"} <= measured
-    assert len(by_subject["training"]["result"]["runs"]) == 8
+    trainings = gpu.training_results(json.loads(out.read_text()))
+    assert {(one["variant"], one["seed"]) for one in trainings} == {
+        (name, seed) for name in VARIANTS for seed in (0, 1)
+    }
+    assert len({one["loss"] for one in trainings}) == 8
+    assert max(one["loss"] for one in trainings) < 6
+
+    # What is in a committed file stands on the pages.
+    as_measured = json.loads(out.read_text()) | {"device": "cuda", "dtype": "bfloat16"}
+    as_measured["machine"]["device"] = "NVIDIA H200"
+    (tmp_path / "gpu").mkdir()
+    (tmp_path / "gpu" / "h200.json").write_text(json.dumps(as_measured))
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    sections = tables.performance_sections()
+    for name in ("attention", "long"):  # blocks are compiled, which rehearsals do not
+        assert "**NVIDIA H200**, torch" in sections[name]
+        assert "**CPU**: not measured" in sections[name]
+    assert "| **GPU**: NVIDIA H200 |" in sections["goals"]
+    assert "## On a GPU: NVIDIA H200" in tables.results_text([])
 
     # A failure is tried again only with other code.
     assert main(["gpu", "--rehearse", "--out", str(out), "--resume"]) == 1

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PrefixTuningConfig, get_peft_model
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import DynamicCache, LlamaForSequenceClassification, QuantizedCache, StaticCache
@@ -211,6 +210,8 @@ def test_left_padding_under_a_classification_head() -> None:
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
 def test_prefix_tuning() -> None:
     """Its virtual tokens are in a cache, which gradient checkpointing has none of: PEFT says so."""
+    from peft import PrefixTuningConfig, get_peft_model  # the tests of GPUs below run without it
+
     model = upgraded("llama", exclusive=LEARNED)
     tuned = get_peft_model(model, PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4))
     tuned(input_ids=IDS).logits.sum().backward()
