@@ -1,0 +1,21 @@
+"""Both mechanisms in vLLM: ``vllm serve FOLDER`` serves models of exsel's own and upgraded ones.
+
+:func:`register` is vLLM's plugin, which an installed exsel brings along (entry point ``vllm.general_plugins``). vLLM calls
+it in each of its processes. It makes transformers read exsel's folders, and names the architectures that are in them.
+"""
+
+from __future__ import annotations
+
+_SERVED = "exsel.engines.vllm.served:ServedForCausalLM"
+
+
+def register() -> None:
+    """Tell vLLM which architectures are exsel's; nothing heavy is imported before one of them is asked for."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    from vllm import ModelRegistry
+
+    import exsel  # noqa: F401 (registers its configurations with transformers)
+
+    upgraded = {f"Upgraded{name}" for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() if isinstance(name, str)}
+    for name in {"ExselForCausalLM", *upgraded} - set(ModelRegistry.get_supported_archs()):
+        ModelRegistry.register_model(name, _SERVED)

@@ -1,0 +1,120 @@
+"""vLLM's way to run models of transformers, with the layers that have the mechanisms.
+
+vLLM builds the model as transformers does, so that its attention layers are exsel's: they scale queries and values, call
+vLLM's attention function, whose cache keeps the scaled values, and project its output. The values that this function is
+given are exactly the current tokens' own, whatever is cached, however a prompt is cut into chunks, and whichever sequences
+share a batch. Positions come from vLLM too, so that each token counts in its own sequence.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from vllm.distributed import get_tensor_model_parallel_world_size
+from vllm.model_executor.model_loader.weight_utils import sharded_weight_loader
+from vllm.model_executor.models.transformers import TransformersForCausalLM
+from vllm.model_executor.models.transformers.fusers.attention import AttentionFuser
+from vllm.model_executor.utils import set_weight_attrs
+
+from exsel.models.modeling import ExselAttention
+from exsel.nn import Exclusive
+from exsel.nn.scalars import Scalars
+from exsel.upgrading.upgraded_class import Upgraded
+
+
+class ServedForCausalLM(TransformersForCausalLM):  # type: ignore[misc]
+    """A model of exsel's own or an upgraded one.
+
+    Raises:
+        ValueError: vLLM would compute a layer by code of its own, or has more processes than key/value heads.
+    """
+
+    def recursive_replace(self) -> None:
+        """Put vLLM's layers in the place of PyTorch's, and find the layers that attend."""
+        layers = dict(_attention_layers(self.model))
+        super().recursive_replace()
+        for name, layer in layers.items():
+            if self.model.get_submodule(name) is not layer or (isinstance(layer, Upgraded) and "forward" in vars(layer)):
+                raise ValueError(
+                    f"vLLM computes {name} by code of its own, without its mechanisms: serve it with another version"
+                )
+            if layer.layer_idx not in self.attention_fusers:
+                prefix = f"model.{name}"
+                dispatch = _dispatch(layer)
+                self.attention_fusers[layer.layer_idx] = prefix, dispatch
+                dispatch.fuse(layer, prefix, self.vllm_config)
+
+    def init_parameters(self, module: nn.Module, dtype: torch.dtype | None = None) -> None:
+        """Allocate the weights: the mechanisms' in float32, each process those of its heads."""
+        processes = get_tensor_model_parallel_world_size()
+        device = self.device_config.device
+        for scalars in (child for child in module.modules() if isinstance(child, Scalars)):
+            for name, parameter in list(scalars.named_parameters(recurse=False)):
+                rows, *rest = parameter.shape
+                is_divided = processes > 1 and rows > 1
+                if is_divided and rows % processes:
+                    raise ValueError(
+                        f"{processes} processes cannot divide the temperatures of {rows} heads: use fewer "
+                        "(--tensor-parallel-size)"
+                    )
+                size = (rows // processes if is_divided else rows, *rest)
+                own = nn.Parameter(torch.empty(size, dtype=torch.float32, device=device), requires_grad=False)
+                if is_divided:
+                    set_weight_attrs(own, {"weight_loader": sharded_weight_loader(0)})
+                setattr(scalars, name, own)
+        super().init_parameters(module, dtype)
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
+        """Load what the folder holds, also what exsel keeps in buffers.
+
+        Raises:
+            ValueError: the weights are of another strength than the configuration says.
+        """
+        buffers = {f"model.{name}": buffer for name, buffer in self.model.named_buffers()}
+        strengths = {
+            f"model.{name}.fixed_strength": module
+            for name, module in self.model.named_modules()
+            if isinstance(module, Exclusive)
+        }
+
+        def others() -> Iterator[tuple[str, Tensor]]:
+            for name, tensor in weights:
+                own = self.hf_to_vllm_mapper.map_name(name)
+                if own not in buffers:
+                    yield name, tensor
+                elif own in strengths and (contradiction := strengths[own].contradiction(tensor)):
+                    raise ValueError(contradiction)
+                else:
+                    buffers[own].copy_(tensor)
+
+        loaded: set[str] = super().load_weights(others())
+        return loaded
+
+
+def _attention_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """The layers that have mechanisms, with their names."""
+    for name, module in model.named_modules():
+        if isinstance(module, (ExselAttention, Upgraded)):
+            yield name, module
+
+
+def _dispatch(layer: Upgraded) -> AttentionFuser:
+    """How an upgraded layer calls its attention function, which vLLM reads of the function's own calls alone.
+
+    Raises:
+        ValueError: it does not call one.
+    """
+    tree = ast.parse(textwrap.dedent(inspect.getsource(type(layer).exsel_forward)))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "attend":
+            said = {keyword.arg: keyword.value for keyword in node.keywords}
+            return AttentionFuser(type(layer).__name__, said.get("scaling"), said.get("s_aux"))
+    raise ValueError(
+        f"{type(layer).__name__} writes out its attention, which vLLM cannot serve: serve it with transformers"
+    )

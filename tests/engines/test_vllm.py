@@ -1,0 +1,150 @@
+"""vLLM serves what transformers computes: exsel's own models and upgraded ones, in batches that change at every step."""
+
+# ruff: noqa: E402 (vLLM may be absent)
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]  # vLLM and what it imports warn
+pytest.importorskip("vllm", reason="it has an environment of its own, which .ci/run makes")
+
+# In this process, with the memory of a small machine, and nothing looked for in the network.
+os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
+
+from transformers import AutoModelForCausalLM, LlamaConfig, Phi3Config, Qwen3Config
+from vllm import LLM, SamplingParams
+from vllm.distributed import cleanup_dist_env_and_memory
+
+import exsel
+from exsel import ExselConfig, ExselForCausalLM, SelectiveConfig
+
+TOKENS, PROMPTS, VOCABULARY = 20, 16, 96
+BOTH: dict[str, Any] = {"exclusive": "learned", "selective": SelectiveConfig(key=True)}
+SIZES = {"vocab_size": VOCABULARY, "hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 2,
+         "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "max_position_embeddings": 256}  # fmt: skip
+#: The tokens of a continuation and their log-probabilities.
+Answer = tuple[list[int], list[float]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model: exsel's own, or a configuration of transformers that is upgraded."""
+
+    config: Any
+    mechanisms: dict[str, Any] = field(default_factory=dict)
+
+
+def own(**values: Any) -> Case:
+    return Case(ExselConfig(**SIZES, **values))
+
+
+CASES = {
+    "own, selective": own(selective=SelectiveConfig(), mlp="gelu"),
+    "own, both": own(**BOTH, qk_norm=True),
+    "own, linear": own(exclusive=0.5, selective=SelectiveConfig(token="linear", position_per_head=False)),
+    "own, window": own(**BOTH, sliding_window=24),
+    "llama, exclusive": Case(LlamaConfig(**SIZES), {"exclusive": True}),
+    "llama, both": Case(LlamaConfig(**SIZES), BOTH),
+    "qwen3, some layers": Case(Qwen3Config(**SIZES), {**BOTH, "exclusive": {"strength": "learned", "layers": "last:1"}}),
+    "phi3, both": Case(Phi3Config(**SIZES, pad_token_id=0), BOTH),  # one projection for queries, keys and values
+}
+
+
+def save(case: Case, folder: Path) -> Any:
+    """The model with weights that tell tokens apart and mechanisms that act, saved."""
+    torch.manual_seed(0)
+    if isinstance(case.config, ExselConfig):
+        model = ExselForCausalLM(case.config)
+    else:
+        model = exsel.upgrade(AutoModelForCausalLM.from_config(case.config), **case.mechanisms)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("position_logit"):
+                parameter.copy_(torch.randn_like(parameter) - 1)
+            elif "norm" not in name and "ln_" not in name:
+                parameter.normal_(std=0.3 if "temperatures" in name or "strength" in name else 0.15)
+    model.eval().save_pretrained(folder)
+    return model
+
+
+def prompts() -> list[list[int]]:
+    """Of 1 to 100 tokens; every third begins as the one before it, and is found in the cache."""
+    generator = torch.Generator().manual_seed(1)
+    made: list[list[int]] = []
+    for index in range(PROMPTS):
+        length = 1 + 99 * index // (PROMPTS - 1)
+        ids = torch.randint(VOCABULARY, (length,), generator=generator).tolist()
+        made.append(made[-1] + ids[: length - len(made[-1])] if index % 3 == 2 else ids)
+    return made
+
+
+@torch.no_grad()
+def expected(model: Any, prompt: list[int]) -> Answer:
+    """The greedy tokens and their log-probabilities, every token computed anew with all before it."""
+    ids, chosen = list(prompt), []
+    for _ in range(TOKENS):
+        logs = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].log_softmax(-1)
+        ids.append(int(logs.argmax()))
+        chosen.append(float(logs.max()))
+    return ids[len(prompt) :], chosen
+
+
+@contextmanager
+def serve(folder: Path, **options: Any) -> Iterator[Any]:
+    """Served with chunks of 32 tokens and 4 sequences at a time, so that prompts are cut and requests wait."""
+    options = {"dtype": "float32", "enforce_eager": True, "max_num_seqs": 4, "max_num_batched_tokens": 32, **options}
+    llm = LLM(str(folder), skip_tokenizer_init=True, max_model_len=128, enable_prefix_caching=True, **options)
+    try:
+        yield llm
+    finally:
+        del llm
+        gc.collect()
+        cleanup_dist_env_and_memory()
+
+
+def generate(llm: Any) -> list[Answer]:
+    options = SamplingParams(temperature=0, max_tokens=TOKENS, ignore_eos=True, logprobs=0, detokenize=False)
+    answers = llm.generate([{"prompt_token_ids": ids} for ids in prompts()], options, use_tqdm=False)
+    return [
+        (
+            list(answer.outputs[0].token_ids),
+            [log[token].logprob for log, token in zip(answer.outputs[0].logprobs, answer.outputs[0].token_ids)],
+        )
+        for answer in answers
+    ]
+
+
+@pytest.fixture(scope="module")
+def wanted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, list[Answer]]]:
+    """For each case the folder and what is to come, made before vLLM changes the models' classes for itself."""
+    made = {}
+    for name, case in CASES.items():
+        folder = tmp_path_factory.mktemp("served") / name.replace(", ", "-")
+        model = save(case, folder)
+        made[name] = folder, [expected(model, prompt) for prompt in prompts()]
+    return made
+
+
+def assert_same(got: list[Answer], wanted: list[Answer]) -> None:
+    for (tokens, logs), (own_tokens, own_logs) in zip(got, wanted, strict=True):
+        assert tokens == own_tokens
+        assert logs == pytest.approx(own_logs, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_it_serves_what_transformers_computes(name: str, wanted: dict[str, tuple[Path, list[Answer]]]) -> None:
+    folder, answers = wanted[name]
+    with serve(folder) as llm:
+        assert_same(generate(llm), answers)
+        assert_same(generate(llm), answers)  # from the cache
