@@ -1,10 +1,12 @@
-"""vLLM serves what transformers computes: exsel's own models and upgraded ones, in batches that change at every step."""
+"""vLLM serves what transformers computes: exsel's own models and upgraded ones, in batches that change all the time."""
 
 # ruff: noqa: E402 (vLLM may be absent)
 from __future__ import annotations
 
 import gc
+import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -35,6 +37,8 @@ SIZES = {"vocab_size": VOCABULARY, "hidden_size": 128, "intermediate_size": 192,
          "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "max_position_embeddings": 256}  # fmt: skip
 #: The tokens of a continuation and their log-probabilities.
 Answer = tuple[list[int], list[float]]
+#: By case the model's folder, and what is to come for each prompt.
+Wanted = dict[str, tuple[Path, list[Answer]]]
 
 
 @dataclass(frozen=True)
@@ -53,10 +57,13 @@ CASES = {
     "own, selective": own(selective=SelectiveConfig(), mlp="gelu"),
     "own, both": own(**BOTH, qk_norm=True),
     "own, linear": own(exclusive=0.5, selective=SelectiveConfig(token="linear", position_per_head=False)),
+    "own, frequency": own(selective=SelectiveConfig(token="frequency")),
     "own, window": own(**BOTH, sliding_window=24),
     "llama, exclusive": Case(LlamaConfig(**SIZES), {"exclusive": True}),
     "llama, both": Case(LlamaConfig(**SIZES), BOTH),
-    "qwen3, some layers": Case(Qwen3Config(**SIZES), {**BOTH, "exclusive": {"strength": "learned", "layers": "last:1"}}),
+    "qwen3, some layers": Case(
+        Qwen3Config(**SIZES), {**BOTH, "exclusive": {"strength": "learned", "layers": "last:1"}}
+    ),
     "phi3, both": Case(Phi3Config(**SIZES, pad_token_id=0), BOTH),  # one projection for queries, keys and values
 }
 
@@ -74,6 +81,8 @@ def save(case: Case, folder: Path) -> Any:
                 parameter.copy_(torch.randn_like(parameter) - 1)
             elif "norm" not in name and "ln_" not in name:
                 parameter.normal_(std=0.3 if "temperatures" in name or "strength" in name else 0.15)
+    if isinstance(model, ExselForCausalLM) and model.model.token_log_frequency is not None:
+        model.model.set_token_counts(torch.arange(VOCABULARY).square())
     model.eval().save_pretrained(folder)
     return model
 
@@ -116,17 +125,16 @@ def serve(folder: Path, **options: Any) -> Iterator[Any]:
 def generate(llm: Any) -> list[Answer]:
     options = SamplingParams(temperature=0, max_tokens=TOKENS, ignore_eos=True, logprobs=0, detokenize=False)
     answers = llm.generate([{"prompt_token_ids": ids} for ids in prompts()], options, use_tqdm=False)
-    return [
-        (
-            list(answer.outputs[0].token_ids),
-            [log[token].logprob for log, token in zip(answer.outputs[0].logprobs, answer.outputs[0].token_ids)],
-        )
-        for answer in answers
-    ]
+    made = []
+    for answer in answers:
+        (output,) = answer.outputs
+        logs = [log[token].logprob for log, token in zip(output.logprobs, output.token_ids, strict=True)]
+        made.append((list(output.token_ids), logs))
+    return made
 
 
 @pytest.fixture(scope="module")
-def wanted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, list[Answer]]]:
+def wanted(tmp_path_factory: pytest.TempPathFactory) -> Wanted:
     """For each case the folder and what is to come, made before vLLM changes the models' classes for itself."""
     made = {}
     for name, case in CASES.items():
@@ -143,8 +151,53 @@ def assert_same(got: list[Answer], wanted: list[Answer]) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_it_serves_what_transformers_computes(name: str, wanted: dict[str, tuple[Path, list[Answer]]]) -> None:
+def test_it_serves_what_transformers_computes(name: str, wanted: Wanted) -> None:
     folder, answers = wanted[name]
     with serve(folder) as llm:
         assert_same(generate(llm), answers)
         assert_same(generate(llm), answers)  # from the cache
+
+
+def test_two_processes_divide_the_heads(wanted: Wanted, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
+    folder, answers = wanted["llama, both"]
+    with serve(folder, tensor_parallel_size=2, distributed_executor_backend="mp") as llm:
+        assert_same(generate(llm), answers)
+
+
+def test_compiled_as_vllm_does_by_default(wanted: Wanted) -> None:
+    folder, answers = wanted["own, both"]
+    with serve(folder, enforce_eager=False) as llm:
+        assert_same(generate(llm), answers)
+
+
+def test_temperatures_stay_in_float32(wanted: Wanted) -> None:
+    with serve(wanted["llama, both"][0], dtype="bfloat16") as llm:
+        model = llm.llm_engine.model_executor.driver_worker.get_model()
+        dtypes = {name: value.dtype for name, value in model.named_parameters() if "exsel" in name}
+        generate(llm)
+    assert len(dtypes) == 2 * 7
+    assert set(dtypes.values()) == {torch.float32}
+
+
+@pytest.mark.parametrize("name", ["own, both", "llama, both"])
+def test_vllm_without_the_plugin_refuses(name: str, wanted: Wanted) -> None:
+    """Its own way to run models of transformers, and an environment that turns plugins off."""
+    folder = wanted[name][0]
+    with pytest.raises((ValueError, RuntimeError)), serve(folder, model_impl="transformers"):
+        pass
+    program = f"from vllm.config import ModelConfig; ModelConfig(model={str(folder)!r}, skip_tokenizer_init=True)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], env={**os.environ, "VLLM_PLUGINS": ""}, capture_output=True, text=True
+    )
+    assert done.returncode != 0
+    assert "has model type `exsel" in done.stderr
+
+
+def test_weights_of_another_strength_are_refused(wanted: Wanted, tmp_path: Path) -> None:
+    folder = shutil.copytree(wanted["own, linear"][0], tmp_path / "changed")
+    config = json.loads((folder / "config.json").read_text())
+    config["exclusive"]["strength"] = 0.25
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"0\.5"), serve(folder):
+        pass

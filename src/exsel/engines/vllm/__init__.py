@@ -1,7 +1,7 @@
 """Both mechanisms in vLLM: ``vllm serve FOLDER`` serves models of exsel's own and upgraded ones.
 
-:func:`register` is vLLM's plugin, which an installed exsel brings along (entry point ``vllm.general_plugins``). vLLM calls
-it in each of its processes. It makes transformers read exsel's folders, and names the architectures that are in them.
+:func:`add_to_vllm` is vLLM's plugin, which an installed exsel brings along (entry point ``vllm.general_plugins``). vLLM
+calls it in each of its processes. It makes transformers read exsel's folders, and names the architectures in them.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 _SERVED = "exsel.engines.vllm.served:ServedForCausalLM"
 
 
-def register() -> None:
+def add_to_vllm() -> None:
     """Tell vLLM which architectures are exsel's; nothing heavy is imported before one of them is asked for."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     from vllm import ModelRegistry

@@ -1,9 +1,9 @@
 """vLLM's way to run models of transformers, with the layers that have the mechanisms.
 
-vLLM builds the model as transformers does, so that its attention layers are exsel's: they scale queries and values, call
-vLLM's attention function, whose cache keeps the scaled values, and project its output. The values that this function is
-given are exactly the current tokens' own, whatever is cached, however a prompt is cut into chunks, and whichever sequences
-share a batch. Positions come from vLLM too, so that each token counts in its own sequence.
+vLLM builds the model as transformers does, so that its attention layers are exsel's: they scale queries and values,
+call vLLM's attention function, whose cache keeps the scaled values, and project its output. The values that this
+function is given are exactly the current tokens' own, whatever is cached, however a prompt is cut into chunks, and
+whichever sequences share a batch. Positions come from vLLM too, so that each token counts in its own sequence.
 """
 
 from __future__ import annotations
@@ -16,16 +16,24 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from vllm.distributed import get_tensor_model_parallel_world_size
-from vllm.model_executor.model_loader.weight_utils import sharded_weight_loader
-from vllm.model_executor.models.transformers import TransformersForCausalLM
-from vllm.model_executor.models.transformers.fusers.attention import AttentionFuser
-from vllm.model_executor.utils import set_weight_attrs
+from vllm import __version__ as vllm_version
 
 from exsel.models.modeling import ExselAttention
 from exsel.nn import Exclusive
 from exsel.nn.scalars import Scalars
 from exsel.upgrading.upgraded_class import Upgraded
+from exsel.version import __version__
+
+try:
+    from vllm.distributed import get_tensor_model_parallel_world_size
+    from vllm.model_executor.model_loader.weight_utils import sharded_weight_loader
+    from vllm.model_executor.models.transformers import TransformersForCausalLM
+    from vllm.model_executor.models.transformers.fusers.attention import AttentionFuser
+    from vllm.model_executor.utils import set_weight_attrs
+except ImportError as error:
+    raise ImportError(
+        f"exsel {__version__} serves with vLLM 0.32, and this is {vllm_version}: pip install 'exsel[vllm]'"
+    ) from error
 
 
 class ServedForCausalLM(TransformersForCausalLM):  # type: ignore[misc]
@@ -40,7 +48,9 @@ class ServedForCausalLM(TransformersForCausalLM):  # type: ignore[misc]
         layers = dict(_attention_layers(self.model))
         super().recursive_replace()
         for name, layer in layers.items():
-            if self.model.get_submodule(name) is not layer or (isinstance(layer, Upgraded) and "forward" in vars(layer)):
+            if self.model.get_submodule(name) is not layer or (
+                isinstance(layer, Upgraded) and "forward" in vars(layer)
+            ):
                 raise ValueError(
                     f"vLLM computes {name} by code of its own, without its mechanisms: serve it with another version"
                 )
