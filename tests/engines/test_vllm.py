@@ -33,8 +33,10 @@ from exsel import ExselConfig, ExselForCausalLM, SelectiveConfig
 
 TOKENS, PROMPTS, VOCABULARY = 20, 16, 96
 BOTH: dict[str, Any] = {"exclusive": "learned", "selective": SelectiveConfig(key=True)}
-SIZES = {"vocab_size": VOCABULARY, "hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 2,
-         "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "max_position_embeddings": 256}  # fmt: skip
+SIZES = {
+    **{"vocab_size": VOCABULARY, "hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 2},
+    **{"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "max_position_embeddings": 256},
+}
 #: The tokens of a continuation and their log-probabilities.
 Answer = tuple[list[int], list[float]]
 #: By case the model's folder, and what is to come for each prompt.

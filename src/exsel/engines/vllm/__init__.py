@@ -14,8 +14,9 @@ def add_to_vllm() -> None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     from vllm import ModelRegistry
 
-    import exsel  # noqa: F401 (registers its configurations with transformers)
+    from exsel.registration import register
 
+    register()
     upgraded = {f"Upgraded{name}" for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() if isinstance(name, str)}
     for name in {"ExselForCausalLM", *upgraded} - set(ModelRegistry.get_supported_archs()):
         ModelRegistry.register_model(name, _SERVED)
