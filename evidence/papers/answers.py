@@ -15,6 +15,7 @@ _IN_SHORT = (
     ("Exclusive attention, trained from scratch", "training"),
     ("Selective attention, trained from scratch", "speed-up"),
     ("Selective attention put into a pretrained model, beside as few parameters elsewhere", "fine-tuning"),
+    ("The same, beyond one learned constant a head", "fine-tuning-controls"),
     ("Exclusive attention put into a pretrained model", "fine-tuning-exclusive"),
     ("Exclusive attention, copying", "induction"),
 )

@@ -36,7 +36,7 @@ except ImportError as error:
     ) from error
 
 
-class ServedForCausalLM(TransformersForCausalLM):  # type: ignore[misc]
+class ServedForCausalLM(TransformersForCausalLM):
     """A model of exsel's own or an upgraded one.
 
     Raises:
