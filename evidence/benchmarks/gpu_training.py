@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from torch.nn.utils import clip_grad_norm_
 
 from exsel.model_sizes import SIZES
 from exsel.models import ExselConfig, ExselForCausalLM
 from exsel.training.mechanism_parameters import mechanism_parameters
 from exsel.training.settings import DEFAULTS
+from exsel.training.training_step import training_step
 from exsel.variants import VARIANTS
 
 MECHANISM_RATE = 1e-3
@@ -59,12 +59,8 @@ def trained_on_source(
     for _ in range(steps):
         start = time.perf_counter()
         loss = _loss(model, _blocks(training, batch, seq_len, generator))
-        optimizer.zero_grad()
-        loss.backward()
-        clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        training_step(loss, model, optimizer).item()  # waits until the device is done
         schedule.step()
-        loss.item()  # waits until the device is done
         seconds.append(time.perf_counter() - start)
     model.eval()
     generator.manual_seed(0)

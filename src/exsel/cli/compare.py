@@ -33,7 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "recipes of your own (FILE.toml, or one of it: FILE.toml:NAME)",
     )
     parser.add_argument(
-        "--lr", type=listed(real), metavar="X[,X…]", help="peak learning rate; several: a sweep (by model)"
+        "--lr",
+        type=listed(real),
+        metavar="X[,X…]",
+        help="peak learning rate; several: a sweep (by model; with --from 1e-4)",
     )
     parser.add_argument(
         "--seeds", type=listed(seed), default=[0], metavar="N[,N…]", help="one run of each variant a seed (0)"

@@ -1,7 +1,8 @@
 """Both mechanisms in vLLM: ``vllm serve FOLDER`` serves models of exsel's own and upgraded ones.
 
 :func:`add_to_vllm` is vLLM's plugin, which an installed exsel brings along (entry point ``vllm.general_plugins``). vLLM
-calls it in each of its processes. It makes transformers read exsel's folders, and names the architectures in them.
+calls it in each of its processes. Importing exsel has made transformers read its folders; what is left is to name the
+architectures in them.
 """
 
 from __future__ import annotations
@@ -14,9 +15,6 @@ def add_to_vllm() -> None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     from vllm import ModelRegistry
 
-    from exsel.registration import register
-
-    register()
     upgraded = {f"Upgraded{name}" for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() if isinstance(name, str)}
     for name in {"ExselForCausalLM", *upgraded} - set(ModelRegistry.get_supported_archs()):
         ModelRegistry.register_model(name, _SERVED)

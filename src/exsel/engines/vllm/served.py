@@ -45,7 +45,11 @@ class ServedForCausalLM(TransformersForCausalLM):
 
     def recursive_replace(self) -> None:
         """Put vLLM's layers in the place of PyTorch's, and find the layers that attend."""
-        layers = dict(_attention_layers(self.model))
+        layers = {
+            name: module
+            for name, module in self.model.named_modules()
+            if isinstance(module, (ExselAttention, Upgraded))
+        }
         super().recursive_replace()
         for name, layer in layers.items():
             if self.model.get_submodule(name) is not layer or (
@@ -54,10 +58,10 @@ class ServedForCausalLM(TransformersForCausalLM):
                 raise ValueError(
                     f"vLLM computes {name} by code of its own, without its mechanisms: serve it with another version"
                 )
-            if layer.layer_idx not in self.attention_fusers:
-                prefix = f"model.{name}"
-                dispatch = _dispatch(layer)
-                self.attention_fusers[layer.layer_idx] = prefix, dispatch
+            index: Any = layer.layer_idx
+            if index not in self.attention_fusers:
+                prefix, dispatch = f"model.{name}", _dispatch(layer)
+                self.attention_fusers[index] = prefix, dispatch
                 dispatch.fuse(layer, prefix, self.vllm_config)
 
     def init_parameters(self, module: nn.Module, dtype: torch.dtype | None = None) -> None:
@@ -105,13 +109,6 @@ class ServedForCausalLM(TransformersForCausalLM):
 
         loaded: set[str] = super().load_weights(others())
         return loaded
-
-
-def _attention_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """The layers that have mechanisms, with their names."""
-    for name, module in model.named_modules():
-        if isinstance(module, (ExselAttention, Upgraded)):
-            yield name, module
 
 
 def _dispatch(layer: Upgraded) -> AttentionFuser:
