@@ -206,6 +206,8 @@ def _scale_categories(axes: Axes, chart: Chart, palette: Palette) -> None:
     axes.set_xlabel(chart.y_label)
     axes.set_ylabel(chart.x_label, labelpad=10)
     _scale_axis(axes, "x", [y for curve in chart.curves for y in curve.y], log=chart.log_y, unit=chart.y_unit)
+    if not chart.log_y:  # a label beside another one, with a sign and decimals, takes more room than one over another
+        axes.xaxis.set_major_locator(MaxNLocator(6, min_n_ticks=1))
     low, high = axes.get_xlim()
     if low < 0 < high and not chart.log_y:
         axes.axvline(0, color=palette.muted, linewidth=1, zorder=0.5)
