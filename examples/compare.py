@@ -13,7 +13,7 @@ subprocess.run(
         *(sys.executable, "-m", "exsel", "compare"),
         *("--variants", "baseline,exclusive"),  # baseline, exclusive, selective, exclusive+selective
         # --data notes/*.txt: your own text; without it, Python's own source
-        *("--tokens", "4096", "--seq-len", "64", "--batch-size", "8"),  # --tokens 500k says something
+        *("--tokens", "2048", "--seq-len", "64", "--batch-size", "4"),  # --tokens 500k says something
         *("--seeds", "0,1"),  # one seed tells nothing
         *("--evaluations", "4", "--evaluation-blocks", "8"),
         *("--no-compile", "--out", str(folder)),  # compiling pays from some hundred steps on

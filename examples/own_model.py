@@ -50,7 +50,7 @@ class GPT(nn.Module):
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp(), "comparison")
-    flags = "--tokens 4096 --seq-len 64 --batch-size 8 --evaluations 2 --evaluation-blocks 8 --no-compile"
+    flags = "--tokens 2048 --seq-len 64 --batch-size 4 --evaluations 2 --evaluation-blocks 8 --no-compile"
     command = [sys.executable, "-m", "exsel", "compare", "--model", f"{__file__}:GPT", *flags.split()]
     subprocess.run([*command, "--out", str(folder)], check=True)
     assert (folder / "report.html").is_file()

@@ -10,18 +10,11 @@ from pathlib import Path
 import pytest
 
 import exsel
+from forked import run_forked
 from models.small_models import small_model
 from upgrading.upgraded_models import character_tokenizer, llama, llama_config
 
 pytestmark = pytest.mark.first
-
-
-def run_python(code: str, *arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +72,7 @@ ids = [load.from_pretrained(folder)("ab")["input_ids"] for load in tokenizers]
 assert "exsel" not in sys.modules
 print(json.dumps([said, ids]))
 """
-    said, ids = json.loads(run_python(code, str(folder), str(own_folder)))
+    said, ids = json.loads(run_forked(code, str(folder), str(own_folder)))
     assert len(said) == 21
     for name, text in said.items():
         assert "import exsel" in text, f"{name}: {text}"
@@ -113,7 +106,10 @@ assert module.__spec__.loader.name == module.__name__ and module.__file__.endswi
 import transformers.modeling_utils
 assert not any(type(finder).__module__.startswith('exsel') for finder in sys.meta_path)
 """
-    assert run_python(code + _LOAD_BOTH, str(folder), str(own_folder)).split() == _LOADED
+    command = [sys.executable, "-c", code + _LOAD_BOTH, str(folder), str(own_folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == _LOADED
 
 
 def test_transformers_is_as_it_was_when_nothing_is_upgraded_any_more() -> None:
@@ -148,12 +144,12 @@ exsel.downgrade(exsel.upgrade(one, exclusive=True))
 said.append(given())
 print(*said)
 """
-    assert run_python(code).split() == ["False", "False", "True", "False", "refused", "True"]
+    assert run_forked(code).split() == ["False", "False", "True", "False", "refused", "True"]
 
 
 def test_transformers_before_exsel(folder: Path, own_folder: Path) -> None:
-    code = "import sys, transformers.models.auto.configuration_auto, exsel\n"
-    assert run_python(code + _LOAD_BOTH, str(folder), str(own_folder)).split() == _LOADED
+    code = "import sys\nassert 'transformers.models.auto.configuration_auto' in sys.modules\nimport exsel\n"
+    assert run_forked(code + _LOAD_BOTH, str(folder), str(own_folder)).split() == _LOADED
 
 
 def test_a_plain_folder_loads_in_a_program_with_exsel(tmp_path: Path) -> None:

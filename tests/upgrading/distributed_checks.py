@@ -1,14 +1,12 @@
-"""What two processes of ``torchrun`` check about upgraded models; :mod:`test_distributed` starts them.
+"""What two processes check about upgraded models; :mod:`test_distributed` starts them.
 
-Each check compares with the same model in one process. The first argument is a folder, in which rank 0 leaves
-``results.json``: by check, an empty text or what went wrong.
+Each check compares with the same model in one process.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import sys
 import traceback
 import warnings
 from collections.abc import Callable
@@ -238,7 +236,9 @@ def checks(folder: Path) -> dict[str, Callable[[], None]]:
     }
 
 
-def main(folder: Path) -> None:
+def main(place: str) -> None:
+    """Do all checks. Rank 0 leaves ``results.json`` in a folder: by check, an empty text or what went wrong."""
+    folder = Path(place)
     dist.init_process_group("gloo")
     results = {}
     for name, check in checks(folder).items():
@@ -255,7 +255,3 @@ def main(folder: Path) -> None:
     dist.barrier()
     with contextlib.suppress(AssertionError):
         dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,30 +11,18 @@ from torch.distributed.tensor import distribute_tensor, init_device_mesh
 
 import exsel
 from exsel import ExclusiveConfig
+from forked import run_ranks
 from upgrading import distributed_checks
 from upgrading.upgraded_models import llama_config
 
 pytestmark = pytest.mark.first
-
-TESTS = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What went wrong, by check; both processes start once for all of them."""
     folder = tmp_path_factory.mktemp("distributed")
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
-            *(str(TESTS / "upgrading" / "distributed_checks.py"), str(folder)),
-        ],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert (folder / "results.json").is_file(), done.stderr[-3000:]
+    run_ranks("import sys\nfrom upgrading.distributed_checks import main\nmain(sys.argv[1])", str(folder))
     found: dict[str, str] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     return found
 

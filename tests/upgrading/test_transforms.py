@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import io
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from torch._dynamo.testing import CompileCounter
 
 import exsel
 from exsel import ExclusiveConfig
+from forked import run_forked
 from upgrading.architectures import IDS, assert_near, inputs, outputs, plain, upgrade, upgraded
 
 pytestmark = pytest.mark.first
@@ -170,12 +169,13 @@ def test_pickled_for_another_process(tmp_path: Path) -> None:
     torch.save(outputs(model, "llama"), tmp_path / "expected.pt")
     program = """
 import sys, torch
+assert "exsel" not in sys.modules
 folder, ids = sys.argv[1], torch.tensor(eval(sys.argv[2]))
 model = torch.load(f"{folder}/model.pt", weights_only=False)
 with torch.no_grad():
     assert torch.equal(model(input_ids=ids).logits, torch.load(f"{folder}/expected.pt"))
 """
-    subprocess.run([sys.executable, "-c", program, str(tmp_path), str(IDS.tolist())], check=True)
+    run_forked(program, str(tmp_path), str(IDS.tolist()))
 
 
 @pytest.mark.filterwarnings("ignore:While compiling, we found certain side effects")  # transformers' own
