@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import exsel
 from exsel.cli.display import RunLines
 from exsel.data import PackedData
 from exsel.errors import ExselError
-from exsel.files import locked, read_json
+from exsel.files import MANIFEST, file_sha256, locked, read_json
 from exsel.training import checkpoint_state
 from exsel.training.output_folder import checkpoints
 from exsel.training.run import Interrupted, train_run
@@ -418,6 +419,32 @@ def test_a_damaged_model_is_not_loaded(
         for load in (exsel.from_pretrained, lambda path: load_whole(str(path))):
             with pytest.raises(ExselError, match=r"model\.safetensors has changed since it was saved"):
                 load(folder)
+
+
+def test_every_way_into_a_checkpoint_hashes_each_file_once(
+    stopped: tuple[Settings, Path], data: PackedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, original = stopped
+    shutil.copytree(original, tmp_path / "run")
+    last = tmp_path / "run" / "checkpoint-7"
+    once = dict.fromkeys(read_json(last / MANIFEST)["sha256"], 1)
+    hashed: Counter[str] = Counter()
+
+    def counted(path: Path) -> str:
+        if path.is_relative_to(last):
+            hashed[path.relative_to(last).as_posix()] += 1
+        return file_sha256(path)
+
+    monkeypatch.setattr("exsel.files.file_sha256", counted)
+    ways: list[Callable[[], Any]] = [
+        lambda: exsel.from_pretrained(last),
+        lambda: load_whole(str(last)),
+        lambda: train(settings, data, tmp_path / "run", resume=True),
+    ]
+    for enter in ways:
+        hashed.clear()
+        enter()
+        assert hashed == once
 
 
 def test_all_files_have_the_mode_of_new_ones(stopped: tuple[Settings, Path], whole: tuple[Settings, Path]) -> None:

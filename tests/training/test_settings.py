@@ -10,6 +10,7 @@ import pytest
 
 from exsel.config import ExclusiveConfig, SelectiveConfig
 from exsel.errors import ExselError
+from exsel.files import read_json
 from exsel.models import SIZES
 from exsel.training.settings import DEFAULTS, Settings, check_loggers
 from exsel.variants import VARIANTS
@@ -55,6 +56,15 @@ def test_they_survive_json(model_file: Path) -> None:
         report_to=("tensorboard",),
     )
     assert json.loads(json.dumps(settings.to_dict())) == settings.to_dict()
+
+
+def test_a_configuration_file_is_read_once(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, read = small_settings(model_file), list[Path]()
+    monkeypatch.setattr("exsel.training.settings.read_json", lambda path: read.append(path) or read_json(path))
+    assert settings.is_decoder
+    assert settings.model_config(64, None).vocab_size == 64
+    assert settings.model_sha256() == small_settings(dict(settings.config_values)).model_sha256()
+    assert read == [model_file]
 
 
 def test_a_models_hash_is_of_what_its_file_says(model_file: Path, tmp_path: Path) -> None:

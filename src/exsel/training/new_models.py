@@ -104,7 +104,7 @@ def check_causal(config: Any) -> None:
 
 
 def _transformers_config(settings: Settings, vocab_size: int, tokenizer: PreTrainedTokenizerBase | None) -> Any:
-    values = dict(settings.config_values())
+    values = dict(settings.config_values)
     kind = str(values.get("model_type"))
     if kind not in CONFIG_MAPPING:
         raise ExselError(f"transformers knows no model of type {kind!r}")

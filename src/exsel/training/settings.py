@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -206,10 +207,11 @@ class Settings:
     @property
     def is_decoder(self) -> bool:
         """Whether the model is exsel's own decoder, also as a configuration of another type that it reproduces."""
-        return self.factory is None and _is_decoder(self.config_values())
+        return self.factory is None and _is_decoder(self.config_values)
 
+    @cached_property
     def config_values(self) -> Mapping[str, Any]:
-        """The configuration of the model's size, file or dictionary.
+        """The configuration of the model's size, file or dictionary; a file is read once.
 
         Raises:
             ExselError: no such size or file, or a file that is no configuration.
@@ -224,7 +226,7 @@ class Settings:
         Raises:
             ExselError: no such size or file, a configuration of another architecture, or an impossible one.
         """
-        values = self.config_values() if self.model_name in SIZES else exsel_values(self.config_values())
+        values = self.config_values if self.model_name in SIZES else exsel_values(self.config_values)
         tokens = {"vocab_size": vocab_size, "eos_token_id": eos_token_id, "bos_token_id": None, "pad_token_id": None}
         try:
             config: ExselConfig = ExselConfig.from_dict(
@@ -248,10 +250,9 @@ class Settings:
         """
         if self.source is None and (factory := self.factory) is not None:
             return source_sha256(factory)
-        path = Path(self.source or self.model_name)
-        if self.source is None and (isinstance(self.model, Mapping) or self.model in SIZES):
-            values: Any = self.config_values()
-        elif path.exists():
+        if self.source is None:
+            values: Any = self.config_values
+        elif (path := Path(self.source)).exists():
             values = read_json(_config_file(path))
         else:
             return None

@@ -27,7 +27,7 @@ from exsel.training.own_model import OwnModel
 from exsel.training.processes import Processes
 from exsel.training.sharding import divided, gathered
 from exsel.training.step_record import StepRecord
-from exsel.upgrading import from_pretrained
+from exsel.upgrading.loading import load_checked
 
 
 class ExselTrainer(Trainer):
@@ -167,7 +167,7 @@ class ExselTrainer(Trainer):
         if isinstance(self.model, OwnModel):
             self.model.load(resume_from_checkpoint)
             return
-        saved = from_pretrained(resume_from_checkpoint, dtype=self.model.dtype)
+        saved, _ = load_checked(resume_from_checkpoint, dtype=self.model.dtype)
         present = self.model.state_dict()
         self.model.load_state_dict({name: divided(value, present[name]) for name, value in saved.state_dict().items()})
 

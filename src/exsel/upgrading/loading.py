@@ -71,11 +71,6 @@ def load(folder: str | PathLike[str], auto_class: Any = None, **kwargs: Any) -> 
         auto_class: an Auto class of transformers to load with, in place of the class that saved the model.
     """
     require("transformers", "models")
-    from transformers import AutoModel
-
-    from exsel.models.modeling import ExselPreTrainedModel
-    from exsel.upgrading import transformers_models
-
     if kwargs.pop("trust_remote_code", None):
         raise LoadError("exsel.from_pretrained runs no code from a model's folder: load it with transformers' classes")
     if kwargs.pop("use_safetensors", True) is False or kwargs.get("gguf_file") is not None:
@@ -83,6 +78,16 @@ def load(folder: str | PathLike[str], auto_class: Any = None, **kwargs: Any) -> 
     if "config" in kwargs:
         raise LoadError("exsel.from_pretrained goes by the folder's own configuration: leave config out")
     check_sealed(Path(folder, kwargs.get("subfolder") or ""))
+    return load_checked(folder, auto_class, **kwargs)
+
+
+def load_checked(folder: str | PathLike[str], auto_class: Any = None, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+    """As :func:`load`, where :func:`exsel.files.check_sealed` has checked the folder's hashes already."""
+    from transformers import AutoModel
+
+    from exsel.models.modeling import ExselPreTrainedModel
+    from exsel.upgrading import transformers_models
+
     config = load_config(folder, **kwargs)
     model_class = auto_class or transformers_models.model_class_of(config)
     if model_class is None and config.architectures:
