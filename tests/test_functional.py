@@ -113,8 +113,8 @@ class TestExclude:
     @pytest.mark.parametrize("eps", [1e-12, 1.5], ids=["above eps", "some below eps"])
     @pytest.mark.parametrize("kind", [None, "head", "token"])
     def test_gradcheck(self, backend: Backend, eps: float, kind: str | None) -> None:
-        y, v = leaf(2, 4, 3, 4), leaf(2, 2, 3, 4)
-        strength = make_strength(kind, 4, 3, torch.float64)
+        y, v = leaf(2, 4, 2, 3), leaf(2, 2, 2, 3)
+        strength = make_strength(kind, 4, 2, torch.float64)
 
         def run(y: Tensor, v: Tensor, strength: Tensor | None) -> Tensor:
             return exsel.exclude(y, v, strength=strength, eps=eps, backend=backend)

@@ -52,13 +52,9 @@ def whole(flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def assert_same(folder: Path, whole: Path) -> None:
-    assert without_times(folder) == without_times(whole)
-    one, other = (load_file(each / "model" / "model.safetensors") for each in (folder, whole))
-    assert all(torch.equal(one[name], other[name]) for name in other)
-
-
-def test_terminated_and_gone_on_with_the_printed_command(flags: list[str], whole: Path, tmp_path: Path) -> None:
+def test_terminated_then_killed_and_gone_on_with_the_printed_command(
+    flags: list[str], whole: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "a folder" / "run"
     process = start("train", *flags, *LONG, "--overwrite", "--out", folder)
     wait_for(process, "step ")
@@ -74,15 +70,10 @@ def test_terminated_and_gone_on_with_the_printed_command(flags: list[str], whole
     command = out.splitlines()[-1].strip()
     assert "--overwrite" not in command
     assert shlex.split(command)[-1] == "--resume"
-    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
-    assert f"resumed after step {step}" in done.stdout
-    assert_same(folder, whole)
 
-
-def test_killed_at_some_moment(flags: list[str], whole: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    process = start("train", *flags, *LONG, "--out", folder)
-    while not checkpoints(folder):
+    process = subprocess.Popen(f"exec {command}", shell=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for(process, f"resumed after step {step}")
+    while checkpoints(folder)[-1].name == f"checkpoint-{step}":
         assert process.poll() is None
         time.sleep(0.01)
     process.kill()
@@ -91,10 +82,14 @@ def test_killed_at_some_moment(flags: list[str], whole: Path, tmp_path: Path) ->
     kept = int(checkpoints(folder)[-1].name.removeprefix("checkpoint-"))
     assert len(metrics(folder)) - kept <= 2 * SAVE_EVERY  # no more is lost than lies between two checkpoints
     assert not (folder / "result.json").exists()
-    outcome = run_main("train", *flags, *LONG, "--resume", "--out", folder)
+
+    arguments = shlex.split(command)
+    outcome = run_main(*arguments[arguments.index("train") :])
     assert outcome.code == 0, outcome.err
     assert f"resumed after step {kept}" in outcome.out
-    assert_same(folder, whole)
+    assert without_times(folder) == without_times(whole)
+    one, other = (load_file(each / "model" / "model.safetensors") for each in (folder, whole))
+    assert all(torch.equal(one[name], other[name]) for name in other)
 
 
 def test_a_terminal_gets_bars_and_ctrl_c_stops_a_comparison(flags: list[str], tmp_path: Path) -> None:
