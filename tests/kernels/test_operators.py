@@ -37,13 +37,6 @@ def language(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     return language
 
 
-@pytest.fixture
-def operators_when_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compilers are given the operators, as on a GPU, and not the formulas."""
-    for module in (exclude_operators, sdpa):
-        monkeypatch.setattr(module, "is_traced_for_cpu", lambda x: False)
-
-
 def leaf(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(*shape, dtype=dtype).requires_grad_()
 
@@ -145,7 +138,6 @@ class TestAttentionOperator:
         )
         torch.testing.assert_close(torch.autograd.grad(checkpointed, inputs, dz), plain, rtol=0, atol=0)
 
-    @pytest.mark.usefixtures("operators_when_compiled")
     def test_compiled_equals_eager(self) -> None:
         torch.compiler.reset()
         inputs, dz = self.inputs(), torch.randn(2, 4, 20, 16)
@@ -305,11 +297,8 @@ def test_tensors_that_stand_for_others(with_gradient: bool) -> None:
         torch.testing.assert_close(traced(-y, 2 * v), both(-y, 2 * v))
 
 
-@pytest.mark.parametrize("traced", [pytest.param("formulas", marks=pytest.mark.slow), "operators"])
-def test_compiled_for_every_length(traced: str, request: pytest.FixtureRequest) -> None:
+def test_compiled_for_every_length() -> None:
     """Traced once, with the sizes as symbols, two calls in one graph."""
-    if traced == "operators":
-        request.getfixturevalue("operators_when_compiled")
     torch.compiler.reset()
 
     def run(q: Tensor, k: Tensor, v: Tensor, tau: Tensor) -> Tensor:
@@ -328,6 +317,20 @@ def test_compiled_for_every_length(traced: str, request: pytest.FixtureRequest) 
             torch.testing.assert_close(
                 torch.autograd.grad(got, inputs, dz), torch.autograd.grad(expected, inputs, dz), rtol=1e-4, atol=1e-5
             )
+
+
+@pytest.mark.parametrize("with_gradient", [True, False])
+def test_compiled_where_nothing_is_differentiated(with_gradient: bool) -> None:
+    """As a model with its weights frozen, and as one that generates."""
+    torch.compiler.reset()
+    q, v = torch.randn(2, 4, 20, 16), torch.randn(2, 2, 20, 16)
+
+    def run(q: Tensor, v: Tensor) -> Tensor:
+        z = exsel.attention(q, v, v, is_causal=True, enable_gqa=True, exclusive=True)
+        return exsel.exclude(z, v, strength=0.5)
+
+    with torch.set_grad_enabled(with_gradient):
+        torch.testing.assert_close(torch.compile(run, fullgraph=True, backend="aot_eager")(q, v), run(q, v))
 
 
 def test_packed_sequences_compiled() -> None:

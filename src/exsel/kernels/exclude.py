@@ -43,9 +43,8 @@ def _runs_triton(x: Tensor) -> bool:
 
 def exclude(y: Tensor, own_value: Tensor, strength: Tensor | None, eps: float) -> Tensor:
     """As :func:`exsel.reference.exclude`; twice differentiable."""
-    if is_traced_for_cpu(y):
-        traced: Tensor = _Traced.apply(y, own_value, strength, float(eps))  # type: ignore[no-untyped-call]
-        return traced
+    if torch.compiler.is_exporting():  # for programs that do not know our operators
+        return passes.forward_formula(y, own_value, strength, eps)
     alpha = None if strength is None else fold_batch(strength.to(accumulation_dtype(y.dtype)), 2)
     z: Tensor = _exclude_with_gradient(fold_batch(y, 3), fold_batch(own_value, 3), alpha, float(eps))
     return z.reshape(y.shape)
@@ -63,29 +62,9 @@ def exclude_directly(y: Tensor, own_value: Tensor, eps: float, *, tokens_first: 
     return z if cpp.project_one(y, own_value, eps, z, tokens_first) else None
 
 
-def is_traced_for_cpu(x: Tensor) -> bool:
-    """Whether a compiler is at work that will fuse the passes' formulas with what stands around them on the CPU."""
-    return torch.compiler.is_compiling() and x.device.type == "cpu"
-
-
 def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     *tensors, ctx.eps = inputs
     ctx.save_for_backward(*tensors)
-
-
-class _Traced(torch.autograd.Function):
-    """The passes' formulas in plain PyTorch, which a compiler can fuse; it cannot fuse a custom operator."""
-
-    @staticmethod
-    def forward(y: Tensor, own_value: Tensor, strength: Tensor | None, eps: float) -> Tensor:
-        return passes.forward_formula(y, own_value, strength, eps)
-
-    setup_context = staticmethod(_save_inputs)
-
-    @staticmethod
-    def backward(ctx: Any, dz: Tensor) -> tuple[Tensor | None, ...]:
-        y, own_value, strength = ctx.saved_tensors
-        return *passes.backward_formula(dz, y, own_value, strength, ctx.eps), None
 
 
 @torch.library.custom_op("exsel::exclude", mutates_args=())

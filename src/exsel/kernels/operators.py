@@ -90,12 +90,19 @@ def differentiable(
         is_compiling = torch.compiler.is_compiling()
         if not is_compiling and is_forward_mode() and any(map(_has_tangent, args)):
             raise NotImplementedError(f"{op._qualname} has no forward-mode derivative: use backend='reference'")
-        if is_compiling or torch._C._are_functorch_transforms_active():
+        if torch._C._are_functorch_transforms_active():
             return function.apply(*args) if torch.is_grad_enabled() else run(*args)
+        if is_compiling:  # dynamo fails on a function of which nothing is differentiated (torch 2.13)
+            is_differentiated = torch.is_grad_enabled() and any(_requires_grad(x) for x in args)
+            return function.apply(*args) if is_differentiated else run(*args)
         args = unwrap_dead_wrappers(args)  # a graph that torch.func made may outlive its transform
         return apply_directly(*args) if torch.is_grad_enabled() else run(*args)
 
     return apply
+
+
+def _requires_grad(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.requires_grad
 
 
 def _has_tangent(x: Any) -> bool:

@@ -1,7 +1,7 @@
-"""The projection in plain PyTorch: what runs where nothing is compiled, and what a compiler is given to fuse.
+"""The projection in plain PyTorch: what runs where nothing is compiled, and what an exported program holds.
 
 Bytes to move: read y and v, write z (forward); read dz, y and v, write dy and dv (backward). These formulas are several
-eager passes, and one loop each under ``torch.compile``, in C++ (:mod:`exsel.kernels.cpp`) and in Triton
+eager passes, and one loop each in C++ (:mod:`exsel.kernels.cpp`) and in Triton
 (:mod:`exsel.kernels.triton_passes`), which have the same numerics.
 
 Shapes: query heads H, key/value heads Hkv with H a multiple of Hkv, tokens T, head dimension D. In low precision

@@ -132,7 +132,7 @@ class ExselAttention(nn.Module):
             hidden_states=hidden_states,
             token_frequency=token_frequency,
         )
-        query_states = self.q_norm(query_states.transpose(1, 2))
+        query_states = mechanisms.scale_query(self.q_norm(query_states.transpose(1, 2)))
         key_states = self.k_norm(key_states.transpose(1, 2))
         value_states = value_states.transpose(1, 2)
         cos, sin = position_embeddings

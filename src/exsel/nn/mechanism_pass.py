@@ -1,7 +1,8 @@
 """The mechanisms in one forward pass of an attention layer.
 
-The order is: project, τ, norm, rotate, scale, cache, attend, exclude. Temperatures read the projections themselves,
-since a norm would undo what scales its input; the exclusive projection takes out the tokens' own unscaled values.
+The order is: project, τ, norm, scale the query, rotate, scale, cache, attend, exclude; an upgraded layer scales its
+query after the rotation. Temperatures read the projections themselves, since a norm would undo what scales its input;
+the exclusive projection takes out the tokens' own unscaled values.
 """
 
 from __future__ import annotations
@@ -61,6 +62,16 @@ class MechanismPass(LayerPass):
         self.position = position
         self.hidden_states = hidden_states
         self.token_frequency = token_frequency
+        self.has_scaled_query = False
+
+    def scale_query(self, query: Tensor) -> Tensor:
+        """The query times its inverse temperature, for a layer that can do this before it rotates the query.
+
+        The two commute. In this order a compiler keeps what the projection gave and what attention gets, and no more;
+        :meth:`before`, which comes after the rotation, makes it keep the rotated query and GELU's results as well.
+        """
+        self.has_scaled_query = True
+        return self.scaled("query", query)
 
     def to_cache(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Key and value, scaled; the unscaled values are the tokens' own."""
@@ -86,8 +97,11 @@ class MechanismPass(LayerPass):
             key = self.scaled("key", key)
         if not takes_mechanisms:
             value = value if is_cached else self.scaled("value", value)
-            return self.scaled("query", query), key, value, {}
-        options: dict[str, Any] = {"query_scale": self.temperature("query", query)}
+            query = query if self.has_scaled_query else self.scaled("query", query)
+            return query, key, value, {}
+        options: dict[str, Any] = {}
+        if not self.has_scaled_query:
+            options["query_scale"] = self.temperature("query", query)
         if not is_cached:
             options["value_scale"] = self.temperature("value", value)
         if self.exclusive is not None:

@@ -150,7 +150,7 @@ class SelfAttention(nn.Module):
             token_frequency=token_frequency,
         )
         query, key, value = (states.transpose(1, 2) for states in features.values())
-        query, key = self.q_norm(query), self.k_norm(key)
+        query, key = mechanisms.scale_query(self.q_norm(query)), self.k_norm(key)
         if self.rotary is not None:
             cos, sin = self.rotary(position_ids, x.dtype)
             query, key = rotate(query, cos, sin), rotate(key, cos, sin)
