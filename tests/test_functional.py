@@ -23,11 +23,12 @@ def leaf(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.randn(*shape, dtype=dtype).requires_grad_()
 
 
-def make_strength(kind: Any, heads: int, tokens: int, dtype: torch.dtype, batch: int = 2) -> float | Tensor | None:
+def make_strength(kind: Any, heads: int, tokens: int, dtype: torch.dtype, draws: int = 1) -> float | Tensor | None:
+    """Of two sequences a draw."""
     if kind == "head":
         return leaf(heads, dtype=dtype)
     if kind == "token":
-        return leaf(batch, heads, tokens, dtype=dtype)
+        return leaf(2 * draws, heads, tokens, dtype=dtype)
     assert kind is None or isinstance(kind, float)
     return kind
 
@@ -56,37 +57,31 @@ class TestExclude:
         head_dim: int,
         kind: Any,
     ) -> None:
-        # Several draws, judged together: the gradient of one head's strength is one number, and eager's error on one
-        # number is a matter of luck. A batch holds them, except where its sequences share a strength.
-        count = 32 if tokens < 10 else 8
-        batches = [2] * count if kind == "head" else [2 * count]
-        draws = [self.draw(dtype, batch, heads, kv_heads, tokens, head_dim, kind) for batch in batches]
-        ours, exact, eager = ([torch.stack(tensors) for tensors in zip(*side, strict=True)]
-                              for side in zip(*draws, strict=True))  # fmt: skip
-        assert_within_budget(ours[:1], exact[:1], eager[:1])
-        assert_within_budget(ours[1:], exact[1:], eager[1:])
-
-    def draw(
-        self, dtype: torch.dtype, batch: int, heads: int, kv_heads: int, tokens: int, head_dim: int, kind: Any
-    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """z and its gradients: ours, in float64, and eager in the same dtype."""
-        y, v = (leaf(batch, each, tokens, head_dim, dtype=dtype) for each in (heads, kv_heads))
-        strength = make_strength(kind, heads, tokens, dtype, batch)
+        # Several draws of two sequences, judged together: the gradient of one head's strength is one number, and
+        # eager's error on one number is a matter of luck.
+        draws = 32 if tokens < 10 else 8
+        y, v = (leaf(2 * draws, each, tokens, head_dim, dtype=dtype) for each in (heads, kv_heads))
+        by_head = kind == "head"
+        strength = leaf(draws, heads, dtype=dtype) if by_head else make_strength(kind, heads, tokens, dtype, draws)
         dz = torch.randn_like(y)
 
-        inputs = [y, v, *([strength] if isinstance(strength, Tensor) else [])]
-        z = exsel.exclude(y, v, strength=strength, backend="sdpa")
-        gradients = torch.autograd.grad(z, inputs, dz)
+        def ours(y: Tensor, v: Tensor, strength: Any) -> Tensor:
+            parts = zip(y.split(2), v.split(2), strength, strict=True) if by_head else [(y, v, strength)]
+            return torch.cat([exsel.exclude(y, v, strength=alpha, backend="sdpa") for y, v, alpha in parts])
 
-        eager_z = reference.exclude(y, v, as_reference(strength, y), 1e-12)
-        eager_gradients = torch.autograd.grad(eager_z, inputs, dz)
+        def plain(y: Tensor, v: Tensor, strength: Any) -> Tensor:
+            alpha = strength.repeat_interleave(2, dim=0)[..., None].expand(y.shape[:-1]) if by_head else strength
+            return reference.exclude(y, v, as_reference(alpha, y), 1e-12)
 
-        inputs64 = [x.detach().double().requires_grad_() for x in inputs]
-        strength64 = inputs64[2] if len(inputs64) == 3 else strength
-        z64 = reference.exclude(*inputs64[:2], as_reference(strength64, inputs64[0]), 1e-12)
-        gradients64 = torch.autograd.grad(z64, inputs64, dz.double())
+        def with_gradients(function: Any, dtype: torch.dtype) -> list[Tensor]:
+            inputs = [x.detach().to(dtype).requires_grad_() for x in (y, v, strength) if isinstance(x, Tensor)]
+            z = function(*inputs[:2], inputs[2] if len(inputs) == 3 else strength)
+            return [z, *torch.autograd.grad(z, inputs, dz.to(dtype))]
 
-        return [z, *gradients], [z64, *gradients64], [eager_z, *eager_gradients]
+        got, eager = with_gradients(ours, dtype), with_gradients(plain, dtype)
+        exact = with_gradients(plain, torch.float64)
+        assert_within_budget(got[:1], exact[:1], eager[:1])
+        assert_within_budget(got[1:], exact[1:], eager[1:])
 
     @pytest.mark.parametrize("kind", [None, 1.0, 0.0, 0.5, -2.0, "head", "token"])
     @pytest.mark.parametrize("eps", [1e-12, 3.0])
