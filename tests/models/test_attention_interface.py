@@ -155,7 +155,8 @@ def test_what_it_does_not_have_is_refused(name: str) -> None:
 
 def test_compiled_whole() -> None:
     torch.compiler.reset()
-    model = small_model(exclusive=exsel.ExclusiveConfig(strength="learned"), selective=exsel.SelectiveConfig())
+    mechanisms = {"exclusive": exsel.ExclusiveConfig(strength="learned"), "selective": exsel.SelectiveConfig()}
+    model = small_model(num_hidden_layers=1, **mechanisms)
     expected = model(IDS, labels=IDS)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")(IDS, labels=IDS)
     torch.testing.assert_close(compiled.logits, expected.logits)
