@@ -61,7 +61,7 @@ def test_minutes_choose_the_tokens_once(flags: list[str], tmp_path: Path, monkey
     said = run_main("compare", *flags, "--minutes", "1", "--out", tmp_path / "out")
     assert (said.code, "give one of the two" in said.err) == (2, True)
     # A machine on which the steps take a second, so that a minute has room for some.
-    monkeypatch.setattr("exsel.training.sizing._measure", lambda settings, data: Cost(step=0.25, start=1.0))
+    monkeypatch.setattr("exsel.training.sizing._measure", lambda settings, data: Cost(step=0.6, start=1.0))
     outcome = run_main("compare", *given, "--minutes", "1")
     assert outcome.code == 0, outcome.err
     assert "measuring 3 steps of exclusive …" in outcome.out.splitlines()

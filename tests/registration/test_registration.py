@@ -1,4 +1,4 @@
-"""Programs with and without exsel, in both orders of import, on the folder of an upgraded model."""
+"""Programs with and without exsel, in both orders of import, on the folder of an upgraded model, and on a pickle."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import exsel
 from forked import run_forked
 from models.small_models import small_model
+from upgrading.architectures import IDS, outputs, upgraded
 from upgrading.upgraded_models import character_tokenizer, llama, llama_config
 
 pytestmark = pytest.mark.first
@@ -150,6 +152,22 @@ print(*said)
 def test_transformers_before_exsel(folder: Path, own_folder: Path) -> None:
     code = "import sys\nassert 'transformers.models.auto.configuration_auto' in sys.modules\nimport exsel\n"
     assert run_forked(code + _LOAD_BOTH, str(folder), str(own_folder)).split() == _LOADED
+
+
+def test_pickled_for_another_process(tmp_path: Path) -> None:
+    """Which has not imported exsel: unpickling does. And what exsel registers with transformers is there then."""
+    model = upgraded("llama", layers=1)
+    torch.save(model, tmp_path / "model.pt")
+    torch.save(outputs(model, "llama"), tmp_path / "expected.pt")
+    program = """
+import sys, torch
+assert "exsel" not in sys.modules
+folder, ids = sys.argv[1], torch.tensor(eval(sys.argv[2]))
+model = torch.load(f"{folder}/model.pt", weights_only=False)
+with torch.no_grad():
+    assert torch.equal(model(input_ids=ids).logits, torch.load(f"{folder}/expected.pt"))
+"""
+    run_forked(program, str(tmp_path), str(IDS.tolist()))
 
 
 def test_a_plain_folder_loads_in_a_program_with_exsel(tmp_path: Path) -> None:

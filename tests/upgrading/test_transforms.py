@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import io
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +14,6 @@ from torch._dynamo.testing import CompileCounter
 
 import exsel
 from exsel import ExclusiveConfig
-from forked import run_forked
 from upgrading.architectures import IDS, assert_near, inputs, outputs, plain, upgrade, upgraded
 
 pytestmark = pytest.mark.first
@@ -160,22 +158,6 @@ def test_pickled() -> None:
     stream.seek(0)
     with pytest.raises(Exception, match="weights_only"):
         torch.load(stream)
-
-
-def test_pickled_for_another_process(tmp_path: Path) -> None:
-    """Which has not imported exsel: unpickling does. And what exsel registers with transformers is there then."""
-    model = upgraded("llama", layers=1)
-    torch.save(model, tmp_path / "model.pt")
-    torch.save(outputs(model, "llama"), tmp_path / "expected.pt")
-    program = """
-import sys, torch
-assert "exsel" not in sys.modules
-folder, ids = sys.argv[1], torch.tensor(eval(sys.argv[2]))
-model = torch.load(f"{folder}/model.pt", weights_only=False)
-with torch.no_grad():
-    assert torch.equal(model(input_ids=ids).logits, torch.load(f"{folder}/expected.pt"))
-"""
-    run_forked(program, str(tmp_path), str(IDS.tolist()))
 
 
 @pytest.mark.filterwarnings("ignore:While compiling, we found certain side effects")  # transformers' own
