@@ -40,6 +40,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     def run_here(name: str, folder: Path) -> str:
         monkeypatch.setattr(subprocess, "run", start_or_call)
         monkeypatch.setattr(sys, "argv", [f"{name}.py", str(folder)])
+        monkeypatch.setattr(sys, "path", [*sys.path])  # a model of one's own puts its folder there
         runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
         return capsys.readouterr().out
 
