@@ -126,7 +126,7 @@ def in_blocks(call: Call) -> bool:
     query, value = call.query, call.value
     if not call.is_banded or call.attn_mask is not None or call.dropout_p > 0 or query.device.type != "cpu":
         return False
-    if torch.compiler.is_compiling():  # dynamo fails on the operator where nothing requires a gradient (torch 2.13)
+    if torch.compiler.is_compiling():  # not tried since dynamo takes the operator without gradients
         return False
     return query.shape[-2:] == value.shape[-2:] and 0 not in query.shape
 
