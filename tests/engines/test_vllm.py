@@ -173,11 +173,13 @@ def test_compiled_as_vllm_does_by_default(wanted: Wanted) -> None:
         assert_same(generate(llm), answers)
 
 
-def test_temperatures_stay_in_float32(wanted: Wanted) -> None:
+def test_projections_are_one_product_and_temperatures_stay_in_float32(wanted: Wanted) -> None:
     with serve(wanted["llama, both"][0], dtype="bfloat16") as llm:
         model = llm.llm_engine.model_executor.driver_worker.get_model()
+        projections = [name for name, _ in model.named_modules() if name.endswith("_proj") and "self_attn" in name]
         dtypes = {name: value.dtype for name, value in model.named_parameters() if "exsel" in name}
         generate(llm)
+    assert sorted(name.rpartition(".")[2] for name in projections) == ["o_proj"] * 2 + ["qkv_proj"] * 2
     assert len(dtypes) == 2 * 7
     assert set(dtypes.values()) == {torch.float32}
 

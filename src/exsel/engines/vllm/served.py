@@ -9,6 +9,7 @@ whichever sequences share a batch. Positions come from vLLM too, so that each to
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import textwrap
 from collections.abc import Iterable, Iterator
@@ -28,7 +29,10 @@ try:
     from vllm.distributed import get_tensor_model_parallel_world_size
     from vllm.model_executor.model_loader.weight_utils import sharded_weight_loader
     from vllm.model_executor.models.transformers import TransformersForCausalLM
-    from vllm.model_executor.models.transformers.fusers.attention import AttentionFuser
+    from vllm.model_executor.models.transformers.fuser import get_fuser
+    from vllm.model_executor.models.transformers.fusers import AttentionFuser, QKVFuser
+    from vllm.model_executor.models.transformers.fx_utils import compile_forward, recover_forward
+    from vllm.model_executor.models.utils import WeightsMapper
     from vllm.model_executor.utils import set_weight_attrs
 except ImportError as error:
     raise ImportError(
@@ -50,6 +54,9 @@ class ServedForCausalLM(TransformersForCausalLM):
             for name, module in self.model.named_modules()
             if isinstance(module, (ExselAttention, Upgraded))
         }
+        for name, layer in layers.items():
+            if isinstance(layer, Upgraded):
+                self._merge_projections(f"model.{name}", layer)
         super().recursive_replace()
         for name, layer in layers.items():
             if self.model.get_submodule(name) is not layer or (
@@ -63,6 +70,24 @@ class ServedForCausalLM(TransformersForCausalLM):
                 prefix, dispatch = f"model.{name}", _dispatch(layer)
                 self.attention_fusers[index] = prefix, dispatch
                 dispatch.fuse(layer, prefix, self.vllm_config)
+
+    def _merge_projections(self, prefix: str, layer: Upgraded) -> None:
+        """Compute queries, keys and values in one product, where vLLM does so in the plain layer."""
+        cls: Any = type(layer)
+        layer.__class__ = cls.exsel_original  # vLLM reads this class's forward
+        fuser = get_fuser(layer, QKVFuser)
+        layer.__class__ = cls
+        if fuser is None or not fuser.validate(layer, self.vllm_config):
+            return
+        merged = _with_merged_projections(cls, fuser.merged_name, tuple(name for name, _ in fuser.shards))
+        if merged is None:
+            return
+        fuser.update_attrs(layer, prefix, self.vllm_config)
+        layer.__class__ = merged
+        self.hf_to_vllm_mapper |= WeightsMapper(orig_to_new_stacked=fuser.orig_to_new_stacked(prefix))
+        for mapping in (self, self.quant_config):
+            if mapping is not None:
+                mapping.packed_modules_mapping.update(fuser.packed_modules_mapping)
 
     def init_parameters(self, module: nn.Module, dtype: torch.dtype | None = None) -> None:
         """Allocate the weights: the mechanisms' in float32, each process those of its heads."""
@@ -109,6 +134,38 @@ class ServedForCausalLM(TransformersForCausalLM):
 
         loaded: set[str] = super().load_weights(others())
         return loaded
+
+
+@functools.cache
+def _with_merged_projections(cls: type[Upgraded], merged: str, names: tuple[str, ...]) -> type[Upgraded] | None:
+    """A subclass that takes the results of the projections ``names`` from one, ``merged``, called before them.
+
+    ``None``: it is not clear from the source that nothing changes their input in between.
+    """
+    definition, forward = recover_forward(cls)
+    calls: dict[str, ast.Call] = {}
+    places = []
+    for place, statement in enumerate(definition.body):
+        for node in ast.walk(statement):
+            match node:
+                case ast.Call(ast.Attribute(_, "project"), [ast.Constant(str(name)), _, ast.Name()], []) if (
+                    name in names and isinstance(statement, ast.Assign)
+                ):
+                    calls[name] = node
+                    places.append(place)
+    inputs = {ast.unparse(call.args[2]) for call in calls.values()}
+    if len(places) != len(names) or set(calls) != set(names) or len(inputs) != 1:
+        return None
+    sizes = f"[size // self.{merged}.tp_size for size in self.{merged}.output_sizes]"
+    results = ", ".join(f"_{name}" for name in names)
+    statement = ast.parse(f"{results} = self.{merged}({inputs.pop()}).split({sizes}, -1)").body[0]
+    definition.body.insert(min(places), statement)
+    for name, call in calls.items():
+        assert isinstance(call.func, ast.Attribute)
+        call.func.attr = "read"
+        call.args = [call.args[0], call.args[2], ast.Name(f"_{name}", ast.Load())]
+    computes: Any = compile_forward(definition, forward)
+    return type(cls.__name__, (cls,), {"forward": computes, "exsel_forward": computes})
 
 
 def _dispatch(layer: Upgraded) -> AttentionFuser:
