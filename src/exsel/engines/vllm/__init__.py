@@ -7,14 +7,14 @@ architectures in them.
 
 from __future__ import annotations
 
+from exsel.engines.serving import served_architectures
+
 _SERVED = "exsel.engines.vllm.served:ServedForCausalLM"
 
 
 def add_to_vllm() -> None:
     """Tell vLLM which architectures are exsel's; nothing heavy is imported before one of them is asked for."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     from vllm import ModelRegistry
 
-    upgraded = {f"Upgraded{name}" for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() if isinstance(name, str)}
-    for name in {"ExselForCausalLM", *upgraded} - set(ModelRegistry.get_supported_archs()):
+    for name in served_architectures() - set(ModelRegistry.get_supported_archs()):
         ModelRegistry.register_model(name, _SERVED)

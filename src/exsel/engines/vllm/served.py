@@ -19,9 +19,8 @@ import torch
 from torch import Tensor, nn
 from vllm import __version__ as vllm_version
 
+from exsel.engines.serving import allocate, checked
 from exsel.models.modeling import ExselAttention
-from exsel.nn import Exclusive
-from exsel.nn.scalars import Scalars
 from exsel.upgrading.upgraded_class import Upgraded
 from exsel.version import __version__
 
@@ -33,7 +32,6 @@ try:
     from vllm.model_executor.models.transformers.fusers import AttentionFuser, QKVFuser
     from vllm.model_executor.models.transformers.fx_utils import compile_forward, recover_forward
     from vllm.model_executor.models.utils import WeightsMapper
-    from vllm.model_executor.utils import set_weight_attrs
 except ImportError as error:
     raise ImportError(
         f"exsel {__version__} serves with vLLM 0.32, and this is {vllm_version}: pip install 'exsel[vllm]'"
@@ -91,22 +89,8 @@ class ServedForCausalLM(TransformersForCausalLM):
 
     def init_parameters(self, module: nn.Module, dtype: torch.dtype | None = None) -> None:
         """Allocate the weights: the mechanisms' in float32, each process those of its heads."""
-        processes = get_tensor_model_parallel_world_size()
-        device = self.device_config.device
-        for scalars in (child for child in module.modules() if isinstance(child, Scalars)):
-            for name, parameter in list(scalars.named_parameters(recurse=False)):
-                rows, *rest = parameter.shape
-                is_divided = processes > 1 and rows > 1
-                if is_divided and rows % processes:
-                    raise ValueError(
-                        f"{processes} processes cannot divide the temperatures of {rows} heads: use fewer "
-                        "(--tensor-parallel-size)"
-                    )
-                size = (rows // processes if is_divided else rows, *rest)
-                own = nn.Parameter(torch.empty(size, dtype=torch.float32, device=device), requires_grad=False)
-                if is_divided:
-                    set_weight_attrs(own, {"weight_loader": sharded_weight_loader(0)})
-                setattr(scalars, name, own)
+        load = sharded_weight_loader(0)
+        allocate(module, get_tensor_model_parallel_world_size(), self.device_config.device, load)
         super().init_parameters(module, dtype)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
@@ -116,21 +100,14 @@ class ServedForCausalLM(TransformersForCausalLM):
             ValueError: the weights are of another strength than the configuration says.
         """
         buffers = {f"model.{name}": buffer for name, buffer in self.model.named_buffers()}
-        strengths = {
-            f"model.{name}.fixed_strength": module
-            for name, module in self.model.named_modules()
-            if isinstance(module, Exclusive)
-        }
 
         def others() -> Iterator[tuple[str, Tensor]]:
-            for name, tensor in weights:
+            for name, tensor in checked(weights, self.model):
                 own = self.hf_to_vllm_mapper.map_name(name)
-                if own not in buffers:
-                    yield name, tensor
-                elif own in strengths and (contradiction := strengths[own].contradiction(tensor)):
-                    raise ValueError(contradiction)
-                else:
+                if own in buffers:
                     buffers[own].copy_(tensor)
+                else:
+                    yield name, tensor
 
         loaded: set[str] = super().load_weights(others())
         return loaded
