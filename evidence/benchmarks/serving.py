@@ -3,7 +3,7 @@
     python -m evidence.benchmarks.serving [--batch 8] [--tokens 48] [--rounds 9] [--compile]
 
 Needs an environment with vLLM and exsel (``pip install 'exsel[vllm]'``), and the model of ``exsel pull smollm2``. The
-plain model is served by vLLM's transformers backend, which also runs the others, and by vLLM's own class, its fast path.
+plain model is served by vLLM's transformers backend, which runs the others too, and by vLLM's own class, its fast path.
 All generate as many tokens after the same prompts, in turn; a ratio is that of times within a round.
 """
 
@@ -15,24 +15,20 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import exsel
+from evidence.papers.results_page import machine_in_words, markdown_table
 from exsel.files import write_json
 from exsel.machine import describe_machine, git_revision
 
-OUT = Path(__file__).parent / "results" / "serving_cpu.json"
+RESULTS = Path(__file__).parent / "results"
 PLAIN, NATIVE = "plain, by vLLM's transformers backend", "plain, by vLLM's own class"
 MECHANISMS: dict[str, dict[str, Any]] = {
     "exclusive": {"exclusive": True},
     "both": {"exclusive": True, "selective": True},
-}
-HEADINGS = {
-    "name": "Served",
-    "rate": "Tokens a second",
-    "ratio": "Time, beside plain",
-    "middle": "Middle half of rounds",
 }
 _PROMPT = 32
 
@@ -83,23 +79,30 @@ def measure(batch: int, tokens: int, rounds: int, *, is_compiled: bool) -> dict[
     return seconds
 
 
-def rows(result: dict[str, Any]) -> list[dict[str, str]]:
-    """A row for each way, for :data:`HEADINGS`."""
-    made = []
+def table(result: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Headings, and a row for each way."""
+    made: list[tuple[str, ...]] = []
     for name, seconds in result["seconds"].items():
         ratios = [own / plain for own, plain in zip(seconds, result["seconds"][PLAIN], strict=True)]
         low, middle, high = statistics.quantiles(ratios, n=4)
         rate = result["batch"] * result["tokens"] / statistics.median(seconds)
-        is_plain = name == PLAIN
-        made.append(
-            {
-                "name": name,
-                "rate": f"{rate:.0f}",
-                "ratio": "1" if is_plain else f"{middle:.3f}",
-                "middle": "" if is_plain else f"{low:.3f} to {high:.3f}",
-            }
+        beside = ("1", "") if name == PLAIN else (f"{middle:.3f}", f"{low:.3f} to {high:.3f}")
+        made.append((name, f"{rate:.0f}", *beside))
+    return ("Served", "Tokens a second", "Time, beside plain", "Middle half of rounds"), made
+
+
+def section(results: Iterable[dict[str, Any]]) -> str:
+    """The results as part of a page."""
+    parts = []
+    for result in results:
+        how = "compiled, as vLLM does by default" if result["is_compiled"] else "with `--enforce-eager`"
+        machine = machine_in_words(result["machine"], result["git_revision"])
+        parts.append(
+            f"SmolLM2-135M on a CPU in float32, {how}: {result['batch']} sequences of {_PROMPT} tokens and "
+            f"{result['tokens']} more, {len(result['seconds'][PLAIN])} rounds in turn, medians; vLLM {result['vllm']}, "
+            f"{machine}. `{result['command']}`\n\n" + markdown_table(*table(result))
         )
-    return made
+    return "\n\n".join(parts)
 
 
 def main() -> int:
@@ -108,7 +111,6 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=48, help=f"to generate after {_PROMPT} (%(default)s)")
     parser.add_argument("--rounds", type=int, default=9, help="(%(default)s)")
     parser.add_argument("--compile", action="store_true", help="as vLLM does by default; takes minutes a model")
-    parser.add_argument("--out", type=Path, default=OUT)
     arguments = parser.parse_args()
     os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
     seconds = measure(arguments.batch, arguments.tokens, arguments.rounds, is_compiled=arguments.compile)
@@ -124,9 +126,8 @@ def main() -> int:
         "tokens": arguments.tokens,
         "seconds": seconds,
     }
-    write_json(arguments.out, result)
-    for row in rows(result):
-        print(" · ".join(row.values()))
+    write_json(RESULTS / f"serving_{'compiled' if arguments.compile else 'eager'}_cpu.json", result)
+    print(section([result]))
     return 0
 
 

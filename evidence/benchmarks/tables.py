@@ -1,7 +1,7 @@
 """The committed results as pages: all of ``docs/results.md``, ``docs/support.md`` and ``docs/reproduction.md`` with its
 charts comes from ``evidence/benchmarks/results``, and so does what is between ``<!-- begin NAME -->`` and
-``<!-- end NAME -->`` in ``README.md`` and ``docs/performance.md``; what is so marked in ``docs/scale.md`` comes from
-``evidence/benchmarks/many_gpus.py``.
+``<!-- end NAME -->`` in ``README.md``, ``docs/performance.md`` and ``docs/elsewhere.md``; what is so marked in
+``docs/scale.md`` comes from ``evidence/benchmarks/many_gpus.py``.
 
     python -m evidence.benchmarks.tables [--check]
 
@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from evidence.benchmarks import gpu, many_gpus, performance, startup, support
+from evidence.benchmarks import gpu, many_gpus, performance, serving, startup, support
 from evidence.papers.answers import answers, in_short
 from evidence.papers.outcome import ExperimentRecord
 from evidence.papers.results_page import PAGE as REPRODUCTION
@@ -34,6 +34,7 @@ SUPPORT = ROOT / "docs" / "support.md"
 KINDS = ("attention", "block", "upgrade_overhead", "long")
 PERFORMANCE = ROOT / "docs" / "performance.md"
 SCALE = ROOT / "docs" / "scale.md"
+ELSEWHERE = ROOT / "docs" / "elsewhere.md"
 
 
 def table(rows: list[dict[str, str]], headings: dict[str, str]) -> str:
@@ -203,6 +204,9 @@ def main() -> int:
         PAGE: results_text(records),
         README: fill(README, {"results": in_short(records)}),
         PERFORMANCE: fill(PERFORMANCE, performance_sections()),
+        ELSEWHERE: fill(
+            ELSEWHERE, {"serving": serving.section(read_json(path) for path in sorted(RESULTS.glob("serving_*.json")))}
+        ),
         SCALE: fill(SCALE, {"estimate": many_gpus.text()}),
     }
     if surveys := sorted(RESULTS.glob("support_*.json")):
