@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from evidence.benchmarks import gpu, many_gpus, performance, serving, startup, support
+from evidence.benchmarks import gpu, many_gpus, performance, startup, support, vllm_tokens
 from evidence.papers.answers import answers, in_short
 from evidence.papers.outcome import ExperimentRecord
 from evidence.papers.results_page import PAGE as REPRODUCTION
@@ -205,7 +205,12 @@ def main() -> int:
         README: fill(README, {"results": in_short(records)}),
         PERFORMANCE: fill(PERFORMANCE, performance_sections()),
         ELSEWHERE: fill(
-            ELSEWHERE, {"serving": serving.section(read_json(path) for path in sorted(RESULTS.glob("serving_*.json")))}
+            ELSEWHERE,
+            {
+                "serving": vllm_tokens.what_serving_costs(
+                    read_json(path) for path in sorted(RESULTS.glob("serving_*.json"))
+                )
+            },
         ),
         SCALE: fill(SCALE, {"estimate": many_gpus.text()}),
     }

@@ -14,7 +14,7 @@ def add_to_sglang() -> None:
     """Tell SGLang which architectures are exsel's."""
     from sglang.srt.models.registry import ModelRegistry
 
-    from exsel.engines.sglang.served import ServedForCausalLM
+    from exsel.engines.sglang.sglang_model import SGLangForCausalLM
 
     for name in served_architectures() - set(ModelRegistry.get_supported_archs()):
-        ModelRegistry.models[name] = ServedForCausalLM
+        ModelRegistry.models[name] = SGLangForCausalLM

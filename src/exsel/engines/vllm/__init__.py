@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from exsel.engines.serving import served_architectures
 
-_SERVED = "exsel.engines.vllm.served:ServedForCausalLM"
+_SERVED = "exsel.engines.vllm.vllm_model:VllmForCausalLM"
 
 
 def add_to_vllm() -> None:

@@ -38,7 +38,7 @@ except ImportError as error:
     ) from error
 
 
-class ServedForCausalLM(TransformersForCausalLM):
+class VllmForCausalLM(TransformersForCausalLM):
     """A model of exsel's own or an upgraded one.
 
     Raises:

@@ -1,6 +1,6 @@
 """What the mechanisms cost in vLLM: a pretrained model served plain, exclusive, and with both, in one process.
 
-    python -m evidence.benchmarks.serving [--batch 8] [--tokens 48] [--rounds 9] [--compile]
+    python -m evidence.benchmarks.vllm_tokens [--batch 8] [--tokens 48] [--rounds 9] [--compile]
 
 Needs an environment with vLLM and exsel (``pip install 'exsel[vllm]'``), and the model of ``exsel pull smollm2``. The
 plain model is served by vLLM's transformers backend, which runs the others too, and by vLLM's own class, its fast path.
@@ -45,7 +45,7 @@ def upgraded(plain: Path, folder: Path) -> dict[str, Path]:
     return made
 
 
-def measure(batch: int, tokens: int, rounds: int, *, is_compiled: bool) -> dict[str, list[float]]:
+def seconds_of_rounds(batch: int, tokens: int, rounds: int, *, is_compiled: bool) -> dict[str, list[float]]:
     """Seconds of each round, by how the model is served."""
     plain = exsel.pull("smollm2")
     with tempfile.TemporaryDirectory() as folder:
@@ -79,7 +79,7 @@ def measure(batch: int, tokens: int, rounds: int, *, is_compiled: bool) -> dict[
     return seconds
 
 
-def table(result: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+def headings_and_rows(result: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Headings, and a row for each way."""
     made: list[tuple[str, ...]] = []
     for name, seconds in result["seconds"].items():
@@ -91,7 +91,7 @@ def table(result: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]
     return ("Served", "Tokens a second", "Time, beside plain", "Middle half of rounds"), made
 
 
-def section(results: Iterable[dict[str, Any]]) -> str:
+def what_serving_costs(results: Iterable[dict[str, Any]]) -> str:
     """The results as part of a page."""
     parts = []
     for result in results:
@@ -100,7 +100,7 @@ def section(results: Iterable[dict[str, Any]]) -> str:
         parts.append(
             f"SmolLM2-135M on a CPU in float32, {how}: {result['batch']} sequences of {_PROMPT} tokens and "
             f"{result['tokens']} more, {len(result['seconds'][PLAIN])} rounds in turn, medians; vLLM {result['vllm']}, "
-            f"{machine}. `{result['command']}`\n\n" + markdown_table(*table(result))
+            f"{machine}. `{result['command']}`\n\n" + markdown_table(*headings_and_rows(result))
         )
     return "\n\n".join(parts)
 
@@ -113,11 +113,11 @@ def main() -> int:
     parser.add_argument("--compile", action="store_true", help="as vLLM does by default; takes minutes a model")
     arguments = parser.parse_args()
     os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
-    seconds = measure(arguments.batch, arguments.tokens, arguments.rounds, is_compiled=arguments.compile)
+    seconds = seconds_of_rounds(arguments.batch, arguments.tokens, arguments.rounds, is_compiled=arguments.compile)
     from vllm import __version__ as vllm_version
 
     result = {
-        "command": " ".join(["python -m evidence.benchmarks.serving", *sys.argv[1:]]),
+        "command": " ".join(["python -m evidence.benchmarks.vllm_tokens", *sys.argv[1:]]),
         "machine": describe_machine("cpu"),
         "git_revision": git_revision(),
         "vllm": vllm_version,
@@ -127,7 +127,7 @@ def main() -> int:
         "seconds": seconds,
     }
     write_json(RESULTS / f"serving_{'compiled' if arguments.compile else 'eager'}_cpu.json", result)
-    print(section([result]))
+    print(what_serving_costs([result]))
     return 0
 
 

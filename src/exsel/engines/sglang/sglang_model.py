@@ -25,7 +25,7 @@ except ImportError as error:
     raise ImportError(f"exsel {__version__} serves with SGLang 0.5.23: {error}") from error
 
 
-class ServedForCausalLM(TransformersForCausalLM):
+class SGLangForCausalLM(TransformersForCausalLM):
     """A model of exsel's own or an upgraded one.
 
     Raises:
