@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Callable
 from typing import Any
 
@@ -55,6 +56,27 @@ def test_no_verdict_on_temperatures_that_hardly_moved(make_results: Make) -> Non
     assert str(moved_temperatures(results)[0]) == (
         "temperatures of queries: mean 1.0078, moved by 0.0055, 0.0039 from token to token"
     )
+
+
+@pytest.mark.parametrize(
+    ("differences", "said"),
+    [
+        ((-0.02, -0.021, -0.019), "lowers the loss by 0.0200 ± 0.0025: that much is selection's."),
+        ((0.02, 0.021, 0.019), "One constant a head does better than selective, by 0.0200 ± 0.0025"),
+        ((-0.02, 0.02, 0.0), "no difference is told (0.0000 ± 0.0497)"),
+    ],
+)
+def test_selection_is_told_apart_from_a_constant(make_results: Make, differences: tuple[float, ...], said: str) -> None:
+    results = make_results(variants=("baseline", "constant", "selective"), seeds=(0, 1, 2))
+    losses = {run["seed"]: run["loss"] for run in results["runs"] if run["variant"] == "constant"}
+    for run in results["runs"]:
+        if run["variant"] == "selective":
+            run["loss"] = losses[run["seed"]] + differences[run["seed"]]
+    (note,) = selection_notes(results)
+    assert said in note
+    assert note in html.unescape(render_report(results))
+    results["runs"] = [run for run in results["runs"] if run["seed"] == 0]
+    assert selection_notes(results) == []
 
 
 def test_what_else_a_variant_has_is_still_judged(make_results: Make) -> None:

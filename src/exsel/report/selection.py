@@ -1,4 +1,4 @@
-"""What a comparison says of its temperatures: how far they moved, and whether that can be selection at all."""
+"""What a comparison says of its temperatures: how far they moved, and whether what they gain is selection's."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from exsel.report.comparison import entries, runs_of_variants
-from exsel.report.formatting import fixed, number, plain
+from exsel.intervals import Estimate
+from exsel.report.comparison import entries, plus_minus, runs_of_variants
+from exsel.report.formatting import fixed, number, plain, signed
+from exsel.variants import CONTROL
 
 #: Temperatures that moved by less have no effect to speak of. Rounding a query to bfloat16 changes its numbers by up to
 #: 2⁻⁸ of themselves, and nobody calls that another model. Scores deviate by 2 to 4 within a row, so that the weights of
 #: attention change by under 2%; a value's share of an output changes by 0.4%.
 HARDLY = 2.0**-8
 
+_SELECTIVE = "selective"
 _PLURALS = {"query": "queries", "key": "keys", "value": "values"}
 
 
@@ -62,7 +65,7 @@ def hardly_moved(results: Mapping[str, Any], variant: str) -> bool:
 
 
 def selection_notes(results: Mapping[str, Any]) -> list[str]:
-    """Say of which variants the loss tells nothing about selection, and why: one note each, often none."""
+    """Say what the losses tell of selection: of which variants nothing and why, and what is left beside the control."""
     groups: dict[str, list[Moved]] = {}
     for each in moved_temperatures(results):
         groups.setdefault(each.variant, []).append(each)
@@ -80,4 +83,29 @@ def selection_notes(results: Mapping[str, Any]) -> list[str]:
                 f"The temperatures of {variant} moved by {how_far}, and differ from token to token by less than "
                 f"{fixed(HARDLY)}: they are constants, and what they gain is not selection's."
             )
+    if note := _beside_control(results):
+        notes.append(note)
     return notes
+
+
+def _beside_control(results: Mapping[str, Any]) -> str:
+    """What selective attention gains beyond one constant a head, over seeds; empty where no two seeds have both."""
+    losses = {
+        variant: {run.get("seed"): loss for run in runs if (loss := number(run.get("loss"))) is not None}
+        for variant, runs in runs_of_variants(results).items()
+    }
+    own, control = losses.get(_SELECTIVE, {}), losses.get(CONTROL.name, {})
+    differences = [loss - control[seed] for seed, loss in own.items() if seed in control]
+    if len(differences) < 2:
+        return ""
+    found = Estimate.of(*differences)
+    size = f"{fixed(abs(found.mean))} {plus_minus(found)}"
+    match found.sign():
+        case -1:
+            return f"Beyond one constant a head, {_SELECTIVE} lowers the loss by {size}: that much is selection's."
+        case 1:
+            return f"One constant a head does better than {_SELECTIVE}, by {size}: selection does not help here."
+    return (
+        f"Between {_SELECTIVE} and one constant a head no difference is told ({signed(found.mean)} "
+        f"{plus_minus(found)}): what it gains, a constant may gain as well."
+    )
