@@ -54,7 +54,7 @@ def run_command(program: str, commands: Mapping[str, tuple[str, str]], arguments
         The exit code: 0, 2 for a user's mistake, 128 + n after signal n.
     """
     # Before torch is imported: its threads sleep while they wait for each other. By default they keep their cores busy,
-    # which gains nothing on a free machine, and on a loaded one makes every step many times as long.
+    # and beside another busy program on two cores every step takes three times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     given = list(sys.argv[1:] if arguments is None else arguments)
     parser = _Parser(prog=program, description="Exclusive and selective attention for PyTorch Transformers.")
