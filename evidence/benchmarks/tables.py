@@ -200,18 +200,12 @@ def main() -> int:
     is_check = parser.parse_args().check
     stale = 0
     records = [ExperimentRecord.read(path) for path in sorted((RESULTS / "reproduction").glob("*.json"))]
+    served = sorted(RESULTS.glob("serving_*.json"))
     pages = {
         PAGE: results_text(records),
         README: fill(README, {"results": in_short(records)}),
         PERFORMANCE: fill(PERFORMANCE, performance_sections()),
-        ELSEWHERE: fill(
-            ELSEWHERE,
-            {
-                "serving": vllm_tokens.what_serving_costs(
-                    read_json(path) for path in sorted(RESULTS.glob("serving_*.json"))
-                )
-            },
-        ),
+        ELSEWHERE: fill(ELSEWHERE, {"serving": vllm_tokens.what_serving_costs(map(read_json, served))}),
         SCALE: fill(SCALE, {"estimate": many_gpus.text()}),
     }
     if surveys := sorted(RESULTS.glob("support_*.json")):

@@ -5,13 +5,12 @@ A server builds a model empty, divides it among its processes, and then loads it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from exsel.nn import Exclusive
 from exsel.nn.scalars import Scalars
 
 
@@ -49,19 +48,3 @@ def allocate(module: nn.Module, processes: int, device: Any, load: Callable[[Ten
             if is_divided:
                 own.weight_loader = load  # type: ignore[attr-defined]
             setattr(scalars, name, own)
-
-
-def checked(weights: Iterable[tuple[str, Tensor]], model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """``weights``, where none contradicts the strengths that the model's configuration gives.
-
-    Raises:
-        ValueError: one does.
-    """
-    strengths = {
-        f"{name}.fixed_strength": module for name, module in model.named_modules() if isinstance(module, Exclusive)
-    }
-    for name, tensor in weights:
-        for own, exclusive in strengths.items():
-            if f".{name}".endswith(f".{own}") and (contradiction := exclusive.contradiction(tensor)):
-                raise ValueError(contradiction)
-        yield name, tensor

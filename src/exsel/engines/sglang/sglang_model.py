@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from exsel.engines.serving import allocate, checked
+from exsel.engines.serving import allocate
+from exsel.nn.exclusive import check_strengths
 from exsel.tensor_parallel import STYLE
 from exsel.version import __version__
 
@@ -51,9 +52,10 @@ class SGLangForCausalLM(TransformersForCausalLM):
         """Load what the folder holds.
 
         Raises:
-            ValueError: the weights are of another strength than the configuration says.
+            LoadError: the weights are of another strength than the configuration says.
         """
-        loaded: set[str] = super().load_weights(checked(weights, self.model))
+        loaded: set[str] = super().load_weights(weights)
+        check_strengths(self.model, self.config.name_or_path)
         return loaded
 
 

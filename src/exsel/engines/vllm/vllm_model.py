@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 from vllm import __version__ as vllm_version
 
-from exsel.engines.serving import allocate, checked
+from exsel.engines.serving import allocate
 from exsel.models.modeling import ExselAttention
+from exsel.nn.exclusive import check_strengths
 from exsel.upgrading.upgraded_class import Upgraded
 from exsel.version import __version__
 
@@ -30,6 +31,7 @@ try:
     from vllm.model_executor.models.transformers import TransformersForCausalLM
     from vllm.model_executor.models.transformers.fuser import get_fuser
     from vllm.model_executor.models.transformers.fusers import AttentionFuser, QKVFuser
+    from vllm.model_executor.models.transformers.fusers.base import local_output_sizes
     from vllm.model_executor.models.transformers.fx_utils import compile_forward, recover_forward
     from vllm.model_executor.models.utils import WeightsMapper
 except ImportError as error:
@@ -83,9 +85,9 @@ class VllmForCausalLM(TransformersForCausalLM):
         fuser.update_attrs(layer, prefix, self.vllm_config)
         layer.__class__ = merged
         self.hf_to_vllm_mapper |= WeightsMapper(orig_to_new_stacked=fuser.orig_to_new_stacked(prefix))
-        for mapping in (self, self.quant_config):
-            if mapping is not None:
-                mapping.packed_modules_mapping.update(fuser.packed_modules_mapping)
+        for holder in (self, self.quant_config):
+            if holder is not None:
+                holder.packed_modules_mapping.update(fuser.packed_modules_mapping)
 
     def init_parameters(self, module: nn.Module, dtype: torch.dtype | None = None) -> None:
         """Allocate the weights: the mechanisms' in float32, each process those of its heads."""
@@ -97,12 +99,12 @@ class VllmForCausalLM(TransformersForCausalLM):
         """Load what the folder holds, also what exsel keeps in buffers.
 
         Raises:
-            ValueError: the weights are of another strength than the configuration says.
+            LoadError: the weights are of another strength than the configuration says.
         """
         buffers = {f"model.{name}": buffer for name, buffer in self.model.named_buffers()}
 
         def others() -> Iterator[tuple[str, Tensor]]:
-            for name, tensor in checked(weights, self.model):
+            for name, tensor in weights:
                 own = self.hf_to_vllm_mapper.map_name(name)
                 if own in buffers:
                     buffers[own].copy_(tensor)
@@ -110,6 +112,7 @@ class VllmForCausalLM(TransformersForCausalLM):
                     yield name, tensor
 
         loaded: set[str] = super().load_weights(others())
+        check_strengths(self.model, self.config.name_or_path)
         return loaded
 
 
@@ -133,10 +136,9 @@ def _with_merged_projections(cls: type[Upgraded], merged: str, names: tuple[str,
     inputs = {ast.unparse(call.args[2]) for call in calls.values()}
     if len(places) != len(names) or set(calls) != set(names) or len(inputs) != 1:
         return None
-    sizes = f"[size // self.{merged}.tp_size for size in self.{merged}.output_sizes]"
     results = ", ".join(f"_{name}" for name in names)
-    statement = ast.parse(f"{results} = self.{merged}({inputs.pop()}).split({sizes}, -1)").body[0]
-    definition.body.insert(min(places), statement)
+    source = f"{results} = self.{merged}({inputs.pop()}).split({local_output_sizes(merged)}, -1)"
+    definition.body.insert(min(places), ast.parse(source).body[0])
     for name, call in calls.items():
         assert isinstance(call.func, ast.Attribute)
         call.func.attr = "read"
