@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from functorch.compile import make_boxed_func
 from torch import Tensor
+from torch._dynamo.backends.common import aot_autograd
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -331,6 +333,44 @@ def test_compiled_where_nothing_is_differentiated(with_gradient: bool) -> None:
 
     with torch.set_grad_enabled(with_gradient):
         torch.testing.assert_close(torch.compile(run, fullgraph=True, backend="aot_eager")(q, v), run(q, v))
+
+
+@pytest.mark.parametrize("tokens", [1, 2])
+@pytest.mark.parametrize("with_strength", [True, False])
+def test_a_compiler_gets_one_token_as_formulas(tokens: int, with_strength: bool) -> None:
+    """On a cache of 20 keys; more tokens are one operator."""
+    torch.compiler.reset()
+    q, k, v, own = leaf(2, 4, tokens, 16), leaf(2, 2, 20, 16), leaf(2, 2, 20, 16), leaf(2, 2, tokens, 16)
+    strength = leaf(4) if with_strength else None
+    inputs = [x for x in (q, k, v, own, strength) if x is not None]
+    called: set[str] = set()
+
+    def note(graph: torch.fx.GraphModule, _: Sequence[Tensor]) -> Callable[..., Any]:
+        called.update(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
+        boxed: Callable[..., Any] = make_boxed_func(graph.forward)
+        return boxed
+
+    def run(q: Tensor, k: Tensor, v: Tensor, own: Tensor, strength: Tensor | None = None) -> Tensor:
+        return exsel.attention(q, k, v, exclusive=True, own_value=own, strength=strength, enable_gqa=True)
+
+    got, expected = torch.compile(run, fullgraph=True, backend=aot_autograd(fw_compiler=note))(*inputs), run(*inputs)
+    assert any("exsel" in name for name in called) == (tokens > 1)
+    torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(got.sin().sum(), inputs), torch.autograd.grad(expected.sin().sum(), inputs)
+    )
+
+
+def test_compiled_where_keys_are_values() -> None:
+    torch.compiler.reset()
+    inputs, dz = (leaf(2, 4, 20, 16), leaf(2, 4, 20, 16)), torch.randn(2, 4, 20, 16)
+
+    def run(q: Tensor, k: Tensor) -> Tensor:
+        return exsel.attention(q, k, k, is_causal=True, exclusive=True)
+
+    got, expected = torch.compile(run, fullgraph=True, backend="aot_eager")(*inputs), run(*inputs)
+    torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(torch.autograd.grad(got, inputs, dz), torch.autograd.grad(expected, inputs, dz))
 
 
 def test_packed_sequences_compiled() -> None:

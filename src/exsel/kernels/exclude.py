@@ -41,9 +41,18 @@ def _runs_triton(x: Tensor) -> bool:
     return x.is_cuda and x.dtype != torch.float64 and HAS_TRITON
 
 
+def is_written_out(y: Tensor) -> bool:
+    """Whether the projection of y ``[..., T, D]`` is formulas instead of an operator.
+
+    So it is in exported programs, which do not know our operators, and for one token under a compiler: calling an
+    operator takes longer than the loops that the formulas become.
+    """
+    return torch.compiler.is_exporting() or (torch.compiler.is_compiling() and y.shape[-2] == 1)
+
+
 def exclude(y: Tensor, own_value: Tensor, strength: Tensor | None, eps: float) -> Tensor:
     """As :func:`exsel.reference.exclude`; twice differentiable."""
-    if torch.compiler.is_exporting():  # for programs that do not know our operators
+    if is_written_out(y):
         return passes.forward_formula(y, own_value, strength, eps)
     alpha = None if strength is None else fold_batch(strength.to(accumulation_dtype(y.dtype)), 2)
     z: Tensor = _exclude_with_gradient(fold_batch(y, 3), fold_batch(own_value, 3), alpha, float(eps))

@@ -94,11 +94,19 @@ def differentiable(
             return function.apply(*args) if torch.is_grad_enabled() else run(*args)
         if is_compiling:  # dynamo fails on a function of which nothing is differentiated (torch 2.13)
             is_differentiated = torch.is_grad_enabled() and any(_requires_grad(x) for x in args)
-            return function.apply(*args) if is_differentiated else run(*args)
+            return function.apply(*_all_distinct(args)) if is_differentiated else run(*args)
         args = unwrap_dead_wrappers(args)  # a graph that torch.func made may outlive its transform
         return apply_directly(*args) if torch.is_grad_enabled() else run(*args)
 
     return apply
+
+
+def _all_distinct(args: tuple[Any, ...]) -> list[Any]:
+    """A view wherever a tensor comes again, as where keys are values: dynamo refuses one tensor twice (torch 2.13)."""
+    return [
+        x.view_as(x) if isinstance(x, Tensor) and any(x is other for other in args[:index]) else x
+        for index, x in enumerate(args)
+    ]
 
 
 def _requires_grad(x: Any) -> bool:

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from exsel.kernels import blocks, cpp, stock
-from exsel.kernels.exclude import exclude, passes_for
+from exsel.kernels.exclude import exclude, is_written_out, passes_for
 from exsel.kernels.operators import differentiable, fold_batch, reads_cpu, without_gradient
 from exsel.kernels.scale import scale_heads
 from exsel.reference import accumulation_dtype
@@ -74,7 +74,7 @@ def attention(call: Call, eps: float) -> Tensor:
         query = scale_heads(query, call.query_scale.to(accumulation_dtype(query.dtype)))
     if call.value_scale is not None:
         value = scale_heads(value, call.value_scale.to(accumulation_dtype(value.dtype)))
-    is_whole = own_value is not None and not torch.compiler.is_exporting() and owns_stock_kernel(call)
+    is_whole = own_value is not None and not is_written_out(query) and owns_stock_kernel(call)
     sequence = window = None
     if in_blocks(call):
         window = call.sliding_window
