@@ -23,6 +23,7 @@ from typing import Any
 
 import exsel
 from evidence.papers.results_page import machine_in_words, markdown_table
+from exsel.cli.flags import whole
 from exsel.files import write_json
 from exsel.machine import describe_machine, git_revision
 
@@ -109,7 +110,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=8, help="sequences at a time (%(default)s)")
     parser.add_argument("--tokens", type=int, default=48, help=f"to generate after {_PROMPT} (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=9, help="(%(default)s)")
+    parser.add_argument("--rounds", type=whole(2), default=9, help="at least 2, for quartiles (%(default)s)")
     parser.add_argument("--compile", action="store_true", help="as vLLM does by default; takes minutes a model")
     arguments = parser.parse_args()
     os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
