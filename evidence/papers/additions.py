@@ -338,6 +338,8 @@ def zero_output_projections(model: ExselForCausalLM) -> None:
 class LearnedConstant(Temperature):
     """A learned inverse temperature for each head and nothing else: τ_h, from 1.
 
+    It has no bounds. The library's own constant, ``token="constant"``, is 1 + tanh w and stays between 0 and 2.
+
     Args:
         num_heads: H, of the queries.
     """
