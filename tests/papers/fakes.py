@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -22,6 +23,7 @@ from evidence.papers.outcome import (
     Verdict,
     _typed,
 )
+from exsel.cli.display import RunLines
 from exsel.report.charts import Chart, Curve
 
 FIRST = Experiment("first-one", XSA, "Figure 1", "The first, with a comma", "It is so.", "fakes")
@@ -35,6 +37,10 @@ def read_again(outcome: Outcome) -> Outcome:
     """As a record's file gives it back."""
     found: Outcome = _typed(Outcome, json.loads(json.dumps(outcome.to_dict(), allow_nan=False)), "outcome")
     return found
+
+
+def smoke_job(folder: Path, seeds: tuple[int, ...] = (0,)) -> Job:
+    return Job(budget="smoke", device="cpu", seeds=seeds, data=(), folder=folder, progress=RunLines())
 
 
 def make_outcome(verdict: Verdict = "reproduced", *, values: tuple[float, ...] = (1.0, 2.0, 3.0)) -> Outcome:
