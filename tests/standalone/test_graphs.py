@@ -1,4 +1,4 @@
-"""``torch.export`` and ONNX take our model and upgraded ones as they are, with free shapes; with a static cache."""
+"""``torch.export`` and ONNX take our model and upgraded ones as they are, with free shapes, and with a cache."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig
+from transformers import Cache, DynamicCache, GenerationConfig
 
 from models.small_models import VARIANTS, small_model
 from upgrading.upgraded_models import gpt2, llama
@@ -77,3 +77,35 @@ def test_onnx_runtime_computes_the_same(model: Any, tmp_path: Path) -> None:
     session = runtime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {session.get_inputs()[0].name: OTHER.numpy()})
     torch.testing.assert_close(torch.from_numpy(found), Logits(model)(OTHER), rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:onnxscript", "ignore::DeprecationWarning:onnx_ir")
+def test_onnx_runtime_generates_on_a_growing_cache(model: Any, tmp_path: Path) -> None:
+    """By transformers' exporter: one graph reads the prompt, one a token after it."""
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    from transformers.exporters.base import ExportedModel
+    from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
+
+    model.config.use_cache = True
+    prompt = {"input_ids": EXAMPLE, "attention_mask": torch.ones_like(EXAMPLE)}
+    OnnxExporter().export_for_generation(
+        model.eval(), prompt, OnnxConfig(dynamic=True), generation_config=GenerationConfig(max_new_tokens=4)
+    ).save_pretrained(tmp_path)
+    graphs = ExportedModel.from_pretrained(tmp_path).runners
+    batch, length = OTHER.shape
+
+    def run(graph: str, begin: int, end: int, cache: Cache) -> Any:
+        return graphs[graph](
+            input_ids=OTHER[:, begin:end],
+            attention_mask=torch.ones(batch, end, dtype=torch.long),
+            position_ids=torch.arange(begin, end).expand(batch, -1),
+            past_key_values=cache,
+        )
+
+    found = [run("prefill", 0, 9, DynamicCache(config=model.config))]
+    for index in range(9, length):
+        found.append(run("decode", index, index + 1, found[-1].past_key_values))
+    logits = torch.cat([each.logits for each in found], dim=1)
+    torch.testing.assert_close(logits, Logits(model)(OTHER), rtol=0, atol=1e-5)
