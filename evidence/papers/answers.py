@@ -18,6 +18,7 @@ _IN_SHORT = (
     ("The same, beyond one learned constant a head", "fine-tuning-controls"),
     ("Exclusive attention put into a pretrained model", "fine-tuning-exclusive"),
     ("Exclusive attention, copying", "induction"),
+    ("Exclusive attention, looking a value up by its key", "recall"),
 )
 _WORDS = {1: "helps", 0: "no difference is told", -1: "hurts"}
 # Findings of the other kinds (counts, times, shares) are no differences between two ways to do the same.
