@@ -14,8 +14,7 @@ from evidence.papers.results_page import PAGE, anchor_of, markdown_table, with_i
 _IN_SHORT = (
     ("Exclusive attention, trained from scratch", "training"),
     ("Selective attention, trained from scratch", "speed-up"),
-    ("Selective attention put into a pretrained model, beside as few parameters elsewhere", "fine-tuning"),
-    ("The same, beyond one learned constant a head", "fine-tuning-controls"),
+    ("Selective attention put into a pretrained model, beyond one learned constant a head", "fine-tuning-controls"),
     ("Exclusive attention put into a pretrained model", "fine-tuning-exclusive"),
     ("Exclusive attention, copying", "induction"),
     ("Exclusive attention, looking a value up by its key", "recall"),
