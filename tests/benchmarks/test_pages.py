@@ -22,10 +22,10 @@ def tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module = importlib.import_module("evidence.benchmarks.tables")
     results = tmp_path / "results"
     results.mkdir()
-    for name in ("PAGE", "PERFORMANCE", "SUPPORT", "README"):
-        page = tmp_path / getattr(module, name).name
-        shutil.copy(getattr(module, name), page)
-        monkeypatch.setattr(module, name, page)
+    pages = {name: page for name, page in vars(module).items() if isinstance(page, Path) and page.suffix == ".md"}
+    assert len(pages) > 3
+    for name, page in pages.items():
+        monkeypatch.setattr(module, name, Path(shutil.copy(page, tmp_path)))
     monkeypatch.setattr(module, "RESULTS", results)
     return module
 
