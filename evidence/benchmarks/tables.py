@@ -203,7 +203,7 @@ def main() -> int:
     served = sorted(RESULTS.glob("serving_*.json"))
     pages = {
         PAGE: results_text(records),
-        README: fill(README, {"results": "\n".join(in_short(records).splitlines()[:3])}),  # on its first screen
+        README: fill(README, {"results": in_short(records, most=3)}),  # on its first screen
         PERFORMANCE: fill(PERFORMANCE, performance_sections()),
         ELSEWHERE: fill(ELSEWHERE, {"serving": vllm_tokens.what_serving_costs(map(read_json, served))}),
         SCALE: fill(SCALE, {"estimate": many_gpus.text()}),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from evidence.papers import experiments
 from evidence.papers.outcome import ExperimentRecord, Finding
@@ -66,9 +67,10 @@ def differences(records: Sequence[ExperimentRecord]) -> list[Difference]:
     return sorted(found.values(), key=lambda each: each.sureness, reverse=True)
 
 
-def in_short(records: Sequence[ExperimentRecord]) -> str:
-    """A line for each subject that an experiment has looked at."""
-    return "\n".join(_lines({record.experiment: record for record in records if record.budget != "smoke"}))
+def in_short(records: Sequence[ExperimentRecord], most: int | None = None) -> str:
+    """A line for each subject that an experiment has looked at, for the first ``most`` of them."""
+    lines = _lines({record.experiment: record for record in records if record.budget != "smoke"})
+    return "\n".join(islice(lines, most))
 
 
 def _lines(by_name: dict[str, ExperimentRecord]) -> Iterator[str]:
