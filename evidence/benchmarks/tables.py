@@ -62,57 +62,6 @@ def quality(result: dict[str, Any]) -> str:
     )
 
 
-def fine_tuning(result: dict[str, Any]) -> str:
-    config, base, runs = result["config"], result["base"], result["runs"]
-    seeds = sorted({run["seed"] for run in runs})
-    first = [run for run in runs if run["seed"] == seeds[0]]
-    lengths = base["passkey"]["lengths"]
-    headings = {
-        "name": "Trained on as",
-        "new": "New parameters",
-        "loss": "Validation loss",
-        **{f"key {length}": f"Passkeys found, {length} tokens" for length in lengths},
-        "step": "ms/step",
-    }
-
-    def row(name: str, members: list[dict[str, Any]], new: str, step: str) -> dict[str, str]:
-        shares = zip(*(member["passkey"]["by_length"] for member in members), strict=True)
-        return {
-            "name": name,
-            "new": new,
-            "loss": f"{statistics.fmean(member['loss'] for member in members):.4f}",
-            **{
-                f"key {length}": f"{statistics.fmean(share):.1%}" for length, share in zip(lengths, shares, strict=True)
-            },
-            "step": step,
-        }
-
-    rows = [row("(before)", [base], "–", "–")]
-    for run in first:
-        members = [other for other in runs if other["name"] == run["name"]]
-        step = statistics.median(member["ms_per_step"] for member in members)
-        rows.append(row(run["name"], members, f"{run['new_parameters']:,}", f"{step:.1f}"))
-    parameters = first[0]["parameters"] - first[0]["new_parameters"]
-    trained = ", ".join(map(str, result["passkeys"]["lengths"]))
-    keys = base["passkey"]["samples"] * len(base["passkey"]["depths"])
-    shape = f"{config['batch_size']} × {config['seq_len']}"
-    made = f"of {parameters:,} parameters"
-    if base["steps"] is not None:
-        made += f", trained plain for {base['steps']:,} steps of {shape} bytes of standard-library source"
-    return "\n\n".join(
-        [
-            "## Can they be put into a model that exists?",
-            f"A model {made}. It was trained on as each variant, for the same {first[0]['steps']:,} steps of {shape} "
-            f"tokens: {result['passkeys']['share']:.0%} in documents of {trained} tokens with a passkey, the rest "
-            f"source; learning rate {config['learning_rate']} at its peak, seeds {', '.join(map(str, seeds))}. "
-            f"Validation loss is that of source alone, which no model has seen; {keys:,} keys of each length are asked "
-            f"for a seed. "
-            f"{machine(result)}. `{result['command']}`",
-            table(rows, headings),
-        ]
-    )
-
-
 def starting(result: dict[str, Any]) -> str:
     rounds = min(len(rounds) for sides in result["rows"].values() for rounds in sides.values())
     return "\n\n".join(
@@ -139,7 +88,6 @@ def results_text(records: list[ExperimentRecord]) -> str:
         answers(records),
         *(quality(read_json(path)) for path in sorted(RESULTS.glob("quality*.json"))),
         *(gpu_training(kept) for kept in gpu_files() if gpu.training_results(kept)),
-        *(fine_tuning(read_json(path)) for path in sorted(RESULTS.glob("finetune*.json"))),
         *(starting(read_json(path)) for path in sorted(RESULTS.glob("startup*.json"))),
     ]
     return "\n\n".join(parts) + "\n"

@@ -78,7 +78,8 @@ EXPERIMENTS: tuple[Experiment, ...] = (
         "Selecting values comes near the Bayes estimator, where plain attention is near the naive mean.",
         "denoising"),
     Experiment("passkey", SSA, "Passkey retrieval", "Passkey retrieval",
-        "Fine-tuned with selective attention, a model finds more passkeys.", "passkey_task"),
+        "Fine-tuned with selective attention, a model finds more passkeys. And with exclusive attention?",
+        "passkey_task"),
     Experiment("ablations", SSA, "Ablations", "Which temperatures, of what",
         "Queries and values both gain from temperatures, keys do not need one; token and position both help; weight "
         "sharing does as well as an MLP.", "side_by_side"),
