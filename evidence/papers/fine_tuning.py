@@ -8,6 +8,7 @@ learning rate, chosen with an order of the text that no result is made with. Run
 from __future__ import annotations
 
 import copy
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 import exsel
 from evidence.papers.comparing import Contrast, Result, Trained, conclude, finding, gain, interval, verdict_of
 from evidence.papers.model_variants import ModelVariant
-from evidence.papers.outcome import Budget, Job, Outcome, Table
+from evidence.papers.outcome import Budget, Finding, Job, Outcome, Table
 from exsel.config import ExclusiveConfig, SelectiveConfig
 from exsel.data import PackedData, collate, load_data
 from exsel.evaluation.loss import evaluate_loss
@@ -458,16 +459,39 @@ def fine_tuning_outcome(
     """
     trained = Trained(results)
     estimates = [trained.estimate(contrast) for contrast in question.contrasts]
+    conclusion = conclude(question.contrasts, estimates)
+    findings = list(map(finding, question.contrasts, estimates))
     charts = [_gain_chart(question, results)]
     if question.asks_for_keys:
+        findings += [_gain_of_keys(contrast, results) for contrast in question.contrasts]
+        found = (f"{way.label} {_keys_found(results[way.name]).mean:.0%}" for way in question.ways)
+        conclusion += f" Passkeys found: {', '.join(found)}."
         charts.append(_passkey_chart(question, results))
     return Outcome(
         verdict=verdict_of([estimates[0].holds(1)]),
-        conclusion=conclude(question.contrasts, estimates),
+        conclusion=conclusion,
         size=size,
-        findings=tuple(map(finding, question.contrasts, estimates)),
+        findings=tuple(findings),
         charts=tuple(charts),
         tables=(_table(question, results, rates),),
+    )
+
+
+def _keys_found(results: Sequence[Result]) -> Estimate:
+    """The share of passkeys that a way finds, over all lengths."""
+    return Estimate.of(*(statistics.fmean(share for _, share in result["passkeys"]) for result in results))
+
+
+def _gain_of_keys(contrast: Contrast, results: Mapping[str, Sequence[Result]]) -> Finding:
+    """How many more passkeys the way finds whose loss a :func:`gain` compares."""
+    (_, base), (_, way) = contrast.terms
+    more = _keys_found(results[way.name]).less(_keys_found(results[base.name]))
+    return Finding(
+        quantity=contrast.quantity.removesuffix("nats") + "share of passkeys found",
+        ours=more,
+        expected="not below 0",
+        holds=None if more.sign() == 0 else more.sign() > 0,
+        digits=3,
     )
 
 
@@ -519,7 +543,9 @@ def _table(question: Question, results: Mapping[str, Sequence[Result]], rates: M
                 f"{results[way.name][0]['parameters']:,}",
                 f"{rate:g}{at_an_end}" if rate else "",
                 interval(loss, 4),
+                *([interval(_keys_found(results[way.name]), 3)] if question.asks_for_keys else []),
             )
         )
-    headings = ("trained", "parameters", "learning rate", "validation loss, nats")
+    asked = ("passkeys found",) if question.asks_for_keys else ()
+    headings = ("trained", "parameters", "learning rate", "validation loss, nats", *asked)
     return Table(title="All ways, with 95% intervals over the seeds", headings=headings, rows=tuple(rows))

@@ -203,7 +203,7 @@ def passkey_outcome(results: Mapping[str, Sequence[PasskeyResult]], *, size: str
     published = _PUBLISHED[SELECTIVE] - _PUBLISHED[BASELINE]
     findings = [
         Finding(
-            quantity=f"share of passkeys found, {variant.label} less plain",
+            quantity=f"gain of {variant.label} over the baseline, share of passkeys found",
             ours=gain,
             published=published if variant is SELECTIVE else None,
             expected="more keys" if variant is SELECTIVE else "not fewer keys",

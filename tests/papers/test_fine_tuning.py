@@ -6,6 +6,7 @@ from evidence.papers.fine_tuning import (
     ALL,
     ALL_WEIGHTS,
     CONTROLS,
+    EXCLUSION,
     EXCLUSIVE_BESIDE_NORMS,
     NEW_PARAMETERS,
     NORMS,
@@ -69,6 +70,26 @@ def test_the_verdict_is_about_what_adds_to_the_control(beside, verdict, words):
     trained = {row[0]: row for row in outcome.tables[0].rows}
     assert "an end of what was tried" in trained[SELECTIVE.label][2]
     assert trained[UNTOUCHED.label][2] == ""
+
+
+def test_keys_are_compared_as_losses_are():
+    losses = {way.name: [result(loss) for loss in (3.0, 3.1, 3.2)] for way in EXCLUSION.ways}
+    shares = {way.name: ((0.8, 0.6), (0.8, 0.6), (0.8, 0.6)) for way in EXCLUSION.ways}
+    shares[EXCLUSIVE_BESIDE_NORMS.name] = ((0.2, 0.0), (0.1, 0.1), (0.1, 0.0))
+    results = {
+        name: [
+            {**one, "passkeys": [*zip((256, 512), found, strict=True)]}
+            for one, found in zip(each, shares[name], strict=True)
+        ]
+        for name, each in losses.items()
+    }
+    outcome = fine_tuning_outcome(EXCLUSION, results, {way.name: 0.0 for way in EXCLUSION.ways}, size="")
+    *_, learned, fixed = outcome.findings
+    assert fixed.quantity == "gain of exclusive beside the norms over the norms' weights, share of passkeys found"
+    assert (fixed.ours.values, fixed.holds) == (pytest.approx((-0.6, -0.6, -0.65)), False)
+    assert (learned.ours.mean, learned.holds) == (0.0, None)
+    assert "Passkeys found: the model as it is 70%" in outcome.conclusion
+    assert outcome.tables[0].rows[0][-1] == "0.700 (0.700 to 0.700)"
 
 
 def test_smoke(tmp_path):

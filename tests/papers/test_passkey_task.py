@@ -28,8 +28,8 @@ def test_gains_are_paired_by_seed():
     gain, loss = result.findings[:2]
     assert (gain.ours.values, gain.holds) == (pytest.approx((0.3, 0.3, 0.3)), True)
     assert (loss.ours.values, loss.holds) == (pytest.approx((-0.1, -0.2, -0.15)), False)
-    assert [each.quantity.split(", ")[1] for each in result.findings[:4]] == [
-        f"{variant.label} less plain" for variant in VARIANTS[1:]
+    assert [each.quantity for each in result.findings[:4]] == [
+        f"gain of {variant.label} over the baseline, share of passkeys found" for variant in VARIANTS[1:]
     ]
     assert result.verdict == "reproduced"  # it is the selective paper's claim
     assert "selective finds more keys than plain attention (65.0%); exclusive finds fewer keys" in result.conclusion
