@@ -1,10 +1,11 @@
-"""How long every command takes to its first useful line: two source trees, alternating, each with cached bytecode.
+"""How long every command takes to its first line and to its answer: two source trees, each with cached bytecode.
 
     python -m evidence.benchmarks.startup --before ../before --rounds 5
 
-A command is started, read until its first line that answers, and stopped. Beside the seconds stands the processor time
-that the process had used by then, which other programs of the machine hardly change. ``--before`` is a checkout of the
-revision to compare with. ``--rounds 0`` only fills the caches; ``--add`` adds rounds to those of the results.
+A command is started, read until it answers, and stopped. The first line says what is being worked on: the model, the
+data, the prompt. Beside the seconds stands the processor time that the process had used by then, which other programs
+of the machine hardly change. ``--before`` is a checkout of the revision to compare with; the trees alternate.
+``--rounds 0`` only fills the caches; ``--add`` adds rounds to those of the results.
 """
 
 from __future__ import annotations
@@ -29,22 +30,26 @@ from exsel.machine import describe_machine, git_revision
 ROOT = Path(__file__).parents[2]
 RESULT = ROOT / "evidence" / "benchmarks" / "results" / "startup_cpu.json"
 
-#: Each command with what its first useful line matches. MODEL is a small trained model, OUT a folder.
+#: Each command with what its answer matches. MODEL is a small trained model, OUT a folder.
 COMMANDS = {
     "--version": r"exsel \d",
     "compare --help": "usage",
-    "generate MODEL --prompt def --max-new-tokens 3": r"def",
-    "support MODEL": r"\S",
-    "eval MODEL --data TEXT": r"loss",
+    "generate MODEL --prompt def --max-new-tokens 3": r"def(.|\n)*\n",
+    "support MODEL": r"attention layer",
+    "eval MODEL --data TEXT": r"^loss",
     "diagnose MODEL --text hello --out OUT --overwrite": r"^all ",
     "bench attention --shapes tiny --seq-lens 256 --out OUT --overwrite": r"case 1 of",
     "train --tokens 60k --out OUT --overwrite": r"step 1/",
     "compare --tokens 60k --out OUT --overwrite": r"step 1/",
 }
+#: What is timed: the first output, and what matches in :data:`COMMANDS`.
+MOMENTS = ("first", "answer")
+#: Seconds and processor seconds at each of the moments.
+Moments = dict[str, dict[str, float]]
 
 
-def until_line(tree: Path, words: list[str], pattern: str) -> dict[str, float]:
-    """Seconds, and processor seconds, until a command of a source tree writes a line that matches."""
+def until_answer(tree: Path, words: list[str], pattern: str) -> Moments:
+    """Seconds, and processor seconds, until a command of a source tree writes anything, and what matches."""
     environment = {**os.environ, "PYTHONPATH": str(tree / "src"), "PYTHONUNBUFFERED": "1"}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     start = time.perf_counter()
@@ -54,34 +59,34 @@ def until_line(tree: Path, words: list[str], pattern: str) -> dict[str, float]:
         cwd=tempfile.gettempdir(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,
     ) as process:
         assert process.stdout is not None
         watched = psutil.Process(process.pid)
-        said = []
-        for line in process.stdout:
-            said.append(line)
-            if re.search(pattern, line):
-                seconds = time.perf_counter() - start
-                used = watched.cpu_times()
+        said, moments = b"", Moments()
+        while part := os.read(process.stdout.fileno(), 65536):
+            seconds, used = time.perf_counter() - start, watched.cpu_times()
+            said += part
+            moment = {"seconds": seconds, "cpu_seconds": used.user + used.system}
+            moments.setdefault("first", moment)
+            if re.search(pattern, said.decode(errors="replace"), re.MULTILINE):
                 process.kill()
-                return {"seconds": seconds, "cpu_seconds": used.user + used.system}
-    raise RuntimeError(f"exsel {' '.join(words)} of {tree} said nothing that matches {pattern}:\n{''.join(said)}")
+                return {**moments, "answer": moment}
+    raise RuntimeError(f"exsel {' '.join(words)} of {tree} said nothing that matches {pattern}:\n{said.decode()}")
 
 
 def measure_starts(
     trees: dict[str, Path], rounds: int, folder: Path, model: Path
-) -> dict[str, dict[str, list[dict[str, float]]]]:
+) -> dict[str, dict[str, list[Moments]]]:
     text = folder / "text.txt"
     text.write_text("A line of text to be read.\n" * 40, encoding="utf-8")
     places = {"MODEL": str(model), "TEXT": str(text), "OUT": str(folder / "out")}
-    found: dict[str, dict[str, list[dict[str, float]]]] = {}
+    found: dict[str, dict[str, list[Moments]]] = {}
     for command, pattern in COMMANDS.items():
         words = [places.get(word, word) for word in command.split()]
         rows = found[command] = {name: [] for name in trees}
         for number in range(max(1, rounds)):
             for name in list(trees) if number % 2 == 0 else reversed(trees):
-                rows[name].append(until_line(trees[name], words, pattern))
+                rows[name].append(until_answer(trees[name], words, pattern))
                 print(f"{command} {name} {json.dumps(rows[name][-1])}", flush=True)
     return found
 
@@ -98,16 +103,17 @@ def medians(result: dict[str, Any]) -> list[dict[str, str]]:
     rows = []
     for command, sides in result["rows"].items():
         middle = {
-            f"{name} {key}": statistics.median(each[key] for each in sides[name])
+            (name, moment, key): statistics.median(each[moment][key] for each in sides[name])
             for name in ("before", "after")
+            for moment in MOMENTS
             for key in ("seconds", "cpu_seconds")
         }
         said = command.replace(" --overwrite", "").replace(" --out OUT", "")
-        ratio = middle["after cpu_seconds"] / middle["before cpu_seconds"]
+        ratio = middle["after", "answer", "cpu_seconds"] / middle["before", "answer", "cpu_seconds"]
         rows.append(
             {
                 "command": f"`exsel {said}`",
-                **{key: f"{value:.2f}" for key, value in middle.items()},
+                **{" ".join(key): f"{value:.2f}" for key, value in middle.items()},
                 "ratio": f"{ratio:.2f}×",
             }
         )
@@ -116,11 +122,13 @@ def medians(result: dict[str, Any]) -> list[dict[str, str]]:
 
 #: The columns of the table.
 HEADINGS = {
-    "command": "To the first useful line of",
-    "before seconds": "s, before",
-    "after seconds": "s, now",
-    "before cpu_seconds": "CPU s, before",
-    "after cpu_seconds": "CPU s, now",
+    "command": "",
+    "before first cpu_seconds": "First line: CPU s, before",
+    "after first cpu_seconds": "CPU s, now",
+    "before answer seconds": "Answer: s, before",
+    "after answer seconds": "s, now",
+    "before answer cpu_seconds": "CPU s, before",
+    "after answer cpu_seconds": "CPU s, now",
     "ratio": "CPU, now to before",
 }
 

@@ -67,10 +67,11 @@ def starting(result: dict[str, Any]) -> str:
     return "\n\n".join(
         [
             "## Starting",
-            "From the start of a command to its first useful line (of a training, its first step): medians of at "
-            f"least {rounds} rounds, alternating with revision {result['before_revision'][:10]}; bytecode and compiled "
-            f"kernels are cached. CPU seconds are those of the process, which other programs of the machine hardly "
-            f"change, while they make the seconds longer. {machine(result)}. `{result['command']}`",
+            "From the start of a command to its first line, which says what it works on, and to its answer (of a "
+            f"training, its first step): medians of at least {rounds} rounds, alternating with revision "
+            f"{result['before_revision'][:10]}; bytecode and compiled kernels are cached. CPU seconds are those of "
+            f"the process, which other programs of the machine hardly change, while they make the seconds "
+            f"longer. {machine(result)}. `{result['command']}`",
             table(startup.medians(result), startup.HEADINGS),
         ]
     )

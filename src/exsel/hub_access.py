@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from pathlib import Path
 from typing import Literal
 
 from exsel.errors import first_line
@@ -22,3 +24,28 @@ def reason_unavailable(name: str, kind: Literal["dataset", "model"]) -> str | No
     except Exception as error:
         return f"{type(error).__name__}: {first_line(error)}"
     return None
+
+
+@functools.cache
+def _reason_offline(name: str) -> str | None:
+    return reason_unavailable(name, "model")
+
+
+def is_offline(source: str) -> bool:
+    """Whether a model can only come from the local cache: it is no folder, and the hub cannot provide it."""
+    return not Path(source).exists() and _reason_offline(source) is not None
+
+
+def reason_nowhere(source: str) -> str | None:
+    """Why a model is in no folder, not on the hub and not in its cache, in one line; ``None`` if it is."""
+    return _reason_offline(source) if is_offline(source) and not _is_cached(source) else None
+
+
+def _is_cached(name: str) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return isinstance(try_to_load_from_cache(name, "config.json"), str)
+    except HFValidationError:
+        return False

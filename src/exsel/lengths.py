@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from exsel.errors import ExselError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 # Names under which configurations say how many tokens the model was made for.
 _CONTEXT = ("max_position_embeddings", "max_seq_len", "seq_length", "n_ctx")
@@ -25,6 +26,8 @@ def context_of(config: Any) -> int | None:
 
 def longest_sequence(model: nn.Module) -> int | None:
     """How many tokens a model has learned or tabulated positions for; ``None`` if it computes positions without end."""
+    from torch import nn
+
     config = getattr(model, "config", None)
     context = context_of(config)
     if context is None or getattr(_text_config(config), "rope_parameters", None) is not None:

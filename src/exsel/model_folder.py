@@ -30,6 +30,9 @@ PREFIX = "Upgraded"
 #: The entry of ``config.json`` that holds an upgraded model's mechanisms and its plain configuration.
 ENTRY = "exsel"
 
+#: The file that a folder with a PEFT adapter, not a model, holds.
+ADAPTER = "adapter_config.json"
+
 #: A suffix for the name of a model that was upgraded in memory. Nothing is found under the longer name, so no program
 #: loads the plain model in its place.
 UNSAVED = ", upgraded in memory: save_pretrained it to a folder, and load it from there by exsel.from_pretrained"

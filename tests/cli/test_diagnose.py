@@ -234,7 +234,7 @@ def test_a_missing_folder(tmp_path: Path) -> None:
 
 
 def test_a_name_that_nobody_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("exsel.training.saved_models.reason_unavailable", lambda name, kind: "no connection")
+    monkeypatch.setattr("exsel.hub_access.reason_unavailable", lambda name, kind: "no connection")
     outcome = run_main("diagnose", "nobody/no-such-model", "--text", "x", "--out", tmp_path / "out")
     assert_refused(outcome, "nobody/no-such-model: neither a folder with a saved model nor one on the hub")
 

@@ -164,7 +164,7 @@ def place(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
             "exsel.pretrained.pull",
         ):
             patch.setattr(work, begin)
-        for module in ("exsel.training.saved_models", "exsel.data.tokenization", "exsel.data.hub"):
+        for module in ("exsel.hub_access", "exsel.data.tokenization", "exsel.data.hub"):
             patch.setattr(f"{module}.reason_unavailable", lambda name, kind: "no connection")
         yield root
 

@@ -26,6 +26,51 @@ def test_help_is_quick(arguments: list[str]) -> None:
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["eval", "./none"],
+        ["generate", "EMPTY", "--prompt", "x"],
+        ["diagnose", "EMPTY", "--text", "x", "--out", "new"],
+        ["support", "EMPTY"],
+        ["train", "--out", "FULL"],
+        ["train", "--from", "./none", "--out", "new"],
+        ["compare", "--out", "FULL"],
+        ["compare", "--variants", "exclusiv"],
+        ["compare", "--minutes", "1", "--tokens", "1k"],
+    ],
+)
+def test_mistakes_are_said_before_anything_heavy_is_imported(tmp_path: Path, arguments: list[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").touch()
+    words = [{"EMPTY": "empty", "FULL": "full"}.get(word, word) for word in arguments]
+    script = (
+        "import sys\nfrom exsel.cli import main\n"
+        f"assert main({words!r}) == 2\n"
+        "loaded = [name for name in ('torch', 'transformers', 'datasets', 'matplotlib') if name in sys.modules]\n"
+        "assert not loaded, loaded"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert done.stderr.startswith("exsel: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["eval", "MODEL"], "model: MODEL, exsel, exclusive+selective, 2 layers of width 32, 27.6k weights\n"),
+        (["support", "MODEL"], "model: MODEL, exsel, exclusive+selective, 2 layers of width 32, 27.6k weights\n"),
+        (["generate", "MODEL", "--prompt", "the quick"], "the quick\n"),
+    ],
+)
+def test_the_first_line_comes_before_anything_heavy_is_imported(trained: Path, arguments: list[str], line: str) -> None:
+    words = [str(trained) if word == "MODEL" else word for word in arguments]
+    script = f"import sys\nfrom exsel.cli import main\nsys.modules['torch'] = None\nmain({words!r})"
+    done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True)
+    assert done.stdout == line.replace("MODEL", str(trained))
+    assert "import of torch halted" in done.stderr
+
+
 def test_python_dash_m() -> None:
     done = subprocess.run([sys.executable, "-m", "exsel", "--version"], check=True, capture_output=True, text=True)
     assert done.stdout == f"exsel {exsel.__version__}\n"

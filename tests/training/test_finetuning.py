@@ -310,9 +310,7 @@ def test_a_folder_that_holds_no_model(tmp_path: Path, content: str | None) -> No
 
 def test_a_name_that_the_hub_does_not_have(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(
-        "exsel.training.saved_models.reason_unavailable", lambda name, kind: asked.append(name) or "no connection"
-    )
+    monkeypatch.setattr("exsel.hub_access.reason_unavailable", lambda name, kind: asked.append(name) or "no connection")
     with pytest.raises(ExselError, match="--from nobody/nothing: neither a folder"):
         sketch_model(from_source(Path("nobody/nothing")), 259)
     assert asked == ["nobody/nothing"]

@@ -8,8 +8,10 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import NoReturn
 
+from exsel.cli.collecting import deferred_collection
 from exsel.errors import ExselError, MissingPackageError, first_line, is_out_of_memory
 from exsel.version import __version__
 
@@ -70,7 +72,8 @@ def run_command(program: str, commands: Mapping[str, tuple[str, str]], arguments
     parsed = parser.parse_args(given, argparse.Namespace(given=given))
     try:
         _check_words(given)
-        code: int = importlib.import_module(commands[parsed.command][0]).run(parsed)
+        with nullcontext() if arguments is not None else deferred_collection():
+            code: int = importlib.import_module(commands[parsed.command][0]).run(parsed)
     except (ExselError, MissingPackageError) as error:
         return _refuse(str(error))
     except OSError as error:

@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from exsel.cli.collecting import collect_as_usual
 from exsel.errors import ExselError, explained
+from exsel.hub_access import is_offline, reason_nowhere
 from exsel.lengths import context_of
+from exsel.model_folder import ADAPTER
 from exsel.training.output_folder import MODEL, RUNS, checkpoints
 
 if TYPE_CHECKING:
@@ -42,6 +45,8 @@ def find_model(text: str, flag: str = "") -> str:
         return find_checkpoint(text)
     if not text or text.startswith((".", "/", "~")):
         raise ExselError(f"{flag} {text}: no such folder".strip())
+    if reason := reason_nowhere(text):
+        raise ExselError(f"{flag} {text}: neither a folder with a saved model nor one on the hub: {reason}".strip())
     return text
 
 
@@ -55,7 +60,7 @@ def load_checkpoint(
     """
     from transformers import AutoTokenizer
 
-    from exsel.training.saved_models import ADAPTER, is_offline, load_whole
+    from exsel.training.saved_models import load_whole
 
     is_adapter = not causal and (Path(text) / ADAPTER).is_file()
     home = source = text if is_adapter else find_model(text)
@@ -66,13 +71,14 @@ def load_checkpoint(
     with explained(f"{home} cannot be loaded: its tokenizer is damaged or missing{hint}"):
         tokenizer = AutoTokenizer.from_pretrained(home, trust_remote_code=False, local_files_only=is_offline(home))
         tokenizer.decode(tokenizer("a")["input_ids"])  # some damage shows only in use
+    collect_as_usual()
     return model.to(device).eval(), tokenizer
 
 
 def read_context(text: str) -> int | None:
     """How many tokens a model (or an adapter's model) was made for, by its configuration; ``None``: it does not say."""
     from exsel.files import read_json
-    from exsel.training.saved_models import ADAPTER, read_config
+    from exsel.training.saved_models import read_config
 
     adapter = Path(text) / ADAPTER
     if adapter.is_file():

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from exsel.cli.flags import listed, real, seed
 from exsel.cli.outputs import command_line
-from exsel.cli.training import add_training_arguments, build_settings, mechanism_flags, run_session, source_of
+from exsel.cli.training import add_training_arguments, build_settings, check_first, mechanism_flags, run_session
 from exsel.errors import ExselError, require_all
 from exsel.variants import BASELINE, CHOOSING_SEED, VARIANTS, choose_variants
 
@@ -52,6 +52,14 @@ def run(arguments: argparse.Namespace) -> int:
     """Check, load, train all, print the table."""
     started = time.monotonic()
     require_all("train")
+    minutes: float | None = arguments.minutes
+    if minutes is not None and not 0 < minutes < math.inf:
+        raise ExselError(f"--minutes must be a positive number, got {minutes}")
+    if minutes is not None and arguments.tokens is not None:
+        raise ExselError("--minutes chooses the tokens, and --tokens says them: give one of the two")
+    variants = choose_variants([word for word in arguments.variants if word], **mechanism_flags(arguments))
+    begun_with = check_first(arguments)
+
     from exsel.cli.display import print_table
     from exsel.report import headline, headline_note, interval_sentence, summary_rows, sweep_ends, table_headings
     from exsel.report.answer_table import ANSWER_HEADINGS, answer_rows
@@ -62,11 +70,10 @@ def run(arguments: argparse.Namespace) -> int:
     from exsel.training.processes import current
     from exsel.training.sizing import CHOSEN, chosen_before, fit_minutes
 
-    variants = choose_variants([word for word in arguments.variants if word], **mechanism_flags(arguments))
     rates = arguments.lr or []
     settings = build_settings(
         arguments,
-        source_of(arguments),
+        begun_with,
         variant=VARIANTS[BASELINE],
         learning_rate=rates[0] if rates else None,
         seed=arguments.seeds[0],
@@ -80,11 +87,6 @@ def run(arguments: argparse.Namespace) -> int:
         choosing_seeds=arguments.choosing_seeds,
     )
     command = command_line(arguments.given)
-    minutes: float | None = arguments.minutes
-    if minutes is not None and not 0 < minutes < math.inf:
-        raise ExselError(f"--minutes must be a positive number, got {minutes}")
-    if minutes is not None and arguments.tokens is not None:
-        raise ExselError("--minutes chooses the tokens, and --tokens says them: give one of the two")
 
     def prepare(data: PackedData) -> Sequence[Settings] | None:
         nonlocal plan

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exsel.cli.flags import MODEL, add_data_arguments, add_device_argument, add_past_context_argument, whole
+from exsel.cli.model_line import say_model
 from exsel.errors import ExselError, explained
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     require_all("train")
     _check(arguments)
+    names = [arguments.model, *([] if arguments.against is None else [arguments.against])]
+    folders = {name: say_model(name) for name in names}
 
     from exsel.cli.checkpoint import read_context
     from exsel.cli.display import warn
@@ -72,12 +75,11 @@ def run(arguments: argparse.Namespace) -> int:
     from exsel.machine import resolve_device
 
     device = resolve_device(arguments.device)
-    names = [arguments.model, *([] if arguments.against is None else [arguments.against])]
     # Both models read the same text, in sequences that are short enough for either.
-    context = min((length for name in names if (length := read_context(name)) is not None), default=None)
+    context = min((length for folder in folders.values() if (length := read_context(folder)) is not None), default=None)
     if arguments.seq_len is not None and not arguments.past_context:
         check_context(context, arguments.seq_len)
-    found = [_diagnose(arguments, name, context, device) for name in names]
+    found = [_diagnose(arguments, name, folders[name], context, device) for name in names]
     models = diagnosed_models(*(each.to_dict() for each in found))
     for model in models:
         _print(model)
@@ -108,8 +110,8 @@ def _check(arguments: argparse.Namespace) -> None:
     )
 
 
-def _diagnose(arguments: argparse.Namespace, text: str, context: int | None, device: str) -> Diagnosis:
-    """Diagnose one model on the text, and add what the command knows of model and text."""
+def _diagnose(arguments: argparse.Namespace, name: str, folder: str, context: int | None, device: str) -> Diagnosis:
+    """Diagnose the model in a folder, and add what the command knows of it and of the text."""
     from dataclasses import replace
 
     import torch
@@ -121,16 +123,16 @@ def _diagnose(arguments: argparse.Namespace, text: str, context: int | None, dev
     from exsel.machine import describe_machine
 
     dtype = None if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
-    model, tokenizer = load_checkpoint(text, device, causal=False, dtype=dtype)
+    model, tokenizer = load_checkpoint(folder, device, causal=False, dtype=dtype)
     rows, description, notes = _sequences(arguments, tokenizer, context)
     check_ids(model, rows)
     batches = _batches(rows, arguments.batch_size, is_pair=bool(model.config.is_encoder_decoder))
-    with evaluation_progress("diagnosing") as on_batch, explained(f"{text} cannot be diagnosed"):
+    with evaluation_progress("diagnosing") as on_batch, explained(f"{name} cannot be diagnosed"):
         tell = None if on_batch is None else lambda done, _: on_batch(done, len(batches))
         found = diagnose(model, batches, tokenizer=tokenizer, on_batch=tell)
     return replace(
         found,
-        model={**found.model, "name": text},
+        model={**found.model, "name": name},
         data={**found.data, "description": description},
         machine=describe_machine(device),
         command=command_line(arguments.given),

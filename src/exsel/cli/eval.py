@@ -19,6 +19,7 @@ from exsel.cli.flags import (
     seed,
     whole,
 )
+from exsel.cli.model_line import say_model
 from exsel.cli.outputs import check_file, json_output
 from exsel.errors import ExselError, explained
 
@@ -74,11 +75,11 @@ def run(arguments: argparse.Namespace) -> int:
         raise ExselError(f"--picture {arguments.picture}: its name must end with {' or '.join(_PICTURES)}")
     check_file("--picture", arguments.picture)
     with json_output(arguments.json) as write:
-        write(_evaluate(arguments))
+        write(_evaluate(arguments, say_model(arguments.model)))
     return 0
 
 
-def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
+def _evaluate(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
     """Run all evaluations asked for, print them, and return them as JSON types."""
     from exsel.cli.checkpoint import load_checkpoint
     from exsel.lengths import check_length, context_of
@@ -90,7 +91,7 @@ def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
         from exsel.evaluation.tasks import load_tasks
 
         tasks = load_tasks(arguments.tasks, task_path=arguments.task_path)
-    model, tokenizer = load_checkpoint(arguments.model, device)
+    model, tokenizer = load_checkpoint(folder, device)
     has_loss = bool(arguments.data) or (arguments.passkey is None and tasks is None)
     seq_len = arguments.seq_len or context_of(model.config) or _SEQ_LEN
     for length in (*([seq_len] if has_loss else []), *(arguments.passkey or [])):
@@ -112,6 +113,7 @@ def _loss(arguments: argparse.Namespace, model: Any, tokenizer: Any, seq_len: in
     from exsel.cli.display import evaluation_progress
     from exsel.data import load_evaluation_data
     from exsel.evaluation import evaluate_loss
+    from exsel.report.formatting import count
 
     blocks, description = load_evaluation_data(
         arguments.data,
@@ -122,6 +124,7 @@ def _loss(arguments: argparse.Namespace, model: Any, tokenizer: Any, seq_len: in
         max_blocks=arguments.max_sequences,
     )
     check_ids(model, [[description.vocab_size - 1]])
+    print(f"data: {description.name}, {count(len(blocks))} × {seq_len} tokens\n", flush=True)
     with evaluation_progress() as on_batch, explained(f"{arguments.model} cannot be evaluated"):
         evaluation = evaluate_loss(
             model, blocks, batch_size=arguments.batch_size, device=model.device, on_batch=on_batch
@@ -135,7 +138,6 @@ def _loss(arguments: argparse.Namespace, model: Any, tokenizer: Any, seq_len: in
         "tokens": int(evaluation.count.sum()),
     }
     buckets = [{"first": first, "last": end - 1, "loss": loss} for first, end, loss in evaluation.by_position()]
-    print(f"data: {description.name}\n")
     measures = [[name.replace("_", " "), f"{value:,.4f}"] for name, value in numbers.items() if name != "tokens"]
     _print_table(["Measure", "Value"], [*measures, ["tokens", f"{numbers['tokens']:,}"]])
     positions = [[f"{bucket['first']} to {bucket['last']}", f"{bucket['loss']:.4f}"] for bucket in buckets]

@@ -27,10 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Load, and print the prompt with its continuation as it comes."""
+    """Print the prompt, load, and print its continuation as it comes."""
     import sys
 
-    from exsel.errors import ExselError, explained, first_line, require_all
+    from exsel.cli.checkpoint import find_model
+    from exsel.errors import ExselError, first_line, require_all
 
     require_all("models")
     if not arguments.greedy and not (_COLDEST <= arguments.temperature <= _HOTTEST):
@@ -48,22 +49,46 @@ def run(arguments: argparse.Namespace) -> int:
     if not prompt:
         raise ExselError("--prompt is empty: give some text to continue")
 
+    folder = find_model(arguments.model)
+    print(prompt, end="", flush=True)
+    try:
+        _continue(arguments, folder, prompt)
+    except BaseException:
+        print()
+        raise
+    return 0
+
+
+def _continue(arguments: argparse.Namespace, folder: str, prompt: str) -> None:
+    """Print what the model adds to a prompt."""
     import torch
     from transformers import LogitsProcessorList, TextStreamer
 
     from exsel.cli.checkpoint import check_ids, load_checkpoint
+    from exsel.errors import ExselError, explained
     from exsel.lengths import check_length, context_of
     from exsel.machine import resolve_device
+
+    known = 0
 
     def check_logits(_: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         if logits.isnan().any() or logits.isposinf().any():
             raise ExselError("it gives logits that are no numbers: its weights are of no use")
         return logits
 
+    class Continuation(TextStreamer):  # type: ignore[misc]
+        """Prints what follows the prompt, which stands there already."""
+
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            nonlocal known
+            super().on_finalized_text(text[known:], stream_end)
+            known = max(0, known - len(text))
+
     device = resolve_device(arguments.device)
-    model, tokenizer = load_checkpoint(arguments.model, device)
+    model, tokenizer = load_checkpoint(folder, device)
     inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False, verbose=False).to(device)
     given = inputs["input_ids"].shape[1]
+    known = len(tokenizer.decode(inputs["input_ids"][0], skip_special_tokens=True))
     check_ids(model, inputs["input_ids"].tolist())
     most = arguments.max_new_tokens
     if most is None:
@@ -79,8 +104,7 @@ def run(arguments: argparse.Namespace) -> int:
             input_ids=inputs["input_ids"],
             attention_mask=inputs["attention_mask"],
             max_new_tokens=most,
-            streamer=TextStreamer(tokenizer, skip_special_tokens=True),
+            streamer=Continuation(tokenizer, skip_special_tokens=True),
             logits_processor=LogitsProcessorList([check_logits]),
             **sampling,
         )
-    return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from exsel.cli.flags import MODEL, add_json_argument
+from exsel.cli.model_line import say_model
 from exsel.cli.outputs import json_output
 
 
@@ -20,14 +21,15 @@ def run(arguments: argparse.Namespace) -> int:
 
     require_all("models")
     with json_output(arguments.json) as write:
+        source = say_model(arguments.model)
+
         import torch
         from transformers import AutoModel
 
-        from exsel.cli.checkpoint import find_model
         from exsel.training.saved_models import read_config
         from exsel.upgrading import support, transformers_models
 
-        config = read_config(find_model(arguments.model))
+        config = read_config(source)
         model_class = transformers_models.model_class_of(config)
         with explained(f"{arguments.model} cannot be built"), torch.device("meta"):
             model = AutoModel.from_config(config) if model_class is None else model_class(config)

@@ -11,9 +11,9 @@ from exsel.cli.training import (
     Source,
     add_training_arguments,
     build_settings,
+    check_first,
     mechanism_flags,
     run_session,
-    source_of,
 )
 from exsel.errors import ExselError, require_all
 from exsel.variants import BASELINE, VARIANTS, choose_variants
@@ -39,13 +39,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Check, load, train, print the result."""
     require_all("train")
+    begun_with = check_first(arguments)
+
     from exsel.report import formatting
     from exsel.report.selection import moved_temperatures, selection_notes
     from exsel.training.output_folder import MODEL
     from exsel.training.run import train_run
     from exsel.training.run_model import build_model
 
-    begun_with = source_of(arguments)
     variant = _one_variant(arguments, _kept(arguments, begun_with))
     rate = variant.learning_rates[0] if variant.learning_rates else arguments.lr
     settings = build_settings(arguments, begun_with, variant=variant, learning_rate=rate, seed=arguments.seed)

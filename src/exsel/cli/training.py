@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from exsel.cli.collecting import collect_as_usual
 from exsel.cli.flags import MODEL, add_data_arguments, add_device_argument, large_count, listed, real, whole
 from exsel.cli.outputs import check_out, resume_command
 from exsel.config import ExclusiveConfig, SelectiveConfig
@@ -121,7 +122,6 @@ def source_of(arguments: argparse.Namespace) -> Source | None:
         return None
     from exsel.cli.checkpoint import find_model
     from exsel.lengths import context_of
-    from exsel.training.finetuning import read_source, source_variant
 
     for flag, value in (("model", arguments.model), ("tokenizer", arguments.tokenizer)):
         if value is not None:
@@ -130,6 +130,9 @@ def source_of(arguments: argparse.Namespace) -> Source | None:
     path = find_model(text, "--from")
     if Path(text).exists() and Path(path).resolve().is_relative_to(arguments.out.resolve()):
         raise ExselError(f"--from {text} lies in --out {arguments.out}, which this run writes: choose another --out")
+
+    from exsel.training.finetuning import read_source, source_variant
+
     config = read_source(path)
     return Source(path=path, variant=source_variant(config), context=context_of(config))
 
@@ -265,6 +268,32 @@ def _value(text: str) -> Any:
     return numbers if "," in text else numbers[0]
 
 
+def check_folder(arguments: argparse.Namespace) -> None:
+    """Check --out, --overwrite and --resume of ``train`` and ``compare``.
+
+    Raises:
+        ExselError: an output folder that cannot be used as the flags say.
+    """
+    from exsel.training.output_folder import is_comparison, is_run
+
+    kinds = {"train": is_run, "compare": is_comparison}
+    goes_on = check_out(arguments, lambda folder: is_run(folder) or is_comparison(folder), "exsel")
+    if goes_on and not kinds[arguments.command](arguments.out):
+        other = next(command for command, is_kind in kinds.items() if is_kind(arguments.out))
+        raise ExselError(f"--out {arguments.out} was written by `exsel {other}`: resume it with that command")
+
+
+def check_first(arguments: argparse.Namespace) -> Source | None:
+    """Check, before anything heavy is imported, the output folder (of one process) and --from; see :func:`source_of`.
+
+    Raises:
+        ExselError: see :func:`check_folder` and :func:`source_of`.
+    """
+    if "WORLD_SIZE" not in os.environ:  # the first of several processes alone may look into it
+        check_folder(arguments)
+    return source_of(arguments)
+
+
 def run_session(
     arguments: argparse.Namespace,
     runs: Sequence[Settings],
@@ -288,22 +317,18 @@ def run_session(
     from exsel.machine import can_compile
     from exsel.training.estimate import estimate
     from exsel.training.model_checks import check_new_models
-    from exsel.training.output_folder import clear_output, is_comparison, is_run
+    from exsel.training.output_folder import clear_output
     from exsel.training.processes import joined
     from exsel.training.questions import check_answers
     from exsel.training.run import Interrupted, check_shared
     from exsel.training.run_model import check_disk, sketch_model, with_evaluation_sets
     from exsel.training.settings import COMPILED_STEPS, one_a_variant
 
-    kinds = {"train": is_run, "compare": is_comparison}
     out: Path = arguments.out
     settings = runs[0]
 
     def check() -> None:
-        goes_on = check_out(arguments, lambda folder: is_run(folder) or is_comparison(folder), "exsel")
-        if goes_on and not kinds[arguments.command](out):
-            other = next(command for command, is_kind in kinds.items() if is_kind(out))
-            raise ExselError(f"--out {out} was written by `exsel {other}`: resume it with that command")
+        check_folder(arguments)
         for run in one_a_variant(runs):
             sketch_model(run, vocab_size=256)  # raises if heads, layers or strengths do not fit
 
@@ -343,6 +368,7 @@ def run_session(
             warn("no C++ compiler (g++ or clang++) found: training runs eager, without torch.compile")
         print(estimate(runs, described.vocab_size, processes.count), flush=True)
         processes.first(clear)
+        collect_as_usual()
         try:
             with closing(make_progress()) as progress:
                 work(data, out, progress)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import warnings
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -14,12 +13,10 @@ from transformers import AutoModelForCausalLM
 
 import exsel.models  # noqa: F401 (registers the model's type)
 from exsel.errors import LoadError, explained, require
-from exsel.hub_access import reason_unavailable
+from exsel.hub_access import is_offline
+from exsel.model_folder import ADAPTER
 from exsel.upgrading.folder_checks import check_inside
 from exsel.upgrading.loading import load, load_config, quiet_transformers
-
-#: The file that a folder with a PEFT adapter, not a model, holds.
-ADAPTER = "adapter_config.json"
 
 
 def load_whole(source: str, *, called: str | None = None, causal: bool = True, dtype: torch.dtype | None = None) -> Any:
@@ -57,12 +54,6 @@ def read_config(source: str, called: str | None = None) -> Any:
     """
     with _loading(source, called or source):
         return load_config(source, local_files_only=is_offline(source))
-
-
-@functools.cache
-def is_offline(source: str) -> bool:
-    """Whether a model can only come from the local cache: it is no folder, and the hub cannot provide it."""
-    return not Path(source).exists() and reason_unavailable(source, "model") is not None
 
 
 def _loading(source: str, called: str) -> AbstractContextManager[None]:
