@@ -88,7 +88,7 @@ def test_a_resumed_run_says_so(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_forecast_is_of_all_runs(clock: list[float]) -> None:
     forecast = Forecast()
-    forecast.plan({"kept": 50, "first": 20, "second": 20, "third": 20})
+    forecast.plan({"kept": 50, "first": 20, "second": 20, "third": 20}, steps_at_end=5)
     forecast.finish("kept")
     forecast.start("first", 20, 10)
     clock[0] += 30  # compiling
@@ -97,20 +97,21 @@ def test_the_forecast_is_of_all_runs(clock: list[float]) -> None:
         assert forecast.seconds_left() is None
         clock[0] += 2
     forecast.advance(14)
-    assert forecast.seconds_left() == 6 * 2 + 2 * (30 + 20 * 2)
+    assert forecast.seconds_left() == 6 * 2 + 2 * (30 + 20 * 2) + 5 * 2
     for step in range(15, 21):
         clock[0] += 2
         forecast.advance(step)
+    clock[0] += 7  # saving
     forecast.finish("first")
-    clock[0] += 5  # saving
+    clock[0] += 5
     forecast.start("second", 20, 0)
     clock[0] += 10
     forecast.advance(1)
-    assert forecast.seconds_left() == 19 * 2 + (15 + 20 * 2)
+    assert forecast.seconds_left() == 19 * 2 + 7 + (15 + 20 * 2 + 7) + 5 * 2
     for step in range(2, 5):
         clock[0] += 4  # a slower variant
         forecast.advance(step)
-    assert forecast.seconds_left() == 16 * 4 + 15 + 20 * (9 * 2 + 3 * 4) / 12
+    assert forecast.seconds_left() == 16 * 4 + 7 + 15 + 7 + 25 * (9 * 2 + 3 * 4) / 12
 
 
 PLAN = [

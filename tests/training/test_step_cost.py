@@ -41,6 +41,11 @@ def test_every_variant_is_timed_in_each_round_in_turn(
     ratio = costs["baseline"].ratio
     assert ratio is not None
     assert set(ratio.values) == {1.0}
+    # What stands beside a ratio says the same.
+    exclusive = costs["exclusive"]
+    assert exclusive.ratio is not None
+    assert exclusive.ratio.mean > 1.1
+    assert exclusive.milliseconds == pytest.approx(costs["baseline"].milliseconds * exclusive.ratio.mean)
 
 
 def test_a_step_is_timed_and_changes_nothing(runs: list[Settings], data: PackedData) -> None:

@@ -62,10 +62,10 @@ class _Runs(Progress):
         self._forecast = Forecast()
         self._name = ""
 
-    def plan(self, runs: Sequence[PlannedRun]) -> None:
+    def plan(self, runs: Sequence[PlannedRun], steps_at_end: int = 0) -> None:
         """See :class:`exsel.training.progress.Progress`."""
         self._runs = {run.name: run for run in runs}
-        self._forecast.plan({run.name: run.steps for run in runs})
+        self._forecast.plan({run.name: run.steps for run in runs}, steps_at_end)
 
     def kept(self, name: str, curve: Sequence[Mapping[str, Any]]) -> None:
         """Take the losses of a run that was finished before."""

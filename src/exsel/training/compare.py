@@ -20,8 +20,8 @@ from exsel.training.output_folder import REPORT, RESULTS, RUNS
 from exsel.training.processes import joined
 from exsel.training.progress import Progress
 from exsel.training.run import check_begun, train_run
-from exsel.training.settings import Settings
-from exsel.training.step_cost import step_costs
+from exsel.training.settings import Settings, one_a_variant
+from exsel.training.step_cost import STEPS, step_costs
 from exsel.training.summary import summarise, summarise_sweep
 from exsel.variants import OWN_RATES
 from exsel.version import __version__
@@ -69,7 +69,9 @@ def compare_runs(
         processes.first(begin)
         shown = plan.shown()
         names = iter(shown)
-        progress.plan(shown)
+        # Several processes would be timed with their waiting for each other.
+        is_timed = processes.count == 1
+        progress.plan(shown, STEPS * len(one_a_variant(plan.results)) if is_timed else 0)
 
         def train(settings: Settings) -> dict[str, Any]:
             own = folder / RUNS / run_name(settings)
@@ -81,7 +83,7 @@ def compare_runs(
         runs = plan.at({row["variant"]: row["learning_rate"] for row in sweep if row["chosen"]})
         entries = [train(settings) for settings in runs]
         costs = {}
-        if processes.count == 1:  # several would be measured with their waiting for each other
+        if is_timed:
             progress.note("timing a step of each variant in turn …")
             costs = step_costs(runs, data)
         results = {

@@ -25,8 +25,8 @@ class PlannedRun:
 class Progress:
     """Who is told how runs go; this one tells nobody."""
 
-    def plan(self, runs: Sequence[PlannedRun]) -> None:
-        """These runs are to come, in this order."""
+    def plan(self, runs: Sequence[PlannedRun], steps_at_end: int = 0) -> None:
+        """These runs are to come, in this order, and when all are over as many steps to time."""
 
     def kept(self, name: str, curve: Sequence[Mapping[str, Any]]) -> None:
         """A planned run was finished before, with this validation curve."""

@@ -18,7 +18,7 @@ class StepCost:
     """What a training step of a variant takes, measured apart from the trainings.
 
     Args:
-        milliseconds: the median of the rounds.
+        milliseconds: the median of the rounds; beside a baseline, the baseline's times the ratio's mean.
         ratio: to the baseline's step of the same round, over the rounds; ``None`` without a baseline.
         rounds: how many.
     """
