@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import exsel
 from cli.conftest import run_main
 from exsel.cli import COMMANDS
 from exsel.models import SIZES
+from exsel.report.formatting import compact
 from exsel.variants import VARIANTS
 
 HEAVY = ("torch", "transformers", "matplotlib", "datasets", "rich", "numpy")
@@ -58,8 +60,8 @@ def test_mistakes_are_said_before_anything_heavy_is_imported(tmp_path: Path, arg
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["eval", "MODEL"], "model: MODEL, exsel, exclusive+selective, 2 layers of width 32, 27.6k weights\n"),
-        (["support", "MODEL"], "model: MODEL, exsel, exclusive+selective, 2 layers of width 32, 27.6k weights\n"),
+        (["eval", "MODEL"], "model: MODEL, exsel, exclusive+selective, 2 layers of width 32, COUNT weights\n"),
+        (["support", "MODEL"], "model: MODEL, exsel, exclusive+selective, 2 layers of width 32, COUNT weights\n"),
         (["generate", "MODEL", "--prompt", "the quick"], "the quick\n"),
     ],
 )
@@ -67,7 +69,8 @@ def test_the_first_line_comes_before_anything_heavy_is_imported(trained: Path, a
     words = [str(trained) if word == "MODEL" else word for word in arguments]
     script = f"import sys\nfrom exsel.cli import main\nsys.modules['torch'] = None\nmain({words!r})"
     done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True)
-    assert done.stdout == line.replace("MODEL", str(trained))
+    count = compact(json.loads((trained / "result.json").read_text())["parameters"])
+    assert done.stdout == line.replace("MODEL", str(trained)).replace("COUNT", count)
     assert "import of torch halted" in done.stderr
 
 

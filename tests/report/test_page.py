@@ -13,6 +13,8 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
 
 from exsel.report import headline, headline_note, render_report, write_report
+from exsel.report.charts import Chart
+from exsel.report.comparison_charts import comparison_charts
 
 Make = Callable[..., dict[str, Any]]
 
@@ -92,6 +94,28 @@ def test_one_seed_is_said_plainly(make_results: Make) -> None:
     three = Reader(render_report(make_results(seeds=(0, 1, 2)))).text
     assert "no interval" not in three
     assert "95% intervals over 3 seeds (Student's t)" in three
+
+
+def test_bands_are_of_three_seeds_at_least_and_what_is_cut_is_said(make_results: Make) -> None:
+    """On either side an interval of two seeds is 6.4 times as long as their distance: it would fill the frame."""
+
+    def position_charts(seeds: int) -> list[Chart]:
+        charts = comparison_charts(make_results(seeds=tuple(range(seeds)), noise=0.04))["position"]
+        return [chart for chart in charts if chart.name.startswith("position")]
+
+    for chart in position_charts(1):
+        assert not any(curve.low for curve in chart.curves)
+        assert chart.caption == "Dotted: the trained length."
+    for chart in position_charts(2):
+        assert not any(curve.low for curve in chart.curves)
+        assert "Means of 2 seeds, without intervals" in chart.caption
+    for chart in position_charts(3):
+        assert all(curve.low for curve in chart.curves if curve.label != "baseline")
+        ends = [end for curve in chart.curves for end in (*(curve.low or ()), *(curve.high or ()))]
+        assert chart.y_range is not None
+        is_cut = min(ends) < chart.y_range[0] or max(ends) > chart.y_range[1]
+        assert "Bands: 95% intervals" in chart.caption
+        assert ("outside the frame" in chart.caption) == is_cut
 
 
 def test_a_sweep_has_its_own_figure(make_results: Make) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from exsel.report import formatting
@@ -28,6 +29,8 @@ Points = list[tuple[float, float]]
 # What a row says of where the baseline's final loss was reached, by the x axis of its figure.
 _PLACES = {"tokens": "tokens", "seconds": "wall_clock_seconds"}
 _RATIOS = {"tokens": "tokens_ratio", "seconds": "wall_clock_ratio"}
+# Of fewer seeds an interval is more than ten times as wide as their spread: a band of it hides everything.
+_FEWEST_SEEDS = 3
 
 
 def comparison_looks(results: Results) -> dict[str, Look]:
@@ -121,21 +124,31 @@ def _position_chart(
     mark: float | None = None,
 ) -> Chart | None:
     """A number by position, each point the mean over the positions up to the next; marked where training ended."""
-    curves = []
+    curves, seeds = [], 0
     for variant, buckets in parts.items():
         found = ((number(bucket.get("first")), read_estimate(bucket, key)) for bucket in buckets)
         points = [(first, value) for first, value in found if first is not None and value is not None]
         if points:
             places, values = zip(*points, strict=True)
             curves.append(Curve.of(variant, places, values))
+            seeds = max(seeds, *(len(value.values) for value in values))
     if not curves:
         return None
+    if 1 < seeds < _FEWEST_SEEDS:
+        curves = [replace(curve, low=None, high=None) for curve in curves]
     is_difference = key == "difference"
     means = [value for curve in curves for value in curve.y] + ([0.0] if is_difference else [])
     room = 0.5 * (max(means) - min(means)) or 0.1
     low, high = min(means) - room, max(means) + room
     references = [Reference(y=0)] if is_difference else []
     references += [] if mark is None else [Reference(y=high, x=mark)]
+    ends = [end for curve in curves for end in (*(curve.low or ()), *(curve.high or ()))]
+    said = [caption] if caption else []
+    if 1 < seeds < _FEWEST_SEEDS:
+        said.append(f"Means of {seeds} seeds, without intervals: those of so few would fill the frame.")
+    elif ends:
+        is_cut = min(ends) < low or max(ends) > high
+        said.append(f"Bands: 95% intervals{', some of which go on outside the frame' if is_cut else ''}.")
     return Chart(
         name=name,
         title=title,
@@ -145,7 +158,7 @@ def _position_chart(
         references=tuple(references),
         log_x=True,
         y_range=(low, high),
-        caption=caption,
+        caption=" ".join(said),
     )
 
 
@@ -292,8 +305,8 @@ def _loss_gist(results: Results, key: str) -> str:
         for row in entries(results, "variants")
         if (place := reached(row, _PLACES[key])) is not None
     ]
-    what = "Tokens" if key == "tokens" else "Time"
-    return f"{what} to the baseline's final loss: {', '.join(parts)}." if parts else "Lower is better."
+    what, how = ("Tokens", "") if key == "tokens" else ("Time", " by the clock, other programs' delays included")
+    return f"{what} to the baseline's final loss{how}: {', '.join(parts)}." if parts else "Lower is better."
 
 
 def _time_unit(longest: float) -> tuple[str, float]:
