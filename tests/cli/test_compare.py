@@ -114,7 +114,7 @@ def test_a_list_of_learning_rates_is_a_sweep_that_chooses_with_a_seed_of_its_own
     assert {run["seed"] for run in results["choosing_runs"]} == {7}
     assert len(results["choosing_runs"]) == len(results["sweep"]) == 6
     assert results["config"]["choosing_seeds"] == [7]
-    assert "learning rates were chosen with seed 7, which no result uses" in outcome.out
+    assert "own best learning rate, chosen with seed 7, which no result uses" in outcome.out
     ends = {row["variant"]: row["end"] for row in results["sweep"] if row["chosen"]}
     said = "The best learning rate is at an end of those tried: "
     assert (said in outcome.out) == (said in (tmp_path / "out" / "report.html").read_text()) == any(ends.values())

@@ -52,7 +52,7 @@ def test_a_sweep_says_which_rates_lie_at_an_end_and_with_which_seed_they_were_ch
         "The best learning rate is at an end of those tried: baseline (3e-3, the highest), exclusive (3e-3, the "
         "highest). Try rates beyond it."
     )
-    assert interval_sentence(results).endswith("learning rates were chosen with seed 1000000, which no result uses")
+    assert interval_sentence(results).endswith("own best learning rate, chosen with seed 1000000, which no result uses")
     assert sweep_ends(make_results(rates=(1e-3, 3e-3, 1e-2))) == sweep_ends(make_results()) == ""
 
 

@@ -149,7 +149,9 @@ def interval_sentence(results: Mapping[str, Any]) -> str:
     choosing = section(results, "config").get("choosing_seeds")
     if isinstance(choosing, list) and choosing:
         seeds_said = f"seed{'s' if len(choosing) > 1 else ''} {', '.join(map(str, choosing))}"
-        parts.append(f"learning rates were chosen with {seeds_said}, which no result uses")
+        parts.append(
+            f"each variant is compared at its own best learning rate, chosen with {seeds_said}, which no result uses"
+        )
     return "; ".join(parts)
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from exsel.report import formatting
-from exsel.report.charts import Chart, Curve, Reference
+from exsel.report.charts import Chart, Curve, Reference, Tick
 from exsel.report.comparison import (
     entries,
     evaluation_sets,
@@ -29,6 +29,8 @@ Points = list[tuple[float, float]]
 # What a row says of where the baseline's final loss was reached, by the x axis of its figure.
 _PLACES = {"tokens": "tokens", "seconds": "wall_clock_seconds"}
 _RATIOS = {"tokens": "tokens_ratio", "seconds": "wall_clock_ratio"}
+# So many learning rates have room below an axis.
+_MOST_NAMED = 6
 # Of fewer seeds an interval is more than ten times as wide as their spread: a band of it hides everything.
 _FEWEST_SEEDS = 3
 
@@ -196,10 +198,11 @@ def _sweep_chart(results: Results) -> Chart | None:
         found = ((number(row.get("learning_rate")), read_estimate(row, "loss")) for row in own)
         points = sorted((rate, loss) for rate, loss in found if rate is not None and loss is not None)
         if points:
-            rates, losses = zip(*points, strict=True)
-            curves.append(Curve.of(name, rates, losses))
+            places, losses = zip(*points, strict=True)
+            curves.append(Curve.of(name, places, losses))
     if not curves:
         return None
+    rates = sorted({rate for curve in curves for rate in curve.x})
     chosen = (
         f"{variant_name(row)} {formatting.learning_rate(row.get('learning_rate'))}" for row in rows if row.get("chosen")
     )
@@ -210,7 +213,10 @@ def _sweep_chart(results: Results) -> Chart | None:
         y_label="final validation loss",
         curves=tuple(curves),
         log_x=True,
-        caption=f"Chosen: {', '.join(chosen)}.",
+        x_ticks=tuple(Tick(rate, formatting.learning_rate(rate)) for rate in rates)
+        if len(rates) <= _MOST_NAMED
+        else (),
+        caption=f"Of the seeds that choose alone. Best, and compared: {', '.join(chosen)}.",
     )
 
 
@@ -229,6 +235,7 @@ def _loss_chart(results: Results, key: str) -> Chart | None:
         drawn += [_line(name, curve, "thin" if middle else "line", scale) for curve in singles]
         drawn += [_line(name, middle, "line", scale)] if middle else []
     low, high, is_cut = _loss_range(everything)
+    has_seeds = any(curve.style == "thin" for curve in drawn)
     return Chart(
         name=f"loss-{key}",
         title="Loss against tokens" if key == "tokens" else "Loss against wall-clock time",
@@ -238,7 +245,9 @@ def _loss_chart(results: Results, key: str) -> Chart | None:
         references=tuple(_reach_references(results, key, scale)),
         x_range=(0.0, 1.04 * (longest or 1.0) / scale),
         y_range=(low, high),
-        caption=_loss_gist(results, key) + (" The steep start lies above the frame." if is_cut else ""),
+        caption=_loss_gist(results, key)
+        + (" Thin: each seed." if has_seeds else "")
+        + (" The steep start lies above the frame." if is_cut else ""),
     )
 
 
