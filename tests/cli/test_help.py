@@ -1,12 +1,12 @@
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 import exsel
 from cli.conftest import run_main
@@ -69,7 +69,8 @@ def test_the_first_line_comes_before_anything_heavy_is_imported(trained: Path, a
     words = [str(trained) if word == "MODEL" else word for word in arguments]
     script = f"import sys\nfrom exsel.cli import main\nsys.modules['torch'] = None\nmain({words!r})"
     done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True)
-    count = compact(json.loads((trained / "result.json").read_text())["parameters"])
+    weights = load_file(trained / "model" / "model.safetensors").values()
+    count = compact(sum(weight.numel() for weight in weights))
     assert done.stdout == line.replace("MODEL", str(trained)).replace("COUNT", count)
     assert "import of torch halted" in done.stderr
 
