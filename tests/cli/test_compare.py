@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -167,3 +168,39 @@ def test_trained_models_are_asked_for_keys(flags: list[str], tmp_path: Path) -> 
     assert all(0 <= answer["value"] <= 1 for answer in answers)
     assert "Difference to the baseline" in outcome.out
     assert "What the trained models answer" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+
+def test_trained_models_are_asked_the_tasks_of_the_harness(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tasks on a local file: the answers are in the results, on the terminal and on the page."""
+    harness = pytest.importorskip("lm_eval.tasks")
+    import datasets
+
+    from evaluation.test_tasks import write_tasks
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "tasks").mkdir()
+    folder = str(write_tasks(tmp_path / "tasks"))
+    monkeypatch.setattr(
+        "exsel.evaluation.tasks.TaskManager",
+        lambda include_path=None: harness.TaskManager(include_path=folder, include_defaults=False),
+    )
+    given = [*flags, "--variants", "baseline,exclusive", "--seeds", "0,1", "--out", str(tmp_path / "out")]
+    outcome = run_main("compare", *given, "--tasks", "local_choices,local_last_word")
+    assert outcome.code == 0, outcome.err
+    runs = read(tmp_path / "out")["runs"]
+    assert len(runs) == 4
+    for run in runs:
+        assert [(answer["task"], answer["measure"]) for answer in run["answers"]] == [
+            ("local_choices", "acc, 4 questions"),
+            ("local_choices", "acc_norm, 4 questions"),
+            ("local_last_word", "perplexity, 4 questions, less is better"),
+            ("local_last_word", "acc, 4 questions"),
+        ]
+    mean = sum(run["answers"][0]["value"] for run in runs if run["variant"] == "exclusive") / 2
+    rows = [line for line in outcome.out.splitlines() if re.search("^exclusive +local_choices +acc, 4 questions", line)]
+    assert len(rows) == 1
+    assert f" {mean:.4f} " in rows[0]
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert page.count("perplexity, 4 questions, less is better") == 2

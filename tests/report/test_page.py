@@ -13,6 +13,7 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
 
 from exsel.report import headline, headline_note, render_report, write_report
+from exsel.report.answer_table import answer_rows
 from exsel.report.charts import Chart
 from exsel.report.comparison_charts import comparison_charts
 
@@ -116,6 +117,23 @@ def test_bands_are_of_three_seeds_at_least_and_what_is_cut_is_said(make_results:
         is_cut = min(ends) < chart.y_range[0] or max(ends) > chart.y_range[1]
         assert "Bands: 95% intervals" in chart.caption
         assert ("outside the frame" in chart.caption) == is_cut
+
+
+def test_answers_have_intervals_where_seeds_differ(make_results: Make) -> None:
+    results = make_results(seeds=(0, 1), variants=("baseline", "exclusive"))
+    for run in results["runs"]:
+        luck = run["seed"] + (run["variant"] == "exclusive")
+        asked = {"perplexity": 4e8 - 1e8 * luck, "acc": 0.25, "loss": 2 + 0.01 * luck}
+        run["answers"] = [{"task": "words", "measure": name, "value": value} for name, value in asked.items()]
+    shown = {
+        (str(row["variant"]), str(row["measure"])): (str(row["value"]), str(row["difference"]))
+        for row in answer_rows(results)
+    }
+    assert shown["exclusive", "acc"] == ("0.2500 (in each seed)", "0.0000 (in each seed)")
+    assert shown["baseline", "perplexity"] == ("350M ± 635M", "–")
+    assert shown["exclusive", "perplexity"][1] == "−100M (in each seed)"
+    assert shown["exclusive", "loss"][0] == "2.0150 ± 0.0635"
+    assert 'data-heading="Difference to the baseline"' in render_report(results)
 
 
 def test_a_sweep_has_its_own_figure(make_results: Make) -> None:

@@ -117,7 +117,7 @@ def run(arguments: argparse.Namespace) -> int:
         print("", *filter(None, said), *notes, sep="\n")
         if rows := answer_rows(results):
             print()
-            print_table([row._asdict() for row in rows], ANSWER_HEADINGS)
+            print_table([{key: str(cell) for key, cell in row.items()} for row in rows], ANSWER_HEADINGS)
         print(f"\nreport: {folder / REPORT}\nnumbers: {folder / RESULTS}", flush=True)
 
     return run_session(arguments, plan.runs, work, prepare=prepare)

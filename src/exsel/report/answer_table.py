@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 from exsel.intervals import Estimate
-from exsel.report.comparison import entries, plus_minus, runs_of_variants
-from exsel.report.formatting import fixed, number, plain, signed
+from exsel.report.comparison import Cell, entries, runs_of_variants
+from exsel.report.formatting import compact, fixed, number, plain, signed
 from exsel.variants import BASELINE
 
-
-class AnswerRow(NamedTuple):
-    """One measure of one task of one variant, as it is shown."""
-
-    variant: str
-    task: str
-    measure: str
-    value: str
-    difference: str
-
-
-#: The columns of the rows on a terminal.
+#: The columns of the rows.
 ANSWER_HEADINGS = {
     "variant": "Variant",
     "task": "Task",
@@ -31,7 +20,7 @@ ANSWER_HEADINGS = {
 }
 
 
-def answer_rows(results: Mapping[str, Any]) -> list[AnswerRow]:
+def answer_rows(results: Mapping[str, Any]) -> list[dict[str, Cell]]:
     """A row for each measure and variant, those of a measure together; differences are between runs of a seed."""
     values: dict[tuple[str, str], dict[str, dict[Any, float]]] = {}
     for variant, runs in runs_of_variants(results).items():
@@ -46,8 +35,26 @@ def answer_rows(results: Mapping[str, Any]) -> list[AnswerRow]:
         base = variants.get(BASELINE, {})
         for variant, own in variants.items():
             gaps = [value - base[key] for key, value in own.items() if key in base and variant != BASELINE]
-            found, gap = Estimate.of(*own.values()), Estimate.of(*gaps) if gaps else None
-            mean = f"{fixed(found.mean, 4)} {plus_minus(found)}".strip()
-            difference = "–" if gap is None else f"{signed(gap.mean, 4)} {plus_minus(gap)}".strip()
-            rows.append(AnswerRow(variant, task, measure, mean, difference))
+            cells = (Cell(variant), Cell(task), Cell(measure), _cell(own.values(), _value), _cell(gaps, _difference))
+            rows.append(dict(zip(ANSWER_HEADINGS, cells, strict=True)))
     return rows
+
+
+def _cell(values: Collection[float], show: Callable[[float], str]) -> Cell:
+    """The mean of a value a seed, and its interval; of seeds that all say the same there is none."""
+    if not values:
+        return Cell("–")
+    found = Estimate.of(*values)
+    if found.high is None:
+        return Cell(show(found.mean))
+    margin = found.high - found.mean
+    return Cell(show(found.mean), f"± {_value(margin)}" if margin else "in each seed")
+
+
+def _value(value: float) -> str:
+    # The perplexity of a model that knows nothing yet is large: it has no room for decimals.
+    return fixed(value) if value < 1e5 else compact(value)
+
+
+def _difference(value: float) -> str:
+    return signed(value) if abs(value) < 1e5 else f"{'−' if value < 0 else '+'}{compact(abs(value))}"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from exsel.report import comparison, comparison_charts, formatting, templates
-from exsel.report.answer_table import answer_rows
+from exsel.report.answer_table import ANSWER_HEADINGS, answer_rows
 from exsel.report.facts import facts
 from exsel.report.formatting import number
 from exsel.report.headline import Row, verdict
@@ -96,6 +96,7 @@ def _context(results: Mapping[str, Any]) -> dict[str, Any]:
         "temperatures": [_temperature(each) for each in moved_temperatures(results)],
         "selection_notes": selection_notes(results),
         "answers": answer_rows(results),
+        "answer_headings": ANSWER_HEADINGS,
         "facts": facts(results, _FACTS),
         "run_headings": dict(enumerate(_RUN_HEADINGS)),
         "runs": [_run(run) for key in ("runs", "choosing_runs") for run in comparison.entries(results, key)],

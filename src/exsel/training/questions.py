@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from exsel.data import PackedData
 from exsel.data.passkey import fit_documents
@@ -11,6 +11,9 @@ from exsel.evaluation import passkey
 from exsel.lengths import check_positions
 from exsel.training.run_model import sketch_model
 from exsel.training.settings import Settings
+
+if TYPE_CHECKING:
+    from exsel.evaluation.tasks import TaskScore
 
 
 def check_answers(settings: Settings, data: PackedData, processes: int = 1) -> None:
@@ -52,5 +55,11 @@ def ask_trained(settings: Settings, model: Any, data: PackedData) -> list[dict[s
 
         asked = load_tasks(settings.tasks)
         scores = evaluate_tasks(model, data.tokenizer, asked, batch_size=settings.micro_batch_size).scores
-        found += [{"task": score.task, "measure": score.metric, "value": score.value} for score in scores]
+        found += [{"task": each.task, "measure": _measure(each), "value": each.value} for each in scores]
     return found
+
+
+def _measure(score: TaskScore) -> str:
+    """What a score counts, and of how many questions, as in ``perplexity, 1,000 questions, less is better``."""
+    questions = "" if score.documents is None else f", {score.documents:,} questions"
+    return score.metric + questions + ("" if score.higher_is_better is not False else ", less is better")
