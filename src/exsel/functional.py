@@ -15,7 +15,7 @@ from exsel.dispatch import Backend
 from exsel.kernels import sdpa
 from exsel.kernels.exclude import exclude as exclude_pass
 from exsel.kernels.exclude import exclude_directly
-from exsel.kernels.operators import is_plain, is_watched
+from exsel.kernels.operators import is_plain, is_unseen, is_watched
 from exsel.kernels.sdpa import Call
 
 #: The least norm that a value is divided by.
@@ -135,6 +135,7 @@ def exclude(
         _is_one(strength)
         and backend == "auto"
         and eps > 0
+        and is_unseen()
         and (direct := exclude_directly(y, own_value, eps)) is not None
     ):
         return direct
@@ -233,9 +234,9 @@ def attention(
 
     Source: Zhai, arXiv:2603.09078 (2026), Section 3; Zhang et al., NeurIPS 2024, arXiv:2411.12892, Definition 1.
     """
-    is_plain_call = exclusive is True and backend == "auto" and dropout_p == 0 and _is_one(strength)
-    options = (query_scale, value_scale, sliding_window, cu_seqlens)
-    if is_plain_call and all(option is None for option in options):
+    is_plain_call = exclusive is True and backend in ("auto", "sdpa") and dropout_p == 0 and _is_one(strength)
+    is_whole = query_scale is None and value_scale is None and sliding_window is None and cu_seqlens is None
+    if is_plain_call and is_whole:
         own, grouped = value if own_value is None else own_value, enable_gqa is True
         direct = sdpa.attend_directly(query, key, value, own, attn_mask, is_causal, scale, grouped, EPS)
         if direct is not None:

@@ -10,6 +10,7 @@ from budget import assert_within_budget
 from exsel import reference
 from exsel.config import PositionForm
 from exsel.kernels import cpp, scale
+from exsel.kernels.operators import is_unseen
 from exsel.kernels.scale import scale_directly, scale_heads
 
 
@@ -97,15 +98,21 @@ def test_temperature_against_float64(dtype: torch.dtype, head_dim: int, size: in
 def test_temperature_refuses_what_it_must_not_read() -> None:
     x, weight = torch.randn(1, 4, 1, 8), torch.randn(4, 8)
     features, position = x.transpose(1, 2), torch.ones(1, 1, dtype=torch.int64)
-    assert scale_directly(x, features, weight, None, None) is None  # gradients may be recorded
     with torch.no_grad():
         assert scale_directly(x, features, weight, None, None) is not None
         assert scale_directly(x, features, weight[:3], None, None) is None
         assert scale_directly(x, features.transpose(1, 2), weight, None, None) is None
         assert scale_directly(x.bfloat16(), features, weight, None, None) is None
         assert scale_directly(x, features, weight, position.int(), weight[:, 0]) is None
-        assert torch.func.vmap(lambda x: torch.zeros(()) if seen(x, features, weight) else x.sum())(x[None]).item() == 0
+        assert scale_directly(x.to("meta"), features, weight, None, None) is None
+        with cpp.without():
+            assert scale_directly(x, features, weight, None, None) is None
 
 
-def seen(x: Tensor, features: Tensor, weight: Tensor) -> bool:
-    return scale_directly(x, features, weight, None, None) is None
+def test_what_sees_a_computation() -> None:
+    x = torch.zeros(2)
+    assert not is_unseen()  # gradients may be recorded
+    with torch.no_grad():
+        assert is_unseen()
+        assert torch.func.vmap(lambda x: x if is_unseen() else x + 1)(x).tolist() == [1, 1]
+        assert torch.compile(lambda x: x if is_unseen() else x + 1, backend="eager")(x).tolist() == [1, 1]

@@ -97,7 +97,7 @@ def without() -> Iterator[None]:
 
 def available() -> bool:
     """Whether the library is there and wanted; the first call compiles it, unless an earlier process has."""
-    return _wanted and _outcome().library is not None
+    return _loaded() is not None
 
 
 def why_not() -> str:
@@ -129,17 +129,18 @@ def project(
 
 
 def project_one(y: Tensor, own_value: Tensor, eps: float, out: Tensor, tokens_first: bool) -> bool:
-    """:func:`project` with strength 1; False, and nothing is computed, where the tensors do not fit each other.
+    """:func:`project` with strength 1; False, and nothing is computed: no library, or tensors that do not fit.
 
     ``tokens_first``: y and out are [B, T, H, D].
     """
-    own = (own_value.shape, own_value.stride(), own_value.dtype)
-    layout = _projection_layout(
-        y.shape, y.stride(), y.dtype, own, out.stride(), eps, tokens_first, torch.get_num_threads()
-    )
+    library = _loaded()
+    if library is None:
+        return False
+    kinds = (y.shape, y.stride(), y.dtype, own_value.shape, own_value.stride(), own_value.dtype, out.stride())
+    layout = _projection_layout(*kinds, eps, tokens_first, torch.get_num_threads())
     if layout is None:
         return False
-    _library().exsel_project(layout, _FIVE_POINTERS.pack(y.data_ptr(), own_value.data_ptr(), 0, 0, out.data_ptr()))
+    library.exsel_project(layout, _FIVE_POINTERS.pack(y.data_ptr(), own_value.data_ptr(), 0, 0, out.data_ptr()))
     return True
 
 
@@ -148,14 +149,15 @@ def _projection_layout(
     shape: tuple[int, ...],
     strides: _Strides,
     dtype: torch.dtype,
-    own: tuple[torch.Size, _Strides, torch.dtype],
+    own_shape: tuple[int, ...],
+    own_strides: _Strides,
+    own_dtype: torch.dtype,
     out: _Strides,
     eps: float,
     tokens_first: bool,
     num_threads: int,
 ) -> bytes | None:
     """Struct Arguments of passes.cpp for tensors of these shapes, strides and dtypes; None: they do not fit."""
-    own_shape, own_strides, own_dtype = own
     if len(shape) != 4 or len(own_shape) != 4 or dtype != own_dtype or dtype not in DTYPES or 0 in shape:
         return None
     if tokens_first:
@@ -211,7 +213,7 @@ def scale_by_temperature(
     position_logit: Tensor | None,
     position_form: PositionForm,
 ) -> Tensor | None:
-    """τ ⊙ x, τ being :func:`exsel.reference.inverse_temperature`; ``None`` where the tensors do not fit each other.
+    """τ ⊙ x, τ being :func:`exsel.reference.inverse_temperature`; ``None``: no library, or tensors that do not fit.
 
     Args:
         x: [B, H, T, D].
@@ -221,6 +223,9 @@ def scale_by_temperature(
         position_logit: [H or 1], of weight's dtype; None: without its term.
         position_form: the function of position_logit that log n is multiplied by.
     """
+    library = _loaded()
+    if library is None:
+        return None
     own = (x.shape, x.stride(), x.dtype, features.shape, features.stride(), features.dtype)
     learned = (weight.shape, weight.stride(), weight.dtype)
     out = torch.empty_like(x)
@@ -233,7 +238,7 @@ def scale_by_temperature(
     layout = _temperature_layout(own, learned, places, out.stride(), position_form, torch.get_num_threads())
     if layout is None:
         return None
-    _library().exsel_scale_by_temperature(
+    library.exsel_scale_by_temperature(
         layout,
         _SIX_POINTERS.pack(
             x.data_ptr(), features.data_ptr(), weight.data_ptr(), logit_pointer, position_pointer, out.data_ptr()
@@ -321,9 +326,14 @@ def _layout(
     return struct.pack(f"{_SIZES}{len(views)}q", *sizes, eps, *views)
 
 
+def _loaded() -> ctypes.CDLL | None:
+    """The library, where it is wanted and can be had."""
+    return (_found or _outcome()).library if _wanted else None
+
+
 def _library() -> ctypes.CDLL:
-    library = _outcome().library
-    assert library is not None, _outcome().why_not
+    library = (_found or _outcome()).library
+    assert library is not None, why_not()
     return library
 
 

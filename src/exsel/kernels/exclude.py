@@ -60,12 +60,12 @@ def exclude(y: Tensor, own_value: Tensor, strength: Tensor | None, eps: float) -
 
 
 def exclude_directly(y: Tensor, own_value: Tensor, eps: float, *, tokens_first: bool = False) -> Tensor | None:
-    """:func:`exclude` of strength 1 by the C++ pass with nothing around it, as for one token on a cache.
+    """:func:`exclude` of strength 1 by the C++ pass with nothing around it, where :func:`is_unseen`.
 
-    ``None`` where something must see an operator, and where y ``[B, H, T, D]`` (tokens first: ``[B, T, H, D]``) and
-    own_value ``[B, Hkv, T, D]`` do not fit each other: the caller checks them and names the fault.
+    ``None`` where the pass cannot read y ``[B, H, T, D]`` (tokens first: ``[B, T, H, D]``) and own_value
+    ``[B, Hkv, T, D]``, and where they do not fit each other: the caller checks them and names the fault.
     """
-    if not reads_cpu(y, own_value) or not cpp.available():
+    if not reads_cpu(y, own_value):
         return None
     z = torch.empty_like(y)
     return z if cpp.project_one(y, own_value, eps, z, tokens_first) else None

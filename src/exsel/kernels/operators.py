@@ -40,10 +40,13 @@ def is_plain(x: Tensor) -> bool:
     return not (x.is_meta or x.is_neg() or x._is_zerotensor())
 
 
+def is_unseen() -> bool:
+    """Whether nothing sees what is computed: no gradients are recorded, and nothing watches."""
+    return not (torch.is_grad_enabled() or is_watched())
+
+
 def reads_cpu(*tensors: Tensor) -> bool:
-    """Whether a kernel may be called as it is with tensors on the CPU: nothing records it, and it may read them."""
-    if torch.is_grad_enabled() or is_watched():
-        return False
+    """Whether a kernel may read these tensors on the CPU; it may be called as it is where :func:`is_unseen` too."""
     for x in tensors:  # :func:`is_plain` written out, since this runs in every layer at every token
         kind = type(x)
         if (kind is not Tensor and kind is not torch.nn.Parameter) or not x.is_cpu or x.layout is not torch.strided:

@@ -35,17 +35,17 @@ def scale_directly(
     position_logit: Tensor | None,
     position_form: PositionForm = "sigmoid",
 ) -> Tensor | None:
-    """τ ⊙ x by one C++ pass that computes τ on the way, as :func:`exsel.reference.inverse_temperature` does.
+    """τ ⊙ x by one C++ pass that computes τ as :func:`exsel.reference.inverse_temperature`, where :func:`is_unseen`.
 
-    ``None`` where something must see operators, and where the tensors do not fit each other: x ``[B, H, T, D]``,
-    features ``[B, T, H, F]``, weight ``[H or 1, F]``, position int64 ``[B or 1, T]``, position_logit ``[H or 1]``.
+    ``None`` where the pass cannot read the tensors, and where they do not fit each other: x ``[B, H, T, D]``, features
+    ``[B, T, H, F]``, weight ``[H or 1, F]``, position int64 ``[B or 1, T]``, position_logit ``[H or 1]``.
     """
     given: tuple[Tensor, ...] = (x, features, weight)
     if position_logit is not None:
         if position is None:
             return None
         given = (x, features, weight, position, position_logit)
-    if not reads_cpu(*given) or not cpp.available():
+    if not reads_cpu(*given):
         return None
     return cpp.scale_by_temperature(x, features, weight, position, position_logit, position_form)
 

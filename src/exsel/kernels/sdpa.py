@@ -23,7 +23,7 @@ from torch import Tensor
 
 from exsel.kernels import blocks, cpp, stock
 from exsel.kernels.exclude import exclude, is_written_out, passes_for
-from exsel.kernels.operators import differentiable, fold_batch, reads_cpu, without_gradient
+from exsel.kernels.operators import differentiable, fold_batch, is_unseen, reads_cpu, without_gradient
 from exsel.kernels.scale import scale_heads
 from exsel.reference import accumulation_dtype
 
@@ -68,7 +68,7 @@ def attention(call: Call, eps: float) -> Tensor:
     attn_mask = call.attn_mask
     if (call.query_scale is not None or call.value_scale is not None) and in_blocks(call):
         read = (query, key, value, own_value, strength, call.query_scale, call.value_scale)
-        if reads_cpu(*[x for x in read if x is not None]):
+        if is_unseen() and reads_cpu(*[x for x in read if x is not None]):
             return _scaled_in_blocks(call, eps)
     if call.query_scale is not None:
         query = scale_heads(query, call.query_scale.to(accumulation_dtype(query.dtype)))
@@ -148,10 +148,9 @@ def attend_directly(
     them and names the fault.
     """
     tensors = (query, key, value, own_value) if attn_mask is None else (query, key, value, own_value, attn_mask)
-    if not reads_cpu(*tensors) or torch.is_autocast_enabled("cpu") or not cpp.available():
+    if not (is_unseen() and reads_cpu(*tensors)) or torch.is_autocast_enabled("cpu") or not cpp.available():
         return None
-    kinds = tuple([(x.shape, x.dtype) for x in tensors])
-    if not _fit(kinds, is_causal, enable_gqa):
+    if not _fit(tuple([(x.shape, x.dtype) for x in tensors]), is_causal, enable_gqa):
         return None
     y = stock.attend(query, key, value, attn_mask, 0.0, is_causal, scale)
     is_projected = cpp.project_one(y, own_value, eps, y, tokens_first=False)

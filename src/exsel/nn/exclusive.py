@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from exsel.config import ExclusiveConfig
 from exsel.errors import LoadError
-from exsel.functional import EPS, exclude
-from exsel.kernels.exclude import exclude_directly
+from exsel.functional import exclude
 from exsel.nn.scalars import Scalars
 
 
@@ -74,12 +73,6 @@ class Exclusive(Scalars):
     def forward(self, y: Tensor, own_value: Tensor) -> Tensor:
         """y ``[B, H, T, D]``, own_value ``[B, Hkv, T, D]`` → z ``[B, H, T, D]``."""
         return exclude(y, own_value, strength=self.alpha())
-
-    def directly(self, y: Tensor, own_value: Tensor) -> Tensor | None:
-        """The same of y ``[B, T, H, D]`` by one call where nothing sees what is computed; ``None``: it must be seen."""
-        if self.strength != 1 or not self.runs_as_written():
-            return None
-        return exclude_directly(y, own_value, EPS, tokens_first=True)
 
     def alpha(self) -> float | Tensor:
         """α: a number, or tanh(γ) ``[H]``."""

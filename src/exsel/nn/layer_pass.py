@@ -99,13 +99,17 @@ class LayerPass:
         observer: is shown the pass.
     """
 
+    # What a pass begins with stands in the class: an eager token's layer takes longer to set it than to compute.
+    own_value: Tensor | None = None
+    cached_value: Tensor | None = None
+    first_token = 0
+    is_done = False
+    #: The projections that are read, and how each is packed.
+    reads: Mapping[str, str] = {}
+
     def __init__(self, geometry: Geometry | None = None, observer: PassObserver | None = None) -> None:
         self.geometry = geometry
         self.observer = observer
-        self.own_value: Tensor | None = None
-        self.cached_value: Tensor | None = None
-        self.first_token = 0
-        self.is_done = False
 
     def project(
         self, name: str, module: Callable[..., Tensor], hidden_states: Tensor, *args: Any, **kwargs: Any
@@ -114,7 +118,7 @@ class LayerPass:
         packed = module(hidden_states, *args, **kwargs)
         if self.observer is not None:
             self.observer.projected(name, packed, module, hidden_states, *args, **kwargs)
-        return self.read(name, hidden_states, packed)
+        return self.read(name, hidden_states, packed) if name in self.reads else packed
 
     def update(self, cache: Any, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Called for ``cache.update(key, value, …)``: ``[B, Hkv, T, D]`` → all keys and values ``[B, Hkv, S, D]``."""
@@ -141,7 +145,8 @@ class LayerPass:
         result = function(module, query, key, value, *args, **kwargs)
         if self.observer is not None:
             self._tell(function, module, query, key, value, args, kwargs, _heads_first(result, query))
-        self._count(query)
+        self.first_token += query.shape[-2]
+        self.is_done = True
         if takes_mechanisms:
             return result
         return (self.after(result[0]), *result[1:]) if isinstance(result, tuple) else self.after(result)
@@ -167,7 +172,8 @@ class LayerPass:
         y = function(query, key, value, *args, **kwargs)
         if self.observer is not None:
             self._tell(function, None, query, key, value, args, kwargs, y)
-        self._count(query)
+        self.first_token += query.shape[-2]
+        self.is_done = True
         return self.exclude(y)
 
     def sdpa_tokens_first(
@@ -200,7 +206,7 @@ class LayerPass:
         return (self.mixed(result[0]), *result[1:]) if isinstance(result, tuple) else self.mixed(result)
 
     def read(self, name: str, hidden_states: Tensor, packed: Tensor) -> Tensor:
-        """What the layer goes on with after projection ``name`` has made ``packed`` of its input."""
+        """What the layer goes on with after projection ``name``, one of ``reads``, has made ``packed`` of its input."""
         return packed
 
     def to_cache(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -223,10 +229,6 @@ class LayerPass:
     def exclude(self, y: Tensor) -> Tensor:
         """z of the attention function's output y ``[B, H, T, D]``."""
         return y
-
-    def _count(self, query: Tensor) -> None:
-        self.first_token += query.shape[-2]
-        self.is_done = True
 
     def _tell(
         self,

@@ -12,7 +12,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from exsel.kernels.scale import scale_heads
+from exsel.functional import EPS
+from exsel.kernels.exclude import exclude_directly
+from exsel.kernels.operators import is_unseen
+from exsel.kernels.scale import scale_directly, scale_heads
 from exsel.nn.exclusive import Exclusive
 from exsel.nn.layer_pass import LayerPass
 from exsel.nn.projections import Geometry
@@ -44,6 +47,8 @@ class MechanismPass(LayerPass):
             never attended.
     """
 
+    has_scaled_query = False
+
     def __init__(
         self,
         exclusive: Exclusive | None,
@@ -57,12 +62,12 @@ class MechanismPass(LayerPass):
     ) -> None:
         super().__init__(geometry)
         self.exclusive = exclusive
-        self.temperatures = temperatures
+        self.temperatures = temperatures._modules
         self.features = {} if features is None else dict(features)
         self.position = position
         self.hidden_states = hidden_states
         self.token_frequency = token_frequency
-        self.has_scaled_query = False
+        self.is_unseen = is_unseen()
 
     def scale_query(self, query: Tensor) -> Tensor:
         """The query times its inverse temperature, for a layer that can do this before it rotates the query.
@@ -76,15 +81,19 @@ class MechanismPass(LayerPass):
     def to_cache(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Key and value, scaled; the unscaled values are the tokens' own."""
         self.own_value = value
-        key, self.cached_value = self.scaled("key", key), self.scaled("value", value)
-        return key, self.cached_value
+        if self.temperatures:
+            key, value = self.scaled("key", key), self.scaled("value", value)
+        self.cached_value = value
+        return key, value
 
     def before(
         self, query: Tensor, key: Tensor, value: Tensor, takes_mechanisms: bool = False
     ) -> tuple[Tensor, Tensor, Tensor, dict[str, Any]]:
         """Query, key and value with their temperatures; for a function that applies these itself, as its arguments."""
         is_cached = self.cached_value is not None
-        own_value = self.own_value = self.own_value if is_cached else value
+        if not is_cached:
+            self.own_value = value
+        own_value = self.own_value
         assert own_value is not None
         if own_value.shape[-2] != query.shape[-2]:
             raise RuntimeError(ACROSS)
@@ -93,6 +102,8 @@ class MechanismPass(LayerPass):
                 f"an upgraded layer attends with queries {tuple(query.shape)}: which dimension holds the heads is not "
                 "known, so it can have exclusive attention of a fixed strength only"
             )
+        if not self.temperatures and not takes_mechanisms:
+            return query, key, value, {}
         if not is_cached:
             key = self.scaled("key", key)
         if not takes_mechanisms:
@@ -110,13 +121,15 @@ class MechanismPass(LayerPass):
 
     def after(self, y: Tensor) -> Tensor:
         """z of y, in its shape."""
-        if self.exclusive is None:
+        exclusive, own_value = self.exclusive, self.own_value
+        if exclusive is None:
             return y
-        own_value = self.own_value
         if own_value is None:
             raise RuntimeError(ACROSS)
-        if type(self.exclusive) is Exclusive and (direct := self.exclusive.directly(y, own_value)) is not None:
-            return direct
+        if self.is_unseen and type(exclusive) is Exclusive and exclusive.strength == 1 and exclusive.runs_as_written():
+            direct = exclude_directly(y, own_value, EPS, tokens_first=True)
+            if direct is not None:
+                return direct
         heads = y.reshape(*own_value.shape[:-3], own_value.shape[-2], -1, own_value.shape[-1])
         return self.exclude(heads.transpose(-3, -2)).transpose(-3, -2).reshape(y.shape)
 
@@ -129,7 +142,8 @@ class MechanismPass(LayerPass):
 
     def end(self, result: Any) -> Any:
         """``result``; raises if the layer took a path without its mechanisms."""
-        super().end(result)
+        if self.observer is not None:
+            super().end(result)
         if not self.is_done:
             raise RuntimeError(
                 "an upgraded attention layer took a path around its attention function, on which its mechanisms would "
@@ -143,18 +157,17 @@ class MechanismPass(LayerPass):
 
     def scaled(self, kind: str, states: Tensor) -> Tensor:
         """Query, key or value ``[B, heads, T, D]`` times its inverse temperature."""
-        if kind not in self.temperatures._modules:
+        temperature, features = self.temperatures.get(kind), self.features.get(kind)
+        if temperature is None:
             return states
-        temperature, features = self.temperatures._modules[kind], self.features.get(kind)
-        if (
-            states.shape[-2] == 1
-            and type(temperature) is Temperature
-            and features is not None
-            and self.first_token == 0
-        ):
-            position = None if temperature._parameters["position_logit"] is None else self.places(states)
-            if (direct := temperature.scale(states, features, position)) is not None:
-                return direct
+        is_one_token = self.is_unseen and states.shape[-2] == 1 and self.first_token == 0
+        if is_one_token and type(temperature) is Temperature and temperature.runs_as_written():
+            weight, logit = temperature._parameters["weight"], temperature._parameters["position_logit"]
+            if features is not None and weight is not None and temperature.token == "shared":
+                position = None if logit is None else self.places(states)
+                direct = scale_directly(states, features, weight, position, logit, temperature.position_form)
+                if direct is not None:
+                    return direct
         tau = self.temperature(kind, states)
         assert tau is not None
         return scale_heads(states, tau)

@@ -121,14 +121,12 @@ class UpgradedPass(MechanismPass):
         super().__init__(modules.get("exclusive"), modules["temperatures"], geometry=mechanisms.geometry)
         self.mechanisms = mechanisms
         self.positions = positions
+        self.reads = mechanisms.reads
         self.projected: set[str] = set()
 
     def read(self, name: str, hidden_states: Tensor, packed: Tensor) -> Tensor:
         """Keep what temperatures read. Return ``packed``, scaled if the layer writes its attention out."""
         mechanisms, geometry = self.mechanisms, self.mechanisms.geometry
-        packed_as = mechanisms.reads.get(name)
-        if packed_as is None:
-            return packed
         if name in self.projected:
             if mechanisms.reuses_projections:
                 return packed
@@ -137,7 +135,7 @@ class UpgradedPass(MechanismPass):
             )
         self.projected.add(name)
         assert geometry is not None
-        packing = PACKINGS[packed_as]
+        packing = PACKINGS[self.reads[name]]
         parts = packing.split(packed, geometry, mechanisms.kinds)
         self.features.update(parts)
         if "query" in parts or mechanisms.scales_projections:

@@ -47,10 +47,11 @@ class Positions:
         #: Whether padding is read from the mask's diagonal alone: a padding token is hidden even from itself.
         self.by_diagonal = has_window or not isinstance(mask, Tensor)
         self.past: int | Tensor = 0
+        self.is_watched = is_watched()
         if cache is not None and (self.given is None or self.mask is not None or has_window):
             past = cache.get_seq_length(layer_index)
             # A static cache counts on in the same tensor when it is updated.
-            is_known = isinstance(past, Tensor) and past.is_cpu and not is_watched()
+            is_known = isinstance(past, Tensor) and past.is_cpu and not self.is_watched
             self.past = int(past) if is_known else past.clone() if isinstance(past, Tensor) else past
             if self.by_diagonal and self._is_first_pass():
                 setattr(cache, _PADDING, None)
@@ -58,7 +59,7 @@ class Positions:
     def of(self, num_tokens: int, batch: int, device: torch.device) -> Tensor:
         """n ``[B or 1, T]``, 1-based, for the pass's tokens; the layers of a model that get the same find it once."""
         global _last
-        asked = None if is_watched() else self._asked(num_tokens, batch)
+        asked = None if self.is_watched else self._asked(num_tokens, batch)
         if asked is not None and _last is not None:
             before, given, mask, found = _last
             if before == asked and given() is self.given and mask() is self.mask:

@@ -49,8 +49,15 @@ class Scalars(nn.Module):
 
     def runs_as_written(self) -> bool:
         """Whether a call of the module is its class's ``forward`` and nothing more: no hooks, and no other forward."""
-        has_hooks = self._forward_hooks or self._forward_pre_hooks or self._backward_hooks or self._backward_pre_hooks
-        return not (has_hooks or "forward" in self.__dict__ or has_global_hooks())
+        own = self._forward_hooks or self._forward_pre_hooks or self._backward_hooks or self._backward_pre_hooks
+        return not (
+            own
+            or "forward" in self.__dict__
+            or every_module._global_forward_hooks
+            or every_module._global_forward_pre_hooks
+            or every_module._global_backward_hooks
+            or every_module._global_backward_pre_hooks
+        )
 
     def divide(self) -> None:
         """Note that the parameters are divided with their heads; a ``DTensor`` alone does not say so."""
@@ -89,16 +96,6 @@ class Scalars(nn.Module):
         whole = DTensor.from_local(states, parameter.device_mesh, [Replicate()], run_check=False)
         summed: Tensor = whole.to_local(grad_placements=[Partial()])
         return summed
-
-
-def has_global_hooks() -> bool:
-    """Whether hooks are set that every module calls."""
-    return bool(
-        every_module._global_forward_hooks
-        or every_module._global_forward_pre_hooks
-        or every_module._global_backward_hooks
-        or every_module._global_backward_pre_hooks
-    )
 
 
 def _is_wide(tensor: Tensor) -> bool:

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from exsel import reference
 from exsel.config import PositionForm, SelectiveConfig, TokenTerm
 from exsel.functional import inverse_temperature
-from exsel.kernels.scale import scale_directly
 from exsel.nn.projections import Geometry
 from exsel.nn.scalars import Scalars
 
@@ -164,19 +163,6 @@ class Temperature(Scalars):
                 features = token_frequency.to(tau.dtype).unsqueeze(-1)
             tau = tau + reference.linear_token_term(features, weight)
         return tau.expand(projection.shape[:-1])
-
-    def scale(self, states: Tensor, projection: Tensor, position: Tensor | None) -> Tensor | None:
-        """τ ⊙ states of one token by one call; ``None``: something must see what is computed, or it is another form.
-
-        Args:
-            states: ``[B, H, 1, D]``.
-            projection: as in :meth:`forward`, but ``[B, 1, H, D]``.
-            position: as in :meth:`forward`.
-        """
-        weight, position_logit = self._parameters["weight"], self._parameters["position_logit"]
-        if self.token != "shared" or weight is None or states.shape[-2] != 1 or not self.runs_as_written():
-            return None
-        return scale_directly(states, projection, weight, position, position_logit, self.position_form)
 
     def extra_repr(self) -> str:
         """The form, and which parameters there are."""

@@ -59,9 +59,12 @@ class Upgraded(Guarded):
         Raises:
             RuntimeError: it does not; the message names what replaced the forward pass.
         """
-        if fault := _bypassed(self):
-            raise RuntimeError(f"{fault}. Take it back, or exsel.downgrade(model), put it there, and upgrade again")
         own, cls = self.__dict__, type(self)
+        for name, (attribute, function, code) in cls.exsel_read.items():  # :func:`_bypassed` without its words
+            is_read = getattr(cls.exsel_original, name, None) is attribute and function.__code__ is code
+            if not is_read or (name in own and name != "forward"):
+                fault = f"{_bypassed(self)}. Take it back, or exsel.downgrade(model), put it there"
+                raise RuntimeError(f"{fault}, and upgrade again")
         forward: Any = cls.forward  # type: ignore[attr-defined]
         if "forward" not in own and forward is cls.exsel_forward:
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
