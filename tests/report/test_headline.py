@@ -101,6 +101,15 @@ def test_short_trainings_are_called_so(make_results: Make) -> None:
     assert headline(results) == "Too short to conclude from: the loss still falls about as fast as at the start."
 
 
+def test_a_new_model_needs_some_steps(make_results: Make) -> None:
+    results = make_results()
+    verdict = headline(results)
+    results["config"] |= {"steps": 45, "source": None}
+    assert headline(results) == "Too short to conclude from: a new model needs 100 steps at least, and these took 45."
+    results["config"]["source"] = "smollm2"  # fine-tuning takes fewer
+    assert headline(results) == verdict
+
+
 def test_without_a_baseline_nothing_is_called_better(make_results: Make) -> None:
     results = make_results(variants=("exclusive", "selective"))
     assert headline(results) == "No baseline to compare with; the lowest final loss is that of exclusive: 1.67."

@@ -28,6 +28,8 @@ Row = Mapping[str, Any]
 
 # With fewer points of the validation curve it is not seen whether the loss still falls steeply.
 _FEWEST_EVALUATIONS = 5
+# After fewer steps a new model knows hardly more than which tokens are frequent: which variant leads then is chance.
+_FEWEST_STEPS = 100
 # The loss falls as steeply as at the start where its last third falls by more than this share of its first third.
 _STEEP = 0.5
 
@@ -129,6 +131,10 @@ def too_short(results: Mapping[str, Any]) -> list[str]:
     if fewest < _FEWEST_EVALUATIONS:
         times = "once" if fewest == 1 else f"{fewest} times"
         return [f"the loss was evaluated {times}, and it takes {_FEWEST_EVALUATIONS}"]
+    config = section(results, "config")
+    steps = number(config.get("steps"))
+    if steps is not None and steps < _FEWEST_STEPS and config.get("source") is None:
+        return [f"a new model needs {_FEWEST_STEPS} steps at least, and these took {steps:,.0f}"]
     if max(map(_late_fall, curves)) > _STEEP:
         return ["the loss still falls about as fast as at the start"]
     return []
