@@ -31,9 +31,10 @@ def test_it_ends_with_a_table_and_the_report(compared: tuple[Outcome, Path]) -> 
     assert outcome.err == ""
     assert "\x1b" not in outcome.out  # plain lines off a terminal
     lines = outcome.out.splitlines()
-    assert lines[0].startswith("data: ")
-    assert lines[1].startswith("model: ")
-    assert "12 steps of 4 × 32 tokens on cpu, float32, eager" in lines[1]
+    assert lines[0] == f"to train: exclusive, baseline; seed 0, 1; into {folder}"
+    assert lines[1].startswith("data: ")
+    assert lines[2].startswith("model: ")
+    assert "12 steps of 4 × 32 tokens on cpu, float32, eager" in lines[2]
     heading = next(index for index, line in enumerate(lines) if line.startswith("Variant"))
     assert lines[heading + 1].startswith("baseline ")
     assert lines[heading + 2].startswith("exclusive ")

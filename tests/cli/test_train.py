@@ -77,7 +77,9 @@ def test_rows(flags: list[str], tmp_path: Path, suffix: str, field: str) -> None
         pq.write_table(pa.table({field: TEXTS, "other": range(60)}), path)
     outcome = run_main("train", *flags, "--data", path, "--text-field", field, "--out", tmp_path / "run")
     assert outcome.code == 0, outcome.err
-    assert outcome.out.startswith(f"data: {path}, ")
+    first, second, *_ = outcome.out.splitlines()
+    assert first == f"to train: baseline; seed 0; into {tmp_path / 'run'}"
+    assert second.startswith(f"data: {path}, ")
 
 
 def test_several_values_of_data(flags: list[str], tmp_path: Path) -> None:

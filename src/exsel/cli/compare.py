@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING
 
 from exsel.cli.flags import listed, real, seed
 from exsel.cli.outputs import command_line
-from exsel.cli.training import add_training_arguments, build_settings, check_first, mechanism_flags, run_session
+from exsel.cli.training import (
+    add_training_arguments,
+    build_settings,
+    check_first,
+    mechanism_flags,
+    run_session,
+    say_what_begins,
+)
 from exsel.errors import ExselError, require_all
 from exsel.variants import BASELINE, CHOOSING_SEED, VARIANTS, choose_variants
 
@@ -59,6 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ExselError("--minutes chooses the tokens, and --tokens says them: give one of the two")
     variants = choose_variants([word for word in arguments.variants if word], **mechanism_flags(arguments))
     begun_with = check_first(arguments)
+    say_what_begins(arguments, variants, arguments.seeds)
 
     from exsel.cli.display import print_table
     from exsel.report import headline, headline_note, interval_sentence, summary_rows, sweep_ends, table_headings

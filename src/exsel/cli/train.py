@@ -14,6 +14,7 @@ from exsel.cli.training import (
     check_first,
     mechanism_flags,
     run_session,
+    say_what_begins,
 )
 from exsel.errors import ExselError, require_all
 from exsel.variants import BASELINE, VARIANTS, choose_variants
@@ -40,6 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Check, load, train, print the result."""
     require_all("train")
     begun_with = check_first(arguments)
+    variant = _one_variant(arguments, _kept(arguments, begun_with))
+    say_what_begins(arguments, [variant], [arguments.seed])
 
     from exsel.report import formatting
     from exsel.report.selection import moved_temperatures, selection_notes
@@ -47,7 +50,6 @@ def run(arguments: argparse.Namespace) -> int:
     from exsel.training.run import train_run
     from exsel.training.run_model import build_model
 
-    variant = _one_variant(arguments, _kept(arguments, begun_with))
     rate = variant.learning_rates[0] if variant.learning_rates else arguments.lr
     settings = build_settings(arguments, begun_with, variant=variant, learning_rate=rate, seed=arguments.seed)
     model: Any = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -292,6 +292,13 @@ def check_first(arguments: argparse.Namespace) -> Source | None:
     if "WORLD_SIZE" not in os.environ:  # the first of several processes alone may look into it
         check_folder(arguments)
     return source_of(arguments)
+
+
+def say_what_begins(arguments: argparse.Namespace, variants: Iterable[Variant], seeds: Iterable[int]) -> None:
+    """Print what is to be trained, and into which folder, before anything heavy is imported (of one process)."""
+    if "WORLD_SIZE" not in os.environ:
+        names, each = ", ".join(variant.name for variant in variants), ", ".join(map(str, seeds))
+        print(f"to train: {names}; seed {each}; into {arguments.out}", flush=True)
 
 
 def run_session(
