@@ -24,6 +24,7 @@ survey: .venv/installed  ## every model type of transformers, upgraded and verif
 
 bench: .venv/installed  ## what attention, a block and upgraded models cost here; about an hour and a half on two cores
 	$(BIN)/python -m evidence.benchmarks.attention
+	$(BIN)/python -m evidence.benchmarks.decode
 	$(BIN)/python -m evidence.benchmarks.block
 	$(BIN)/python -m evidence.benchmarks.upgrade_overhead
 	$(BIN)/python -m evidence.benchmarks.long

@@ -1,9 +1,9 @@
-"""What attention and decoding cost: the numbers of docs/performance.md that are kept in ``results``.
+"""What attention costs: the numbers of docs/performance.md that are kept in ``results``.
 
     python -m evidence.benchmarks.attention [--part NAME] [--device cpu|cuda] [other flags of exsel bench]
 
-Runs ``exsel bench attention decode`` and keeps its ``bench.json`` by the name of the device; ``python -m
-evidence.benchmarks.tables`` then makes the tables. About an hour on two cores. ``--part`` names one of several runs on
+Runs ``exsel bench attention`` and keeps its ``bench.json`` by the name of the device; ``python -m
+evidence.benchmarks.tables`` then makes the tables. ``--part`` names one of several runs on
 one device, of different shapes or lengths, each of which is kept.
 """
 
@@ -49,4 +49,4 @@ def measure_and_keep(name: str, subjects: Sequence[str], flags: Sequence[str]) -
 
 
 if __name__ == "__main__":
-    sys.exit(measure_and_keep("attention", ["attention", "decode"], sys.argv[1:]))
+    sys.exit(measure_and_keep("attention", ["attention"], sys.argv[1:]))
