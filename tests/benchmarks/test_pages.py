@@ -102,8 +102,8 @@ def test_what_is_kept(tables: ModuleType, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(script, "exsel", exsel)
     monkeypatch.setattr(script, "RESULTS", tables.RESULTS)
     monkeypatch.chdir(tmp_path)
-    assert script.measure_and_keep("attention", ["attention", "decode"], ["--part", "long", "--seq-lens", "8192"]) == 0
-    assert given[0][:5] == ["bench", "attention", "decode", "--seq-lens", "8192"]
+    assert script.measure_and_keep("attention", ["attention"], ["--part", "long", "--seq-lens", "8192"]) == 0
+    assert given[0][:5] == ["bench", "attention", "--seq-lens", "8192", "--out"]
     (kept,) = tables.RESULTS.iterdir()
     assert kept.name == "attention_cpu_long.json"
     assert json.loads(kept.read_text())["command"] == "python -m evidence.benchmarks.attention --seq-lens 8192"
