@@ -20,14 +20,12 @@ from torch import Tensor, nn
 from vllm import __version__ as vllm_version
 
 from exsel.engines.serving import allocate
-from exsel.functional import exclude
 from exsel.models.modeling import ExselAttention
-from exsel.nn.exclusive import Exclusive, check_strengths
+from exsel.nn.exclusive import check_strengths
 from exsel.upgrading.upgraded_class import Upgraded
 from exsel.version import __version__
 
 try:
-    from vllm.config import CompilationMode
     from vllm.distributed import get_tensor_model_parallel_world_size
     from vllm.model_executor.model_loader.weight_utils import sharded_weight_loader
     from vllm.model_executor.models.transformers import TransformersForCausalLM
@@ -40,14 +38,6 @@ except ImportError as error:
     raise ImportError(
         f"exsel {__version__} serves with vLLM 0.32, and this is {vllm_version}: pip install 'exsel[vllm]'"
     ) from error
-
-
-class WrittenOut(Exclusive):
-    """The projection as formulas: a compiler makes one kernel of them, and the call of an operator takes longer."""
-
-    def forward(self, y: Tensor, own_value: Tensor) -> Tensor:
-        """As :meth:`Exclusive.forward`."""
-        return exclude(y, own_value, strength=self.alpha(), backend="reference")
 
 
 class VllmForCausalLM(TransformersForCausalLM):
@@ -80,10 +70,6 @@ class VllmForCausalLM(TransformersForCausalLM):
                 prefix, dispatch = f"model.{name}", _dispatch(layer)
                 self.attention_fusers[index] = prefix, dispatch
                 dispatch.fuse(layer, prefix, self.vllm_config)
-        if self.vllm_config.compilation_config.mode != CompilationMode.NONE:
-            for module in self.model.modules():
-                if type(module) is Exclusive:
-                    module.__class__ = WrittenOut
 
     def _merge_projections(self, prefix: str, layer: Upgraded) -> None:
         """Compute queries, keys and values in one product, where vLLM does so in the plain layer."""
