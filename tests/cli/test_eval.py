@@ -234,7 +234,8 @@ class TestTasks:
             "exsel.evaluation.tasks.TaskManager",
             lambda include_path, include_defaults=False: TaskManager(include_path=include_path, include_defaults=False),
         )
-        outcome = run_main("eval", tmp_path / "no-model", "--tasks", "local_choises", "--task-path", task_folder)
+        (tmp_path / "config.json").write_text('{"model_type": "exsel"}')  # a model without weights does not load
+        outcome = run_main("eval", tmp_path, "--tasks", "local_choises", "--task-path", task_folder)
         assert outcome.code == 2
         assert "no task is called 'local_choises'" in outcome.err
         assert "did you mean local_choices" in outcome.err
