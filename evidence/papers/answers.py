@@ -11,14 +11,15 @@ from evidence.papers import experiments
 from evidence.papers.outcome import ExperimentRecord, Finding
 from evidence.papers.results_page import PAGE, anchor_of, markdown_table, with_interval
 
-#: What is said first: a subject, and the experiment whose first difference answers for it.
+#: What is said first: a subject, the experiment that answers for it, and by which of its findings (−1: the last).
 _IN_SHORT = (
-    ("Exclusive attention, trained from scratch", "training"),
-    ("Selective attention, trained from scratch", "speed-up"),
-    ("Selective attention put into a pretrained model, beyond one learned constant a head", "fine-tuning-controls"),
-    ("Exclusive attention put into a pretrained model", "fine-tuning-exclusive"),
-    ("Exclusive attention, copying", "induction"),
-    ("Exclusive attention, looking a value up by its key", "recall"),
+    ("Exclusive attention, trained from scratch", "training", 0),
+    ("Selective attention, trained from scratch", "speed-up", 0),
+    ("Selective attention put into a pretrained model, beyond one learned constant a head", "fine-tuning-controls", 0),
+    ("Exclusive attention put into a pretrained model, its strength learned from 0", "fine-tuning-exclusive", 0),
+    ("Exclusive attention put into a pretrained model at strength 1, finding passkeys", "fine-tuning-exclusive", -1),
+    ("Exclusive attention, copying", "induction", 0),
+    ("Exclusive attention, looking a value up by its key", "recall", 0),
 )
 _WORDS = {1: "helps", 0: "no difference is told", -1: "hurts"}
 # Findings of the other kinds (counts, times, shares) are no differences between two ways to do the same.
@@ -74,10 +75,10 @@ def in_short(records: Sequence[ExperimentRecord], most: int | None = None) -> st
 
 
 def _lines(by_name: dict[str, ExperimentRecord]) -> Iterator[str]:
-    for subject, name in _IN_SHORT:
+    for subject, name, place in _IN_SHORT:
         if name in by_name and (found := differences([by_name[name]])):
-            first = by_name[name].outcome.findings[0]
-            difference = next((each for each in found if each.finding is first), found[0])
+            asked = by_name[name].outcome.findings[place]
+            difference = next((each for each in found if each.finding is asked), found[0])
             seeds = len(difference.finding.ours.values)
             yield (
                 f"* **{subject}: {_WORDS[difference.finding.ours.sign()]}.** "
