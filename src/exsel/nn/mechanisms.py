@@ -127,6 +127,9 @@ class UpgradedPass(MechanismPass):
     def read(self, name: str, hidden_states: Tensor, packed: Tensor) -> Tensor:
         """Keep what temperatures read. Return ``packed``, scaled if the layer writes its attention out."""
         mechanisms, geometry = self.mechanisms, self.mechanisms.geometry
+        packed_as = self.reads.get(name)
+        if packed_as is None:  # a layer whose projections vLLM has merged calls this of each
+            return packed
         if name in self.projected:
             if mechanisms.reuses_projections:
                 return packed
@@ -135,7 +138,7 @@ class UpgradedPass(MechanismPass):
             )
         self.projected.add(name)
         assert geometry is not None
-        packing = PACKINGS[self.reads[name]]
+        packing = PACKINGS[packed_as]
         parts = packing.split(packed, geometry, mechanisms.kinds)
         self.features.update(parts)
         if "query" in parts or mechanisms.scales_projections:
