@@ -230,3 +230,10 @@ def test_a_patched_multihead_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nn.MultiheadAttention, "forward", traced)
     with pytest.raises(RuntimeError, match=r"was replaced by \S+\.traced"):
         layer(X, X, X)
+
+
+def test_a_projection_that_no_temperature_reads_stays_as_it_is() -> None:
+    layer: Any = llama(exclusive=True, selective=None).model.layers[0].self_attn
+    hidden_states, packed = torch.randn(1, 3, 8), torch.randn(1, 3, 8)
+    # A layer whose projections vLLM has merged hands each result in.
+    assert layer.exsel.begin().read("q_proj", hidden_states, packed) is packed
