@@ -3,8 +3,8 @@
     python -m evidence.benchmarks.attention [--part NAME] [--device cpu|cuda] [other flags of exsel bench]
 
 Runs ``exsel bench attention`` and keeps its ``bench.json`` by the name of the device; ``python -m
-evidence.benchmarks.tables`` then makes the tables. ``--part`` names one of several runs on
-one device, of different shapes or lengths, each of which is kept.
+evidence.benchmarks.tables`` then makes the tables. ``--part`` names one of several runs on one device, of different
+shapes or lengths, each of which is kept.
 """
 
 from __future__ import annotations

@@ -289,14 +289,19 @@ def check_first(arguments: argparse.Namespace) -> Source | None:
     Raises:
         ExselError: see :func:`check_folder` and :func:`source_of`.
     """
-    if "WORLD_SIZE" not in os.environ:  # the first of several processes alone may look into it
+    if _is_alone():  # the first of several processes alone may look into it
         check_folder(arguments)
     return source_of(arguments)
 
 
+def _is_alone() -> bool:
+    """Whether no launcher has started several processes."""
+    return "WORLD_SIZE" not in os.environ
+
+
 def say_what_begins(arguments: argparse.Namespace, variants: Iterable[Variant], seeds: Iterable[int]) -> None:
     """Print what is to be trained, and into which folder, before anything heavy is imported (of one process)."""
-    if "WORLD_SIZE" not in os.environ:
+    if _is_alone():
         names, each = ", ".join(variant.name for variant in variants), ", ".join(map(str, seeds))
         print(f"to train: {names}; seed {each}; into {arguments.out}", flush=True)
 

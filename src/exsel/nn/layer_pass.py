@@ -206,7 +206,7 @@ class LayerPass:
         return (self.mixed(result[0]), *result[1:]) if isinstance(result, tuple) else self.mixed(result)
 
     def read(self, name: str, hidden_states: Tensor, packed: Tensor) -> Tensor:
-        """What the layer goes on with after projection ``name``, one of ``reads``, has made ``packed`` of its input."""
+        """What the layer goes on with after projection ``name`` has made ``packed`` of its input."""
         return packed
 
     def to_cache(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
