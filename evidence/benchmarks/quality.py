@@ -1,8 +1,8 @@
-"""Does it help? The main job at length: 300 steps of 4096 bytes of standard-library source.
+"""Does it help? The main job at length: 600 steps of 4096 bytes of standard-library source, with selection's control.
 
-    python -m evidence.benchmarks.quality [--out FILE] [--work runs/quality] [--seeds 0] [--resume]
+    python -m evidence.benchmarks.quality [--out FILE] [--work runs/quality] [--seeds 0,1,2] [--resume]
 
-Runs ``exsel compare`` with the default model and keeps its results without the curves of single steps. About 10
+Runs ``exsel compare`` with the default model and keeps its results without the curves of single steps. About 25
 minutes a seed on two cores; ``--resume`` goes on with a run that was interrupted.
 """
 
@@ -17,6 +17,7 @@ from typing import Any
 
 from exsel.cli import main as exsel
 from exsel.files import read_json, write_json
+from exsel.variants import CONTROL, VARIANTS
 
 
 def compared(flags: Sequence[str], work: Path, *, resume: bool) -> dict[str, Any]:
@@ -41,10 +42,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("evidence/benchmarks/results/quality_tiny.json"))
     parser.add_argument("--work", type=Path, default=Path("runs/quality"))
-    parser.add_argument("--seeds", default="0", help="one after the other, as 0,1 (%(default)s)")
+    parser.add_argument("--seeds", default="0,1,2", help="one run of each variant a seed (%(default)s)")
     parser.add_argument("--resume", action="store_true")
     arguments = parser.parse_args()
-    flags = f"--tokens {300 * 4096} --seq-len 512 --batch-size 8 --seeds {arguments.seeds} --evaluation-blocks 64"
+    flags = (
+        f"--variants {','.join((*VARIANTS, CONTROL.name))} --tokens {600 * 4096} --seq-len 512 --batch-size 8 "
+        f"--seeds {arguments.seeds} --evaluation-blocks 64"
+    )
     results = compared(flags.split(), arguments.work, resume=arguments.resume)
     results["command"] = f"python -m evidence.benchmarks.quality --seeds {arguments.seeds}"
     write_json(arguments.out, results)
