@@ -53,6 +53,9 @@ CONTRAST = """(() => {
 })()"""
 
 
+KEYS = {"Tab": 9, "Enter": 13, "End": 35, "Home": 36, "ArrowLeft": 37, "ArrowRight": 39}
+
+
 class Browser:
     """One browser with one tab; `open` loads a file and notes its requests and console messages."""
 
@@ -147,6 +150,14 @@ class Browser:
         if "exceptionDetails" in answer:
             raise RuntimeError(answer["exceptionDetails"]["exception"]["description"])
         return answer["result"].get("value")
+
+    def press(self, key: str) -> None:
+        text = "\r" if key == "Enter" else ""
+        for kind in ("keyDown", "keyUp"):
+            self.send(
+                "Input.dispatchKeyEvent", type=kind, key=key, code=key, text=text, windowsVirtualKeyCode=KEYS[key]
+            )
+            text = ""
 
     def requests(self) -> list[str]:
         return [

@@ -54,12 +54,6 @@ def tokens_page(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
-def press(browser: Browser, key: str) -> None:
-    codes = {"ArrowRight": 39, "ArrowLeft": 37, "Home": 36, "End": 35, "Tab": 9}
-    for kind in ("keyDown", "keyUp"):
-        browser.send("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=codes[key])
-
-
 def choose(browser: Browser, **values: str) -> None:
     for name, value in values.items():
         browser.evaluate(
@@ -165,13 +159,13 @@ def test_tokens_are_told_by_pointer_tap_and_keyboard(browser: Browser, tokens_pa
     assert browser.evaluate(READOUT) == f"query position 4 · Similarity to the own value {values[3]}"
     browser.evaluate(f"{TOKENS}[8].click()")
     assert browser.evaluate(READOUT).startswith("return position 9 ·")
-    press(browser, "ArrowLeft")
+    browser.press("ArrowLeft")
     assert browser.evaluate(READOUT) == f"⇥ position 8 · Similarity to the own value {values[7]}"
-    press(browser, "End")
+    browser.press("End")
     assert browser.evaluate(READOUT).startswith("� position 12")
-    press(browser, "ArrowRight")
+    browser.press("ArrowRight")
     assert browser.evaluate(READOUT).startswith("� position 12")
-    press(browser, "Home")
+    browser.press("Home")
     assert browser.evaluate(READOUT).startswith("def position 1")
     outline = "getComputedStyle(document.activeElement)"
     assert browser.evaluate(f"{outline}.outlineStyle") == "solid"
@@ -182,7 +176,7 @@ def test_the_text_is_one_stop_of_the_tab_key(browser: Browser, tokens_page: Call
     browser.open(tokens_page(build(), build(name="other", shift=0.1)))
     stops = []
     for _ in range(9):
-        press(browser, "Tab")
+        browser.press("Tab")
         stops.append(
             browser.evaluate(
                 "(at => at.className.startsWith('t ') ? at.closest('figure').dataset.panel ?? 'difference'"

@@ -95,13 +95,40 @@ def test_a_wide_table_scrolls_by_keyboard(browser: Browser, report: Report, make
     assert browser.evaluate(f"{table}.getAttribute('tabindex')") == "0"
     browser.evaluate(f"{table}.focus()")
     assert browser.evaluate(f"document.activeElement === {table}")
-    for kind in ("keyDown", "keyUp"):
-        browser.send("Input.dispatchKeyEvent", type=kind, key="ArrowRight", code="ArrowRight", windowsVirtualKeyCode=39)
+    browser.press("ArrowRight")
     scrolled = f"""new Promise(done => {{
       const look = () => {table}.scrollLeft > 0 ? done(true) : requestAnimationFrame(look);
       look();
     }})"""
     assert browser.evaluate(scrolled)
+
+
+@pytest.mark.parametrize("width", [1280, 360])
+def test_every_stop_of_the_tab_key_is_seen_and_every_fold_opens(
+    browser: Browser, report: Report, make_results: Make, width: int
+) -> None:
+    browser.open(report(make_results()), width=width)
+    stop = """(() => {
+      const element = document.activeElement, box = element.getBoundingClientRect();
+      return element === document.body ? null
+        : [element.tagName, box.width > 0 && box.bottom > 0 && box.top < innerHeight,
+           parseFloat(getComputedStyle(element).outlineWidth)];
+    })()"""
+    tags = []
+    for _ in range(100):
+        browser.press("Tab")
+        if (found := browser.evaluate(stop)) is None:
+            break
+        tag, is_seen, outline = found
+        assert is_seen, tags
+        assert outline >= 2, tags
+        tags.append(tag)
+        if tag == "SUMMARY":
+            browser.press("Enter")
+            assert browser.evaluate("document.activeElement.parentElement.open")
+    assert tags.count("SUMMARY") == browser.evaluate("document.querySelectorAll('summary').length") > 3
+    assert tags[0] == "A"
+    assert "DIV" in tags
 
 
 def test_on_a_narrow_screen_rows_are_cards_with_nothing_hidden(
