@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-#: Width, depth and heads by name. Beyond the two small ones, Zhai (arXiv:2603.09078), Table 1.
+#: Width, depth and heads by name. Beyond the three small ones, Zhai (arXiv:2603.09078), Table 1.
 SIZES: Mapping[str, Mapping[str, Any]] = {
     "tiny": {
         "num_hidden_layers": 4,
@@ -14,6 +14,14 @@ SIZES: Mapping[str, Mapping[str, Any]] = {
         "head_dim": 32,
         "max_position_embeddings": 512,
         "initializer_range": 0.04,  # 0.02 is GPT-2's at width 768; the width is a quarter, so twice that
+    },
+    "25m": {
+        "num_hidden_layers": 8,
+        "hidden_size": 512,
+        "num_attention_heads": 8,
+        "head_dim": 64,
+        "max_position_embeddings": 1024,
+        "initializer_range": 0.024,  # as above: times the root of 768 / 512
     },
     "124m": {
         "num_hidden_layers": 12,

@@ -57,10 +57,17 @@ def test_a_block_comes_with_a_training_step() -> None:
     assert [(job.subject, job.case.shape.name) for job in jobs(plan)] == [("block", "124m"), ("step", "tiny")]
 
 
+@pytest.mark.parametrize(("size", "tokens", "batch"), [("tiny", 512, 8), ("25m", 1024, 4), ("0.7b", 2048, 2)])
+def test_a_step_has_as_many_tokens_in_sequences_of_the_sizes_context(size: str, tokens: int, batch: int) -> None:
+    plan = Plan(subjects=("block",), device="cpu", dtype="float32", shapes=(SHAPES["tiny"],), model=size)
+    case = jobs(plan)[-1].case
+    assert (case.tokens, case.batch) == (tokens, batch)
+
+
 @pytest.mark.parametrize("shape", ["llama", "4x2x16"])
 def test_a_block_needs_a_size(shape: str) -> None:
     plan = Plan(subjects=("block",), device="cpu", dtype="float32", shapes=parse_shapes(shape))
-    with pytest.raises(ExselError, match="tiny, 124m"):
+    with pytest.raises(ExselError, match="tiny, 25m, 124m"):
         jobs(plan)
 
 

@@ -50,7 +50,7 @@ def assert_refused(outcome: Outcome, *fragments: str) -> None:
         (["--selective", "token=magic"], "--selective: token must be one of"),
         (["--exclusive", "strength=strong"], "--exclusive: strength must be"),
         (["--exclusive", "layers=last:9"], "--model"),
-        (["--model", "huge"], "neither a size (tiny, 124m"),
+        (["--model", "huge"], "neither a size (tiny, 25m, 124m"),
         (["--device", "gpu"], "--device gpu: choose auto, cpu, cuda or mps"),
         (["--report-to", "paper"], "--report-to paper: no such logger"),
         (["--data", "/no/such/file.txt"], "no such file or folder: /no/such/file.txt"),

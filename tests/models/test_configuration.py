@@ -36,6 +36,10 @@ def test_head_sizes_that_kernels_take(size: str) -> None:
     assert SIZES[size]["head_dim"] in HEAD_SIZES
 
 
+def test_size_25m() -> None:
+    assert abs(count("25m", embeddings=False) / 25e6 - 1) < 0.02
+
+
 def test_size_tiny() -> None:
     assert SIZES["tiny"].items() >= {"num_hidden_layers": 4, "hidden_size": 192, "num_attention_heads": 6}.items()
 

@@ -26,8 +26,8 @@ VARIANTS = (BASELINE, "exclusive", "exclusive+selective", "naive exclusive", "na
 
 #: Bytes: small, so that the output layer does not hide what attention costs.
 VOCABULARY = 259
-#: The size of a training step and its tokens and sequences, where nothing else is said.
-STEPS = {"cpu": ("tiny", 512, 8), "cuda": ("1.4b", 2048, 4)}
+#: The size of a training step, where nothing else is said, and its tokens in all.
+STEPS = {"cpu": ("tiny", 4096), "cuda": ("1.4b", 8192)}
 #: Bytes a parameter: the weight, its gradient and the optimiser's two moments in float32, and room for activations.
 BYTES_PER_PARAMETER = 24
 
@@ -82,6 +82,12 @@ def build(variant: str, size: str, device: torch.device, *, layers: int | None =
             with device:
                 attention.temperatures[name] = PlainTemperature(heads, attention.head_dim)
     return model
+
+
+def context_length(size: str) -> int:
+    """The tokens of a sequence that a model of a size trains on."""
+    length: int = ExselConfig(**SIZES[size]).max_position_embeddings
+    return length
 
 
 def parameter_count(size: str) -> int:

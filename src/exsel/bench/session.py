@@ -91,12 +91,13 @@ def jobs(plan: Plan) -> list[PlannedCase]:
         if subject == "block":
             from exsel.bench import model_contenders  # imports transformers, which the other subjects do not need
 
-            size, tokens, batch = model_contenders.STEPS[plan.device]
+            size, in_all = model_contenders.STEPS[plan.device]
             size = plan.model or size
             check_sizes([size], "--model")
+            tokens = model_contenders.context_length(size)
             needed = model_contenders.parameter_count(size) * model_contenders.BYTES_PER_PARAMETER
             check_bytes(needed, device, f"--model {size}: a training step")
-            add("step", SHAPES[size], tokens, batch)
+            add("step", SHAPES[size], tokens, batch_of(tokens, in_all))
     check_memory([job.case for job in planned])
     return planned
 

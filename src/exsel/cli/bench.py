@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(one token on a cache); default: attention",
     )
     shapes = (
-        "tiny, 124m, 0.7b, 1.4b, 2.7b, llama, or heads x key/value heads x head dimension such as 24x8x128 "
+        "tiny, 25m, 124m, 0.7b, 1.4b, 2.7b, llama, or heads x key/value heads x head dimension such as 24x8x128 "
         "(124m,0.7b,1.4b,llama; by device for block)"
     )
     contenders = (

@@ -37,8 +37,8 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     fine_tuning.add_argument("--train", choices=["all", "new"], default="all", help=text)
     model = parser.add_argument_group("model")
     text = (
-        "tiny, 124m, 0.7b, 1.4b, 2.7b; a path to a transformers configuration; or a function of your own that builds a "
-        "model, as package.module:name or file.py:name (tiny)"
+        "tiny, 25m, 124m, 0.7b, 1.4b, 2.7b; a path to a transformers configuration; or a function of your own that "
+        "builds a model, as package.module:name or file.py:name (tiny)"
     )
     model.add_argument("--model", help=text)
     text = (

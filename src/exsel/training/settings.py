@@ -37,6 +37,7 @@ FINE_TUNING = SizeDefaults(tokens=150 * 4096, seq_len=512, batch_size=8, learnin
 #: The three large sizes have the paper's: 200,000 steps of 256 sequences of 2048 tokens, at its learning rates.
 DEFAULTS: Mapping[str, SizeDefaults] = {
     "tiny": SizeDefaults(tokens=150 * 4096, seq_len=512, batch_size=8, learning_rate=3e-3),
+    "25m": SizeDefaults(tokens=500_000_000, seq_len=1024, batch_size=32, learning_rate=1e-3),
     "124m": SizeDefaults(tokens=2_500_000_000, seq_len=1024, batch_size=64, learning_rate=6e-4),
     "0.7b": SizeDefaults(tokens=200_000 * 256 * 2048, seq_len=2048, batch_size=256, learning_rate=5e-4),
     "1.4b": SizeDefaults(tokens=200_000 * 256 * 2048, seq_len=2048, batch_size=256, learning_rate=4e-4),
