@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from exsel.nn.projections import PACKINGS, Geometry
 from exsel.upgrading import architectures as known
 from exsel.upgrading import code_paths, diffusers_processors, multihead, packing_trial, upgraded_class
 from exsel.upgrading.architectures import NO_OWN_VALUES, Projections, look_up
-from exsel.upgrading.rewriting import CallSites, sites_of
+from exsel.upgrading.rewriting import CallSites, find_sites
 from exsel.upgrading.sources import RewritingError, may_attend, replacement
 from exsel.upgrading.upgraded_class import original_class
 
@@ -61,11 +62,11 @@ class Target:
 
 def targets(model: nn.Module) -> list[Target]:
     """Every attention module of ``model``, in the model's order."""
-    modules = dict(model.named_modules())
+    modules, sites_of = dict(model.named_modules()), functools.cache(_sites)
     found = [
         target
         for name, module in modules.items()
-        if (target := _target(name, module, modules.get(name.rpartition(".")[0]))) is not None
+        if (target := _target(name, module, modules.get(name.rpartition(".")[0]), sites_of)) is not None
     ]
     around = {
         ".".join(target.name.split(".")[:length])
@@ -105,12 +106,14 @@ def _as_instance(target: Target, module: nn.Module) -> Target:
 
 def _sites(cls: type) -> CallSites | RewritingError:
     try:
-        return sites_of(cls)
+        return find_sites(cls)
     except RewritingError as error:
         return error
 
 
-def _target(name: str, module: nn.Module, parent: nn.Module | None) -> Target | None:
+def _target(
+    name: str, module: nn.Module, parent: nn.Module | None, sites_of: Callable[[type], CallSites | RewritingError]
+) -> Target | None:
     cls: Any = original_class(module)
     target = Target(name, cls.__name__)
     if isinstance(module, nn.MultiheadAttention):
@@ -120,7 +123,7 @@ def _target(name: str, module: nn.Module, parent: nn.Module | None) -> Target | 
     if cls.__module__.startswith(("torch.", "exsel.")) or isinstance(module, (nn.ModuleList, nn.ModuleDict)):
         return None
     in_table = _known_projections(module, cls)
-    sites = _sites(cls)
+    sites = sites_of(cls)
     calls_function = sites.all_attention() > 0 if isinstance(sites, CallSites) else may_attend(cls)
     has_name = _ATTENTION.search(cls.__name__) and any(True for _ in module.parameters())
     if in_table is None and not calls_function and not has_name:

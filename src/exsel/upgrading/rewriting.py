@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ast
 import inspect
-import operator
 import re
 import types
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,7 +17,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch.nn.functional as F
-from torch import nn
 
 from exsel.upgrading.sources import Method, RewritingError, closure_cells, content, may_attend, read
 
@@ -179,34 +177,6 @@ def _is_method(cls: type, name: str) -> bool:
     return isinstance(inspect.getattr_static(cls, name, None), types.FunctionType)
 
 
-#: For each class, its functions at the time when its calls were found, and the calls.
-_FOUND: dict[type, tuple[list[object], CallSites]] = {}
-
-
-def sites_of(cls: type) -> CallSites:
-    """:func:`find_sites` of a class's forward pass, kept until a function of the class is replaced.
-
-    Raises:
-        RewritingError: as :func:`find_sites`.
-    """
-    functions = list(_functions(cls))
-    kept, sites = _FOUND.get(cls, ([], None))
-    if sites is None or len(kept) != len(functions) or not all(map(operator.is_, kept, functions)):
-        sites = find_sites(cls)
-        _FOUND[cls] = functions, sites
-    return sites
-
-
-def _functions(cls: type) -> Iterator[object]:
-    """Every function of a class, the functions that it wraps, and the code of all."""
-    for base in cls.__mro__:
-        if base not in (nn.Module, object):
-            for value in vars(base).values():
-                while isinstance(value, types.FunctionType):
-                    yield from (value, value.__code__)
-                    value = vars(value).get("__wrapped__")
-
-
 def rewrite(cls: type, projections: Mapping[str, str], output: str | None) -> dict[str, Any]:
     """The methods that a subclass of ``cls`` needs to go through the mechanisms, by name.
 
@@ -219,7 +189,7 @@ def rewrite(cls: type, projections: Mapping[str, str], output: str | None) -> di
     Raises:
         RewritingError: no source to read, or a wrapper that is not known.
     """
-    sites = sites_of(cls)
+    sites = find_sites(cls)
     inner = _with_calls(sites, {*projections, output})
     methods: dict[str, Any] = {}
     for name, found in {"forward": sites, **inner}.items():

@@ -198,7 +198,7 @@ def _find_source(function: types.FunctionType) -> tuple[ast.Module, ast.Function
     text = "".join(linecache.getlines(code.co_filename, function.__globals__))
     if not text:
         raise RewritingError(f"has no Python source to read: {_why_without_source(function)}")
-    outermost = code.co_qualname.partition(".")[0]
+    outermost, wanted = code.co_qualname.partition(".")[0], _without_places(code)
     found = []
     for statement in (statements := _statements(text)):
         if not _defines(statement, outermost):
@@ -206,7 +206,7 @@ def _find_source(function: types.FunctionType) -> tuple[ast.Module, ast.Function
         # The imports are kept: the compiler gives other bytecode for calls of an imported name's attributes.
         kept = [other for other in statements if other is statement or not isinstance(other, _DEFINITIONS)]
         module = ast.Module(kept, type_ignores=[])
-        own = {made.co_firstlineno for made in _made_by(module, function) if _are_alike(made, code)}
+        own = {made.co_firstlineno for made in _made_by(module, function) if _without_places(made) == wanted}
         definitions = [node for node in ast.walk(statement) if isinstance(node, ast.FunctionDef)]
         found += [(module, node) for node in definitions if node.name == code.co_name and _first_line(node) in own]
     if not found:
@@ -271,24 +271,12 @@ def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
             yield from _codes(constant)
 
 
-def _are_alike(left: types.CodeType, right: types.CodeType) -> bool:
-    """Whether two code objects are equal except for their file and lines."""
-    names = (
-        *("co_code", "co_names", "co_varnames", "co_cellvars", "co_freevars", "co_flags", "co_exceptiontable"),
-        *("co_argcount", "co_posonlyargcount", "co_kwonlyargcount", "co_qualname"),
+def _without_places(code: types.CodeType) -> types.CodeType:
+    """``code`` without its file and lines, under its qualified name: equal code is then the same code."""
+    constants = tuple(_without_places(each) if isinstance(each, types.CodeType) else each for each in code.co_consts)
+    return code.replace(
+        co_name=code.co_qualname, co_filename="", co_firstlineno=1, co_linetable=b"", co_consts=constants
     )
-    return (
-        all(getattr(left, name) == getattr(right, name) for name in names)
-        and len(left.co_consts) == len(right.co_consts)
-        and all(map(_are_constants_alike, left.co_consts, right.co_consts))
-    )
-
-
-def _are_constants_alike(left: object, right: object) -> bool:
-    if isinstance(left, types.CodeType) and isinstance(right, types.CodeType):
-        return _are_alike(left, right)
-    # 0.0 == -0.0 and 1 == True, so the repr is compared too, except a set's: its order is not fixed.
-    return left == right and (isinstance(left, frozenset) or repr(left) == repr(right))
 
 
 def _first_line(definition: ast.FunctionDef) -> int:
