@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -298,50 +298,19 @@ def _banded_mask(call: Call) -> Tensor:
     return mask & band if mask.dtype == torch.bool else mask.masked_fill(~band, -math.inf)
 
 
-def explain_backend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-    exclusive: bool = False,
-    strength: float | Tensor | None = None,
-    own_value: Tensor | None = None,
-    query_scale: Tensor | None = None,
-    value_scale: Tensor | None = None,
-    sliding_window: int | None = None,
-    cu_seqlens: Tensor | None = None,
-    backend: Backend = "auto",
-) -> str:
+def explain_backend(query: Tensor, key: Tensor, value: Tensor, *, backend: Backend = "auto", **options: Any) -> str:
     """Which backend :func:`attention` would run with these arguments, and why, in words.
 
     Nothing is computed or compiled for it.
 
+    Args:
+        query, key, value, backend: as :func:`attention` takes them.
+        options: all else that :func:`attention` takes.
+
     Raises:
         ValueError, TypeError: what :func:`attention` would raise.
     """
-    call = read_call(
-        query,
-        key,
-        value,
-        attn_mask=attn_mask,
-        dropout_p=dropout_p,
-        is_causal=is_causal,
-        scale=scale,
-        enable_gqa=enable_gqa,
-        exclusive=exclusive,
-        strength=strength,
-        own_value=own_value,
-        query_scale=query_scale,
-        value_scale=value_scale,
-        sliding_window=sliding_window,
-        cu_seqlens=cu_seqlens,
-    )
-    return dispatch.explain(backend, call)
+    return dispatch.explain(backend, read_call(query, key, value, **options))
 
 
 def read_call(
