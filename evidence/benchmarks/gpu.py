@@ -34,7 +34,7 @@ from evidence.benchmarks.long_contenders import packed_contenders, window_conten
 from exsel.bench.cases import DTYPES, SHAPES, Case, Shape
 from exsel.bench.session import Plan, PlannedCase, contenders_of
 from exsel.bench.session import run as measure
-from exsel.cli.bench_display import make_display
+from exsel.cli.display import activity
 from exsel.cli.flags import real
 from exsel.errors import ExselError
 from exsel.files import read_json, write_json
@@ -166,10 +166,8 @@ def bench(session: Session, item: Item) -> dict[str, Any]:
     plan = Plan(
         subjects=(item.subject,), device=session.device, dtype=dtype, rounds=2 if session.is_rehearsal else ROUNDS
     )
-    with make_display() as display:
-        record = measure(
-            plan, [PlannedCase(item.subject, case, make)], command="", display=display, on_case=lambda _: None
-        )
+    with activity() as say:
+        record = measure(plan, [PlannedCase(item.subject, case, make)], command="", say=say, on_case=lambda _: None)
     if record["partial"]:
         raise KeyboardInterrupt
     return {"rows": record["rows"]}

@@ -27,7 +27,7 @@ import exsel
 from evidence.benchmarks.cpu_rows import keep_rows
 from exsel.bench.attention import EXCLUSIVE, check_output
 from exsel.bench.measuring import Contender, CpuClock, Work, measure
-from exsel.cli.bench_display import make_display
+from exsel.cli.display import activity
 
 OUT = Path(__file__).parent / "results" / "long_cpu.json"
 HEADS, HEAD_DIM, SEQUENCE = 8, 64, 512
@@ -123,9 +123,9 @@ def main() -> int:
         ("packed", SEQUENCE, arguments.sequences, partial(packed_work, arguments.sequences)),
     ]
     rows: list[dict[str, Any]] = []
-    with torch.no_grad(), make_display() as display:
+    with torch.no_grad(), activity() as say:
         for number, (subject, tokens, batch, make) in enumerate(cases):
-            display.case(f"{subject}, {batch} × {tokens}", number, len(cases))
+            say(f"{subject}, {batch} × {tokens} (case {number + 1} of {len(cases)})")
             work = make()
             first = next(iter(work))
             extra = {key: extra_bytes(call) for key, call in work.items()}
@@ -143,7 +143,7 @@ def main() -> int:
                 clock=CpuClock(),
                 device=torch.device("cpu"),
                 rounds=arguments.rounds,
-                display=display,
+                say=say,
             )
             described = {
                 "subject": subject,

@@ -29,7 +29,7 @@ import exsel
 from evidence.benchmarks.cpu_rows import keep_rows
 from exsel.bench.measuring import Contender, CpuClock, Work, check_compiler, measure
 from exsel.bench.model_contenders import SharedWeights
-from exsel.cli.bench_display import make_display
+from exsel.cli.display import activity
 from exsel.training.training_step import training_step
 
 RESULTS = Path(__file__).parent / "results"
@@ -172,9 +172,9 @@ def main() -> int:
         )
     ]
     rows: list[dict[str, Any]] = []
-    with make_display() as display:
+    with activity() as say:
         for number, (subject, family, name, batch) in enumerate(cases):
-            display.case(f"{subject} {family} {name}, {batch} × {TOKENS}", number, len(cases))
+            say(f"{subject} {family} {name}, {batch} × {TOKENS} (case {number + 1} of {len(cases)})")
             torch.compiler.reset()
             gc.collect()
             original = build_original(family, SIZES[name])
@@ -183,7 +183,7 @@ def main() -> int:
                 clock=CpuClock(),
                 device=torch.device("cpu"),
                 rounds=arguments.rounds,
-                display=display,
+                say=say,
             )
             described = {
                 "subject": f"upgraded {subject}",

@@ -13,7 +13,7 @@ import torch
 from evidence.papers.outcome import Budget, Finding, Job, Outcome, Table, Verdict
 from exsel.bench import model_contenders
 from exsel.bench.cases import DTYPES, GROUPS, SHAPES, Case
-from exsel.bench.measuring import Clock, Display, make_clock, measure
+from exsel.bench.measuring import Clock, make_clock, measure
 from exsel.config import ExclusiveConfig, SelectiveConfig
 from exsel.intervals import Estimate
 from exsel.machine import can_compile
@@ -104,7 +104,7 @@ def _measure(
         shape=SHAPES[blocks.size], tokens=tokens, batch=blocks.batch, device=torch.device(job.device), dtype=dtype
     )
     contenders = [one for one in model_contenders.block_contenders(case, ways) if one.name in (BASELINE, *_FORMS)]
-    return measure(contenders, clock=clock, device=case.device, rounds=blocks.rounds, display=Display())
+    return measure(contenders, clock=clock, device=case.device, rounds=blocks.rounds, say=lambda _: None)
 
 
 def _overhead(

@@ -6,24 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from exsel.bench.measuring import Clock, Display, Work
-
-
-class Watcher(Display):
-    """What was said."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-        self.rounds: list[tuple[int, int]] = []
-
-    def case(self, title: str, number: int, of: int) -> None:
-        self.said.append(f"{title} ({number + 1} of {of})")
-
-    def doing(self, what: str) -> None:
-        self.said.append(what)
-
-    def measured(self, rounds: int, of: int) -> None:
-        self.rounds.append((rounds, of))
+from exsel.bench.measuring import Clock, Work
 
 
 class ScriptedClock(Clock):
@@ -40,8 +23,9 @@ class ScriptedClock(Clock):
 
 
 @pytest.fixture
-def watcher() -> Watcher:
-    return Watcher()
+def said() -> list[str]:
+    """What was said."""
+    return []
 
 
 def idle(name: str) -> Work:

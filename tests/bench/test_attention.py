@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import exsel
-from bench.conftest import Watcher
 from exsel.bench import attention
 from exsel.bench.attention import check_output, compiled
 from exsel.bench.cases import Case, Shape
@@ -21,8 +20,8 @@ def case(heads: int = 4, kv_heads: int = 2) -> Case:
     return Case(shape=Shape("small", heads, kv_heads, 16), tokens=32, batch=2, device=CPU, dtype=torch.float32)
 
 
-def rows_of(contenders: list[Contender], watcher: Watcher) -> dict[tuple[str, str], dict[str, Any]]:
-    rows = measure(contenders, clock=CpuClock(least=0), device=CPU, rounds=1, display=watcher)
+def rows_of(contenders: list[Contender], said: list[str]) -> dict[tuple[str, str], dict[str, Any]]:
+    rows = measure(contenders, clock=CpuClock(least=0), device=CPU, rounds=1, say=said.append)
     return {(row["group"], row["contender"]): row for row in rows}
 
 
@@ -33,8 +32,8 @@ def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("no_compiler")
 @pytest.mark.parametrize("kv_heads", [4, 2])
-def test_everything_is_measured_but_what_refuses(kv_heads: int, watcher: Watcher) -> None:
-    rows = rows_of(attention.contenders(case(4, kv_heads), CpuClock(), ALL), watcher)
+def test_everything_is_measured_but_what_refuses(kv_heads: int, said: list[str]) -> None:
+    rows = rows_of(attention.contenders(case(4, kv_heads), CpuClock(), ALL), said)
     assert next(iter(rows)) == ("baseline", "stock")
     assert {name for name, row in rows.items() if row["refused"] is None} == {
         ("baseline", "stock"),
@@ -49,21 +48,21 @@ def test_everything_is_measured_but_what_refuses(kv_heads: int, watcher: Watcher
 
 
 @pytest.mark.usefixtures("no_compiler")
-def test_decoding(watcher: Watcher) -> None:
-    rows = rows_of(attention.contenders(case(), CpuClock(), ALL, decode=True), watcher)
+def test_decoding(said: list[str]) -> None:
+    rows = rows_of(attention.contenders(case(), CpuClock(), ALL, decode=True), said)
     assert list(rows["batch 2", "exsel sdpa"]["passes"]) == ["decode"]
     assert rows["batch 2", "stock"]["passes"]["decode"]["ratio_median"] == 1
     assert "compiler" in rows["batch 2", "compiled normalize"]["refused"]
 
 
-def test_a_wrong_result_has_no_time(watcher: Watcher, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_result_has_no_time(said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     right = exsel.attention
 
     def wrong(*tensors: Any, exclusive: bool, **options: Any) -> Any:
         return right(*tensors, exclusive=False, **options)
 
     monkeypatch.setattr("exsel.functional.attention", wrong)
-    rows = rows_of(attention.contenders(case(), CpuClock(), ("exsel sdpa",)), watcher)
+    rows = rows_of(attention.contenders(case(), CpuClock(), ("exsel sdpa",)), said)
     assert rows["exclusive", "exsel sdpa"]["refused"].startswith("wrong: ")
     assert rows["exclusive", "exsel sdpa"]["passes"] == {}
 

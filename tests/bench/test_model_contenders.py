@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bench.conftest import Watcher
 from exsel.bench.cases import SHAPES, Case
 from exsel.bench.measuring import CpuClock, measure
 from exsel.bench.model_contenders import VARIANTS, SharedWeights, block_contenders, build, step_contenders
@@ -23,10 +22,10 @@ def test_the_plain_forms_make_the_same_model(mechanisms: str) -> None:
         assert not torch.allclose(build("baseline", "tiny", CPU, layers=2)(input_ids=ids).logits, logits, atol=1e-2)
 
 
-def test_eager_blocks_are_measured(watcher: Watcher) -> None:
+def test_eager_blocks_are_measured(said: list[str]) -> None:
     case = Case(shape=SHAPES["tiny"], tokens=16, batch=2, device=CPU, dtype=torch.float32)
     chosen = [contender for contender in block_contenders(case) if contender.group == "eager"]
-    rows = measure(chosen, clock=CpuClock(least=0), device=CPU, rounds=1, display=watcher)
+    rows = measure(chosen, clock=CpuClock(least=0), device=CPU, rounds=1, say=said.append)
     assert [row["contender"] for row in rows] == list(VARIANTS)
     assert all(set(row["passes"]) == {"forward", "backward", "both"} for row in rows)
     assert {row["floor"] for row in rows} == {"baseline"}

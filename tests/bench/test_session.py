@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 import torch
 
-from bench.conftest import Watcher
 from exsel.bench import attention
 from exsel.bench.cases import Case, Shape
 from exsel.bench.measuring import CpuClock, Work
@@ -65,21 +64,21 @@ def assert_schema(value: dict[str, Any], schema: dict[str, Any]) -> None:
         assert isinstance(value[name], kind), name
 
 
-def measure(watcher: Watcher, clock: CpuClock | None = None) -> tuple[dict[str, Any], list[int]]:
+def measure(said: list[str], clock: CpuClock | None = None) -> tuple[dict[str, Any], list[int]]:
     kept: list[int] = []
     record = run(
         PLAN,
         jobs(PLAN),
         command="exsel bench",
-        display=watcher,
+        say=said.append,
         on_case=lambda record: kept.append(len(record["rows"])),
         clock=clock,
     )
     return record, kept
 
 
-def test_the_record(watcher: Watcher) -> None:
-    record, kept = measure(watcher)
+def test_the_record(said: list[str]) -> None:
+    record, kept = measure(said)
     assert_schema(record, RECORD)
     assert not record["partial"]
     for row in record["rows"]:
@@ -90,9 +89,9 @@ def test_the_record(watcher: Watcher) -> None:
             low, high = summary["ratio_quartiles"]
             assert low <= summary["ratio_median"] <= high
     assert kept == [5, 10]  # after each case
-    assert [text for text in watcher.said if text.startswith("attention")] == [
-        "attention 2x1x16, 256 × 16 tokens (1 of 2)",
-        "attention 2x1x16, 128 × 32 tokens (2 of 2)",
+    assert [text for text in said if text.startswith("attention")] == [
+        "attention 2x1x16, 256 × 16 tokens (case 1 of 2)",
+        "attention 2x1x16, 128 × 32 tokens (case 2 of 2)",
     ]
 
 
@@ -112,14 +111,14 @@ class Interrupted(CpuClock):
 
 # A case: one call to calibrate, then two rounds of the three that run.
 @pytest.mark.parametrize(("after", "expected"), [(1 + 6 + 1 + 4, [2] * 3 + [1] * 3), (1 + 6 + 1 + 1, [2] * 3), (2, [])])
-def test_an_interruption_keeps_what_was_measured(after: int, expected: list[int], watcher: Watcher) -> None:
-    record, kept = measure(watcher, Interrupted(after))
+def test_an_interruption_keeps_what_was_measured(after: int, expected: list[int], said: list[str]) -> None:
+    record, kept = measure(said, Interrupted(after))
     assert record["partial"]
     assert [row["rounds"] for row in record["rows"] if row["refused"] is None] == expected
     assert kept[-1] == len(record["rows"])
 
 
-def test_tensors_that_do_not_fit_are_a_gap(watcher: Watcher, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensors_that_do_not_fit_are_a_gap(said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     original = attention.contenders
 
     def contenders(case: Case, *rest: Any, **options: Any) -> Any:
@@ -128,7 +127,7 @@ def test_tensors_that_do_not_fit_are_a_gap(watcher: Watcher, monkeypatch: pytest
         return original(case, *rest, **options)
 
     monkeypatch.setattr(attention, "contenders", contenders)
-    record, _ = measure(watcher)
+    record, _ = measure(said)
     assert not record["partial"]
     assert_schema(record["rows"][0], ROW)
     assert record["rows"][0]["refused"] == "out of memory"

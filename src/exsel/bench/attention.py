@@ -156,22 +156,14 @@ def contenders(case: Case, clock: Clock, wanted: Collection[str], *, decode: boo
 
 
 def compiled(call: Form) -> Form:
-    """The call under ``torch.compile``.
-
-    Raises:
-        Refused: there is no compiler.
-    """
+    """The call under ``torch.compile``; :class:`Refused` without a compiler."""
     check_compiler()
     wrapped: Form = torch.compile(call, dynamic=False, fullgraph=True)
     return wrapped
 
 
 def check_output(work: Work, expected: Tensor, largest: float) -> None:
-    """Check that the work computes what it should: a wrong result has no time.
-
-    Raises:
-        Refused: it does not.
-    """
+    """Refuse work that does not compute what it should: a wrong result has no time."""
     # With gradients where it has them: without, torch.compile would compile it once more.
     apart = float((work.forward().detach() - expected).abs().max())
     if not apart <= _TOLERANCE[expected.dtype] * largest:

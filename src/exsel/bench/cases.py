@@ -85,33 +85,21 @@ def batch_of(tokens: int, tokens_in_all: int) -> int:
 
 
 def check_names(names: Collection[str], known: Collection[str], what: str) -> None:
-    """Check that all are known.
-
-    Raises:
-        ExselError: one is not.
-    """
+    """Check that all are known."""
     for name in names:
         if name not in known:
             raise ExselError(f"{what}: no {name!r}: choose from {', '.join(known)}")
 
 
 def check_sizes(names: Collection[str], flag: str) -> None:
-    """Check that each is the name of a size of our model.
-
-    Raises:
-        ExselError: one is not.
-    """
+    """Check that each is the name of a size of our model."""
     for name in names:
         if name not in SIZES:
             raise ExselError(f"{flag} {name}: blocks and models come in the sizes {', '.join(SIZES)}")
 
 
 def check_memory(cases: Sequence[Case]) -> None:
-    """Check that every case fits: inputs, output, their gradients and as much again for what eager forms keep.
-
-    Raises:
-        ExselError: one does not.
-    """
+    """Check that every case fits: inputs, output, their gradients and as much again for what eager forms keep."""
     for case in cases:
         width = case.shape.num_heads + case.shape.num_kv_heads
         needed = 8 * case.batch * case.tokens * width * case.shape.head_dim * case.dtype.itemsize
@@ -119,11 +107,7 @@ def check_memory(cases: Sequence[Case]) -> None:
 
 
 def check_bytes(needed: int, device: torch.device, what: str) -> None:
-    """Check that so much memory is free.
-
-    Raises:
-        ExselError: it is not.
-    """
+    """Check that so much memory is free."""
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
     else:

@@ -84,19 +84,6 @@ class Contender:
         return self.group, self.name
 
 
-class Display:
-    """Who is told what is going on; this one tells nobody."""
-
-    def case(self, title: str, number: int, of: int) -> None:
-        """A case begins."""
-
-    def doing(self, what: str) -> None:
-        """What takes time now, beside the rounds."""
-
-    def measured(self, rounds: int, of: int) -> None:
-        """So many rounds are done."""
-
-
 class Clock:
     """Measures a piece of work."""
 
@@ -116,7 +103,7 @@ class CpuClock(Clock):
         self.repeats = 1
 
     def calibrate(self, work: Work) -> None:
-        """See :class:`Clock`."""
+        """Choose how often to repeat."""
         self.repeats = 1
         seconds = max(self.time(work).values())
         self.repeats = min(200, max(1, math.ceil(self.least / max(seconds, 1e-7))))
@@ -176,11 +163,7 @@ def make_clock(device: torch.device) -> Clock:
 
 
 def check_compiler() -> None:
-    """Check that ``torch.compile`` can work.
-
-    Raises:
-        Refused: it cannot.
-    """
+    """Raise :class:`Refused` where ``torch.compile`` cannot work."""
     if not can_compile():
         raise Refused("torch.compile needs a C++ compiler (g++ or clang++), and there is none")
 
@@ -217,7 +200,12 @@ def peak_bytes(work: Work, device: torch.device) -> int | None:
 
 
 def measure(
-    contenders: Sequence[Contender], *, clock: Clock, device: torch.device, rounds: int | None, display: Display
+    contenders: Sequence[Contender],
+    *,
+    clock: Clock,
+    device: torch.device,
+    rounds: int | None,
+    say: Callable[[str], None],
 ) -> list[dict[str, Any]]:
     """Measure the contenders of one case.
 
@@ -226,7 +214,7 @@ def measure(
         clock: what measures a pass.
         device: where the work is.
         rounds: how many; ``None``: by the time they take.
-        display: is told what happens.
+        say: is told what takes time now.
 
     Returns:
         A row a contender: ``contender``, ``group``, ``floor``, its details, ``rounds``, ``passes`` (by name:
@@ -242,7 +230,7 @@ def measure(
     try:
         for contender in contenders:
             is_compiled = "compiled" in (contender.group, contender.name.split()[0])
-            display.doing(f"{'compiling' if is_compiled else 'preparing'} {contender.name} ({contender.group})")
+            say(f"  {'compiling' if is_compiled else 'preparing'} {contender.name} ({contender.group})")
             fact = facts[contender.key] = {"saved_bytes": None, "peak_bytes": None, "refused": None}
             try:
                 if contender.floor not in works and contender.floor != contender.key:
@@ -256,15 +244,15 @@ def measure(
             except (Refused, torch.OutOfMemoryError) as error:
                 reason = str(error) if isinstance(error, Refused) else "out of memory"
                 facts[contender.key] = {"saved_bytes": None, "peak_bytes": None, "refused": reason}
-        _run_rounds(works, clock, MOST_ROUNDS[device.type] if rounds is None else rounds, rounds is None, display, done)
+        most = MOST_ROUNDS[device.type] if rounds is None else rounds
+        say(f"  measuring, {most} rounds at most")
+        _run_rounds(works, clock, most, rounds is None, done)
     except KeyboardInterrupt:
         raise Stop([_row(each, facts[each.key], done) for each in contenders] if done else []) from None
     return [_row(each, facts[each.key], done) for each in contenders]
 
 
-def _run_rounds(
-    works: Mapping[Key, Work], clock: Clock, most: int, may_be_fewer: bool, display: Display, done: list[Round]
-) -> None:
+def _run_rounds(works: Mapping[Key, Work], clock: Clock, most: int, may_be_fewer: bool, done: list[Round]) -> None:
     """Append rounds to ``done``, whole ones only."""
     order = list(works)
     # In a new order each: else the caches would always hold what the same contender left there.
@@ -275,7 +263,6 @@ def _run_rounds(
             break
         shuffle(order)
         done.append({key: clock.time(works[key]) for key in order})
-        display.measured(len(done), most)
 
 
 def _row(contender: Contender, facts: Mapping[str, Any], rounds: Sequence[Round]) -> dict[str, Any]:

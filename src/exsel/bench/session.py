@@ -22,7 +22,7 @@ from exsel.bench.cases import (
     check_memory,
     check_sizes,
 )
-from exsel.bench.measuring import Clock, Contender, Display, Stop, make_clock, measure
+from exsel.bench.measuring import Clock, Contender, Stop, make_clock, measure
 from exsel.machine import describe_machine, git_revision
 
 SUBJECTS = ("attention", "block", "decode")
@@ -107,7 +107,7 @@ def run(
     planned: Sequence[PlannedCase],
     *,
     command: str,
-    display: Display,
+    say: Callable[[str], None],
     on_case: Callable[[dict[str, Any]], None],
     clock: Clock | None = None,
 ) -> dict[str, Any]:
@@ -117,7 +117,7 @@ def run(
         plan: what was asked for.
         planned: :func:`jobs` of it.
         command: the command line, for the record.
-        display: is told what happens.
+        say: is told what happens.
         on_case: is given the record after each case.
         clock: the device's own where there is none.
 
@@ -140,13 +140,13 @@ def run(
     }
     torch.manual_seed(0)
     for number, job in enumerate(planned):
-        display.case(f"{job.subject} {job.case}", number, len(planned))
+        say(f"{job.subject} {job.case} (case {number + 1} of {len(planned)})")
         torch.compiler.reset()  # what was compiled for the last case would count against the limit of this one
         gc.collect()
         is_interrupted = False
         try:
             chosen, device = job.contenders(job.case, clock), job.case.device
-            measured = measure(chosen, clock=clock, device=device, rounds=plan.rounds, display=display)
+            measured = measure(chosen, clock=clock, device=device, rounds=plan.rounds, say=say)
         except (Stop, KeyboardInterrupt) as interruption:
             measured, is_interrupted = getattr(interruption, "rows", []), True
         except torch.OutOfMemoryError:
@@ -165,13 +165,7 @@ def run(
 def contenders_of(
     subject: str, wanted: Collection[str], ways: Collection[str] = GROUPS
 ) -> Callable[[Case, Clock], Sequence[Contender]]:
-    """What makes the contenders of a case.
-
-    Args:
-        subject: attention, decode, block or step.
-        wanted: of attention and decode, those of :data:`exsel.bench.attention.NAMES` to measure.
-        ways: of block and step, eager or compiled or both.
-    """
+    """What makes the contenders of a case: of attention and decode those wanted, of block and step in these ways."""
     if subject in ("attention", "decode"):
         return lambda case, clock: attention.contenders(case, clock, wanted, decode=subject == "decode")
     from exsel.bench import model_contenders

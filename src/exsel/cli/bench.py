@@ -60,14 +60,13 @@ def run(arguments: argparse.Namespace) -> int:
     plan = _plan(arguments)
 
     import sys
-    from typing import Any
+    from functools import partial
 
     from exsel.bench.pictures import clear_pictures, write_pictures
     from exsel.bench.session import jobs
     from exsel.bench.session import run as measure
     from exsel.bench.table import HEADINGS, gaps, table_rows
-    from exsel.cli.bench_display import make_display
-    from exsel.cli.display import print_table
+    from exsel.cli.display import activity, print_table
     from exsel.cli.outputs import command_line
     from exsel.files import write_json
 
@@ -76,11 +75,9 @@ def run(arguments: argparse.Namespace) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     clear_pictures(folder)
 
-    def keep(record: dict[str, Any]) -> None:
-        write_json(folder / RESULTS, record)
-
-    with make_display() as display:
-        record = measure(plan, planned, command=command_line(arguments.given), display=display, on_case=keep)
+    keep = partial(write_json, folder / RESULTS)
+    with activity() as say:
+        record = measure(plan, planned, command=command_line(arguments.given), say=say, on_case=keep)
     pictures = write_pictures(record["rows"], folder)
     if record["rows"]:
         print_table(table_rows(record["rows"]), HEADINGS)
@@ -97,11 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> Plan:
-    """The plan that the flags give.
-
-    Raises:
-        ExselError: an unknown name, a device that is not there, or a value that is not a number.
-    """
+    """The plan that the flags give."""
     from exsel.bench.attention import DEFAULT_NAMES, NAMES
     from exsel.bench.cases import DTYPES, check_names, parse_shapes
     from exsel.bench.session import SUBJECTS, Plan

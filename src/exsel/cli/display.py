@@ -227,6 +227,20 @@ def warn(text: str) -> None:
 
 
 @contextmanager
+def activity() -> Iterator[Callable[[str], None]]:
+    """A function that says on standard error what goes on: off a terminal in a line each.
+
+    On a terminal indented text, which is a part of what was said before, passes in one line.
+    """
+    errors = Console(stderr=True, highlight=False)
+    if not errors.is_terminal:
+        yield errors.print
+        return
+    with errors.status("") as status:
+        yield lambda text: status.update(text) if text.startswith(" ") else errors.print(text)
+
+
+@contextmanager
 def evaluation_progress(what: str = "evaluating") -> Iterator[Callable[[int, int], None] | None]:
     """A function that shows how many blocks (or batches) of how many are done; None off a terminal."""
     if not console.is_terminal:
