@@ -39,9 +39,9 @@ def compare_runs(
     progress: Progress,
     resume: bool = False,
 ) -> dict[str, Any]:
-    """Train all runs and write ``results.json`` and ``report.html``.
+    """Train all runs and write ``results.json``, whose content it returns, and ``report.html``.
 
-    Several processes work as in :func:`exsel.training.run.train_run`.
+    Several processes work as in :func:`exsel.training.run.train_run`, which also says what is raised.
 
     Args:
         plan: from :func:`exsel.training.comparison_plan.plan_runs`.
@@ -50,12 +50,6 @@ def compare_runs(
         command: the command line, for the record.
         progress: the display of the runs.
         resume: keep the runs that are finished and go on with the one that is not.
-
-    Returns:
-        The content of ``results.json``.
-
-    Raises:
-        As :func:`exsel.training.run.train_run`.
     """
     started = datetime.now(UTC).isoformat(timespec="seconds")
     with joined(plan.results[0].device) as processes, ExitStack() as held:

@@ -77,8 +77,7 @@ def plan_runs(
         variants: one or more; recipes come after the variants that have a name in :data:`exsel.variants.VARIANTS`.
         learning_rates: the peak learning rates of each variant that has none of its own. Of several, the one with the
             lowest loss is chosen for each variant.
-        seeds: of the runs of each variant.
-        choosing_seeds: of the runs that choose a variant's learning rate.
+        seeds, choosing_seeds: of the runs of each variant, and of those that choose its learning rate.
 
     Raises:
         ExselError: nothing to run, something named twice, or a seed that both chooses and makes a result.

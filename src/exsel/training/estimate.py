@@ -20,11 +20,9 @@ _FLOAT = 4
 
 @dataclass(frozen=True, kw_only=True)
 class RunSize:
-    """The size of a run.
+    """The parameters of a run's model, those of its mechanisms, and the bytes that training it takes.
 
     Args:
-        parameters: of the model.
-        new_parameters: of them, those of the mechanisms.
         state_bytes: weights, gradients, and the optimizer's two averages.
         activation_bytes: what a forward pass of one micro-batch keeps for its backward pass, run eagerly; ``None`` for
             a model that cannot be traced without its weights.

@@ -34,13 +34,11 @@ def measure_trained(
     *,
     validation: Evaluation | None,
 ) -> dict[str, Any]:
-    """The measurements, as they stand in a run's result.
+    """The measurements on a trained model, as they stand in a run's result; each process calls this.
 
     Args:
         model: trained, on its device; uncompiled or compiled by layers.
-        settings: of the run.
-        data: loaded as they say.
-        processes: those that train together, each of which calls this.
+        settings, data, processes: of the run.
         validation: the last evaluation on the validation blocks; ``None``: there was none in this process.
     """
     device, dtype = torch.device(settings.device), getattr(torch, settings.dtype)

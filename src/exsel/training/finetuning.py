@@ -27,14 +27,7 @@ from exsel.variants import BASELINE, kind_of
 
 
 def read_source(source: str) -> Any:
-    """The configuration of the model to fine-tune.
-
-    Args:
-        source: a folder that holds a saved model, or a name on the Hugging Face hub.
-
-    Raises:
-        ExselError: there is none, it is unreadable, or it is of a model that cannot be trained here.
-    """
+    """The configuration of the model to fine-tune, in a folder or on the hub."""
     config = read_config(source, f"--from {source}")
     with explained(f"--from {source}"):
         check_causal(config)
@@ -53,11 +46,7 @@ def source_variant(config: Any) -> str:
 
 
 def sketch_source(settings: Settings) -> nn.Module:
-    """The model of a fine-tuning run, without memory for its weights.
-
-    Raises:
-        ExselError: it cannot be built here, or not be upgraded as the settings say.
-    """
+    """The model of a fine-tuning run, without memory for its weights."""
     source, config = settings.source, read_source(str(settings.source))
     context = context_of(config)
     if context is not None and settings.seq_len > context:
@@ -77,11 +66,7 @@ def sketch_source(settings: Settings) -> nn.Module:
 
 
 def load_source(settings: Settings) -> Any:
-    """The model to fine-tune, with its mechanisms, in float32 on the CPU.
-
-    Raises:
-        ExselError: weights that are damaged or incomplete.
-    """
+    """The model to fine-tune, with its mechanisms, in float32 on the CPU."""
     source = str(settings.source)
     config = read_source(source)
     model = load_whole(source, called=f"--from {source}", dtype=torch.float32)

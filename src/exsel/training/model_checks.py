@@ -26,12 +26,7 @@ _TOLERANCE = 1e-4
 def check_new_models(runs: Sequence[Settings], data: PackedData) -> None:
     """Build the model of each variant and check it; exsel's own decoder needs no check.
 
-    Args:
-        runs: of one model.
-        data: loaded as the runs say.
-
-    Raises:
-        ExselError: see :func:`check_model`; or two models of the same seed share weights, or have different ones.
+    Models of one seed must have the same weights, and share none.
     """
     first, vocab_size = runs[0], data.description.vocab_size
     if first.source is not None or first.is_decoder:
@@ -51,12 +46,7 @@ def check_new_models(runs: Sequence[Settings], data: PackedData) -> None:
 
 
 def check_model(model: Any, settings: Settings, vocab_size: int) -> None:
-    """Check, by a few small forward passes, that a model can learn from the data.
-
-    Args:
-        model: with all its weights, on the CPU.
-        settings: of the run.
-        vocab_size: of the data.
+    """Check, by a few small forward passes, that a model with all its weights on the CPU can learn from the data.
 
     Raises:
         ExselError: the vocabulary is smaller than the tokenizer's, the logits are not numbers, or tokens attend to

@@ -30,13 +30,9 @@ class Monitor(TrainerCallback):
     """Does all that the module's description lists. The clock stops while the run evaluates and saves.
 
     Args:
-        settings: the run's settings.
-        validation: the validation blocks.
-        record: the record of the run's steps.
-        progress: the display.
         processes: those that train together: they stop after the same step, and the losses are their means.
-        log: sends the validation loss to the trainer's loggers; set once there is a trainer.
         signal: the signal that asked the run to stop.
+        log: sends the validation loss to the trainer's loggers; set once there is a trainer.
         evaluation: the latest on the validation blocks; ``None``: there was none in this process.
     """
 

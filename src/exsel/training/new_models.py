@@ -31,16 +31,7 @@ _MODEL_FIELDS = (
 
 
 def new_model(settings: Settings, vocab_size: int, tokenizer: PreTrainedTokenizerBase | None = None) -> Any:
-    """A run's model with new weights, in float32, on the default device.
-
-    Args:
-        settings: of the run.
-        vocab_size: of its data.
-        tokenizer: whose special tokens the model's configuration names.
-
-    Raises:
-        ExselError: it cannot be built, or cannot be upgraded as the settings say.
-    """
+    """A run's model with new weights, in float32, on the default device; it names the tokenizer's special tokens."""
     set_seed(settings.seed)
     if settings.is_decoder:
         return _decoder(settings, vocab_size, tokenizer)
@@ -94,11 +85,7 @@ def model_facts(settings: Settings, vocab_size: int) -> dict[str, Any]:
 
 
 def check_causal(config: Any) -> None:
-    """Check that a transformers configuration is of a model that predicts the next token.
-
-    Raises:
-        ExselError: it is not.
-    """
+    """Check that a transformers configuration is of a model that predicts the next token."""
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ExselError(f"a {config.model_type} model is no causal language model, which is needed")
 

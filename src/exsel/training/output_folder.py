@@ -36,11 +36,7 @@ def last_good(folder: Path) -> str:
 
 @contextmanager
 def or_go_on(failure: str, folder: Path) -> Iterator[None]:
-    """Turn a disk error into one that says what failed, and from where the run in ``folder`` can go on.
-
-    Raises:
-        ExselError: in the place of an ``OSError`` or a ``SafetensorError``.
-    """
+    """Turn a disk error into one that says what failed, and from where the run in ``folder`` can go on."""
     from safetensors import SafetensorError
 
     try:
@@ -53,11 +49,7 @@ def or_go_on(failure: str, folder: Path) -> Iterator[None]:
 
 @contextmanager
 def staged(folder: Path, name: str, what: str) -> Iterator[Path]:
-    """A temporary path in ``folder``, removed afterwards: write there, and rename what is complete.
-
-    Raises:
-        ExselError: see :func:`or_go_on`.
-    """
+    """A temporary path in ``folder``, removed afterwards: write there, and rename what is complete."""
     staging = folder / name
     shutil.rmtree(staging, ignore_errors=True)
     try:

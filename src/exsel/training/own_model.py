@@ -31,11 +31,7 @@ def is_factory(model: str) -> bool:
 
 
 def find_factory(model: str) -> Factory:
-    """The function that ``--model`` names; its module is imported, from the current folder too.
-
-    Raises:
-        ExselError: no such module, file or function, or one that cannot be imported.
-    """
+    """The function that ``--model`` names; its module is imported, from the current folder too."""
     place, _, name = model.rpartition(":")
     with explained(f"--model {model} cannot be imported"):
         if place.endswith(".py"):
@@ -83,11 +79,7 @@ def source_sha256(factory: Factory) -> str | None:
 
 
 def call_factory(factory: Factory, *, vocab_size: int, seq_len: int) -> nn.Module:
-    """A new module of the user's.
-
-    Raises:
-        ExselError: the function wants other arguments, raises an error, or returns something else.
-    """
+    """A new module of the user's; an error of their function is explained."""
     offered = {"vocab_size": vocab_size, "seq_len": seq_len}
     parameters = inspect.signature(factory).parameters
     name = factory_name(factory)
@@ -162,11 +154,7 @@ class OwnModel(nn.Module):
         return CausalLMOutput(loss=loss, logits=logits)
 
     def check_loss(self, tokens: Tensor) -> None:
-        """Check that a loss of the module's own is of the next tokens, not of those that it is given.
-
-        Raises:
-            ExselError: it compares each token with itself.
-        """
+        """Refuse a loss of the module's own that compares each token with itself, not with the next."""
         if "labels" not in self._takes:
             return
         output = self(tokens, labels=tokens)

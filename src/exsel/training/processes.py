@@ -31,13 +31,11 @@ _LOST = re.compile(r"gloo|NCCL|[Cc]onnection (closed|reset|refused)|Broken pipe|
 
 @dataclass(frozen=True, kw_only=True)
 class Processes:
-    """This process among those that train together.
+    """This process among those that train together: the first, of rank 0, writes and speaks for all.
 
     Args:
-        rank: its number; the first, 0, writes and speaks for all.
-        count: how many there are.
-        local_rank: its number on its machine, and that of its GPU.
-        local_count: how many are on its machine.
+        rank, count: its number, and how many there are.
+        local_rank, local_count: the same on its machine; the rank is also that of its GPU.
     """
 
     rank: int = 0
@@ -135,8 +133,7 @@ def current() -> Processes:
 def joined(device: str) -> Iterator[Processes]:
     """Meet the other processes that the launcher started, if it did and they have not met yet.
 
-    Args:
-        device: ``"cpu"``, where they talk by gloo, or ``"cuda"``: NCCL, each with a GPU of its own.
+    On ``"cpu"`` they talk by gloo, on ``"cuda"`` by NCCL, each with a GPU of its own.
 
     Raises:
         ExselError: a device that they cannot share, or another process ended.

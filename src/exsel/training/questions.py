@@ -17,12 +17,7 @@ if TYPE_CHECKING:
 
 
 def check_answers(settings: Settings, data: PackedData, processes: int = 1) -> None:
-    """Check that a run's model can be asked what the settings say, and load the tasks' documents.
-
-    Raises:
-        ExselError: a model that takes no questions, several processes, no such task, or lengths that do not fit.
-        MissingPackageError: tasks without lm-evaluation-harness.
-    """
+    """Check that a run's model can be asked what the settings say, and load the tasks' documents."""
     if not settings.passkey and not settings.tasks:
         return
     if settings.factory:

@@ -69,26 +69,21 @@ def train_run(
     resume: bool = False,
     model: Any = None,
 ) -> dict[str, Any]:
-    """Train, and save the model, its record and its result in ``folder``.
+    """Train, and save the model, its record and its result in ``folder``; returns the run's entry in ``results.json``.
 
     Several processes that a launcher started train together if each calls this; the first one writes.
 
     Args:
-        settings: the run's settings.
-        data: loaded as the settings say.
-        folder: the run's own; created if missing. It may hold a run only with ``resume``.
+        settings, data: of the run.
+        folder: the run's own. It may hold a run only with ``resume``.
         name: how the run is shown.
         progress: the display, of every process.
         resume: go on from the last checkpoint in ``folder``; a finished run returns its result.
         model: the result of :func:`exsel.training.run_model.build_model`, if it has been called already.
 
-    Returns:
-        The run's entry in ``results.json``.
-
     Raises:
-        ExselError: a folder that holds something else or in which another process is at work, damaged files, settings
-            or data that differ from those of the run to resume, a full disk, a loss that is not finite, a batch that
-            the processes cannot share, or the end of another process.
+        ExselError: a folder, data or settings that cannot be used or gone on with, a full disk, a loss that is not
+            finite, or the end of another process.
         Interrupted: by Ctrl-C or SIGTERM, after saving.
     """
     with joined(settings.device) as processes, ExitStack() as held:
@@ -121,11 +116,7 @@ def train_run(
 
 
 def check_shared(settings: Settings, processes: Processes) -> None:
-    """Check that the processes can share the work of each step.
-
-    Raises:
-        ExselError: they cannot share it equally, or there is only one for a divided model.
-    """
+    """Check that the processes can share the work of each step."""
     if settings.micro_batch_size % processes.count:
         raise ExselError(
             f"--batch-size {settings.batch_size} with --accumulation {settings.accumulation} gives "
@@ -207,11 +198,7 @@ def _train(
 
 
 def check_begun(folder: Path, settings: Settings, data: PackedData, *, resume: bool) -> None:
-    """Check that a folder holds no part of a run, or with ``resume`` a run with these settings on this data.
-
-    Raises:
-        ExselError: it holds parts of a run, a run without ``resume``, or one with other settings or data.
-    """
+    """Check that a folder holds no part of a run, or with ``resume`` a run with these settings on this data."""
     if not (folder / SETTINGS).exists():
         names = (METRICS, RESULT, MANIFEST, MODEL)
         if rest := [*checkpoints(folder), *(path for name in names if (path := folder / name).exists())]:
@@ -230,11 +217,7 @@ def check_begun(folder: Path, settings: Settings, data: PackedData, *, resume: b
 
 
 def finished(folder: Path) -> dict[str, Any] | None:
-    """The result of a finished run; ``None`` if the run is not finished.
-
-    Raises:
-        ExselError: something that the finished run saved is missing or has changed.
-    """
+    """The result of a finished run, whose files must be as they were saved; ``None`` if it is not finished."""
     remedy = f"restore it, or delete {folder} to run it again"
     if not (folder / MANIFEST).exists():
         rest = next((path for name in (RESULT, MODEL) if (path := folder / name).exists()), None)
@@ -255,11 +238,7 @@ def _content(settings: Settings, data: PackedData) -> dict[str, Any]:
 
 
 def _last_checkpoint(folder: Path) -> tuple[Path | None, int]:
-    """The checkpoint to go on from, and the step after which it was saved; ``None`` and 0 if there is none.
-
-    Raises:
-        ExselError: something in it is missing, has changed or was not saved with it.
-    """
+    """The checkpoint to go on from, which must be whole, and its step; ``None`` and 0 if there is none."""
     saved = checkpoints(folder)
     if not saved:
         return None, 0
@@ -316,8 +295,7 @@ def _arguments(settings: Settings, folder: Path, processes: Processes) -> Traini
 def _compile(model: Any, settings: Settings, data: PackedData, processes: Processes) -> tuple[float, bool]:
     """Compile the layers if asked to, and run one step that changes no weights.
 
-    Returns:
-        The seconds that it took, and whether a parameter that should train had no part in it.
+    Returns the seconds that it took, and whether a parameter that should train had no part in it.
     """
     device, dtype = torch.device(settings.device), getattr(torch, settings.dtype)
     torch.compiler.reset()

@@ -28,15 +28,7 @@ _COUNTED_BLOCKS = 10_000
 
 
 def sketch_model(settings: Settings, vocab_size: int) -> nn.Module:
-    """The run's model without memory for its weights, to check that it can be built.
-
-    Args:
-        settings: of the run.
-        vocab_size: of its data; an existing model keeps its own.
-
-    Raises:
-        ExselError: it cannot be built, or cannot be upgraded as the settings say.
-    """
+    """The run's model without memory for its weights, to check that it can be built (and upgraded as it says)."""
     if settings.source is None:
         # How a fused projection of one's own is packed is found by trying it, which takes weights.
         with torch.device("cpu" if settings.factory else "meta"):
@@ -56,9 +48,6 @@ def build_model(settings: Settings, data: PackedData) -> Any:
     """The run's initial model, in float32. Weights that variants share are equal for equal seeds.
 
     With ``train="new"`` only the mechanisms' parameters require gradients.
-
-    Raises:
-        ExselError: an existing model cannot be fine-tuned with these settings.
     """
     is_new = settings.source is None
     vocab_size = data.description.vocab_size
@@ -78,11 +67,7 @@ def build_model(settings: Settings, data: PackedData) -> Any:
 
 
 def with_evaluation_sets(data: PackedData, settings: Settings) -> PackedData:
-    """``data`` with the settings' evaluation sets, packed as it is.
-
-    Raises:
-        ExselError: a set that cannot be loaded, which the message names.
-    """
+    """``data`` with the settings' evaluation sets, packed as it is."""
     sets = {}
     for name, source in settings.evaluation_sets.items():
         with explained(f"--eval {name}={source}"):
@@ -100,13 +85,7 @@ def with_evaluation_sets(data: PackedData, settings: Settings) -> PackedData:
 def check_disk(runs: Sequence[Settings], vocab_size: int, folder: Path) -> None:
     """Check that the runs' models and the checkpoints of one run at a time fit on the disk.
 
-    Args:
-        runs: of a comparison, or the only one.
-        vocab_size: of their data.
-        folder: of all of them; its present content counts as free, since it is kept or replaced.
-
-    Raises:
-        ExselError: they do not fit, or one of the models cannot be built (see :func:`sketch_model`).
+    The present content of ``folder``, which is kept or replaced, counts as free.
     """
     weights, checkpoints = zip(*(_sizes(settings, vocab_size) for settings in runs), strict=True)
     # While a checkpoint is written, there is one more than are kept.

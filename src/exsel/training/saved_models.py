@@ -28,9 +28,6 @@ def load_whole(source: str, *, called: str | None = None, causal: bool = True, d
         causal: load it as a causal language model; otherwise with the class that saved it, or as a PEFT adapter on
             another model.
         dtype: of its weights; by default as saved.
-
-    Raises:
-        ExselError: there is none, or it is damaged or incomplete.
     """
     called = called or source
     if not causal and (Path(source) / ADAPTER).is_file():
@@ -44,14 +41,7 @@ def load_whole(source: str, *, called: str | None = None, causal: bool = True, d
 
 
 def read_config(source: str, called: str | None = None) -> Any:
-    """A model's configuration.
-
-    Args:
-        source, called: see :func:`load_whole`.
-
-    Raises:
-        ExselError: there is none, or it is unreadable.
-    """
+    """A model's configuration; the arguments are those of :func:`load_whole`."""
     with _loading(source, called or source):
         return load_config(source, local_files_only=is_offline(source))
 

@@ -59,11 +59,9 @@ def schedule(steps: int) -> dict[str, Any]:
 
 
 def with_defaults(said: Mapping[str, Any], defaults: SizeDefaults | None = None) -> dict[str, Any]:
-    """Values of :class:`Settings`: what is said, and for the rest the defaults of the model's size.
+    """Values of :class:`Settings`: what is said, with ``device``, and for the rest the defaults of the model's size.
 
-    Args:
-        said: with ``device``; ``model`` is a name of :data:`DEFAULTS`, or has the defaults of ``tiny``.
-        defaults: in place of those of the model's size.
+    ``defaults`` stand in place of those of the size; a model that is no name of :data:`DEFAULTS` has those of ``tiny``.
     """
     model = said.get("model")
     size = DEFAULTS.get(model if isinstance(model, str) else "tiny", DEFAULTS["tiny"])
@@ -212,21 +210,13 @@ class Settings:
 
     @cached_property
     def config_values(self) -> Mapping[str, Any]:
-        """The configuration of the model's size, file or dictionary; a file is read once.
-
-        Raises:
-            ExselError: no such size or file, or a file that is no configuration.
-        """
+        """The configuration of the model's size, file or dictionary; a file is read once."""
         if isinstance(self.model, Mapping):
             return self.model
         return SIZES[self.model_name] if self.model in SIZES else _read_config(self.model_name)
 
     def model_config(self, vocab_size: int, eos_token_id: int | None) -> ExselConfig:
-        """The configuration of the run's model, if it :attr:`is_decoder`.
-
-        Raises:
-            ExselError: no such size or file, a configuration of another architecture, or an impossible one.
-        """
+        """The configuration of the run's model, if it :attr:`is_decoder`."""
         values = self.config_values if self.model_name in SIZES else exsel_values(self.config_values)
         tokens = {"vocab_size": vocab_size, "eos_token_id": eos_token_id, "bos_token_id": None, "pad_token_id": None}
         try:
@@ -298,11 +288,7 @@ def one_a_variant(runs: Iterable[Settings]) -> list[Settings]:
 
 
 def check_loggers(names: Sequence[str]) -> None:
-    """Check that transformers knows the loggers and that they are installed.
-
-    Raises:
-        ExselError: one is unknown or not installed.
-    """
+    """Check that transformers knows the loggers and that they are installed."""
     from transformers.integrations import get_available_reporting_integrations
     from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 

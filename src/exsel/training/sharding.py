@@ -18,13 +18,7 @@ def shard(model: nn.Module, layers: Iterable[nn.Module], processes: Processes, d
     """Divide a model among the processes of each machine; machines hold copies of each other.
 
     So a layer is put together over the fast links inside a machine, and only gradients travel between machines, each
-    process those of its part.
-
-    Args:
-        model: on ``device``; changed in place.
-        layers: those that are put together one at a time.
-        processes: that train together, equally many on each machine.
-        device: of all parameters.
+    process those of its part. The layers are put together one at a time.
     """
     machines = processes.count // processes.local_count
     # Of two dimensions, FSDP2 copies along the first and divides along the second.

@@ -75,8 +75,7 @@ def fit_minutes(
     more steps is chosen.
 
     Args:
-        runs: of a comparison.
-        data: loaded as they say.
+        runs, data: of a comparison.
         seconds_left: until the comparison should be over, as it is when called.
         fixed: names of settings that are not to be chosen.
         note: is told what is measured.

@@ -31,10 +31,6 @@ def step_costs(runs: Sequence[Settings], data: PackedData) -> dict[str, StepCost
     In each round every variant takes some steps (forward, backward, clipping, AdamW) on the same batch, in one process,
     in an order that turns from round to round; its time is divided by the baseline's of the same round. So a machine
     that slows down slows all of them, and a round that something else disturbs is one of several.
-
-    Args:
-        runs: of a comparison; the first run of each variant counts.
-        data: loaded as they say.
     """
     variants = one_a_variant(runs)
     seconds: dict[str, list[float]] = {run.variant.name: [] for run in variants}

@@ -23,9 +23,9 @@ class StepRecord:
 
     Args:
         folder: the run's own.
+        writes: whether this process writes the file.
         lines: one per step, as in the file.
         losses: one per micro-batch, for steps without a line yet, kept as tensors: reading them waits for the device.
-        writes: whether this process writes the file.
     """
 
     folder: Path
@@ -58,11 +58,7 @@ class StepRecord:
         self._unwritten += 1
 
     def flush(self) -> None:
-        """Append the lines that were added to the file.
-
-        Raises:
-            ExselError: the disk is full, for example.
-        """
+        """Append the lines that were added to the file."""
         if not (self.writes and self._unwritten):
             return
         path = self.folder / METRICS
@@ -78,11 +74,7 @@ class StepRecord:
         return [float(loss) for loss in taken]
 
     def check_finite(self, losses: list[float], first_step: int) -> None:
-        """Stop at the first loss that is not finite.
-
-        Raises:
-            ExselError: naming the step and the last good checkpoint.
-        """
+        """Stop at the first loss that is not finite, naming the step and the last good checkpoint."""
         for step, loss in enumerate(losses, start=first_step):
             if not math.isfinite(loss):
                 raise ExselError(

@@ -15,12 +15,11 @@ Run = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class StepCost:
-    """What a training step of a variant takes, measured apart from the trainings.
+    """What a training step of a variant takes, measured apart from the trainings, in so many rounds.
 
     Args:
         milliseconds: the median of the rounds; beside a baseline, the baseline's times the ratio's mean.
         ratio: to the baseline's step of the same round, over the rounds; ``None`` without a baseline.
-        rounds: how many.
     """
 
     milliseconds: float
@@ -39,11 +38,7 @@ def summarise(
     """The rows of the table.
 
     Differences and ratios are to the baseline, between runs of the same seed; each has its 95% interval over the seeds.
-
-    Args:
-        runs: results of :func:`exsel.training.run.train_run`; those of a variant have the same learning rate.
-        tokens_per_step: of every run.
-        step_costs: by variant; without it nothing is said of the time to a loss.
+    Without ``step_costs``, by variant, nothing is said of the time to a loss.
     """
     groups: dict[str, list[Run]] = {}
     for run in runs:
@@ -73,11 +68,7 @@ def summarise(
 
 
 def summarise_sweep(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """What each learning rate came to, and which one is chosen for each variant: that of the lowest mean loss.
-
-    Args:
-        runs: those that choose.
-    """
+    """What each learning rate came to, and which is chosen for each variant: that of the lowest mean loss."""
     groups: dict[str, dict[float, list[float]]] = {}
     for run in runs:
         groups.setdefault(run["variant"], {}).setdefault(run["learning_rate"], []).append(run["loss"])

@@ -34,8 +34,7 @@ class ExselTrainer(Trainer):
     """A Trainer with the guarantees of the module's description.
 
     Args:
-        token_learning_rate: peak of the scalars' learning rate; it follows the same schedule.
-        position_learning_rate: the same of the scalars of positional terms.
+        token_learning_rate, position_learning_rate: peaks for the scalars, and for those of positional terms.
         record: the record of the steps; it gets each micro-batch's loss and is saved in each checkpoint.
         processes: those that train together. A model that :func:`exsel.training.sharding.shard` divided stays so; of
             any other each has a copy (DistributedDataParallel).
@@ -190,15 +189,8 @@ class BlockOrder(Sampler[int]):
     """The blocks that a run reads, in order: one random permutation of all after another, cut where the run ends.
 
     Every step is full, even if the blocks run out in its middle. The order depends on the arguments alone, so variants
-    read the same blocks and a resumed run continues where it stopped. Several processes take turns in it, so that what
-    they read together is what one process reads.
-
-    Args:
-        blocks: how many there are.
-        length: how many the run reads.
-        seed: of the permutations.
-        processes: those that read together.
-        consecutive: how many a process takes in its turn.
+    read the same blocks and a resumed run continues where it stopped. Several processes take turns in it, each
+    ``consecutive`` blocks, so that what they read together is what one process reads.
     """
 
     def __init__(
