@@ -39,12 +39,9 @@ def exsel_attention_forward(
 
     Args:
         module: the layer; its ``is_causal`` counts if the argument is ``None``.
-        query: ``[B, H, T, D]``.
-        key: ``[B, Hkv, S, D]``.
-        value: ``[B, Hkv, S, D]``.
+        query, key, value: ``[B, H, T, D]``, and twice ``[B, Hkv, S, D]``.
         attention_mask: as :func:`exsel_mask` makes it; ``None``: causal, or one query.
-        dropout: dropout probability of the attention weights.
-        scaling: factor of the scores.
+        dropout, scaling: dropout probability of the attention weights, factor of the scores.
         is_causal: whether ``attention_mask=None`` means causal.
         exclusive, strength, own_value, query_scale, value_scale: see :func:`exsel.attention`; absent: stock attention.
         **kwargs: arguments of other implementations. A sliding window is in ``attention_mask`` already.

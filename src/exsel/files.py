@@ -59,11 +59,7 @@ def read_object(path: Path) -> dict[str, Any]:
 def seal(folder: Path, paths: Iterable[Path]) -> None:
     """Write the hashes of files into the manifest of a folder, and give the files the mode of new files.
 
-    safetensors makes files that only their owner can read.
-
-    Args:
-        folder: the folder that holds them all.
-        paths: files, and folders, which stand for all files in them.
+    safetensors makes files that only their owner can read. A folder among the paths stands for all files in it.
     """
     files = [file for path in paths for file in ([path] if path.is_file() else sorted(path.rglob("*")))]
     hashes = {file.relative_to(folder).as_posix(): file_sha256(file) for file in files if file.is_file()}
@@ -83,8 +79,7 @@ def reseal(folder: Path, paths: Iterable[Path]) -> None:
 def check_sealed(folder: Path) -> set[str]:
     """Check the files of a folder by the manifest in it, or in the folder above.
 
-    Returns:
-        The paths of the checked files, relative to the manifest's folder; none without a manifest.
+    Returned are the paths of the checked files, relative to the manifest's folder; none without a manifest.
 
     Raises:
         LoadError: one is missing or has changed, or the manifest itself is damaged.

@@ -22,11 +22,7 @@ class Estimate:
 
     @classmethod
     def of(cls, *values: float) -> Self:
-        """From one value a seed.
-
-        Raises:
-            ValueError: without a value.
-        """
+        """From one value a seed."""
         if not values:
             raise ValueError("an estimate needs a value")
         mean = statistics.fmean(values)
@@ -42,9 +38,6 @@ class Estimate:
         """From one positive ratio a seed: the geometric mean, and the interval of the logarithms.
 
         It says the same of a ratio and of its inverse, and its interval stays above 0.
-
-        Raises:
-            ValueError: without a value, or with one that is not positive.
         """
         if not all(value > 0 for value in values):
             raise ValueError(f"ratios must be positive, got {values}")

@@ -48,26 +48,14 @@ def longest_sequence(model: nn.Module) -> int | None:
 
 
 def check_positions(model: nn.Module, tokens: int) -> None:
-    """Check that a model has positions for ``tokens`` tokens.
-
-    Raises:
-        ExselError: its table of positions is shorter.
-    """
+    """Check that a model has positions for ``tokens`` tokens."""
     limit = longest_sequence(model)
     if limit is not None and tokens > limit:
         raise ExselError(f"this model has positions for {limit} tokens, not for {tokens}: ask for fewer")
 
 
 def check_context(context: int | None, tokens: int) -> None:
-    """Check that a model was made for ``tokens`` tokens: beyond its context its outputs mean little.
-
-    Args:
-        context: see :func:`context_of`.
-        tokens: the length of a sequence.
-
-    Raises:
-        ExselError: it was made for fewer.
-    """
+    """Check that a model of this context was made for ``tokens`` tokens: beyond it its outputs mean little."""
     if context is not None and tokens > context:
         raise ExselError(
             f"this model was made for {context} tokens, not for {tokens}: ask for fewer, or add --past-context to see "
@@ -76,11 +64,7 @@ def check_context(context: int | None, tokens: int) -> None:
 
 
 def check_length(model: nn.Module, tokens: int, *, past_context: bool) -> None:
-    """Check that a model has positions for ``tokens`` tokens, and without ``past_context`` that it was made for them.
-
-    Raises:
-        ExselError: see :func:`check_positions` and :func:`check_context`.
-    """
+    """Check that a model has positions for so many tokens and, without ``past_context``, was made for them."""
     check_positions(model, tokens)
     if not past_context:
         check_context(context_of(model.config), tokens)

@@ -19,11 +19,7 @@ _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "triton")
 
 
 def resolve_device(device: str) -> str:
-    """The best available device for ``"auto"``; any other device is checked and returned.
-
-    Raises:
-        ExselError: a device that this machine or this build of PyTorch does not have.
-    """
+    """The best available device for ``"auto"``; any other device is checked and returned."""
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if device == "auto":
         return next(kind for kind in ("cuda", "mps", "cpu") if available[kind])

@@ -89,11 +89,7 @@ def pull(name: str) -> Path:
 
 
 def pulled(name: str) -> Path:
-    """The folder of a model that :func:`pull` has fetched before.
-
-    Raises:
-        ExselError: it has not, or knows no such name.
-    """
+    """The folder of a model that :func:`pull` has fetched before."""
     _packaged(name)
     folder = _models_folder() / name
     if not _is_whole(folder):
@@ -104,11 +100,7 @@ def pulled(name: str) -> Path:
 def folder_of_gguf(path: Path) -> Path:
     """A GGUF file's model as a folder with safetensors in float32; converted once, and known again by its content.
 
-    Args:
-        path: a GGUF file of an architecture that transformers reads (Llama and its like).
-
-    Raises:
-        ExselError: no such file, an architecture that transformers does not read, a damaged file, or no cache folder.
+    transformers reads some architectures (Llama and its like).
     """
     if not path.is_file():
         raise ExselError(f"no such file: {path}")

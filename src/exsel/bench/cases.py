@@ -57,11 +57,7 @@ class Case:
 
 
 def parse_shapes(text: str) -> tuple[Shape, ...]:
-    """Names of :data:`SHAPES`, or heads × key/value heads × head dimension as ``24x8x128``, with commas between.
-
-    Raises:
-        ExselError: another name, or heads that are not a multiple of the key/value heads.
-    """
+    """Names of :data:`SHAPES`, or heads × key/value heads × head dimension as ``24x8x128``, with commas between."""
     return tuple(_parse_shape(part.strip()) for part in text.split(","))
 
 

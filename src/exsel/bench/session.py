@@ -66,11 +66,7 @@ class PlannedCase:
 
 
 def jobs(plan: Plan) -> list[PlannedCase]:
-    """Every case in order, checked.
-
-    Raises:
-        ExselError: a shape without a block of that size, or a case that does not fit into the memory.
-    """
+    """Every case in order, checked."""
     device, dtype = torch.device(plan.device), DTYPES[plan.dtype]
     planned: list[PlannedCase] = []
 
@@ -114,8 +110,7 @@ def run(
     """Measure everything; an interruption keeps what there is.
 
     Args:
-        plan: what was asked for.
-        planned: :func:`jobs` of it.
+        plan, planned: what was asked for, and :func:`jobs` of it.
         command: the command line, for the record.
         say: is told what happens.
         on_case: is given the record after each case.

@@ -45,15 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run_command(program: str, commands: Mapping[str, tuple[str, str]], arguments: Sequence[str] | None = None) -> int:
-    """Run one of a program's commands.
+    """Run one of a program's commands, each with its module and what it does; by default on the process's arguments.
 
-    Args:
-        program: its name, as one types it.
-        commands: by name, the module, with ``add_arguments(parser)`` and ``run(arguments) -> int``, and what it does.
-        arguments: the command-line arguments; ``None``: those of the process.
-
-    Returns:
-        The exit code: 0, 2 for a user's mistake, 128 + n after signal n.
+    Returns the exit code: 0, 2 for a user's mistake, 128 + n after signal n.
     """
     # Before torch is imported: its threads sleep while they wait for each other. By default they keep their cores busy,
     # and beside another busy program on two cores every step takes three times as long.
@@ -90,11 +84,7 @@ def run_command(program: str, commands: Mapping[str, tuple[str, str]], arguments
 
 
 def _check_words(given: Sequence[str]) -> None:
-    """Refuse what no command can use: empty values, and bytes that are not text.
-
-    Raises:
-        ExselError: naming the flag.
-    """
+    """Refuse what no command can use, naming the flag: empty values, and bytes that are not text."""
     flag = "an argument"
     for word in given:
         name, separator, value = word.partition("=")

@@ -55,7 +55,7 @@ def load_checkpoint(
 ) -> tuple[Any, Any]:
     """A saved model on ``device``, in evaluation mode, and its tokenizer; safetensors only.
 
-    With ``causal=False``, ``text`` may also be the folder of a PEFT adapter; for ``causal`` and ``dtype`` see
+    With ``causal=False``, ``text`` may also be the folder of a PEFT adapter; see
     :func:`exsel.training.saved_models.load_whole`.
     """
     from transformers import AutoTokenizer

@@ -63,7 +63,7 @@ class _Runs(Progress):
         self._name = ""
 
     def plan(self, runs: Sequence[PlannedRun], steps_at_end: int = 0) -> None:
-        """See :class:`exsel.training.progress.Progress`."""
+        """Keep the plan."""
         self._runs = {run.name: run for run in runs}
         self._forecast.plan({run.name: run.steps for run in runs}, steps_at_end)
 

@@ -23,13 +23,8 @@ _WIDTH = ("hidden_size", "n_embd", "d_model", "dim")
 def say_model(text: str) -> str:
     """Print what a model is: ``model: runs/a, exsel, exclusive, 4 layers of width 192, 1.82M weights``.
 
-    Of an adapter, of a model on the hub and of one with damaged files nothing is printed.
-
-    Returns:
-        Its folder, or its name on the hub.
-
-    Raises:
-        ExselError: see :func:`exsel.cli.checkpoint.find_model`.
+    Of an adapter, of a model on the hub and of one with damaged files nothing is printed. Returns its folder, or its
+    name on the hub.
     """
     folder = text if (Path(text) / ADAPTER).is_file() else find_model(text)
     # Loading a damaged model says what is wrong.

@@ -21,19 +21,12 @@ _LONGEST_NAME = 249
 
 
 def check_out(arguments: argparse.Namespace, is_ours: Callable[[Path], bool], writer: str) -> bool:
-    """Check --out, --overwrite and, if the command has it, --resume, and change nothing.
+    """Check --out, --overwrite and, if the command has it, --resume, and change nothing; returns whether to resume.
 
     Args:
         arguments: with ``out``, ``overwrite`` and perhaps ``resume``.
         is_ours: whether a folder holds output that may be resumed or replaced.
         writer: in words, what writes such folders.
-
-    Returns:
-        Whether to resume.
-
-    Raises:
-        ExselError: both flags are given, there is nothing to resume, the folder is not empty and neither flag is given,
-            it holds something else, another process works in it, or it cannot be written.
     """
     folder: Path = arguments.out
     resumes: bool = getattr(arguments, "resume", False)
@@ -60,11 +53,7 @@ def check_out(arguments: argparse.Namespace, is_ours: Callable[[Path], bool], wr
 
 
 def check_file(flag: str, path: Path | None) -> None:
-    """Check that a file can be written, if one is named; ``-`` is standard output.
-
-    Raises:
-        ExselError: it cannot.
-    """
+    """Check that a file can be written, if one is named; ``-`` is standard output."""
     if path is None or str(path) == "-":
         return
     # A device or a pipe would be replaced by a file.

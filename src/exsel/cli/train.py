@@ -91,11 +91,7 @@ def _one_variant(arguments: argparse.Namespace, default: str) -> Variant:
 
 
 def _kept(arguments: argparse.Namespace, begun_with: Source | None) -> str:
-    """The variant of a run whose --variant is not said: what --from is.
-
-    Raises:
-        ExselError: fields of a mechanism that the model of --from has already, and keeps.
-    """
+    """The variant of a run whose --variant is not said: what --from is, which keeps the mechanisms that it has."""
     if begun_with is None:
         return BASELINE
     has = begun_with.variant

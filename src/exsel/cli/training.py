@@ -113,11 +113,7 @@ class Source:
 
 
 def source_of(arguments: argparse.Namespace) -> Source | None:
-    """The model of --from, if there is one.
-
-    Raises:
-        ExselError: flags that contradict it, or no such model.
-    """
+    """The model of --from, if there is one."""
     if arguments.source is None:
         return None
     from exsel.cli.checkpoint import find_model
@@ -145,16 +141,7 @@ def build_settings(
     learning_rate: float | None,
     seed: int,
 ) -> Settings:
-    """The settings that the flags give.
-
-    Args:
-        arguments: of :func:`add_training_arguments`.
-        begun_with: what :func:`source_of` found.
-        variant, learning_rate, seed: of the settings.
-
-    Raises:
-        ExselError: a value that cannot work, an absent device, or a logger that is not installed.
-    """
+    """The settings that the flags of :func:`add_training_arguments` give, for the model of :func:`source_of`."""
     from exsel.machine import can_compile, resolve_device
     from exsel.training.settings import FINE_TUNING, Settings, check_loggers, with_defaults
     from exsel.variants import OWN_RATES
@@ -210,11 +197,7 @@ def _evaluation_sets(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
 
 
 def _launched_dtype(said: str) -> str | None:
-    """The --dtype that ``accelerate launch --mixed_precision`` stands for, if any.
-
-    Raises:
-        ExselError: it contradicts --dtype, or accelerate was asked for what does not exist here.
-    """
+    """The --dtype that ``accelerate launch --mixed_precision`` stands for, if any."""
     for name, asked in (("FSDP", "--use_fsdp"), ("DEEPSPEED", "--use_deepspeed"), ("MEGATRON_LM", "--use_megatron_lm")):
         if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
             raise ExselError(f"accelerate's {asked} has no effect here: leave it out, and divide a model by --shard")
@@ -269,11 +252,7 @@ def _value(text: str) -> Any:
 
 
 def check_folder(arguments: argparse.Namespace) -> None:
-    """Check --out, --overwrite and --resume of ``train`` and ``compare``.
-
-    Raises:
-        ExselError: an output folder that cannot be used as the flags say.
-    """
+    """Check --out, --overwrite and --resume of ``train`` and ``compare``."""
     from exsel.training.output_folder import is_comparison, is_run
 
     kinds = {"train": is_run, "compare": is_comparison}
@@ -284,11 +263,7 @@ def check_folder(arguments: argparse.Namespace) -> None:
 
 
 def check_first(arguments: argparse.Namespace) -> Source | None:
-    """Check, before anything heavy is imported, the output folder (of one process) and --from; see :func:`source_of`.
-
-    Raises:
-        ExselError: see :func:`check_folder` and :func:`source_of`.
-    """
+    """Check, before anything heavy is imported, the output folder (of one process) and --from."""
     if _is_alone():  # the first of several processes alone may look into it
         check_folder(arguments)
     return source_of(arguments)
@@ -315,13 +290,7 @@ def run_session(
 ) -> int:
     """Check everything, load the data, prepare, and only then touch the output folder and work.
 
-    ``prepare`` may return the runs as they will be, where the settings depend on the data.
-
-    Returns:
-        The exit code.
-
-    Raises:
-        ExselError: an output folder that cannot be used as the flags say, impossible models or data, or a full disk.
+    ``prepare`` may return the runs as they will be, where the settings depend on the data. Returns the exit code.
     """
     from exsel.cli.display import make_progress, warn
     from exsel.data import load_data

@@ -44,14 +44,10 @@ class StreamedDocuments:
 
 
 def open_hub(spec: str, text_field: str) -> tuple[StreamedDocuments, StreamedDocuments]:
-    """Open a data set, ``name`` or ``name:configuration``, for streaming.
+    """Open a data set, ``name`` or ``name:configuration``, for streaming: its train and its validation documents.
 
-    Returns:
-        Train and validation documents: the data set's own splits; or its single split, divided by the hash of each
-        document's content (5% validate).
-
-    Raises:
-        ExselError: the data set cannot be loaded, or does not have the field.
+    They are the data set's own splits; or its single split, divided by the hash of each document's content (5%
+    validate).
     """
     match = _SPEC.fullmatch(spec)
     if match is None:

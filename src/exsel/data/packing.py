@@ -42,11 +42,10 @@ class Packer:
         self._next_starts = np.True_
 
     def __call__(self, rows: Sequence[Row], *, last: bool) -> dict[str, list[NDArray[np.int32]]]:
-        """Add rows of documents.
+        """Add rows of documents, and return the blocks that are full by now, with ``last`` also the rest.
 
-        Returns:
-            The blocks that are full by now (with ``last`` also the rest, as a shorter one): ``input_ids``, and for
-            ``isolate`` also ``position_ids``, which count from 0 at the start of each document and of each block.
+        They have ``input_ids``, and for ``isolate`` also ``position_ids``, which count from 0 at the start of each
+        document and of each block.
         """
         tokens, lengths = encode(rows, self.tokenizer)
         # A document starts after the end of another. The last entry is for the first token of the next call.
@@ -68,12 +67,10 @@ class Packer:
 
 
 def pack_corpus(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, seq_len: int, pack: Pack) -> tuple[Dataset, int]:
-    """Tokenise and pack documents.
+    """Tokenise and pack documents: the blocks, and the number of tokens, with those that fill no block.
 
-    Returns:
-        The blocks (``input_ids`` and for ``isolate`` ``position_ids``, int32 of ``seq_len`` tokens; none if there is
-        less text than one) and the number of tokens, with those that fill no block. Blocks of memory-mapped documents
-        are memory-mapped and cached beside them.
+    The blocks are ``input_ids`` and for ``isolate`` ``position_ids``, int32 of ``seq_len`` tokens; none if there is
+    less text than one. Blocks of memory-mapped documents are memory-mapped and cached beside them.
     """
     rows = corpus.rows
     packer = Packer(tokenizer, seq_len, pack)

@@ -54,15 +54,9 @@ def is_passkey(spec: str) -> bool:
 def passkey_documents(spec: str, tokenizer: PreTrainedTokenizerBase, seq_len: int) -> list[str]:
     """Make the documents of a ``--data`` value, with random keys and places.
 
-    Args:
-        spec: ``passkey``, or with options ``passkey:length=256,count=2000,seed=0``: the tokens of a document with the
-            one that ends it (by default those of a block, so that each block holds one document), how many documents,
-            and the seed of the keys and their places.
-        tokenizer: the tokenizer that measures the length.
-        seq_len: of a block.
-
-    Raises:
-        ExselError: an impossible option or length, documents longer than a block, or more than memory holds.
+    The value is ``passkey``, or with options ``passkey:length=256,count=2000,seed=0``: the tokens of a document with
+    the one that ends it (by default those of a block, so that each block holds one document), how many documents, and
+    the seed of the keys and their places.
     """
     options = {"length": seq_len, "count": COUNT, "seed": 0}
     given: set[str] = set()
@@ -117,9 +111,6 @@ def fit_documents(
     """Hide keys, each at its depth, in filler, so that each document has ``length`` tokens with the end of text.
 
     With some tokenizers a few documents have one or two tokens fewer, since no filler gives exactly as many.
-
-    Raises:
-        ExselError: the length is too short for the key and the question, or the tokenizer cannot write digits.
     """
     for key in ("12345", "67890"):
         ids, _ = encode([(f" {key}", False)], tokenizer)

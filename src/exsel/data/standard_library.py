@@ -26,9 +26,6 @@ def read_standard_library(root: Path | None = None) -> dict[str, str]:
     """Read the text of every ``*.py`` in ``root`` (by default the running interpreter's library), by path and sorted.
 
     Each file is read by its declared encoding. Tests, installed packages, generated and empty files are left out.
-
-    Raises:
-        ExselError: the interpreter has no source files (a zipped or a stripped installation), or one cannot be read.
     """
     root = root or Path(sysconfig.get_paths()["stdlib"])
     documents: dict[str, str] = {}

@@ -57,9 +57,6 @@ def find_files(specs: Sequence[str]) -> list[Path]:
 
     A folder is searched with its subfolders for files with a supported suffix (hidden ones left out). A file that is
     named itself may also have no suffix, and is then text.
-
-    Raises:
-        ExselError: something is missing, empty, of an unsupported type, or a folder holds nothing to read.
     """
     found: dict[Path, Path] = {}
     for spec in specs:
@@ -97,11 +94,7 @@ def _readable(path: Path) -> list[Path]:
 
 
 def load_files(files: Sequence[Path], text_field: str) -> Dataset:
-    """Read the documents of files (rows as in `exsel.data.documents`), memory-mapped if the files are large.
-
-    Raises:
-        ExselError: see `read_rows`; also when no document holds any text.
-    """
+    """Read the documents of files (rows as in `exsel.data.documents`), memory-mapped if the files are large."""
     # Checked first: `datasets` cannot write a data set without rows.
     if next(read_rows(files, text_field), None) is None:
         raise ExselError(f"no text in {', '.join(map(str, files[:3]))}: every document is empty")
@@ -130,11 +123,7 @@ def _examples(files: Sequence[tuple[str, int, int]], text_field: str) -> Iterato
 def read_rows(files: Sequence[Path], text_field: str) -> Iterator[Row]:
     """Read the documents of files in order: a text file is one, ``.jsonl`` and ``.parquet`` hold one a row.
 
-    Empty documents and rows with a null are left out.
-
-    Raises:
-        ExselError: a file cannot be read or decoded (names the byte), lacks the field (names those it has), or
-            holds something other than text in it.
+    Empty documents and rows with a null are left out. An error names the file and the place in it.
     """
     for file in files:
         read = {".jsonl": _read_json_lines, ".parquet": _read_parquet}.get(file.suffix.lower())

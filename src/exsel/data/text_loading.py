@@ -152,9 +152,9 @@ def load_evaluation_data(
     `load_data` does not train on.
 
     Args:
+        data, seq_len, pack, text_field: as for `load_data`, with the same errors.
         tokenizer: the model's own.
         max_blocks: at most this many blocks, evenly spread (of a stream, the first ones; by default a million tokens).
-        data, seq_len, pack, text_field: as for `load_data`, with the same errors.
 
     Returns:
         The blocks and their description, in which the documents count as validation.

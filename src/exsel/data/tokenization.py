@@ -75,10 +75,7 @@ def encode(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> tuple[NDA
 
     Bytes are encoded by NumPy, about a hundred times as fast as `ByT5Tokenizer` and with the same ids, except that text
     that spells a special token (``</s>``) stays text. With other tokenizers, a token that would span two rows of a long
-    document becomes two.
-
-    Returns:
-        The ids of all rows in one array, and the number of tokens of each row (with the one that ends the document).
+    document becomes two. Returned are the ids of all rows in one array, and the number of tokens of each row.
     """
     texts = [text for text, _ in rows]
     end: int = tokenizer.eos_token_id

@@ -14,16 +14,7 @@ SUFFIXES = (".svg", ".png")
 
 
 def write_passkey_picture(result: PasskeyResult, path: Path) -> None:
-    """Draw the accuracy by length and depth.
-
-    Args:
-        result: what to draw.
-        path: ``.svg``, which follows the reader's light or dark mode, or ``.png`` on white.
-
-    Raises:
-        ExselError: another suffix.
-        OSError: the file cannot be written; an older one stays as it was.
-    """
+    """Draw the accuracy by length and depth, as ``.svg`` for light and dark mode or ``.png`` on white."""
     if path.suffix not in SUFFIXES:
         raise ExselError(f"{path}: a picture's name ends with {' or '.join(SUFFIXES)}")
     drawn = HeatMap(

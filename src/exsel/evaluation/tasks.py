@@ -118,10 +118,6 @@ def load_tasks(names: Sequence[str], *, task_path: Path | None = None) -> Loaded
         names: of tasks, groups and tags of the harness, and of `TASK_SETS`.
         task_path: a folder of further task definitions (YAML), which take precedence over the harness's own. They can
             call Python code beside them.
-
-    Raises:
-        ExselError: no such task or folder, documents that cannot be loaded, or a task that runs code that a model
-            writes or needs more than text.
     """
     if task_path is not None and not task_path.is_dir():
         raise ExselError(f"--task-path {task_path}: no such folder")
