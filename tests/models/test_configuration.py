@@ -95,8 +95,8 @@ class TestDefaults:
 
     def test_mechanism_of_a_layer(self) -> None:
         config = small_config(exclusive=ExclusiveConfig(layers="first:1"), selective=SelectiveConfig(layers=(-1,)))
-        assert [config.exclusive_in(layer) for layer in range(3)] == [config.exclusive, None, None]
-        assert [config.selective_in(layer) for layer in range(3)] == [None, None, config.selective]
+        first, second, third = map(config.mechanisms_in, range(3))
+        assert (first, second, third) == ((config.exclusive, None), (None, None), (None, config.selective))
 
 
 @pytest.mark.parametrize(

@@ -51,17 +51,16 @@ class Exclusive(Scalars):
 
     def as_text(self) -> Tensor:
         """The tensor :attr:`fixed_strength`."""
-        return torch.tensor(list(self._text()), dtype=torch.uint8)
-
-    def _text(self) -> bytes:
-        return f"{self.strength:<24}".encode()
+        return torch.tensor(list(f"{self.strength:<24}".encode()), dtype=torch.uint8)
 
     def contradiction(self, loaded: Tensor | None = None) -> str:
         """Why ``loaded`` (by default the buffer) is not the module's own strength; empty if it is."""
         loaded = self.fixed_strength if loaded is None else loaded
-        if loaded is None or loaded.is_meta or (text := _bytes(loaded)) == self._text():
+        if loaded is None or loaded.is_meta:
             return ""
-        return f"was saved with a strength of {text.decode(errors='replace').strip()!r}, and has {self.strength} here"
+        text = bytes(loaded.flatten().to(torch.uint8).tolist()).decode(errors="replace").strip()
+        is_own = text == str(self.strength)
+        return "" if is_own else f"was saved with a strength of {text!r}, and has {self.strength} here"
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Add an error for another strength to the list of errors, which is the last argument."""
@@ -84,10 +83,6 @@ class Exclusive(Scalars):
     def extra_repr(self) -> str:
         """The strength."""
         return f"strength={self.strength}"
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return bytes(tensor.flatten().to(torch.uint8).tolist())
 
 
 def check_strengths(model: nn.Module, source: Any) -> None:

@@ -101,11 +101,8 @@ class Positions:
             padding: Tensor | None = getattr(self.cache, _PADDING, None)
             return padding if padding is not None and padding.shape[0] in (1, batch) else None
         if isinstance(self.mask, Band):
-            return (
-                self.mask.tokens_before()
-                if self.mask.is_padding is None
-                else self._padding_before(self.mask.is_padding)
-            )
+            is_padding = self.mask.is_padding
+            return self.mask.tokens_before() if is_padding is None else self._padding_before(is_padding)
         if not isinstance(self.mask, Tensor):
             rows, token = torch.arange(batch, device=place.device).unsqueeze(-1), place[0]
             is_seen = self.mask.mask_mod(rows, torch.zeros_like(rows), token, token)  # type: ignore[union-attr]

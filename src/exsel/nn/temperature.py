@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -61,12 +60,7 @@ class Temperature(Scalars):
         hidden_size: int | None = None,
     ) -> None:
         super().__init__()
-        if token not in get_args(TokenTerm):
-            raise ValueError(f"token must be one of {', '.join(get_args(TokenTerm))}; got {token!r}")
-        if position_form not in get_args(PositionForm):
-            raise ValueError(f"position_form must be one of {', '.join(get_args(PositionForm))}; got {position_form!r}")
-        if not 0 < position_init < 1:
-            raise ValueError(f"position_init is c(a) and must lie in (0, 1), got {position_init!r}")
+        SelectiveConfig(token=token, position_form=position_form, position_init=position_init)  # checks the values
         self.num_heads = num_heads
         self.token = token
         self.position_form = position_form
