@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 from os import PathLike
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
 
 from exsel.config import ExclusiveConfig, SelectiveConfig, resolve_layers
 from exsel.model_folder import HOW_TO_LOAD, write_card
-
-_Mechanism = TypeVar("_Mechanism", ExclusiveConfig, SelectiveConfig)
 
 
 class ExselConfig(PreTrainedConfig):
@@ -143,18 +141,13 @@ class ExselConfig(PreTrainedConfig):
                 resolve_layers(mechanism.layers, self.num_hidden_layers)
         super().__post_init__(**kwargs)
 
-    def exclusive_in(self, layer: int) -> ExclusiveConfig | None:
-        """The exclusive mechanism of layer ``layer``, if it has one."""
-        return self._in_layer(self.exclusive, layer)
-
-    def selective_in(self, layer: int) -> SelectiveConfig | None:
-        """The selective mechanism of layer ``layer``, if it has one."""
-        return self._in_layer(self.selective, layer)
-
-    def _in_layer(self, mechanism: _Mechanism | None, layer: int) -> _Mechanism | None:
-        if mechanism is None or layer not in resolve_layers(mechanism.layers, self.num_hidden_layers):
-            return None
-        return mechanism
+    def mechanisms_in(self, layer: int) -> tuple[ExclusiveConfig | None, SelectiveConfig | None]:
+        """The mechanisms of layer ``layer``."""
+        exclusive, selective = (
+            config if config is not None and layer in resolve_layers(config.layers, self.num_hidden_layers) else None
+            for config in (self.exclusive, self.selective)
+        )
+        return exclusive, selective
 
     def save_pretrained(self, save_directory: str | PathLike[str], push_to_hub: bool = False, **kwargs: Any) -> None:
         """As every configuration, and write a model card. Other classes refuse to load the folder."""

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import fields
+from inspect import get_annotations
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
@@ -16,25 +17,6 @@ from exsel.models.configuration import ExselConfig
 
 #: The architectures, and whether they have a norm on queries and keys.
 CONVERTIBLE: Mapping[str, bool] = {"llama": False, "mistral": False, "qwen3": True}
-# Fields that have the same name and meaning in both configurations.
-_SHARED = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "max_position_embeddings",
-    "rope_parameters",
-    "attention_dropout",
-    "initializer_range",
-    "tie_word_embeddings",
-    "use_cache",
-    "pad_token_id",
-    "bos_token_id",
-    "eos_token_id",
-)
 
 
 def exsel_values(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -71,16 +53,14 @@ def exsel_values(values: Mapping[str, Any]) -> dict[str, Any]:
     except (ValueError, TypeError, StrictDataclassError) as error:
         raise ExselError(f"this is not a configuration of type {kind!r}: {' '.join(str(error).split())}") from error
     _refuse_what_differs(kind, config, values)
-    converted = {name: getattr(config, name) for name in _SHARED}
+    shared = get_annotations(ExselConfig).keys() & {field.name for field in fields(config)}
     return {
-        **converted,
+        **{name: getattr(config, name) for name in sorted(shared)},  # each means the same in both
         "norm": "rmsnorm",
         "norm_eps": config.rms_norm_eps,
         "mlp": "swiglu",
         "embedding_norm": False,
         "qk_norm": CONVERTIBLE[kind],
-        "sliding_window": getattr(config, "sliding_window", None),
-        "layer_types": getattr(config, "layer_types", None),
     }
 
 

@@ -102,7 +102,7 @@ class ExselAttention(nn.Module):
         self.q_norm = nn.RMSNorm(self.head_dim, eps=config.norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = nn.RMSNorm(self.head_dim, eps=config.norm_eps) if config.qk_norm else nn.Identity()
 
-        exclusive, selective = config.exclusive_in(layer_idx), config.selective_in(layer_idx)
+        exclusive, selective = config.mechanisms_in(layer_idx)
         self.exclusive = None
         if exclusive is not None:
             self.exclusive = Exclusive(config.num_attention_heads, exclusive.strength)
@@ -246,15 +246,10 @@ class ExselPreTrainedModel(PreTrainedModel):
             # As in GPT-2: the variance of the residual stream does not grow with depth.
             std = self.config.initializer_range / math.sqrt(2 * self.config.num_hidden_layers)
             initialization.normal_(module.weight, mean=0.0, std=std)
-        elif isinstance(module, Temperature):
-            if module.weight is not None:
-                initialization.zeros_(module.weight)
-            if module.position_logit is not None:
-                initialization.constant_(module.position_logit, module.initial_position_logit)
-        elif isinstance(module, Exclusive) and module.strength_logit is not None:
-            initialization.zeros_(module.strength_logit)
-        elif isinstance(module, Exclusive) and module.fixed_strength is not None:
-            initialization.copy_(module.fixed_strength, module.as_text())
+        elif isinstance(module, (Exclusive, Temperature)):
+            module.reset_parameters()  # as the functions of ``initialization``: transformers has wrapped PyTorch's
+            if isinstance(module, Exclusive) and module.fixed_strength is not None:
+                initialization.copy_(module.fixed_strength, module.as_text())
         elif isinstance(module, ExselModel) and module.token_log_frequency is not None:
             initialization.constant_(module.token_log_frequency, math.nan)
 
