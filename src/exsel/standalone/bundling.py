@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import ast
 import functools
-import importlib.util
+import graphlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 _PACKAGE = "exsel"
+_HOME = Path(__file__).parents[2]
 #: Where a definition is: its module and its name there.
 Place = tuple[str, str]
 
@@ -60,7 +61,7 @@ def bundle(roots: Sequence[Place], stand_ins: str) -> str:
     wanted = [_resolve(place, stand_ins) for place in roots]
     found: dict[Place, str] = {}
     foreign: dict[str, str] = {}
-    uses: dict[str, dict[str, None]] = {}
+    uses: dict[str, dict[str, None]] = {}  # by module, those whose definitions it uses
     for place in wanted:
         if place in found:
             continue
@@ -74,13 +75,18 @@ def bundle(roots: Sequence[Place], stand_ins: str) -> str:
                 continue
             used = _resolve(source.own.get(local, (module, local)), stand_ins, node)
             wanted.append(used)
-            uses.setdefault(module, {})[used[0]] = None
+            if used[0] != module:
+                uses.setdefault(module, {})[used[0]] = None
             # ``reference.exclude`` and an import under another name become the definition's own name.
             if not isinstance(node, ast.Name) or used[1] != local:
                 renamed[node] = used[1]
+        uses.setdefault(module, {})
         found[place] = source.segment(statement, renamed)
-    _check_names(found, foreign)
-    modules = _in_order({module for module, _ in found}, uses)
+    names = [*(name for _, name in found), *foreign]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        homes = [home for home, name in found if name == twice[0]]
+        raise ValueError(f"{twice[0]} has two meanings in one file: {homes}")
+    modules = graphlib.TopologicalSorter(dict(sorted(uses.items()))).static_order()
     texts = [found[module, name] for module in modules for name in _read(module).statements if (module, name) in found]
     imports = "\n".join(["from __future__ import annotations", "", *import_statements(foreign)])
     return "\n\n\n".join([imports, *texts]) + "\n"
@@ -101,18 +107,17 @@ def _resolve(place: Place, stand_ins: str, node: ast.expr | None = None) -> Plac
 
 @functools.cache
 def _read(module: str) -> _Source:
-    spec = importlib.util.find_spec(module)
-    assert spec is not None
-    assert spec.origin is not None
-    text = Path(spec.origin).read_text(encoding="utf-8")
+    path = _path(module)
+    text = (path if path.is_file() else path.with_suffix("") / "__init__.py").read_text(encoding="utf-8")
     source = _Source(text)
     for statement in ast.parse(text).body:
         match statement:
             case ast.ImportFrom(module=str(home), names=names) if home.split(".")[0] == _PACKAGE:
                 for alias in names:
-                    inner = f"{home}.{alias.name}"
-                    is_module = _exists(inner)
-                    source.own[alias.asname or alias.name] = (inner, "") if is_module else (home, alias.name)
+                    path = _path(f"{home}.{alias.name}")
+                    is_module = path.is_file() or path.with_suffix("").is_dir()
+                    place = (f"{home}.{alias.name}", "") if is_module else (home, alias.name)
+                    source.own[alias.asname or alias.name] = place
             case ast.ImportFrom(module=str(home), names=names) if home != "__future__":
                 for alias in names:
                     source.foreign[alias.asname or alias.name] = f"from {home} import {ast.unparse(alias)}"
@@ -126,12 +131,9 @@ def _read(module: str) -> _Source:
     return source
 
 
-def _exists(module: str) -> bool:
-    """Whether a name in a package is a module."""
-    home, _, name = module.rpartition(".")
-    spec = importlib.util.find_spec(home)
-    places = (spec.submodule_search_locations if spec is not None else None) or ()
-    return any((Path(place) / f"{name}.py").is_file() or (Path(place) / name).is_dir() for place in places)
+def _path(module: str) -> Path:
+    """The file of a module that is no package."""
+    return _HOME.joinpath(*module.split(".")).with_suffix(".py")
 
 
 def _used(statement: ast.stmt, source: _Source) -> Iterator[tuple[ast.expr, str]]:
@@ -144,30 +146,6 @@ def _used(statement: ast.stmt, source: _Source) -> Iterator[tuple[ast.expr, str]
                 yield node, local
             case ast.Name(id=local) if local in names - modules:
                 yield node, local
-
-
-def _check_names(found: Mapping[Place, str], foreign: Mapping[str, str]) -> None:
-    names = [name for _, name in found] + list(foreign)
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(
-            f"{twice[0]} has two meanings in one file: {[home for home, name in found if name == twice[0]]}"
-        )
-
-
-def _in_order(modules: set[str], uses: Mapping[str, Mapping[str, None]]) -> list[str]:
-    """Each module after those whose definitions it uses."""
-    ordered: dict[str, None] = {}
-
-    def visit(module: str) -> None:
-        for other in uses.get(module, ()):
-            if other != module and other not in ordered:
-                visit(other)
-        ordered[module] = None
-
-    for module in sorted(modules):
-        if module not in ordered:
-            visit(module)
-    return list(ordered)
 
 
 def import_statements(names: Mapping[str, str]) -> list[str]:
