@@ -133,11 +133,10 @@ _REDUCED = "its keys and values are a reduced sequence: its tokens have no own v
 _DIFFERENCE = "differential attention: its output is a difference of two attentions"
 _SPARSE = "sparse attention with code of its own for parts of the sequence"
 
-#: Modules with a child of this name are refused, with the reason.
-REFUSED_CHILDREN: Mapping[str, str] = {"kv_b_proj": _LATENT, "kv_a_proj_with_mqa": _LATENT}
-
-#: Modules with an attribute of this name that is true are refused, with the reason.
-REFUSED_FLAGS: Mapping[str, str] = {
+#: Modules with a child or a true attribute of this name are refused, with the reason.
+REFUSED_ATTRIBUTES: Mapping[str, str] = {
+    "kv_b_proj": _LATENT,
+    "kv_a_proj_with_mqa": _LATENT,
     "is_kv_shared_layer": "this layer attends with another layer's keys and values: it has none of its own",
     "rotary_value": "it rotates values too",
     "reorder_and_upcast_attn": "reorder_and_upcast_attn goes around the attention function: switch it off",
@@ -245,10 +244,6 @@ _REFUSED_SELECTIVE = {
     "its tokens come before the batch, so that their positions are not known": "fsmt.Attention",
 }
 
-#: By package, attributes that choose between an attention function and the same attention written out, with the value
-#: that they have in an upgraded module.
-SWITCHES: Mapping[str, Mapping[str, bool]] = {"timm": {"fused_attn": True}}
-
 #: Names of head sizes, of numbers of heads, and of numbers of key/value heads in attention modules.
 HEAD_DIMS = ("head_dim", "attention_head_size", "head_size", "key_value_proj_dim", "dim_per_head", "d_head")
 NUM_HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "num_attn_heads", "heads", "nhead")
@@ -279,7 +274,7 @@ def look_up(table: Mapping[str, _Value], cls: type) -> _Value | None:
 
 
 def switches(cls: type) -> dict[str, bool]:
-    """The attributes that an upgraded module of class ``cls`` overrides; see :data:`SWITCHES`."""
-    package = SWITCHES.get(cls.__module__.partition(".")[0], {})
-    annotated = {name for base in cls.__mro__ for name in inspect.get_annotations(base)} if package else set()
-    return {name: value for name, value in package.items() if name in annotated}
+    """What an upgraded module sets, so that it calls an attention function where it might write attention out."""
+    is_timm = cls.__module__.startswith("timm.")
+    chooses = is_timm and any("fused_attn" in inspect.get_annotations(base) for base in cls.__mro__)
+    return {"fused_attn": True} if chooses else {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -141,8 +141,9 @@ def _target(
         reason = NO_OWN_VALUES
     if reason:
         return replace(target.refused(reason, left_alone=True), by_name=False)
-    for reason in _reasons_of_attributes(module):
-        return target.refused(reason)
+    for attribute, reason in known.REFUSED_ATTRIBUTES.items():
+        if _is_true(module, attribute) or isinstance(getattr(module, attribute, None), nn.Module):
+            return target.refused(reason)
     if isinstance(sites, RewritingError):
         return target.refused(f"{cls.__name__} {sites}")
     if reason := _reason_of_code(module, cls, sites, in_table):
@@ -160,11 +161,6 @@ def _target(
         return replace(target, selective=reason)
     target = replace(target, selective=look_up(known.REFUSED_SELECTIVE, cls) or "")
     return _with_projections(target, module, projections)
-
-
-def _reasons_of_attributes(module: nn.Module) -> Iterator[str]:
-    yield from (reason for child, reason in known.REFUSED_CHILDREN.items() if hasattr(module, child))
-    yield from (reason for flag, reason in known.REFUSED_FLAGS.items() if _is_true(module, flag))
 
 
 def _reason_of_code(module: nn.Module, cls: type, sites: CallSites, in_table: Projections | None) -> str:
@@ -197,16 +193,12 @@ def _multihead_target(target: Target, module: nn.MultiheadAttention, parent: nn.
 def _processed_target(target: Target, module: nn.Module, cls: type[nn.Module]) -> Target:
     if _is_true(module, "is_cross_attention") or _CROSS.search(target.name.rpartition(".")[2]):
         return target.refused(NO_OWN_VALUES, left_alone=True)
-    exclusive, selective = diffusers_processors.refusals(module, cls)
-    geometry = diffusers_processors.geometry(module)
-    return replace(
-        target,
-        exclusive=exclusive,
-        selective=selective,
-        projections=None if geometry is None else diffusers_processors.PROJECTIONS,
-        geometry=geometry,
-        hidden_size=_features(getattr(module, "to_q", None), "in") or 0,
-    )
+    exclusive, selective = diffusers_processors.refusals(module)
+    if _geometry(module, diffusers_processors.PROJECTIONS) is None:
+        selective = selective or f"the heads of {cls.__name__} are not known here"
+    else:
+        target = _with_projections(target, module, diffusers_processors.PROJECTIONS)
+    return replace(target, exclusive=exclusive, selective=selective)
 
 
 def _is_true(module: nn.Module, attribute: str) -> bool:
@@ -269,6 +261,8 @@ def _geometry(module: nn.Module, projections: Projections) -> Geometry | None:
     first = next(iter(totals))
     if head_dim is None and num_heads is None:
         return None
+    if head_dim is None and first == "query" and num_heads:
+        head_dim = totals[first] // num_heads or None
     for kv_heads in _possible_kv_heads(module, num_heads, totals, head_dim):
         heads = num_heads
         if heads is None or (first == "query" and head_dim is not None):

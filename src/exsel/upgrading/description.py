@@ -6,7 +6,6 @@ their layers differently. Names are those in the base model, without the prefix 
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, TypedDict
 
 from torch import nn
@@ -49,26 +48,19 @@ def describe(model: nn.Module) -> Description | None:
         UpgradeError: mechanisms that cannot be saved with the model, such as an adapter's.
     """
     check_whole(model)
-    alike: dict[tuple[Any, Any], list[str]] = {}
+    upgrades: dict[str, Upgrade] = {}
     for name, module in model.named_modules():
         if not isinstance(module, Upgraded):
             continue
         mechanisms: Any = getattr(module, CHILD)
         if not isinstance(mechanisms, Mechanisms):
             raise UpgradeError(f"{name} has its mechanisms from an adapter: save the adapter, or merge it first")
-        both = (_everywhere(mechanisms.exclusive_config), _everywhere(mechanisms.selective_config))
-        alike.setdefault(both, []).append(_name_in_base(model, name))
-    if not alike:
+        exclusive, selective = _values(mechanisms.exclusive_config), _values(mechanisms.selective_config)
+        new: Upgrade = {"modules": [], "exclusive": exclusive, "selective": selective}
+        upgrades.setdefault(repr(new), new)["modules"].append(_name_in_base(model, name))
+    if not upgrades:
         return None
-    upgrades: list[Upgrade] = [
-        {"modules": names, "exclusive": _values(exclusive), "selective": _values(selective)}
-        for (exclusive, selective), names in alike.items()
-    ]
-    return {"format": FORMAT, "version": __version__, "upgrades": upgrades}
-
-
-def _everywhere(config: Any) -> Any:
-    return None if config is None else dataclasses.replace(config, layers="all")
+    return {"format": FORMAT, "version": __version__, "upgrades": list(upgrades.values())}
 
 
 def _values(config: ExclusiveConfig | SelectiveConfig | None) -> dict[str, Any] | None:

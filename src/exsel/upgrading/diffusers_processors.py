@@ -15,7 +15,6 @@ from typing import Any
 from torch import nn
 
 from exsel.errors import UpgradeError
-from exsel.nn.projections import Geometry
 from exsel.upgrading.architectures import Projections
 from exsel.upgrading.rewriting import CHILD, READ, CallSites, attribute_of, find_sites, rewrite_processor
 from exsel.upgrading.sources import RewritingError, described, read, replacement
@@ -57,17 +56,7 @@ def _is_joint(cls: type) -> bool:
     return cls.__name__ in _JOINT and not replacement(cls, "__call__")
 
 
-def geometry(module: nn.Module) -> Geometry | None:
-    """The heads of the layer."""
-    sizes: list[Any] = [getattr(getattr(module, name, None), "out_features", None) for name in PROJECTIONS.packings]
-    heads = getattr(module, "heads", None)
-    if not isinstance(heads, int) or not all(isinstance(size, int) for size in sizes) or sizes[0] % heads:
-        return None
-    head_dim = sizes[0] // heads
-    return Geometry(heads, sizes[1] // head_dim, head_dim) if sizes[1] == sizes[2] else None
-
-
-def refusals(module: nn.Module, cls: type) -> tuple[str, str]:
+def refusals(module: nn.Module) -> tuple[str, str]:
     """Why ``module`` cannot be exclusive, and why not selective; each empty if it can."""
     processor: Any = module.processor
     name = type(processor).__name__
@@ -84,7 +73,7 @@ def refusals(module: nn.Module, cls: type) -> tuple[str, str]:
         return "", f"{name} attends with queries of two projections, for text and for image"
     if set(PROJECTIONS.packings) - sites.projections:
         return "", f"{name} calls its projections in code of their own"
-    return "", "" if geometry(module) is not None else f"the heads of {cls.__name__} are not known here"
+    return "", ""
 
 
 def processor_methods(cls: type) -> dict[str, Any]:

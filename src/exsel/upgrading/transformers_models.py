@@ -46,6 +46,11 @@ class UpgradedFields(Guarded):
     #: trl reads it if transformers has no class of the saved name. It is empty since the folder holds no code.
     auto_map: ClassVar[dict[str, str]] = {}
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        guard()
+        remember(self)
+        super().__init__(*args, **kwargs)
+
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """As the plain class; also takes the values of a wrapped ``config.json``."""
@@ -172,16 +177,11 @@ def read_upgraded_config(values: dict[str, Any], **kwargs: Any) -> Any:
 def upgraded_config_class(plain_class: Any) -> Any:
     """The upgraded subclass of a configuration class, under the same name; registers its loaders with Auto classes."""
 
-    def initialise(self: Any, *args: Any, **kwargs: Any) -> None:
-        guard()
-        remember(self)
-        plain_class.__init__(self, *args, **kwargs)
-
     members = {
         "__module__": __name__,
         "__doc__": plain_class.__doc__,
         # Without an __init__ here, transformers would generate one that skips the plain class's validation.
-        "__init__": initialise,
+        "__init__": UpgradedFields.__init__,
         "plain_class": plain_class,
     }
     upgraded = type(plain_class)(plain_class.__name__, (UpgradedFields, plain_class), members)

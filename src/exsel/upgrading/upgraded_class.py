@@ -37,21 +37,21 @@ class Upgraded(Guarded):
 
     Attributes:
         exsel_original: the original class.
-        exsel_projections: the names and packings of the projections, and the output projection, that it is made for.
+        exsel_projections: the projections that it is made for.
         exsel_read: for each rewritten method of the original class, its attribute, the function inside its wrappers,
             and that function's code.
         exsel_forward: the rewritten forward pass.
     """
 
     exsel_original: ClassVar[type[nn.Module]]
-    exsel_projections: ClassVar[tuple[tuple[tuple[str, str], ...], str | None]]
+    exsel_projections: ClassVar[Projections | None]
     exsel_read: ClassVar[Mapping[str, Read]]
     exsel_forward: ClassVar[types.FunctionType]
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         # pickle cannot find its class by name.
         reduced: Any = super().__reduce_ex__(protocol)
-        return _new, (self.exsel_original, *self.exsel_projections), *reduced[2:]
+        return _new, (self.exsel_original, self.exsel_projections), *reduced[2:]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the module, and check that the call goes through the mechanisms.
@@ -93,7 +93,7 @@ def original_class(module: nn.Module) -> type[nn.Module]:
 
 
 #: Upgraded classes by original class and projections. An entry is replaced if the original was patched since.
-_MADE: dict[tuple[Any, ...], Any] = {}
+_MADE: dict[tuple[Any, str], Any] = {}
 
 
 def upgraded_class(cls: Any, projections: Projections | None) -> Any:
@@ -102,30 +102,26 @@ def upgraded_class(cls: Any, projections: Projections | None) -> Any:
     Raises:
         RewritingError: a method that cannot be rewritten.
     """
-    if projections is None:
-        return _upgraded_class(cls, (), None)
-    return _upgraded_class(cls, tuple(projections.packings.items()), projections.output)
-
-
-def _upgraded_class(cls: Any, packings: tuple[tuple[str, str], ...], output: str | None) -> Any:
-    made = _MADE.get((cls, packings, output))
+    key = cls, repr(projections)
+    made = _MADE.get(key)
     if made is None or made.forward is not made.exsel_forward or _replaced(made):
         if issubclass(cls, nn.MultiheadAttention):
             methods = multihead.multihead_methods(cls)
         elif diffusers_processors.has_processor(cls):
             methods = diffusers_processors.processor_methods(cls)
         else:
-            methods = rewrite(cls, dict(packings), output)
+            packed = projections or Projections({})
+            methods = rewrite(cls, packed.packings, packed.output)
         members = {
             "__module__": cls.__module__,
             "__doc__": cls.__doc__,
             "exsel_original": cls,
-            "exsel_projections": (packings, output),
+            "exsel_projections": projections,
             "exsel_forward": methods["forward"],
             **{name: property(_returning(value)) for name, value in switches(cls).items()},
             **methods,
         }
-        made = _MADE[cls, packings, output] = type(cls.__name__, (Upgraded, cls), members)
+        made = _MADE[key] = type(cls.__name__, (Upgraded, cls), members)
     return made
 
 
@@ -133,8 +129,8 @@ def _returning(value: bool) -> Callable[[Any], bool]:
     return lambda _: value
 
 
-def _new(cls: Any, packings: tuple[tuple[str, str], ...], output: str | None) -> Any:
-    upgraded = _upgraded_class(cls, packings, output)
+def _new(cls: Any, projections: Projections | None) -> Any:
+    upgraded = upgraded_class(cls, projections)
     return remember(upgraded.__new__(upgraded))
 
 
