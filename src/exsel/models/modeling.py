@@ -336,12 +336,9 @@ class ExselModel(ExselPreTrainedModel):
                 "past_key_values": past_key_values,
                 "position_ids": position_ids,
             }
-            masks = {}
             assert self.config.layer_types is not None
-            if "full_attention" in self.config.layer_types:
-                masks["full_attention"] = create_causal_mask(**mask_arguments)
-            if "sliding_attention" in self.config.layer_types:
-                masks["sliding_attention"] = create_sliding_window_causal_mask(**mask_arguments)
+            makers = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
+            masks = {kind: make(**mask_arguments) for kind, make in makers.items() if kind in self.config.layer_types}
             if self.layers[0]._compiled_call_impl is not None:  # each layer's graph would make the mask anew
                 masks = {kind: mask.mask() if isinstance(mask, Band) else mask for kind, mask in masks.items()}
         # After the masks: given a cache, transformers takes positions that restart for positions that go on.

@@ -16,7 +16,7 @@ from torch import nn
 
 from exsel.errors import UpgradeError
 from exsel.upgrading.architectures import Projections
-from exsel.upgrading.rewriting import CHILD, READ, CallSites, attribute_of, find_sites, rewrite_processor
+from exsel.upgrading.rewriting import CHILD, READ, CallSites, attribute_of, find_sites, rewrite_method
 from exsel.upgrading.sources import RewritingError, described, read, replacement
 from exsel.upgrading.wrapped_methods import wrap
 
@@ -128,8 +128,8 @@ def rewritten_call(processor: Any) -> Callable[..., Any]:
     if cls not in _REWRITTEN or _REWRITTEN[cls][0] is not function:
         sites = _find_sites(cls)
         is_across = _CONTEXT in sites.method.parameters and not _is_joint(cls)
-        arguments = [f"context={_CONTEXT}"] if is_across else []
-        _REWRITTEN[cls] = function, rewrite_processor(sites, PROJECTIONS.packings, arguments)
+        begin = [f"context={_CONTEXT}"] if is_across else []
+        _REWRITTEN[cls] = function, rewrite_method(sites, PROJECTIONS.packings, None, {}, begin=begin)
     return _REWRITTEN[cls][1]
 
 

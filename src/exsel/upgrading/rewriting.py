@@ -191,35 +191,37 @@ def rewrite(cls: type, projections: Mapping[str, str], output: str | None) -> di
     """
     sites = find_sites(cls)
     inner = _with_calls(sites, {*projections, output})
-    methods: dict[str, Any] = {}
-    for name, found in {"forward": sites, **inner}.items():
-        is_forward = name == "forward"
-
-        def change(definition: ast.FunctionDef, found: CallSites = found, is_forward: bool = is_forward) -> None:
-            _rewrite_calls(definition, found, projections, output, inner)
-            if is_forward:
-                _end(definition, output)
-                _begin(definition, found.layer, _arguments_of_begin(found))
-            else:
-                (definition.args.posonlyargs or definition.args.args).insert(1, ast.arg(PASS))
-
-        methods[name if is_forward else f"_exsel_{name}"] = found.method.rewritten(change)
+    methods = {
+        f"_exsel_{name}": rewrite_method(found, projections, output, inner, begin=None) for name, found in inner.items()
+    }
+    methods["forward"] = rewrite_method(sites, projections, output, inner, begin=_arguments_of_begin(sites))
     return {**methods, READ: {name: found.method.as_read for name, found in {"forward": sites, **inner}.items()}}
 
 
-def rewrite_processor(sites: CallSites, projections: Mapping[str, str], arguments: Iterable[str]) -> types.FunctionType:
-    """The method of ``sites``, which takes the layer as an argument, rewritten to use the layer's mechanisms.
+def rewrite_method(
+    sites: CallSites,
+    projections: Mapping[str, str],
+    output: str | None,
+    methods: Mapping[str, CallSites],
+    *,
+    begin: Iterable[str] | None,
+) -> types.FunctionType:
+    """The method of ``sites``, rewritten to use the layer's mechanisms.
 
     Args:
         sites: its calls.
-        projections: see :func:`rewrite`.
-        arguments: the arguments of the call that begins a pass, as source.
+        projections, output: see :func:`rewrite`.
+        methods: the layer's other methods that are rewritten.
+        begin: the arguments of the call that begins a pass, as source; ``None``: the method is given the pass.
     """
 
     def change(definition: ast.FunctionDef) -> None:
-        _rewrite_calls(definition, sites, projections, None, {})
-        _end(definition, None)
-        _begin(definition, sites.layer, arguments)
+        _rewrite_calls(definition, sites, projections, output, methods)
+        if begin is None:
+            (definition.args.posonlyargs or definition.args.args).insert(1, ast.arg(PASS))
+        else:
+            _end(definition, output)
+            _begin(definition, sites.layer, begin)
 
     return sites.method.rewritten(change)
 

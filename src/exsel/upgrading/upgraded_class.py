@@ -60,11 +60,8 @@ class Upgraded(Guarded):
             RuntimeError: it does not; the message names what replaced the forward pass.
         """
         own, cls = self.__dict__, type(self)
-        for name, (attribute, function, code) in cls.exsel_read.items():  # :func:`_bypassed` without its words
-            is_read = getattr(cls.exsel_original, name, None) is attribute and function.__code__ is code
-            if not is_read or (name in own and name != "forward"):
-                fault = f"{_bypassed(self)}. Take it back, or exsel.downgrade(model), put it there"
-                raise RuntimeError(f"{fault}, and upgrade again")
+        if fault := _bypassed(cls, own):
+            raise RuntimeError(f"{fault}. Take it back, or exsel.downgrade(model), put it there, and upgrade again")
         forward: Any = cls.forward  # type: ignore[attr-defined]
         if "forward" not in own and forward is cls.exsel_forward:
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
@@ -104,7 +101,7 @@ def upgraded_class(cls: Any, projections: Projections | None) -> Any:
     """
     key = cls, repr(projections)
     made = _MADE.get(key)
-    if made is None or made.forward is not made.exsel_forward or _replaced(made):
+    if made is None or made.forward is not made.exsel_forward or _bypassed(made, {}):
         if issubclass(cls, nn.MultiheadAttention):
             methods = multihead.multihead_methods(cls)
         elif diffusers_processors.has_processor(cls):
@@ -175,21 +172,13 @@ def class_refusal(module: nn.Module, names: Iterable[str] = ("forward",)) -> str
     return ""
 
 
-def _replaced(cls: Any) -> str:
-    """The name of a rewritten method that the original class of ``cls`` no longer has; empty if it has all."""
+def _bypassed(cls: type[Upgraded], own: Mapping[str, Any]) -> str:
+    """In words, which method was replaced on the original class or in ``own``, the instance's attributes, if any."""
     for name, (attribute, function, code) in cls.exsel_read.items():
-        if getattr(cls.exsel_original, name, None) is not attribute or function.__code__ is not code:
-            return str(name)
-    return ""
-
-
-def _bypassed(module: Any) -> str:
-    """In words, which method was replaced where the upgraded class does not use it; empty if none was."""
-    cls, own = type(module), module.__dict__
-    if name := _replaced(cls):
-        by = described(getattr(cls.exsel_original, name, None))
-        return f"{cls.__name__}.{name} was replaced by {by} since this layer was upgraded, which would not run"
-    for name in cls.exsel_read:
+        found = getattr(cls.exsel_original, name, None)
+        if found is not attribute or function.__code__ is not code:
+            by = described(found)
+            return f"{cls.__name__}.{name} was replaced by {by} since this layer was upgraded, which would not run"
         if name != "forward" and name in own:
             return f"{name} of this upgraded {cls.__name__} was replaced by {described(own[name])}, which would not run"
     return ""
@@ -204,7 +193,11 @@ def check_whole(model: nn.Module) -> None:
     """
     for name, module in model.named_modules():
         if isinstance(module, Upgraded):
-            if fault := _bypassed(module) or diffusers_processors.fault(module) or _replaced_forward(module):
+            if (
+                fault := _bypassed(type(module), vars(module))
+                or diffusers_processors.fault(module)
+                or _replaced_forward(module)
+            ):
                 raise UpgradeError(f"{name or type(module).__name__} is upgraded, and {fault}: take that back first")
         elif isinstance(module._modules.get(CHILD), Mechanisms):
             raise UpgradeError(
