@@ -17,19 +17,12 @@ Place = tuple[str, str]
 
 @dataclass(frozen=True)
 class _Source:
-    """A module's source: the statement that defines each name, and where each imported name comes from.
-
-    Args:
-        text: the file.
-        statements: by the defined name.
-        own: by local name, the module and name of what is imported from exsel; the name is empty for a whole module.
-        foreign: by local name, the import statement of what is imported from elsewhere.
-    """
+    """A module's source: the statement that defines each name, and where each imported name comes from."""
 
     text: str
     statements: dict[str, ast.stmt] = field(default_factory=dict)
-    own: dict[str, Place] = field(default_factory=dict)
-    foreign: dict[str, str] = field(default_factory=dict)
+    own: dict[str, Place] = field(default_factory=dict)  # imported from exsel; a whole module has no name there
+    foreign: dict[str, str] = field(default_factory=dict)  # from elsewhere, each with its import statement
 
     def segment(self, statement: ast.stmt, renamed: Mapping[ast.expr, str]) -> str:
         """The text of a statement with its decorators and the comment above it, some names in it replaced."""
@@ -48,12 +41,8 @@ class _Source:
 def bundle(roots: Sequence[Place], stand_ins: str) -> str:
     """The definitions at ``roots``, and what they use, as the text of one module.
 
-    A module of exsel is read, never imported. Definitions keep their names, texts and comments, in the order of
-    their modules.
-
-    Args:
-        roots: what is wanted.
-        stand_ins: a module whose definitions replace those of the same name anywhere else in exsel.
+    A module of exsel is read, never imported. Definitions keep their names, texts and comments, in the order of their
+    modules. Those of the module ``stand_ins`` replace those of the same name anywhere else in exsel.
 
     Raises:
         ValueError: two of the definitions have the same name.
@@ -149,11 +138,7 @@ def _used(statement: ast.stmt, source: _Source) -> Iterator[tuple[ast.expr, str]
 
 
 def import_statements(names: Mapping[str, str]) -> list[str]:
-    """The statements of imports, those of one module together.
-
-    Args:
-        names: by local name, the statement that imports it alone.
-    """
+    """The statements of imports, those of one module together, of the statements that import one name each."""
     members: dict[str, list[str]] = {}
     for line in sorted({*names.values()}):
         home, _, name = line.partition(" import ")

@@ -30,30 +30,18 @@ _KNOWN_PACKAGES = ("transformers", "timm", "diffusers")
 
 @dataclass(frozen=True)
 class Target:
-    """What is known of one attention module.
+    """What is known of one attention module."""
 
-    Args:
-        name: its name in the model, as ``named_modules`` has it.
-        cls: the class's name.
-        exclusive, selective: why the module cannot have the mechanism; empty if it can.
-        left_alone: whether it is not self-attention. Such a module is not counted, and is no reason to refuse a model.
-        projections: its projections, if they are known.
-        geometry: its heads, if they are known.
-        hidden_size: the width of its input, or 0.
-        by_name: whether only its class's name says that it is attention. It may then be a module around attention.
-        methods: the methods of the class that an upgrade rewrites.
-    """
-
-    name: str
+    name: str  # in the model, as ``named_modules`` has it
     cls: str
-    exclusive: str = ""
+    exclusive: str = ""  # why it cannot have the mechanism; empty if it can
     selective: str = ""
-    left_alone: bool = False
+    left_alone: bool = False  # it is not self-attention: not counted, and no reason to refuse a model
     projections: Projections | None = None
     geometry: Geometry | None = None
-    hidden_size: int = 0
-    by_name: bool = False
-    methods: tuple[str, ...] = ("forward",)
+    hidden_size: int = 0  # of its input, if known
+    by_name: bool = False  # only its class's name says that it is attention: it may be a module around attention
+    methods: tuple[str, ...] = ("forward",)  # of the class, that an upgrade rewrites
 
     def refused(self, reason: str, *, left_alone: bool = False) -> Target:
         """The same module, refused for both mechanisms with ``reason``."""

@@ -22,11 +22,7 @@ _EMPTY: frozenset[Path] = frozenset({frozenset()})
 def code_path_refusal(module: Any, cls: type, sites: CallSites, switches: Mapping[str, bool]) -> str:
     """Why ``module``, of class ``cls``, cannot be upgraded at its attention function alone; empty if it can be.
 
-    Args:
-        module: the module before the upgrade.
-        cls: its class.
-        sites: the calls in its forward pass.
-        switches: values that the upgrade gives to some of its attributes.
+    ``sites`` are the calls in its forward pass, ``switches`` what the upgrade makes of some of its attributes.
     """
     finder = _PathFinder(module, cls, switches)
     found = finder.method(sites)

@@ -74,11 +74,7 @@ def _damaged(what: str) -> LoadError:
 
 
 def check(description: Any) -> Description:
-    """``description``, if this version can read it.
-
-    Raises:
-        LoadError: a later format, or anything that :func:`describe` would not have written.
-    """
+    """``description``; a LoadError for a later format, or anything that :func:`describe` would not have written."""
     if not isinstance(description, dict) or type(description.get("format")) is not int:
         raise _damaged(f"has no format: {description!r:.80}")
     if description["format"] > FORMAT:

@@ -31,10 +31,7 @@ def damage(what: str) -> Iterator[None]:
 
 
 def check_files(folder: str | PathLike[str], **kwargs: Any) -> None:
-    """Check that a saved model is read only from safetensors files in its own folder, and brings no code.
-
-    Args:
-        folder, **kwargs: see :func:`exsel.from_pretrained`.
+    """Check that what :func:`exsel.from_pretrained` is given is read only from safetensors files, and brings no code.
 
     Raises:
         LoadError: it is not; the message says what is wrong.

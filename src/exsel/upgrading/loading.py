@@ -64,12 +64,7 @@ def from_pretrained(folder: str | PathLike[str], **kwargs: Any) -> Any:
 
 
 def load(folder: str | PathLike[str], auto_class: Any = None, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
-    """As :func:`from_pretrained`; always returns what transformers reports of the weights too.
-
-    Args:
-        folder, **kwargs: as there.
-        auto_class: an Auto class of transformers to load with, in place of the class that saved the model.
-    """
+    """As :func:`from_pretrained`, or by ``auto_class`` of transformers; always returns what is said of the weights."""
     require("transformers", "models")
     if kwargs.pop("trust_remote_code", None):
         raise LoadError("exsel.from_pretrained runs no code from a model's folder: load it with transformers' classes")
@@ -123,14 +118,7 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def load_config(folder: str | PathLike[str], **kwargs: Any) -> Any:
-    """The configuration of a saved model whose files were checked by :func:`check_files`.
-
-    Args:
-        folder, **kwargs: see :func:`from_pretrained`.
-
-    Raises:
-        LoadError, OSError: see :func:`from_pretrained`.
-    """
+    """The configuration of a saved model, whose files are checked; arguments and errors as :func:`from_pretrained`."""
     from transformers import AutoConfig
 
     import exsel.models  # noqa: F401 (registers its own)

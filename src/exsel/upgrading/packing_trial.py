@@ -21,8 +21,6 @@ from exsel.nn.projections import PACKINGS, Geometry
 from exsel.upgrading.rewriting import BEGIN, rewrite
 
 _NUM_TOKENS = 4
-
-
 #: The attributes in which a module keeps its forward hooks and forward pre-hooks.
 _HOOKS = frozenset(name for name in vars(nn.Module()) if name.endswith(("forward_hooks", "forward_pre_hooks")))
 
@@ -46,17 +44,9 @@ class _Recorder(PassObserver):
 def packing_of(
     module: nn.Module, cls: type, projection: str, hidden_size: int, candidates: Sequence[tuple[str, Geometry]]
 ) -> str | None:
-    """Which of ``candidates`` is the packing of ``module.<projection>``.
+    """Which of ``candidates``, each with the heads that it implies, is the packing of ``module.<projection>``.
 
-    Args:
-        module: the attention module, of class ``cls``; not changed.
-        cls: a class whose forward pass takes hidden states ``[B, T, E]`` first and needs no more.
-        projection: the name of the fused projection.
-        hidden_size: E.
-        candidates: names in :data:`exsel.nn.projections.PACKINGS`, each with the heads that it implies.
-
-    Returns:
-        Its name; ``None`` if none or several fit, or the module cannot be called like that.
+    ``None``: none or several fit, or ``cls.forward`` needs more than hidden states ``[B, T, hidden_size]``.
     """
     sample = next(module.parameters())
     if sample.is_meta or not sample.is_floating_point():

@@ -38,24 +38,16 @@ _QUERIES_AND_KEYS = (("query", "key"), ("queries", "keys"), ("q", "k"))
 
 @dataclass
 class CallSites:
-    """The calls in a method that go through the mechanisms.
-
-    Args:
-        method: the method.
-        layer: the name of the parameter that is the layer.
-        attention: the number of calls of an attention function.
-        projections: the layer's attributes that it calls.
-        methods: the same for each method of the layer that it calls.
-    """
+    """The calls in a method that go through the mechanisms."""
 
     method: Method
-    layer: str
-    attention: int = 0
-    projections: set[str] = field(default_factory=set)
-    methods: dict[str, CallSites] = field(default_factory=dict)
+    layer: str  # the parameter that is the layer
+    attention: int = 0  # how many calls of an attention function
+    projections: set[str] = field(default_factory=set)  # the layer's attributes that it calls
+    methods: dict[str, CallSites] = field(default_factory=dict)  # the layer's methods that it calls
 
     def all_attention(self) -> int:
-        """The number of attention calls in this method and in those that it calls."""
+        """Those in the methods that it calls among them."""
         return self.attention + sum(sites.all_attention() for sites in self.methods.values())
 
     def all_methods(self) -> dict[str, CallSites]:
@@ -138,16 +130,10 @@ def _is_cache_update(call: ast.Call) -> bool:
 
 
 def find_sites(cls: type, name: str = "forward", seen: frozenset[str] = frozenset(), *, place: int = 0) -> CallSites:
-    """The calls in method ``name`` of ``cls``, and in the methods of the layer that it calls.
-
-    Args:
-        cls: an attention module's class, or a class whose method takes the layer as an argument.
-        name: the method's name.
-        seen: the methods that led to this one.
-        place: the index of the layer among the method's parameters.
+    """The calls in method ``name`` of ``cls``, whose parameter at ``place`` is the layer, and in those that it calls.
 
     Raises:
-        RewritingError: no source to read, or a wrapper that is not known.
+        RewritingError: as :func:`exsel.upgrading.sources.read`.
     """
     method = read(cls, name)
     if len(method.parameters) <= place:
@@ -178,16 +164,12 @@ def _is_method(cls: type, name: str) -> bool:
 
 
 def rewrite(cls: type, projections: Mapping[str, str], output: str | None) -> dict[str, Any]:
-    """The methods that a subclass of ``cls`` needs to go through the mechanisms, by name.
+    """The methods that a subclass of the attention class ``cls`` needs to go through the mechanisms, by name.
 
-    Args:
-        cls: an attention module's class.
-        projections: its projections, and how each is packed.
-        output: for attention that is written out, the output projection's name, or ``""`` if ``forward`` returns the
-            weighted sum of values itself. ``None`` for a class that calls an attention function.
+    ``projections`` and ``output`` are those of :class:`exsel.upgrading.architectures.Projections`.
 
     Raises:
-        RewritingError: no source to read, or a wrapper that is not known.
+        RewritingError: as :func:`exsel.upgrading.sources.read`.
     """
     sites = find_sites(cls)
     inner = _with_calls(sites, {*projections, output})
@@ -206,13 +188,9 @@ def rewrite_method(
     *,
     begin: Iterable[str] | None,
 ) -> types.FunctionType:
-    """The method of ``sites``, rewritten to use the layer's mechanisms.
+    """The method of ``sites``, rewritten to call ``methods``, the other rewritten ones, and to go through a pass.
 
-    Args:
-        sites: its calls.
-        projections, output: see :func:`rewrite`.
-        methods: the layer's other methods that are rewritten.
-        begin: the arguments of the call that begins a pass, as source; ``None``: the method is given the pass.
+    It begins the pass with the arguments ``begin``, as source; ``None``: the pass is its first argument.
     """
 
     def change(definition: ast.FunctionDef) -> None:

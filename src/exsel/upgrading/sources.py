@@ -50,20 +50,12 @@ Read = tuple[types.FunctionType, types.FunctionType, types.CodeType]
 
 @dataclass(frozen=True, eq=False)
 class Method:
-    """A method of a class, with its source.
-
-    Args:
-        attribute: the class's attribute of the method's name.
-        function: the same without the wrappers.
-        wrappers: the functions around it, outermost first.
-        module: the statement of its file that defines it, with the file's statements that define nothing, like imports.
-        definition: the method's ``def`` in ``module``.
-    """
+    """A method of a class, with its source."""
 
     attribute: types.FunctionType
-    function: types.FunctionType
-    wrappers: tuple[types.FunctionType, ...]
-    module: ast.Module
+    function: types.FunctionType  # ``attribute`` without its wrappers
+    wrappers: tuple[types.FunctionType, ...]  # outermost first
+    module: ast.Module  # the statement that defines it, and those of its file that define nothing, like imports
     definition: ast.FunctionDef
 
     @property
@@ -79,7 +71,7 @@ class Method:
 
     @property
     def as_read(self) -> Read:
-        """Values to compare later, to see whether the class still has this method."""
+        """What tells later whether the class still has this method."""
         return self.attribute, self.function, self.function.__code__
 
     def rewritten(self, change: Callable[[ast.FunctionDef], object]) -> types.FunctionType:

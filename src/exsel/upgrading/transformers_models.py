@@ -149,11 +149,7 @@ class UpgradingLoader:
 
 
 def read_upgraded_config(values: dict[str, Any], **kwargs: Any) -> Any:
-    """The upgraded configuration in a ``config.json``'s ``values``; ``kwargs`` as ``PreTrainedConfig.from_dict``.
-
-    Raises:
-        LoadError: a configuration from a newer exsel, a damaged one, or one whose base transformers does not know.
-    """
+    """As ``PreTrainedConfig.from_dict`` for the ``config.json`` of an upgraded model; LoadError if it is damaged."""
     entry = values.get(ENTRY)
     description = check(entry)
     assert isinstance(entry, dict)
@@ -256,11 +252,8 @@ def _plain_names(names: list[str]) -> list[str]:
 def update_configuration(model: nn.Module, name: str | None = None) -> None:
     """Update the configuration of each transformers model in ``model`` to the mechanisms that the model has now.
 
-    A changed configuration is a new object: plain models may have been built with the old one.
-
-    Args:
-        model: an upgraded or downgraded model.
-        name: the folder or hub name of the upgraded model; ``None``: it is not saved.
+    A changed configuration is a new object: plain models may have been built with the old one. ``name`` is the upgraded
+    model's folder or hub name; ``None``: it is not saved.
     """
     guard()
     for whole in _whole_models(model):

@@ -33,20 +33,12 @@ _PASSED = "_exsel_passed"
 
 
 class Upgraded(Guarded):
-    """The base of every upgraded attention module's class, which holds the rewritten methods of the original class.
-
-    Attributes:
-        exsel_original: the original class.
-        exsel_projections: the projections that it is made for.
-        exsel_read: for each rewritten method of the original class, its attribute, the function inside its wrappers,
-            and that function's code.
-        exsel_forward: the rewritten forward pass.
-    """
+    """The base of every upgraded attention module's class, which holds the rewritten methods of the original class."""
 
     exsel_original: ClassVar[type[nn.Module]]
     exsel_projections: ClassVar[Projections | None]
-    exsel_read: ClassVar[Mapping[str, Read]]
-    exsel_forward: ClassVar[types.FunctionType]
+    exsel_read: ClassVar[Mapping[str, Read]]  # the original methods, by name
+    exsel_forward: ClassVar[types.FunctionType]  # the rewritten forward pass
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         # pickle cannot find its class by name.
@@ -187,9 +179,10 @@ def _bypassed(cls: type[Upgraded], own: Mapping[str, Any]) -> str:
 def check_whole(model: nn.Module) -> None:
     """Check that every module of ``model`` that has mechanisms computes with them, as far as can be seen.
 
+    A wrapper of a forward pass is accepted if it refers to that, or if the last call reached the mechanisms through it.
+
     Raises:
-        UpgradeError: the class or forward pass of a module was replaced since the upgrade. A wrapper is accepted if it
-            refers to the upgraded forward pass, or if the last call reached the mechanisms through it.
+        UpgradeError: the class or forward pass of a module was replaced since the upgrade.
     """
     for name, module in model.named_modules():
         if isinstance(module, Upgraded):

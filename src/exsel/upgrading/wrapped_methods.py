@@ -28,12 +28,7 @@ def remember(value: Any) -> Any:
 
 
 def wrap(cls: Any, **wrappers: Callable[[Any], Any]) -> None:
-    """Wrap methods of ``cls``, once.
-
-    Args:
-        cls: a class of another library.
-        **wrappers: for each method's name, a function that takes the method and returns its replacement.
-    """
+    """Replace methods of ``cls``, once: each by what its wrapper makes of it."""
     if cls in _WRAPPED:
         return
     methods = {name: getattr(cls, name) for name in wrappers}
