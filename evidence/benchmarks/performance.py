@@ -17,7 +17,7 @@ from evidence.benchmarks.goals import (
     place,
 )
 from exsel.bench.table import cost_ratio, counted_pass, gaps, ratio_with_quartiles
-from exsel.report.formatting import MISSING, milliseconds
+from exsel.report.formatting import MISSING, three_digits
 
 
 def sections(records: Sequence[Record]) -> dict[str, str]:
@@ -145,7 +145,7 @@ def _pivot(
     for row in rows:
         summary = counted_pass(row) if pass_name is None else row["passes"].get(pass_name, {})
         is_floor = row["contender"] == row["floor"]
-        cell = milliseconds(summary.get("ms_median")) if is_floor else show(summary)
+        cell = three_digits(summary.get("ms_median")) if is_floor else show(summary)
         lines.setdefault(tuple(describe(row)), {})[row["contender"]] = cell
     columns = [*sorted(floors), *others]
     titles = [f"{name}, ms" if name in floors else name for name in columns]

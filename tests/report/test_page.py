@@ -126,7 +126,7 @@ def test_answers_have_intervals_where_seeds_differ(make_results: Make) -> None:
         asked = {"perplexity": 4e8 - 1e8 * luck, "acc": 0.25, "loss": 2 + 0.01 * luck}
         run["answers"] = [{"task": "words", "measure": name, "value": value} for name, value in asked.items()]
     shown = {
-        (str(row["variant"]), str(row["measure"])): (str(row["value"]), str(row["difference"]))
+        (str(row["Variant"]), str(row["Measure"])): (str(row["Value"]), str(row["Difference to the baseline"]))
         for row in answer_rows(results)
     }
     assert shown["exclusive", "acc"] == ("0.2500 (in each seed)", "0.0000 (in each seed)")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from exsel.report.formatting import MISSING, memory, milliseconds, number
+from exsel.report.formatting import MISSING, memory, number, three_digits
 
 HEADINGS = {
     "case": "Case",
@@ -55,7 +55,7 @@ def table_rows(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
                 "case": case_name(row),
                 "group": row["group"],
                 "contender": row["contender"],
-                "ms": milliseconds(counted_pass(row).get("ms_median")),
+                "ms": three_digits(counted_pass(row).get("ms_median")),
                 "forward": cost_ratio(passes.get("forward", {})),
                 "backward": cost_ratio(passes.get("backward", {})),
                 "whole": ratio_with_quartiles(counted_pass(row)),

@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from exsel.cli.display import print_table
     from exsel.report import headline, headline_note, interval_sentence, summary_rows, sweep_ends, table_headings
-    from exsel.report.answer_table import ANSWER_HEADINGS, answer_rows
+    from exsel.report.answer_table import answer_rows
     from exsel.report.selection import selection_notes
     from exsel.training.compare import compare_runs
     from exsel.training.comparison_plan import plan_runs
@@ -125,7 +125,7 @@ def run(arguments: argparse.Namespace) -> int:
         print("", *filter(None, said), *notes, sep="\n")
         if rows := answer_rows(results):
             print()
-            print_table([{key: str(cell) for key, cell in row.items()} for row in rows], ANSWER_HEADINGS)
+            print_table([{key: str(cell) for key, cell in row.items()} for row in rows], {key: key for key in rows[0]})
         print(f"\nreport: {folder / REPORT}\nnumbers: {folder / RESULTS}", flush=True)
 
     return run_session(arguments, plan.runs, work, prepare=prepare)

@@ -10,18 +10,12 @@ from exsel.report.comparison import Cell, entries, runs_of_variants
 from exsel.report.formatting import compact, fixed, number, plain, signed
 from exsel.variants import BASELINE
 
-#: The columns of the rows.
-ANSWER_HEADINGS = {
-    "variant": "Variant",
-    "task": "Task",
-    "measure": "Measure",
-    "value": "Value",
-    "difference": "Difference to the baseline",
-}
-
 
 def answer_rows(results: Mapping[str, Any]) -> list[dict[str, Cell]]:
-    """A row for each measure and variant, those of a measure together; differences are between runs of a seed."""
+    """A row for each measure and variant, those of a measure together, by the columns' headings.
+
+    Differences are between runs of a seed.
+    """
     values: dict[tuple[str, str], dict[str, dict[Any, float]]] = {}
     for variant, runs in runs_of_variants(results).items():
         for run in runs:
@@ -35,8 +29,15 @@ def answer_rows(results: Mapping[str, Any]) -> list[dict[str, Cell]]:
         base = variants.get(BASELINE, {})
         for variant, own in variants.items():
             gaps = [value - base[key] for key, value in own.items() if key in base and variant != BASELINE]
-            cells = (Cell(variant), Cell(task), Cell(measure), _cell(own.values(), _value), _cell(gaps, _difference))
-            rows.append(dict(zip(ANSWER_HEADINGS, cells, strict=True)))
+            rows.append(
+                {
+                    "Variant": Cell(variant),
+                    "Task": Cell(task),
+                    "Measure": Cell(measure),
+                    "Value": _cell(own.values(), _value),
+                    "Difference to the baseline": _cell(gaps, _difference),
+                }
+            )
     return rows
 
 

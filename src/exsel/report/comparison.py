@@ -231,4 +231,4 @@ def _ratio_note(found: Estimate | None) -> str:
 
 
 def _milliseconds(value: object) -> str:
-    return MISSING if number(value) is None else f"{formatting.milliseconds(value)} ms"
+    return MISSING if number(value) is None else f"{formatting.three_digits(value)} ms"

@@ -2,65 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from exsel.report import comparison, comparison_charts, formatting, templates
-from exsel.report.answer_table import ANSWER_HEADINGS, answer_rows
+from exsel.report.answer_table import answer_rows
 from exsel.report.facts import facts
 from exsel.report.formatting import number
 from exsel.report.headline import Row, verdict
 from exsel.report.picture import page_picture
-from exsel.report.selection import Moved, moved_temperatures, selection_notes
-
-
-class GainTile(NamedTuple):
-    """One of the large numbers under the headline."""
-
-    value: str
-    label: str
-    interval: str
-    variant: str
-
-
-class Continuation(NamedTuple):
-    """What follows a prompt in a variant's words; without a variant, in the text itself."""
-
-    variant: str
-    text: str
-
-
-class Prompt(NamedTuple):
-    """A prompt out of the validation text, and how the text and each variant go on."""
-
-    text: str
-    continuations: list[Continuation]
-
+from exsel.report.selection import moved_temperatures, selection_notes
 
 _FACTS = {"data": "Data", "model": "Model", "machine": "Machine and versions", "config": "Configuration"}
-_TEMPERATURE_HEADINGS = {
-    "variant": "Variant",
-    "kind": "Of",
-    "mean": "Mean τ",
-    "moved": "Moved",
-    "over_tokens": "Deviation over tokens",
-    "over_heads": "Deviation over heads",
+_TEMPERATURE_HEADINGS = ("Variant", "Of", "Mean τ", "Moved", "Deviation over tokens", "Deviation over heads")
+# The columns of the table of runs: what each shows of a run, and how.
+_RUN_COLUMNS: Mapping[str, tuple[str, Callable[[object], str]]] = {
+    "Variant": ("variant", formatting.plain),
+    "Seed": ("seed", lambda seed: formatting.plain(seed).replace(",", "")),
+    "Learning rate": ("learning_rate", formatting.learning_rate),
+    "Loss": ("loss", formatting.fixed),
+    "Bits per byte": ("bits_per_byte", formatting.fixed),
+    "Steps": ("steps", formatting.count),
+    "Tokens": ("tokens", formatting.compact),
+    "Training": ("train_seconds", formatting.duration),
+    "Compiling": ("compile_seconds", formatting.duration),
+    "ms/step": ("ms_per_step", formatting.three_digits),
+    "Peak memory": ("peak_memory_bytes", formatting.memory),
+    "Folder": ("directory", formatting.plain),
 }
-_RUN_HEADINGS = (
-    "Variant",
-    "Seed",
-    "Learning rate",
-    "Loss",
-    "Bits per byte",
-    "Steps",
-    "Tokens",
-    "Training",
-    "Compiling",
-    "ms/step",
-    "Peak memory",
-    "Folder",
-)
 
 
 def render_comparison(results: Mapping[str, Any]) -> str:
@@ -74,32 +44,39 @@ def _context(results: Mapping[str, Any]) -> dict[str, Any]:
     rows = comparison.summary_cells(results)
     headings = comparison.table_headings(results)
     keys = [key for key in headings if rows and key in rows[0]]
+    runs = [run for key in ("runs", "choosing_runs") for run in comparison.entries(results, key)]
     losses = [comparison.mean(row, "loss") for row in comparison.entries(results, "variants")]
     lowest = min((loss for loss in losses if loss is not None), default=None)
     charts = comparison_charts.comparison_charts(results)
     return {
         "headline": outcome.sentence,
         "headline_note": outcome.note,
-        "tiles": _tiles(outcome.row),
+        "tiles": [] if outcome.row is None else _tiles(outcome.row),
+        "judged": outcome.row and comparison.variant_name(outcome.row),
         "subject": _subject(results),
         "looks": looks,
-        "headings": headings,
-        "gains": [key for key in keys if key not in comparison.COSTS],
-        "costs": [key for key in keys if key == "variant" or key in comparison.COSTS],
+        "gains": {key: headings[key] for key in keys if key not in comparison.COSTS},
+        "costs": {key: headings[key] for key in keys if key == "variant" or key in comparison.COSTS},
         "rows": rows,
         "lowest": [loss is not None and loss == lowest for loss in losses],
         "intervals": comparison.interval_sentence(results),
         "sweep_ends": comparison.sweep_ends(results),
         "pictures": {name: [page_picture(chart, looks) for chart in group] for name, group in charts.items()},
         "prompts": _prompts(results),
-        "temperature_headings": _TEMPERATURE_HEADINGS,
-        "temperatures": [_temperature(each) for each in moved_temperatures(results)],
+        "temperatures": [
+            {
+                heading: comparison.Cell(value if isinstance(value, str) else formatting.fixed(value))
+                for heading, value in zip(_TEMPERATURE_HEADINGS, moved, strict=True)
+            }
+            for moved in moved_temperatures(results)
+        ],
         "selection_notes": selection_notes(results),
         "answers": answer_rows(results),
-        "answer_headings": ANSWER_HEADINGS,
         "facts": facts(results, _FACTS),
-        "run_headings": dict(enumerate(_RUN_HEADINGS)),
-        "runs": [_run(run) for key in ("runs", "choosing_runs") for run in comparison.entries(results, key)],
+        "runs": [
+            {heading: comparison.Cell(show(run.get(key))) for heading, (key, show) in _RUN_COLUMNS.items()}
+            for run in runs
+        ],
         "command": formatting.plain(results.get("command")),
         "revision": formatting.plain(results.get("git_revision")),
         "version": formatting.plain(results.get("exsel_version")),
@@ -107,15 +84,14 @@ def _context(results: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _prompts(results: Mapping[str, Any]) -> list[Prompt]:
-    """The samples of the first run of each variant, by prompt."""
-    prompts: dict[str, Prompt] = {}
+def _prompts(results: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
+    """By prompt, how the text itself goes on (under no name) and how each variant's first run does, under its name."""
+    prompts: dict[str, list[tuple[str, str]]] = {}
     for variant, runs in comparison.runs_of_variants(results).items():
         for sample in comparison.entries(runs[0], "samples"):
             prompt, text, continuation = (_printable(sample.get(key)) for key in ("prompt", "text", "continuation"))
-            shown = prompts.setdefault(prompt, Prompt(prompt, [Continuation("", text)]))
-            shown.continuations.append(Continuation(variant, continuation))
-    return list(prompts.values())
+            prompts.setdefault(prompt, [("", text)]).append((variant, continuation))
+    return prompts
 
 
 def _printable(text: object) -> str:
@@ -123,25 +99,22 @@ def _printable(text: object) -> str:
     return "".join(each if each.isprintable() or each in "\n\t" else "\N{REPLACEMENT CHARACTER}" for each in str(text))
 
 
-def _tiles(row: Row | None) -> list[GainTile]:
-    """The numbers of the variant that the headline speaks of, with their intervals."""
-    if row is None:
-        return []
-    name, reach = comparison.variant_name(row), comparison.section(row, "reach")
-    cost = comparison.section(row, "step_cost")
+def _tiles(row: Row) -> list[tuple[str, str, str]]:
+    """The large numbers under the headline, each with what it is and its interval."""
+    reach, cost = comparison.section(row, "reach"), comparison.section(row, "step_cost")
     tiles = []
     difference = comparison.read_estimate(row, "difference")
     if difference is not None:
-        label = "in final validation loss"
-        tiles.append(GainTile(formatting.signed(difference.mean, 3), label, comparison.plus_minus(difference, 3), name))
+        interval = comparison.plus_minus(difference, 3)
+        tiles.append((formatting.signed(difference.mean, 3), "in final validation loss", interval))
     for found, label in (
         (comparison.read_estimate(reach, "tokens_ratio"), "of the baseline's tokens to get to its final loss"),
         (comparison.read_estimate(reach, "time_ratio"), "of the baseline's time to get to its final loss"),
         (comparison.read_estimate(cost, "ratio"), "of the baseline's time for a step"),
     ):
         if found is not None:
-            tiles.append(GainTile(formatting.ratio(found.mean), label, comparison.ratio_range(found), name))
-    return [tile if tile.interval else tile._replace(interval="one seed: no interval") for tile in tiles]
+            tiles.append((formatting.ratio(found.mean), label, comparison.ratio_range(found)))
+    return [(value, label, interval or "one seed: no interval") for value, label, interval in tiles]
 
 
 def _subject(results: Mapping[str, Any]) -> list[str]:
@@ -164,28 +137,3 @@ def _subject(results: Mapping[str, Any]) -> list[str]:
     if seeds:
         parts.append("1 seed" if seeds == 1 else f"{seeds} seeds")
     return parts
-
-
-def _temperature(moved: Moved) -> dict[str, comparison.Cell]:
-    return {
-        name: comparison.Cell(value if isinstance(value, str) else formatting.fixed(value))
-        for name, value in moved._asdict().items()
-    }
-
-
-def _run(run: Mapping[str, Any]) -> dict[int, comparison.Cell]:
-    cells = (
-        comparison.variant_name(run),
-        formatting.plain(run.get("seed")).replace(",", ""),
-        formatting.learning_rate(run.get("learning_rate")),
-        formatting.fixed(run.get("loss")),
-        formatting.fixed(run.get("bits_per_byte")),
-        formatting.count(run.get("steps")),
-        formatting.compact(run.get("tokens")),
-        formatting.duration(run.get("train_seconds")),
-        formatting.duration(run.get("compile_seconds")),
-        formatting.milliseconds(run.get("ms_per_step")),
-        formatting.memory(run.get("peak_memory_bytes")),
-        formatting.plain(run.get("directory")),
-    )
-    return {place: comparison.Cell(cell) for place, cell in enumerate(cells)}

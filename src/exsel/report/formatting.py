@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Concatenate, ParamSpec
 
 MISSING = "–"
+_Options = ParamSpec("_Options")
 
 
 def number(value: object) -> float | None:
@@ -16,87 +19,81 @@ def number(value: object) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def count(value: object) -> str:
+def _of_number(show: Callable[Concatenate[float, _Options], str]) -> Callable[Concatenate[object, _Options], str]:
+    """Let a function of a number take any value, and write a minus sign for a hyphen."""
+
+    @functools.wraps(show)
+    def shown(value: object, /, *args: _Options.args, **options: _Options.kwargs) -> str:
+        amount = number(value)
+        return MISSING if amount is None else show(amount, *args, **options).replace("-", "−")
+
+    return shown
+
+
+@_of_number
+def count(amount: float) -> str:
     """``1234`` → ``1,234``."""
-    amount = number(value)
-    return MISSING if amount is None else f"{amount:,.0f}".replace("-", "−")
+    return f"{amount:,.0f}"
 
 
-def compact(value: object) -> str:
+@_of_number
+def compact(amount: float) -> str:
     """``1234567`` → ``1.23M``: three digits and a unit, for counts of tokens."""
-    amount = number(value)
-    if amount is None:
-        return MISSING
     for limit, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if amount >= limit * 0.9995:
             return f"{three_digits(amount / limit)}{unit}"
     return f"{amount:.0f}"
 
 
+@_of_number
 def three_digits(amount: float) -> str:
     """``1.234`` → ``1.23``, ``12.34`` → ``12.3``, ``1234.5`` → ``1,234``."""
-    size = abs(amount)
-    digits = 2 if size < 9.995 else 1 if size < 99.95 else 0
-    return f"{amount:,.{digits}f}".replace("-", "−")
+    digits = 2 if abs(amount) < 9.995 else 1 if abs(amount) < 99.95 else 0
+    return f"{amount:,.{digits}f}"
 
 
-def percent(value: object) -> str:
+@_of_number
+def percent(amount: float) -> str:
     """``0.0042`` → ``0.0042%``; two significant digits below one per cent, none at exactly zero."""
-    amount = number(value)
-    if amount is None:
-        return MISSING
     if amount == 0:
         return "0%"
     digits = 2 if abs(amount) >= 1 else 1 - math.floor(math.log10(abs(amount)))
-    return f"{amount:.{digits}f}%".replace("-", "−")
+    return f"{amount:.{digits}f}%"
 
 
-def fixed(value: object, digits: int = 4) -> str:
+@_of_number
+def fixed(amount: float, digits: int = 4) -> str:
     """``1.66123`` → ``1.6612``."""
-    amount = number(value)
-    return MISSING if amount is None else f"{amount:.{digits}f}".replace("-", "−")
+    return f"{amount:.{digits}f}"
 
 
-def signed(value: object, digits: int = 4) -> str:
+@_of_number
+def signed(amount: float, digits: int = 4) -> str:
     """``-0.29`` → ``−0.2900`` and ``0.02`` → ``+0.0200``; what rounds to zero has no sign."""
-    amount = number(value)
-    if amount is None:
-        return MISSING
     shown = f"{amount:+.{digits}f}"
-    return (shown if float(shown) else shown[1:]).replace("-", "−")
+    return shown if float(shown) else shown[1:]
 
 
-def ratio(value: object) -> str:
+@_of_number
+def ratio(amount: float) -> str:
     """``0.584`` → ``0.58×``."""
-    amount = number(value)
-    return MISSING if amount is None else f"{amount:.2f}×"
+    return f"{amount:.2f}×"
 
 
-def milliseconds(value: object) -> str:
-    """``261.34`` → ``261``, ``26.13`` → ``26.1``: three digits, the unit stands in the heading."""
-    amount = number(value)
-    return MISSING if amount is None else three_digits(amount)
-
-
-def duration(value: object) -> str:
+@_of_number
+def duration(amount: float) -> str:
     """Seconds as ``52.3 s``, ``4 min 12 s``, ``2 h 05 min``."""
-    amount = number(value)
-    if amount is None:
-        return MISSING
     if amount < 99.95:
         return f"{three_digits(amount)} s"
-    whole = round(amount)
+    whole, minutes = round(amount), round(amount / 60)
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
-    minutes = round(amount / 60)
     return f"{minutes // 60:,} h {minutes % 60:02d} min"
 
 
-def memory(value: object) -> str:
+@_of_number
+def memory(amount: float) -> str:
     """Bytes as ``812 MiB`` or, from 10 GiB on, ``31.2 GiB``."""
-    amount = number(value)
-    if amount is None:
-        return MISSING
     mebibytes = amount / 2**20
     return f"{mebibytes:,.0f} MiB" if mebibytes < 10 * 1024 else f"{three_digits(mebibytes / 1024)} GiB"
 
@@ -115,12 +112,9 @@ def moment(value: object) -> str:
     if not isinstance(value, str) or not value:
         return MISSING
     try:
-        time = datetime.fromisoformat(value)
+        time = datetime.fromisoformat(value).astimezone(UTC)
     except ValueError:
         return value
-    if time.tzinfo is None:
-        return f"{time.day} {time:%B %Y, %H:%M}"
-    time = time.astimezone(UTC)
     return f"{time.day} {time:%B %Y, %H:%M} UTC"
 
 
