@@ -13,7 +13,7 @@ pytest.importorskip("matplotlib")
 from exsel.report.charts import Chart, Curve, HeatMap, Panels
 from exsel.report.drawing import _log_ticks, file_size
 from exsel.report.looks import PROPERTIES, looks_of, looks_of_labels
-from exsel.report.picture import SUFFIXES, page_picture, write_picture
+from exsel.report.picture import SUFFIXES, page_svg, write_picture
 
 NAMES = tuple(f"a variant with a long name, number {index} of those that were trained" for index in range(12))
 LENGTHS = (512.0, 1024.0, 2048.0, 16384.0)
@@ -158,15 +158,15 @@ def test_a_heat_map_shows_numbers_where_there_is_room_and_a_stroke_for_what_is_m
     few = HeatMap(
         name="few", title="Few", x_label="layer", y_label="head", columns=("0", "1"), rows=("a",), values=((0.5, None),)
     )
-    words = texts(page_picture(few).svg)
+    words = texts(page_svg(few, {}))
     assert {"0.50", "layer", "head", "a"} <= set(words)
     many = replace(few, columns=tuple(map(str, range(40))), values=((0.25,) * 40,))
-    words = texts(page_picture(many).svg)
+    words = texts(page_svg(many, {}))
     assert "0.25" in words  # at the deep end of the colour scale
     assert words.count("0.25") == 1
     assert "4" in words
     assert "5" not in words
-    assert "50%" in texts(page_picture(replace(few, as_percent=True, scale=1.0)).svg)
+    assert "50%" in texts(page_svg(replace(few, as_percent=True, scale=1.0), {}))
 
 
 def test_panels_share_their_axes_and_one_legend(tmp_path: Path) -> None:

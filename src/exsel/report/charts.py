@@ -15,7 +15,7 @@
         caption="Lower is better.",
     )
     looks = looks_of([chart])  # exsel.report.looks: a label has the same colour and marker everywhere
-    page_picture(chart, looks)  # exsel.report.picture: 360 × 255 inline SVG; the page shows title, legend and caption
+    page_svg(chart, looks)  # exsel.report.picture: 360 × 255 inline SVG; the page shows title, legend and caption
     write_picture(chart, folder / "loss.svg", looks)  # a file with title and legend; also .png and .pdf
 
 This module needs nothing but Python; drawing needs the extra ``exsel[report]``. A number that is missing is NaN in a

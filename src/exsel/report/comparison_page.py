@@ -8,10 +8,9 @@ from typing import Any
 
 from exsel.report import comparison, comparison_charts, formatting, templates
 from exsel.report.answer_table import answer_rows
-from exsel.report.facts import facts
 from exsel.report.formatting import number
 from exsel.report.headline import Row, verdict
-from exsel.report.picture import page_picture
+from exsel.report.picture import page_svg
 from exsel.report.selection import moved_temperatures, selection_notes
 
 _FACTS = {"data": "Data", "model": "Model", "machine": "Machine and versions", "config": "Configuration"}
@@ -61,7 +60,7 @@ def _context(results: Mapping[str, Any]) -> dict[str, Any]:
         "lowest": [loss is not None and loss == lowest for loss in losses],
         "intervals": comparison.interval_sentence(results),
         "sweep_ends": comparison.sweep_ends(results),
-        "pictures": {name: [page_picture(chart, looks) for chart in group] for name, group in charts.items()},
+        "pictures": {name: [(chart, page_svg(chart, looks)) for chart in group] for name, group in charts.items()},
         "prompts": _prompts(results),
         "temperatures": [
             {
@@ -72,7 +71,7 @@ def _context(results: Mapping[str, Any]) -> dict[str, Any]:
         ],
         "selection_notes": selection_notes(results),
         "answers": answer_rows(results),
-        "facts": facts(results, _FACTS),
+        "facts": templates.facts(results, _FACTS),
         "runs": [
             {heading: comparison.Cell(show(run.get(key))) for heading, (key, show) in _RUN_COLUMNS.items()}
             for run in runs

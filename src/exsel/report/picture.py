@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from xml.etree import ElementTree
 
 import matplotlib.style
@@ -29,26 +29,11 @@ SUFFIXES = (".svg", ".png", ".pdf")
 _STAND_IN = re.compile("|".join(PROPERTIES))
 
 
-class Picture(NamedTuple):
-    """A figure for a page."""
-
-    name: str
-    title: str
-    svg: Markup
-    caption: str
-
-
-def page_picture(drawable: Drawable, looks: Looks | None = None) -> Picture:
-    """Draw a figure for a page, which shows its title, legend and caption in its own words.
-
-    Args:
-        drawable: what to draw.
-        looks: of all labels; ``None``: those of :func:`exsel.report.looks.looks_of`.
-    """
+def page_svg(drawable: Drawable, looks: Looks) -> Markup:
+    """Draw a figure for a page, which shows its title, legend and caption in its own words."""
     with _figure(PAGE_SIZE, STAND_INS) as figure:
-        draw(figure, drawable, looks_of([drawable]) if looks is None else looks, STAND_INS)
-        # The serialiser has escaped what the figure says.
-        return Picture(drawable.name, drawable.title, Markup(_inline(figure, drawable)), drawable.caption)
+        draw(figure, drawable, looks, STAND_INS)
+        return Markup(_inline(figure, drawable))  # the serialiser has escaped what the figure says
 
 
 def write_picture(drawable: Drawable, path: Path, looks: Looks | None = None) -> None:
@@ -57,7 +42,7 @@ def write_picture(drawable: Drawable, path: Path, looks: Looks | None = None) ->
     Args:
         drawable: what to draw.
         path: its suffix is one of :data:`SUFFIXES`. An older file stays as it was where this fails.
-        looks: see :func:`page_picture`.
+        looks: of all labels; ``None``: those of :func:`exsel.report.looks.looks_of`.
 
     Raises:
         OSError: the file cannot be written.

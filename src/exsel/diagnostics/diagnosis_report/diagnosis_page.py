@@ -24,9 +24,8 @@ from exsel.diagnostics.diagnosis_report.token_text import SHADES, token_texts
 from exsel.diagnostics.metrics import METRICS
 from exsel.report import formatting, templates
 from exsel.report.charts import Drawable, labels_of
-from exsel.report.facts import facts
 from exsel.report.looks import Look
-from exsel.report.picture import page_picture
+from exsel.report.picture import page_svg
 
 _PACKAGE = "exsel.diagnostics.diagnosis_report"
 _TILES = {
@@ -77,12 +76,12 @@ def render_diagnosis(models: Sequence[DiagnosedModel], sections: Mapping[str, Se
         qualifications=qualifications(models),
         tiles=_tiles(models),
         notes=_notes(models),
-        pictures={name: [page_picture(figure, looks) for figure in figures] for name, figures in sections.items()},
+        pictures={name: [(each, page_svg(each, looks)) for each in figures] for name, figures in sections.items()},
         legends=legends,
         columns=[METRIC_OF[name] for name in names],
         lines=_lines(models, names),
         metrics=METRICS,
-        facts=[facts(model.record, _FACTS) for model in models],
+        facts=[templates.facts(model.record, _FACTS) for model in models],
     )
 
 
