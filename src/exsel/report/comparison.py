@@ -71,11 +71,6 @@ def variant_name(row: Mapping[str, Any]) -> str:
     return formatting.plain(row.get("variant"))
 
 
-def is_sweep(results: Mapping[str, Any]) -> bool:
-    """Return whether a learning rate was chosen among several."""
-    return bool(entries(results, "sweep"))
-
-
 def runs_of_variants(results: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
     """Return the runs of each variant, one a seed."""
     groups: dict[str, list[Mapping[str, Any]]] = {}
@@ -88,6 +83,11 @@ def evaluation_sets(results: Mapping[str, Any]) -> list[str]:
     """Return the names of the texts beside the validation text."""
     rows = entries(results, "variants")
     return list(dict.fromkeys(name for row in rows for name in section(row, "evaluation_sets")))
+
+
+def on_set(row: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Return what a row says of an evaluation set."""
+    return section(section(row, "evaluation_sets"), name)
 
 
 def seed_count(results: Mapping[str, Any]) -> int:
@@ -103,14 +103,10 @@ def read_estimate(row: Mapping[str, Any], key: str) -> Estimate | None:
     if mean is None:
         return None
     listed = content.get("values")
-    values = [number(value) for value in listed] if isinstance(listed, list) else []
-    is_interval = low is not None and high is not None
-    return Estimate(
-        values=tuple(value for value in values if value is not None),
-        mean=mean,
-        low=low if is_interval else None,
-        high=high if is_interval else None,
-    )
+    values = [value for each in (listed if isinstance(listed, list) else []) if (value := number(each)) is not None]
+    if low is None or high is None:
+        low = high = None
+    return Estimate(values=tuple(values), mean=mean, low=low, high=high)
 
 
 def mean(row: Mapping[str, Any], key: str) -> float | None:
@@ -173,7 +169,7 @@ def summary_cells(results: Mapping[str, Any]) -> list[dict[str, Cell]]:
     ``learning_rate`` is among the keys only where rows differ in it, or one was chosen.
     """
     rows = entries(results, "variants")
-    sweep = is_sweep(results) or len({row.get("learning_rate") for row in rows}) > 1
+    sweep = bool(entries(results, "sweep")) or len({row.get("learning_rate") for row in rows}) > 1
     compared = any(variant_name(row) == BASELINE for row in rows)
     sets = evaluation_sets(results)
     return [_cells(row, sets, sweep=sweep, compared=compared) for row in rows]
@@ -187,9 +183,8 @@ def summary_rows(results: Mapping[str, Any]) -> list[dict[str, str]]:
 def _cells(row: Mapping[str, Any], sets: Sequence[str], *, sweep: bool, compared: bool) -> dict[str, Cell]:
     is_missed = compared and variant_name(row) != BASELINE and row.get("reach", MISSING) is None
     unreached = "not reached" if is_missed else MISSING
-    new = row.get("new_parameters")
-    cost = section(row, "step_cost")
-    seconds = number(section(row, "train_seconds").get("mean"))
+    new, cost = row.get("new_parameters"), section(row, "step_cost")
+    step = formatting.three_digits(cost.get("milliseconds"))
     return {
         "variant": Cell(variant_name(row)),
         **({"learning_rate": Cell(formatting.learning_rate(row.get("learning_rate")))} if sweep else {}),
@@ -199,11 +194,11 @@ def _cells(row: Mapping[str, Any], sets: Sequence[str], *, sweep: bool, compared
         "loss": _loss_cell(row, "loss"),
         "bits_per_byte": _loss_cell(row, "bits_per_byte"),
         "difference": _loss_cell(row, "difference"),
-        **{f"on {name}": _loss_cell(section(section(row, "evaluation_sets"), name), "loss") for name in sets},
+        **{f"on {name}": _loss_cell(on_set(row, name), "loss") for name in sets},
         "reach_tokens": _reach_cell(formatting.compact, row, "tokens", "tokens_ratio", unreached),
         "reach_time": _reach_cell(formatting.duration, row, "seconds", "time_ratio", unreached),
-        "step_cost": Cell(_milliseconds(cost.get("milliseconds")), _ratio_note(read_estimate(cost, "ratio"))),
-        "wall_clock": Cell(formatting.duration(seconds)),
+        "step_cost": Cell(step if step == MISSING else f"{step} ms", _ratio_note(read_estimate(cost, "ratio"))),
+        "wall_clock": Cell(formatting.duration(section(row, "train_seconds").get("mean"))),
         "peak_memory": Cell(formatting.memory(row.get("peak_memory_bytes"))),
     }
 
@@ -224,11 +219,6 @@ def _reach_cell(show: Callable[[object], str], row: Mapping[str, Any], key: str,
 
 
 def _ratio_note(found: Estimate | None) -> str:
-    """A ratio and its interval."""
     if found is None:
         return ""
     return ", ".join(part for part in (formatting.ratio(found.mean), ratio_range(found)) if part)
-
-
-def _milliseconds(value: object) -> str:
-    return MISSING if number(value) is None else f"{formatting.three_digits(value)} ms"

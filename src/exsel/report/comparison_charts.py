@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from exsel.intervals import Estimate
 from exsel.report import formatting
 from exsel.report.charts import Chart, Curve, Reference, Tick
 from exsel.report.comparison import (
     entries,
     evaluation_sets,
     mean,
+    on_set,
     reached,
     read_estimate,
     runs_of_variants,
@@ -47,7 +49,7 @@ def comparison_charts(results: Results) -> dict[str, list[Chart]]:
         "help": [_loss_chart(results, "tokens")],
         "sure": [_difference_chart(results), _sweep_chart(results)],
         "cost": [_loss_chart(results, "seconds")],
-        "position": [*_position_charts(results), *_text_charts(results)],
+        "position": _position_charts(results),
         "layer": [_similarity_chart(results)],
     }
     return {question: [chart for chart in charts if chart is not None] for question, charts in found.items()}
@@ -55,16 +57,10 @@ def comparison_charts(results: Results) -> dict[str, list[Chart]]:
 
 def _difference_chart(results: Results) -> Chart | None:
     """The difference to the baseline of each variant, on the validation text and on each evaluation set."""
-    texts: dict[str, Callable[[Results], Results]] = {"validation": lambda row: row}
-    for name in evaluation_sets(results):
-        texts[name] = _set_of(name)
-    curves = []
+    texts, curves = evaluation_sets(results), []
     for row in entries(results, "variants"):
-        found = [read_estimate(part(row), "difference") for part in texts.values()]
-        shown = [(place, gap) for place, gap in enumerate(found) if gap is not None]
-        if shown:
-            places, gaps = zip(*shown, strict=True)
-            curves.append(Curve.of(variant_name(row), places, gaps, style="points"))
+        gaps = [read_estimate(part, "difference") for part in (row, *(on_set(row, name) for name in texts))]
+        curves += _through(variant_name(row), enumerate(gaps), style="points")
     if not curves:
         return None
     has_intervals = all(curve.low is not None for curve in curves)
@@ -74,47 +70,37 @@ def _difference_chart(results: Results) -> Chart | None:
         x_label="",
         y_label="loss less the baseline's",
         curves=tuple(curves),
-        categories=tuple(texts),
+        categories=("validation", *texts),
         caption="Below 0 the variant is better. "
         + ("Strokes: 95% intervals; one that crosses 0 tells nothing." if has_intervals else "One seed: no interval."),
     )
 
 
-def _set_of(name: str) -> Callable[[Results], Results]:
-    return lambda row: section(section(row, "evaluation_sets"), name)
+def _through(label: str, points: Iterable[tuple[float | None, Estimate | None]], **style: Any) -> list[Curve]:
+    """A curve through the points that have both numbers, from the left, unless there is none."""
+    found = [(place, value) for place, value in points if place is not None and value is not None]
+    found.sort(key=lambda point: point[0])
+    return [Curve.of(label, *zip(*found, strict=True), **style)] if found else []
 
 
-def _position_charts(results: Results) -> list[Chart]:
-    """The loss by position, beyond the trained length where that was evaluated, and its difference to the baseline."""
-    rows, runs = entries(results, "variants"), entries(results, "runs")
-    is_longer = bool(rows) and all(entries(row, "longer") for row in rows)
-    key, trained = "longer" if is_longer else "by_position", number(section(results, "config").get("seq_len"))
-    if is_longer:
-        caption, mark = "Dotted: the trained length.", trained
+def _position_charts(results: Results) -> list[Chart | None]:
+    """The loss by position, beyond the trained length where that was evaluated, its difference, and other texts'."""
+    rows = entries(results, "variants")
+    if rows and all(entries(row, "longer") for row in rows):
+        key, caption, mark = "longer", "Dotted: the trained length.", number(section(results, "config").get("seq_len"))
     else:
-        reasons = dict.fromkeys(section(run, "longer").get("reason") for run in runs)
+        reasons = dict.fromkeys(section(run, "longer").get("reason") for run in entries(results, "runs"))
         said = "; ".join(str(reason) for reason in reasons if reason)
-        caption, mark = (f"Not evaluated beyond the trained length: {said}." if said else ""), None
+        key, caption, mark = "by_position", f"Not evaluated beyond the trained length: {said}." if said else "", None
     parts = {variant_name(row): entries(row, key) for row in rows}
-    charts = (
+    charts = [
         _position_chart("position", "Loss by position", "loss", parts, caption, mark),
         _position_chart("position-difference", "Difference by position", "difference", parts, caption, mark),
-    )
-    return [chart for chart in charts if chart is not None]
-
-
-def _text_charts(results: Results) -> list[Chart | None]:
-    """The loss by position in each evaluation set."""
-    rows = entries(results, "variants")
-    return [
-        _position_chart(
-            f"position-{index}",
-            f"Loss by position on {name}",
-            "loss",
-            {variant_name(row): entries(_set_of(name)(row), "by_position") for row in rows},
-        )
-        for index, name in enumerate(evaluation_sets(results), start=1)
     ]
+    for index, name in enumerate(evaluation_sets(results), start=1):
+        parts = {variant_name(row): entries(on_set(row, name), "by_position") for row in rows}
+        charts.append(_position_chart(f"position-{index}", f"Loss by position on {name}", "loss", parts))
+    return charts
 
 
 def _position_chart(
@@ -128,12 +114,9 @@ def _position_chart(
     """A number by position, each point the mean over the positions up to the next; marked where training ended."""
     curves, seeds = [], 0
     for variant, buckets in parts.items():
-        found = ((number(bucket.get("first")), read_estimate(bucket, key)) for bucket in buckets)
-        points = [(first, value) for first, value in found if first is not None and value is not None]
-        if points:
-            places, values = zip(*points, strict=True)
-            curves.append(Curve.of(variant, places, values))
-            seeds = max(seeds, *(len(value.values) for value in values))
+        found = [(number(bucket.get("first")), read_estimate(bucket, key)) for bucket in buckets]
+        curves += _through(variant, found)
+        seeds = max((seeds, *(len(value.values) for _, value in found if value is not None)))
     if not curves:
         return None
     if 1 < seeds < _FEWEST_SEEDS:
@@ -171,8 +154,9 @@ def _similarity_chart(results: Results) -> Chart | None:
         before, output = _layers(runs, "before_exclusion"), _layers(runs, "output")
         curves += [_line(name, points, style) for points, style in ((before, "dashed"), (output, "line")) if points]
         if output:
-            shown = {formatting.fixed(end, 2).replace("−0.00", "0.00"): None for end in _extent(output)}
-            gists.append(f"{name} {' to '.join(shown)}")
+            cosines = [y for _, y in output]
+            ends = [formatting.fixed(end, 2).replace("−0.00", "0.00") for end in (min(cosines), max(cosines))]
+            gists.append(f"{name} {' to '.join(dict.fromkeys(ends))}")
     if not curves:
         return None
     caption = [f"What reaches the output projection: {', '.join(gists)}."] if gists else []
@@ -195,11 +179,7 @@ def _sweep_chart(results: Results) -> Chart | None:
     rows = entries(results, "sweep")
     for name in dict.fromkeys(map(variant_name, rows)):
         own = [row for row in rows if variant_name(row) == name]
-        found = ((number(row.get("learning_rate")), read_estimate(row, "loss")) for row in own)
-        points = sorted((rate, loss) for rate, loss in found if rate is not None and loss is not None)
-        if points:
-            places, losses = zip(*points, strict=True)
-            curves.append(Curve.of(name, places, losses))
+        curves += _through(name, ((number(row.get("learning_rate")), read_estimate(row, "loss")) for row in own))
     if not curves:
         return None
     rates = sorted({rate for curve in curves for rate in curve.x})
@@ -276,10 +256,6 @@ def _loss_range(curves: Sequence[Points]) -> tuple[float, float, bool]:
 
 def _line(name: str, points: Points, style: Any, scale: float = 1.0) -> Curve:
     return Curve(label=name, x=tuple(x / scale for x, _ in points), y=tuple(y for _, y in points), style=style)
-
-
-def _extent(points: Points) -> tuple[float, float]:
-    return min(y for _, y in points), max(y for _, y in points)
 
 
 def _curve(run: Mapping[str, Any], key: str) -> Points:

@@ -16,7 +16,6 @@ from exsel.report.comparison import (
     plus_minus,
     ratio_range,
     read_estimate,
-    runs_of_variants,
     section,
     variant_name,
 )
@@ -82,32 +81,25 @@ def _judged(results: Mapping[str, Any]) -> Verdict:
         return Verdict(sentence, _loss_note(others[0]))
     if not others:
         return Verdict(f"Only the baseline has a final loss: {fixed(_loss(baseline), 2)}.", _loss_note(baseline))
-    idle, others = others[0], [row for row in others if _can_gain(row, results)]
-    if not others:
-        if short := too_short(results):
-            return Verdict(f"Too short to conclude from: {short[0]}.", "More steps would tell.", idle)
-        sentence = f"No verdict on selection: the temperatures of {variant_name(idle)} hardly moved."
-        return Verdict(sentence, " ".join(selection_notes(results)), idle)
-    signs = {
-        variant_name(row): 0 if (gap := read_estimate(row, "difference")) is None else gap.sign() for row in others
-    }
-    better = next((row for row in others if signs[variant_name(row)] < 0), None)
-    row = better or others[0]
-    losses = _final_losses(row, baseline)
-    if short := too_short(results):
-        return Verdict(f"Too short to conclude from: {short[0]}.", f"{losses} More steps would tell.", row)
-    if better is not None:
-        return _better(better, losses)
-    if all(sign > 0 for sign in signs.values()):
-        name = variant_name(row)
-        subject = (
-            f"{name} did not beat the baseline"
-            if len(others) == 1
-            else f"No variant beat the baseline; closest was {name}"
-        )
-        return Verdict(f"{subject}.", losses, row)
-    unsure = next(row for row in others if signs[variant_name(row)] == 0)
-    return _not_told(unsure, baseline)
+    able = [row for row in others if _can_gain(row, results)]
+    by_sign: dict[int, list[Row]] = {-1: [], 0: [], 1: []}
+    for row in able:
+        gap = read_estimate(row, "difference")
+        by_sign[0 if gap is None else gap.sign()].append(row)
+    row = (by_sign[-1] or able or others)[0]
+    name, losses = variant_name(row), _final_losses(row, baseline)
+    if short := _too_short(results):
+        return Verdict(f"Too short to conclude from: {short}.", f"{losses} More steps would tell.", row)
+    if not able:
+        sentence = f"No verdict on selection: the temperatures of {name} hardly moved."
+        return Verdict(sentence, " ".join(selection_notes(results)), row)
+    if by_sign[-1]:
+        return _better(row, losses)
+    if by_sign[0]:
+        return _not_told(by_sign[0][0], baseline)
+    if len(able) == 1:
+        return Verdict(f"{name} did not beat the baseline.", losses, row)
+    return Verdict(f"No variant beat the baseline; closest was {name}.", losses, row)
 
 
 def _can_gain(row: Row, results: Mapping[str, Any]) -> bool:
@@ -117,27 +109,24 @@ def _can_gain(row: Row, results: Mapping[str, Any]) -> bool:
     return has_more or not hardly_moved(results, name)
 
 
-def too_short(results: Mapping[str, Any]) -> list[str]:
-    """Return why the trainings are too short to conclude from, each as a clause; empty where they are not."""
+def _too_short(results: Mapping[str, Any]) -> str:
+    """Why the trainings are too short to conclude from, as a clause; empty where they are not."""
     curves = [
         [loss for point in entries(run, "validation_curve") if (loss := number(point.get("loss"))) is not None]
-        for runs in runs_of_variants(results).values()
-        for run in runs
+        for run in entries(results, "runs")
     ]
-    curves = [curve for curve in curves if curve]
-    if not curves:
-        return []
-    fewest = min(map(len, curves))
+    fewest = min(filter(None, map(len, curves)), default=None)
+    if fewest is None:
+        return ""
     if fewest < _FEWEST_EVALUATIONS:
         times = "once" if fewest == 1 else f"{fewest} times"
-        return [f"the loss was evaluated {times}, and it takes {_FEWEST_EVALUATIONS}"]
+        return f"the loss was evaluated {times}, and it takes {_FEWEST_EVALUATIONS}"
     config = section(results, "config")
     steps = number(config.get("steps"))
     if steps is not None and steps < _FEWEST_STEPS and config.get("source") is None:
-        return [f"a new model needs {_FEWEST_STEPS} steps at least, and these took {steps:,.0f}"]
-    if max(map(_late_fall, curves)) > _STEEP:
-        return ["the loss still falls about as fast as at the start"]
-    return []
+        return f"a new model needs {_FEWEST_STEPS} steps at least, and these took {steps:,.0f}"
+    is_steep = max(map(_late_fall, filter(None, curves))) > _STEEP
+    return "the loss still falls about as fast as at the start" if is_steep else ""
 
 
 def _late_fall(curve: Sequence[float]) -> float:
@@ -200,13 +189,11 @@ def _final_losses(row: Row, baseline: Row) -> str:
     if gap is None:
         return f"Final loss {own} against {other}."
     seeds = len(gap.values)
-    words = "one seed" if seeds == 1 else f"{plus_minus(gap, digits)} over {seeds} seeds"
-    words = f"{signed(gap.mean, digits)}{'; ' if seeds == 1 else ' '}{words}"
-    rates = [learning_rate(item.get("learning_rate")) for item in (row, baseline)]
-    if rates[0] != rates[1]:
-        return (
-            f"Final loss {own} at learning rate {rates[0]} against {other} at {rates[1]}, each at its best ({words})."
-        )
+    qualified = "; one seed" if seeds == 1 else f" {plus_minus(gap, digits)} over {seeds} seeds"
+    words = f"{signed(gap.mean, digits)}{qualified}"
+    rate, its_rate = (learning_rate(item.get("learning_rate")) for item in (row, baseline))
+    if rate != its_rate:
+        return f"Final loss {own} at learning rate {rate} against {other} at {its_rate}, each at its best ({words})."
     return f"Final loss {own} against {other} ({words})."
 
 
