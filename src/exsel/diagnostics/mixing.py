@@ -20,31 +20,21 @@ _AFTER_VALUE = ("attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
 class Mixing:
     """The inputs of softmax(cap(s·q kᵀ) + bias + mask) v.
 
-    Args:
-        query: ``[B, H, T, D]``, as it is attended with: rotated, normed and scaled by its temperature.
-        key: ``[B, Hkv, S, D]``.
-        value: ``[B, Hkv, S, Dv]``, scaled by its temperature.
-        scaling: s.
-        mask: ``[B or 1, H or 1, T or 1, S]``: boolean, true where a token may be attended to, or added to the scores.
-        bias: added as well, of the same shapes.
-        is_causal: whether later keys are hidden too.
-        softcap: bound of the scores, by a tanh.
-        sinks: ``[H]``, each head's score of a key without a value, which takes part in the softmax.
-        window: how many tokens each token sees, itself among them.
-        own: the column of the keys that belongs to the first query's token.
+    A mask or bias is ``[B or 1, H or 1, T or 1, S]``: boolean, true where a token may be attended to, or added to the
+    scores.
     """
 
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    scaling: float
+    query: Tensor  #: ``[B, H, T, D]``, as it is attended with: rotated, normed and scaled by its temperature
+    key: Tensor  #: ``[B, Hkv, S, D]``
+    value: Tensor  #: ``[B, Hkv, S, Dv]``, scaled by its temperature
+    scaling: float  #: s
     mask: Tensor | None = None
     bias: Tensor | None = None
-    is_causal: bool = False
-    softcap: float | None = None
-    sinks: Tensor | None = None
-    window: int | None = None
-    own: int = 0
+    is_causal: bool = False  #: whether later keys are hidden too
+    softcap: float | None = None  #: bound of the scores, by a tanh
+    sinks: Tensor | None = None  #: ``[H]``, each head's score of a key without a value, a part of the softmax
+    window: int | None = None  #: how many tokens each token sees, itself among them
+    own: int = 0  #: the column of the keys that belongs to the first query's token
 
 
 def mixing_of(call: AttentionCall) -> Mixing:

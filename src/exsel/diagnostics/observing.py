@@ -14,57 +14,34 @@ from exsel.upgrading.attention_layers import Target
 
 @dataclass(frozen=True)
 class Layer:
-    """A self-attention layer that is watched.
+    """A self-attention layer that is watched."""
 
-    Args:
-        index: among the model's self-attention layers, as :func:`exsel.support` counts them.
-        target: what is known of it.
-        module: the layer.
-        has: the temperatures that it has: of ``query``, ``key``, ``value``.
-    """
-
-    index: int
+    index: int  #: among the model's self-attention layers, as :func:`exsel.support` counts them
     target: Target
     module: nn.Module
-    has: frozenset[str]
+    has: frozenset[str]  #: the temperatures that it has: of ``query``, ``key``, ``value``
 
 
 @dataclass(frozen=True)
 class Projected:
-    """What a layer's projection made of its tokens.
+    """What a layer's projection made of its tokens."""
 
-    Args:
-        apply: the projection, ``[1, n, E]`` → ``[1, n, slots·D]``.
-        packing: of its output.
-        hidden_states: ``[…, E]``, its input.
-        states: queries, keys or values, ``[B, heads, T, D]``.
-    """
-
-    apply: Callable[[Tensor], Tensor]
-    packing: str
-    hidden_states: Tensor
-    states: Tensor
+    apply: Callable[[Tensor], Tensor]  #: the projection, ``[1, n, E]`` → ``[1, n, slots·D]``
+    packing: str  #: of its output
+    hidden_states: Tensor  #: ``[…, E]``, its input
+    states: Tensor  #: queries, keys or values, ``[B, heads, T, D]``
 
 
 @dataclass(frozen=True)
 class Attended:
-    """One call of a layer's attention.
+    """One call of a layer's attention."""
 
-    Args:
-        y: ``[B, H, T, D]``, attention's own output.
-        own_value: ``[B, Hkv, T, D]``, without a temperature.
-        mixing: what was mixed; ``None`` where the layer writes its attention out, so that its weights cannot be seen.
-        projected: by kind, where that is known.
-        tau: by kind, the inverse temperatures ``[B, heads, T]``.
-        in_float32: for a ``y`` in low precision, the same attention of the same inputs in float32.
-    """
-
-    y: Tensor
-    own_value: Tensor
-    mixing: Mixing | None
-    projected: Mapping[str, Projected]
-    tau: Mapping[str, Tensor]
-    in_float32: Callable[[], Tensor] | None = None
+    y: Tensor  #: ``[B, H, T, D]``, attention's own output
+    own_value: Tensor  #: ``[B, Hkv, T, D]``, without a temperature
+    mixing: Mixing | None  #: ``None`` where the layer writes its attention out, so that its weights cannot be seen
+    projected: Mapping[str, Projected]  #: by kind, where that is known
+    tau: Mapping[str, Tensor]  #: by kind, the inverse temperatures ``[B, heads, T]``
+    in_float32: Callable[[], Tensor] | None = None  #: of a ``y`` in low precision: of the same inputs in float32
 
 
 class Observer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -43,7 +44,10 @@ class WatchedPass(PassObserver):
         packing = projections.packings[name]
         # Call forward itself: hooks on a projection expect the layer's tokens as its input.
         called = module.forward if isinstance(module, nn.Module) else module
-        apply = functools.partial(_apply, called, args, kwargs)
+
+        def apply(rows: Tensor) -> Tensor:
+            return called(rows, *args, **kwargs)
+
         for kind, part in PACKINGS[packing].split(packed, geometry).items():
             # Vision models may have tokens in two dimensions; written-out attention may have no batch dimension.
             states = part.flatten(1, -3) if part.ndim > 3 else part.unsqueeze(0)
@@ -87,26 +91,16 @@ class WatchedPass(PassObserver):
 
     def _of_tokens(self, y: Tensor, first: int) -> dict[str, Projected]:
         """By kind, what was projected of the tokens of y; a kind is left out where tokens lie in another order."""
-        parts = ((kind, _of_tokens(part, y.shape[0], first, y.shape[2])) for kind, part in self.states.items())
-        return {kind: part for kind, part in parts if part is not None}
-
-
-def _apply(
-    module: Callable[..., Tensor], args: tuple[Any, ...], kwargs: Mapping[str, Any], hidden_states: Tensor
-) -> Tensor:
-    return module(hidden_states, *args, **kwargs)
-
-
-def _of_tokens(part: Projected, batch: int, first: int, count: int) -> Projected | None:
-    states = part.states
-    if states.shape[0] != batch:
-        if batch != 1 and states.shape[0] != 1:
-            return None
-        states = states.transpose(1, 2)
-        states = states.reshape(batch, -1, *states.shape[2:]).transpose(1, 2)
-    states = states[:, :, first : first + count]
-    hidden_states = part.hidden_states.reshape(states.shape[0], -1, part.hidden_states.shape[-1])
-    hidden_states = hidden_states[:, first : first + count]
-    if states.shape[2] != count or hidden_states.shape[1] != count:
-        return None
-    return Projected(part.apply, part.packing, hidden_states, states)
+        batch, count, found = y.shape[0], y.shape[2], {}
+        for kind, part in self.states.items():
+            states = part.states
+            if states.shape[0] != batch:
+                if 1 not in (batch, states.shape[0]):
+                    continue
+                states = states.transpose(1, 2)
+                states = states.reshape(batch, -1, *states.shape[2:]).transpose(1, 2)
+            hidden_states = part.hidden_states.reshape(batch, -1, part.hidden_states.shape[-1])
+            states, hidden_states = states[:, :, first : first + count], hidden_states[:, first : first + count]
+            if states.shape[2] == hidden_states.shape[1] == count:
+                found[kind] = replace(part, hidden_states=hidden_states, states=states)
+        return found

@@ -6,9 +6,10 @@ While it is watched, a layer is rewritten as for an upgrade, unless it is upgrad
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -51,11 +52,11 @@ def watch(model: nn.Module, observer: Observer) -> Iterator[Watched]:
     """
     watched = _plan(model)
     with ExitStack() as stack:
-        modes = [(module, module.training) for module in model.modules()]
-        stack.callback(_set_modes, modes)
+        for module in model.modules():
+            stack.callback(setattr, module, "training", module.training)
         model.eval()
         stack.enter_context(torch.compiler.set_stance("force_eager"))
-        stack.enter_context(_readable_implementations(model))
+        _make_readable(model, stack)
         for layer in watched.layers:
             _put_in(layer, observer, stack)
         yield watched
@@ -87,29 +88,17 @@ def _plan(model: nn.Module) -> Watched:
     return Watched(tuple(layers), tuple(left_out))
 
 
-def _set_modes(modes: list[tuple[nn.Module, bool]]) -> None:
-    for module, is_training in modes:
-        module.training = is_training
-
-
-@contextmanager
-def _readable_implementations(model: nn.Module) -> Iterator[None]:
-    """Let every part of a transformers model attend with ``sdpa`` or ``eager`` in the block."""
-    changed: list[tuple[Any, str]] = []
+def _make_readable(model: nn.Module, stack: ExitStack) -> None:
+    """Let every part of a transformers model attend with ``sdpa`` or ``eager`` until the stack closes."""
     has_sdpa = False
     for module in model.modules():
         has_sdpa = getattr(type(module), "_supports_sdpa", has_sdpa)
         config: Any = getattr(module, "config", None)
         implementation = getattr(config, "_attn_implementation_internal", None)
         if implementation is not None and implementation not in _READABLE:
-            changed.append((config, implementation))
+            stack.callback(setattr, config, "_attn_implementation_internal", implementation)
             # The configuration's own property would also set the implementation of the configurations in it.
             config._attn_implementation_internal = "sdpa" if has_sdpa else "eager"
-    try:
-        yield
-    finally:
-        for config, implementation in changed:
-            config._attn_implementation_internal = implementation
 
 
 def _put_in(layer: Layer, observer: Observer, stack: ExitStack) -> None:
@@ -118,7 +107,8 @@ def _put_in(layer: Layer, observer: Observer, stack: ExitStack) -> None:
     watcher = _Watcher(layer, observer, inner)
     for name, part in module.named_modules():
         if isinstance(part, Temperature):
-            stack.callback(part.register_forward_hook(watcher.keep_tau(name.rpartition(".")[2])).remove)
+            keep = partial(watcher.keep_tau, name.rpartition(".")[2])
+            stack.callback(part.register_forward_hook(keep).remove)
         elif isinstance(part, Exclusive):
             stack.callback(part.register_forward_hook(watcher.tell_excluded).remove)
     if inner is None:
@@ -151,11 +141,8 @@ class _Watcher(nn.Module):
         begun.observer = WatchedPass(self.layer, self.observer, self.tau)
         return begun
 
-    def keep_tau(self, kind: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        def keep(_module: nn.Module, _inputs: Any, tau: Tensor) -> None:
-            self.tau[kind] = tau if tau.ndim == 3 else tau.unsqueeze(0)
-
-        return keep
+    def keep_tau(self, kind: str, _module: nn.Module, _inputs: Any, tau: Tensor) -> None:
+        self.tau[kind] = tau if tau.ndim == 3 else tau.unsqueeze(0)
 
     def tell_excluded(self, module: nn.Module, inputs: tuple[Tensor, Tensor], z: Tensor) -> None:
         assert isinstance(module, Exclusive)
