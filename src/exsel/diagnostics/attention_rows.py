@@ -5,8 +5,6 @@ The whole matrix never exists.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -23,33 +21,22 @@ _NOTHING = -1e4
 _ROUNDINGS = 16
 
 
-@dataclass(frozen=True)
-class AttentionRows:
-    """Numbers that summarise each query's row of attention weights p, ``[B, H, T]`` each.
-
-    Args:
-        self_weight: the weight on the token itself.
-        sink_mass: the weight on the first token of its sequence.
-        entropy: in nats, of the weights among tokens. A learned sink's share is left out; the rest then sums to 1.
-        spikiness: ‖p‖₁ / (‖p‖₂² L) of the same weights, L the number of tokens that may be attended.
-        is_verified: whether weights computed here give the layer's own output, within rounding.
-    """
-
-    self_weight: Tensor
-    sink_mass: Tensor
-    entropy: Tensor
-    spikiness: Tensor
-    is_verified: Tensor
-
-
-def attention_rows(mixing: Mixing, tokens: Tokens, y: Tensor, block_bytes: int = BLOCK_BYTES) -> AttentionRows:
-    """Compute each row of weights in float32 (float64 for float64 inputs) and its numbers.
+def attention_rows(
+    mixing: Mixing, tokens: Tokens, y: Tensor, block_bytes: int = BLOCK_BYTES
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Compute each query's row of attention weights p in float32 (float64 for float64 inputs) and its numbers.
 
     Args:
         mixing: the inputs of the layer's attention.
         tokens: the places of the queries.
         y: ``[B, H, T, Dv]``, the output of the layer's attention.
         block_bytes: largest size of the scores of one block.
+
+    Returns:
+        Numbers by metric, and whether weights computed here give the layer's own output within rounding:
+        ``[B, H, T]`` each. ``self_weight`` is the weight on the token itself, ``sink_mass`` that on the first token of
+        its sequence; ``entropy``, ``effective_tokens`` and ``spikiness`` are of the weights among tokens, without a
+        learned sink's share.
     """
     batch, num_heads, num_tokens, _ = mixing.query.shape
     dtype = torch.float64 if mixing.query.dtype == torch.float64 else torch.float32
@@ -89,7 +76,7 @@ def attention_rows(mixing: Mixing, tokens: Tokens, y: Tensor, block_bytes: int =
         query_size = mixing.query[:, :, block].to(dtype).norm(dim=-1)
         score_size = 1 + abs(mixing.scaling) * query_size * key_size.unsqueeze(-1) + bias_size
         is_verified[..., block] = error <= _ROUNDINGS * eps * score_size * value_size.unsqueeze(-1)
-    return AttentionRows(**found, is_verified=is_verified)
+    return {**found, "effective_tokens": found["entropy"].exp()}, is_verified
 
 
 def _by_kv_head(states: Tensor, num_kv_heads: int) -> Tensor:

@@ -134,15 +134,13 @@ class LayerMetrics:
             self._gap("attention is written out in the layer: its weights are not seen", *_OF_WEIGHTS)
             return
         y = attended.y if attended.in_float32 is None else attended.in_float32()
-        found = attention_rows(attended.mixing, tokens, y)
-        if not found.is_verified.transpose(1, 2)[tokens.is_real].all():
+        found, is_verified = attention_rows(attended.mixing, tokens, y)
+        if not is_verified.transpose(1, 2)[tokens.is_real].all():
             reason = "the weights computed here do not give the layer's output: a mask or score term that is not known"
             self._gap(reason, *_OF_WEIGHTS)
             return
-        for name in ("self_weight", "spikiness", "entropy"):
-            self._add(name, getattr(found, name), tokens)
-        self._add("effective_tokens", found.entropy.exp(), tokens)
-        self._add("sink_mass", found.sink_mass, tokens, tokens.number > 1)
+        for name, values in found.items():
+            self._add(name, values, tokens, tokens.number > 1 if name == "sink_mass" else None)
 
     def _add_token_norm(self, attended: Attended, tokens: Tokens) -> None:
         if "token_norm" in self.gaps:

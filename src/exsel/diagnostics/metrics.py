@@ -7,23 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric of one attention layer.
+    """A metric of one attention layer."""
 
-    Args:
-        name: its key in ``diagnostics.json``.
-        symbol: the papers' notation.
-        title: a few words.
-        meaning: a sentence.
-        low: the least possible value; ``None`` if there is none.
-        high: the greatest possible value; ``None`` if there is none.
-    """
-
-    name: str
-    symbol: str
-    title: str
-    meaning: str
-    low: float | None
-    high: float | None
+    name: str  #: its key in ``diagnostics.json``
+    symbol: str  #: the papers' notation
+    title: str  #: a few words
+    meaning: str  #: a sentence
+    low: float | None  #: the least possible value, if there is one
+    high: float | None  #: the greatest possible value, if there is one
 
 
 METRICS: tuple[Metric, ...] = (

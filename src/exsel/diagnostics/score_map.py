@@ -26,15 +26,10 @@ class NoMapError(Exception):
 
 @dataclass(frozen=True)
 class ScoreMap:
-    """W = W_q W_kᵀ of each head, in factors.
+    """W = W_q W_kᵀ of each head, in factors."""
 
-    Args:
-        query: W_q, ``[H, E, D]``, float64.
-        key_factor: R of the QR decomposition of W_k, ``[Hkv, R, D]``: ‖W_k q‖ = ‖R q‖.
-    """
-
-    query: Tensor
-    key_factor: Tensor
+    query: Tensor  #: W_q, ``[H, E, D]``, float64
+    key_factor: Tensor  #: R of the QR decomposition of W_k, ``[Hkv, R, D]``: ‖W_k q‖ = ‖R q‖
 
     def operator_norms(self) -> Tensor:
         """The largest singular value of W, ``[H]``."""

@@ -17,17 +17,11 @@ _OTHER_INPUT = re.compile(r"vision|visual|image|audio|speech|video", re.IGNORECA
 
 @dataclass(frozen=True)
 class Tokens:
-    """The places of a batch's tokens, ``[B, T]`` each.
+    """The places of a batch's tokens, ``[B, T]`` each."""
 
-    Args:
-        number: place n of the token in its sequence, from 1; 0 for padding.
-        sequence: index of its sequence, over all sequences of the batch.
-        first: column in which its sequence begins.
-    """
-
-    number: Tensor
-    sequence: Tensor
-    first: Tensor
+    number: Tensor  #: place n of the token in its sequence, from 1; 0 for padding
+    sequence: Tensor  #: index of its sequence, over all sequences of the batch
+    first: Tensor  #: column in which its sequence begins
 
     @property
     def is_real(self) -> Tensor:

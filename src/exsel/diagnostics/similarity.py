@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,6 +14,13 @@ from exsel.diagnostics.cosines import similarity, similarity_after
 from exsel.diagnostics.observing import Attended, Layer, Observer
 from exsel.diagnostics.watching import watch
 from exsel.nn.exclusive import Exclusive
+
+
+def batches_of(blocks: Any, size: int, device: torch.device) -> Iterator[dict[str, Tensor]]:
+    """Rows of :func:`exsel.data.load_data` as arguments of a model's forward, ``size`` rows at a time."""
+    for start in range(0, len(blocks), size):
+        rows = [blocks[index] for index in range(start, min(start + size, len(blocks)))]
+        yield {name: tensor.to(device) for name, tensor in collate(rows).items() if name != "labels"}
 
 
 class _Cosines(Observer):
@@ -55,14 +63,12 @@ def similarity_bias(
     """
     cosines = _Cosines()
     with watch(model, cosines):
-        for start in range(0, len(blocks), batch_size):
-            rows = [blocks[index] for index in range(start, min(start + batch_size, len(blocks)))]
-            batch = {name: tensor.to(device) for name, tensor in collate(rows).items() if name != "labels"}
+        for batch in batches_of(blocks, batch_size, device):
             model(**batch, use_cache=False)
-    found: list[dict[str, float | int | None]] = []
-    for index, count in sorted(cosines.counts.items()):
-        before = cosines.before[index] / count
-        after = cosines.after[index] / count if index in cosines.after else None
-        output, before_exclusion = (before, None) if after is None else (after, before)
-        found.append({"layer": index, "output": output, "before_exclusion": before_exclusion})
-    return found
+    means = {index: cosines.before[index] / count for index, count in sorted(cosines.counts.items())}
+    return [
+        {"layer": index, "output": cosines.after[index] / cosines.counts[index], "before_exclusion": mean}
+        if index in cosines.after
+        else {"layer": index, "output": mean, "before_exclusion": None}
+        for index, mean in means.items()
+    ]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from exsel.data import collate
+from exsel.diagnostics.similarity import batches_of
 from exsel.nn.temperature import Temperature
 from exsel.upgrading.rewriting import CHILD
 
@@ -63,29 +63,26 @@ def temperature_moves(
         ``over_heads`` (that of the heads' means) and ``moved`` (the root mean square over tokens and heads of
         τ / τ_start − 1, τ_start of a temperature that was never trained). Empty for a model without temperatures.
     """
-    found = {name: module for name, module in model.named_modules() if isinstance(module, Temperature)}
     sums: dict[str, _Sums] = {}
     was_training = model.training
     model.eval()
     with ExitStack() as stack:
         stack.enter_context(torch.compiler.set_stance("force_eager"))
-        for name, module in found.items():
-            sums[name] = _Sums(module.num_heads)
-            hook = module.register_forward_hook(sums[name].add, with_kwargs=True)
-            stack.callback(hook.remove)
-        for start in range(0, len(blocks) if found else 0, batch_size):
-            rows = [blocks[index] for index in range(start, min(start + batch_size, len(blocks)))]
-            batch = {name: tensor.to(device) for name, tensor in collate(rows).items() if name != "labels"}
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                model(**batch, use_cache=False)
+        for name, module in model.named_modules():
+            if isinstance(module, Temperature):
+                sums[name] = _Sums(module.num_heads)
+                stack.callback(module.register_forward_hook(sums[name].add, with_kwargs=True).remove)
+        stack.enter_context(torch.autocast(device.type, dtype, enabled=dtype != torch.float32))
+        for batch in batches_of(blocks, batch_size, device) if sums else ():
+            model(**batch, use_cache=False)
     model.train(was_training)
     return [
-        {"module": _layer(name), "kind": name.rpartition(".")[2], **each.result()}
+        {
+            # The attention layer that has the temperature of this name.
+            "module": name.partition(".temperatures.")[0].partition(f".{CHILD}")[0],
+            "kind": name.rpartition(".")[2],
+            **each.result(),
+        }
         for name, each in sums.items()
         if each.tokens
     ]
-
-
-def _layer(name: str) -> str:
-    """The name of the attention layer that has the temperature of this name."""
-    return name.partition(".temperatures.")[0].partition(f".{CHILD}")[0]

@@ -41,19 +41,12 @@ _FACTS = {"model": "Model", "data": "Data", "machine": "Machine and versions"}
 
 
 class Line(NamedTuple):
-    """A line of the table: of one layer of a model, or of the difference of two.
+    """A line of the table: of one layer of a model, or of the difference of two."""
 
-    Args:
-        layer: its number, or ``all``; empty below a line of the same layer.
-        label: the model's name, where there are two.
-        look: the model's look, where there are two.
-        cells: for each metric a number, and what stands below it.
-    """
-
-    layer: str
-    label: str
-    look: Look | None
-    cells: list[tuple[str, str]]
+    layer: str  #: its number, or ``all``; empty below a line of the same layer
+    label: str  #: the model's name, where there are two
+    look: Look | None  #: the model's look, where there are two
+    cells: list[tuple[str, str]]  #: for each metric a number, and what stands below it
 
 
 def render_diagnosis(models: Sequence[DiagnosedModel], sections: Mapping[str, Sequence[Drawable]]) -> str:

@@ -49,27 +49,16 @@ class ShadedText(NamedTuple):
 
 @dataclass(frozen=True)
 class TokenTexts:
-    """The texts of all models, and what the reader of the page can choose.
+    """The texts of all models, and what the reader of the page can choose."""
 
-    Args:
-        measure: the name of the measure that is shown first.
-        measures: the measures' titles by name.
-        layers: the layers' numbers; empty if the page holds only means over them.
-        heads: the number of heads; 0 if the page holds only means over them.
-        texts: one for each model.
-        has_difference: whether the models read the same tokens, so that they can be compared token by token.
-        data: the numbers for the page's script, as JSON that is safe in a page.
-        note: what was left out of the page.
-    """
-
-    measure: str
-    measures: dict[str, str]
-    layers: list[int]
-    heads: int
-    texts: list[ShadedText]
-    has_difference: bool
-    data: str
-    note: str
+    measure: str  #: the name of the one that is shown first
+    measures: dict[str, str]  #: titles by name
+    layers: list[int]  #: numbers; empty if the page holds only means over them
+    heads: int  #: how many; 0 if the page holds only means over them
+    texts: list[ShadedText]  #: one for each model
+    has_difference: bool  #: whether the models read the same tokens, so that they can be compared token by token
+    data: str  #: the numbers for the page's script, as JSON that is safe in a page
+    note: str  #: what was left out of the page
 
 
 def token_texts(models: Sequence[DiagnosedModel]) -> TokenTexts | None:
