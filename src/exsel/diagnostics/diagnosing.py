@@ -65,7 +65,8 @@ def diagnose(
     without the common direction are ours.
     """
     config = getattr(model, "config", None)
-    measurer = _Measurer(pictured_tokens, has_encoder=bool(getattr(config, "is_encoder_decoder", False)))
+    has_encoder = bool(getattr(config, "is_encoder_decoder", False))
+    measurer = _Measurer(pictured_tokens)
     notes: dict[str, None] = {}
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     options = _memory_savers(model)
@@ -74,8 +75,9 @@ def diagnose(
         for given in batches:
             positional, named = _arguments(given, count)
             batch = _by_name(model, positional, named)
-            notes |= dict.fromkeys(_checked(model, batch, count))
-            measurer.begin(batch, is_first=count == 0)
+            streams = Streams(batch, has_encoder=has_encoder)
+            notes |= dict.fromkeys(_checked(model, batch, streams, count))
+            measurer.begin(streams, is_first=count == 0)
             model(*(_on(device, value) for value in positional), **_on(device, {**named, **options}))
             measurer.end()
             count += 1
@@ -115,28 +117,23 @@ def diagnose(
 class _Measurer(Observer):
     """Measures each layer, and counts the tokens of the batches."""
 
-    def __init__(self, pictured_tokens: int, *, has_encoder: bool) -> None:
+    def __init__(self, pictured_tokens: int) -> None:
         self.pictured_tokens = pictured_tokens
-        self.has_encoder = has_encoder
         self.layers: dict[int, LayerMetrics] = {}
-        self.reasons: dict[int, str] = {}
         self.num_sequences = self.num_tokens = self.longest = 0
         self.streams = Streams({})
         #: The tokens that are counted: those of the text, or without a text those that the first layer saw.
         self.counted: Tokens | None = None
         self.is_first = False
-        self.places: dict[tuple[int, tuple[int, int]], tuple[str | None, Tokens]] = {}
         #: The text of the pictured tokens and its shape, their columns in it, their places, and their ids.
         self.pictured_text: tuple[str | None, torch.Size] | None = None
         self.pictured_columns = slice(0)
         self.pictured_numbers: list[int] = []
         self.pictured_ids: list[int] | None = None
 
-    def begin(self, batch: Mapping[str, Any], *, is_first: bool) -> None:
-        self.streams = Streams(batch, has_encoder=self.has_encoder)
-        self.is_first = is_first
+    def begin(self, streams: Streams, *, is_first: bool) -> None:
+        self.streams, self.is_first = streams, is_first
         self.counted = next(iter(self.streams.tokens.values()), None)
-        self.places = {}
 
     def end(self) -> None:
         if self.counted is not None:
@@ -148,21 +145,19 @@ class _Measurer(Observer):
         stream, tokens = self._tokens(layer, attended.y)
         self.counted = self.counted or tokens
         self.longest = max(self.longest, int(tokens.number.max()))
-        metrics = self.layers.setdefault(layer.index, LayerMetrics(layer))
+        metrics = self._metrics(layer)
         metrics.pictured = self._pictured(stream, tokens) if self.is_first and self.pictured_tokens > 0 else None
         metrics.attended(attended, tokens)
 
     def excluded(self, layer: Layer, exclusive: Exclusive, y: Tensor, own_value: Tensor, z: Tensor) -> None:
-        if layer.index in self.layers:
-            self.layers[layer.index].excluded(exclusive, y, own_value, z, self._tokens(layer, y)[1])
+        if not self._metrics(layer).lost:
+            self._metrics(layer).excluded(exclusive, y, own_value, z, self._tokens(layer, y)[1])
 
     def lost(self, layer: Layer, reason: str) -> None:
-        self.reasons.setdefault(layer.index, reason)
+        self._metrics(layer).lost = self._metrics(layer).lost or reason
 
     def reason(self, layer: Layer) -> str:
         """Why a layer is left out; empty if it is not."""
-        if layer.index in self.reasons:
-            return self.reasons[layer.index]
         metrics = self.layers.get(layer.index)
         return "the data does not reach it" if metrics is None else metrics.lost
 
@@ -171,19 +166,17 @@ class _Measurer(Observer):
         shown = [{"layer": each.layer.index, "values": values} for each in layers if (values := each.picture_values())]
         if not shown or not self.pictured_numbers:
             return []
-        words = list(map(str, self.pictured_numbers))
-        if self.pictured_ids is not None:
-            words = _words(self.pictured_ids, tokenizer)
+        ids = self.pictured_ids
+        words = list(map(str, self.pictured_numbers)) if ids is None else _words(ids, tokenizer)
         return [{"tokens": words, "positions": self.pictured_numbers, "layers": shown}]
+
+    def _metrics(self, layer: Layer) -> LayerMetrics:
+        return self.layers.setdefault(layer.index, LayerMetrics(layer))
 
     def _tokens(self, layer: Layer, y: Tensor) -> tuple[str | None, Tokens]:
         """The text that a layer reads, and the places of its tokens in a call with output ``y``."""
-        shape = (y.shape[0], y.shape[2])
-        key = (layer.index, shape)
-        if key not in self.places:
-            stream, tokens = self.streams.of_layer(layer.target.name, shape)
-            self.places[key] = stream, tokens.to(y.device)
-        return self.places[key]
+        stream, tokens = self.streams.of_layer(layer.target.name, (y.shape[0], y.shape[2]))
+        return stream, tokens.to(y.device)
 
     def _pictured(self, stream: str | None, tokens: Tokens) -> slice | None:
         """The columns of the pictured tokens, which the first layer decides; ``None`` for a layer that reads others."""
@@ -240,7 +233,7 @@ def _on(device: torch.device, value: Any) -> Any:
     return {name: _on(device, each) for name, each in value.items()} if isinstance(value, dict) else value
 
 
-def _checked(model: nn.Module, batch: Mapping[str, Any], index: int) -> list[str]:
+def _checked(model: nn.Module, batch: Mapping[str, Any], streams: Streams, index: int) -> list[str]:
     """Check a batch before the model reads it; returns notes for the reader.
 
     Raises:
@@ -251,7 +244,6 @@ def _checked(model: nn.Module, batch: Mapping[str, Any], index: int) -> list[str
             raise ExselError(f"batch {index} is empty: its {name} is {tuple(value.shape)}; give it at least one token")
     if not batch:
         raise ExselError(f"batch {index} is empty: give the model something to read")
-    streams = Streams(batch)
     if not streams.tokens:
         return []
     longest = max(int(tokens.number.max()) for tokens in streams.tokens.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -118,12 +119,8 @@ def size_of(data: Mapping[str, Any]) -> str:
 
 def spans(layers: Sequence[int]) -> str:
     """``[0, 1, 2, 5]`` → ``layers 0–2, 5``."""
-    runs: list[list[int]] = []
-    for layer in layers:
-        if runs and layer == runs[-1][-1] + 1:
-            runs[-1].append(layer)
-        else:
-            runs.append([layer])
+    by_run = itertools.groupby(enumerate(layers), lambda numbered: numbered[1] - numbered[0])
+    runs = [[layer for _, layer in run] for _, run in by_run]
     parts = [str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs]
     return f"layer{'s' if len(layers) > 1 else ''} {', '.join(parts)}"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -29,8 +29,6 @@ _OF_HEADS_ALONE = ("strength", "operator_norm")
 _LEAST_SHARE, _LEAST_OF_RANGE = 0.1, 0.02
 # An axis is logarithmic where the largest value is this many times the smallest.
 _FAR = 16
-
-_Rows = Mapping[int, Sequence[float | None]]
 
 
 def looks_of_models(models: Sequence[DiagnosedModel]) -> dict[str, Look]:
@@ -178,49 +176,44 @@ def _means_in_words(models: Sequence[DiagnosedModel], name: str) -> str:
 
 def _heat_maps(models: Sequence[DiagnosedModel], name: str, where: str) -> Iterator[HeatMap]:
     """Maps by layer and head or bucket of positions: of one model, or of two and their difference."""
-    tables = [_rows(model, name, where) for model in models]
-    largest = max((abs(value) for table in tables for value in _counted(table)), default=0.0) or None
-    title = f"{METRIC_OF[name].title} by layer and {'head' if where == 'heads' else 'position'}"
-    maps = [("", "", tables[0], largest)]
+    tables = [_fields(model, name, where) for model in models]
+    largest = max((abs(value) for table in tables for value in table.values()), default=0.0) or None
+    maps = [("", "", models[0], tables[0], largest)]
     if len(models) == 2:
-        maps = [(f"-{stem}", f": {model.name}", table, largest)
-                for stem, model, table in zip(("first", "second"), models, tables, strict=True)]  # fmt: skip
-        maps.append(("-difference", f": {models[0].name} less {models[1].name}", _less(*tables), None))
-    for stem, subject, table, scale in maps:
-        counted = _counted(table)
-        if not counted:
+        (first, second), (one, two) = models, tables
+        shapes = [[(layer["layer"], layer["num_heads"]) for layer in model.layers] for model in models]
+        shared = {place: one[place] - two[place] for place in one.keys() & two.keys() if shapes[0] == shapes[1]}
+        maps = [
+            ("-first", f": {first.name}", first, one, largest),
+            ("-second", f": {second.name}", second, two, largest),
+            ("-difference", f": {first.name} less {second.name}", first, shared, None),
+        ]
+    for stem, subject, model, table, scale in maps:
+        if not table:
             continue
-        height = max(map(len, table.values()))
-        columns = [[*row, *[None] * (height - len(row))] for row in table.values()]
-        caption = f"{extent(counted)}: the deeper the colour, the farther from 0."
-        caption += " The second colour is below 0." if min(counted) < 0 else ""
-        caption += " A stroke: not measured." if any(None in column for column in columns) else ""
+        layers, height = [layer["layer"] for layer in model.layers], 1 + max(row for _, row in table)
+        caption = f"{extent(list(table.values()))}: the deeper the colour, the farther from 0."
+        caption += " The second colour is below 0." if min(table.values()) < 0 else ""
+        caption += " A stroke: not measured." if len(table) < len(layers) * height else ""
         yield HeatMap(
             name=f"{name}-{where}{stem}",
-            title=title + subject,
+            title=f"{METRIC_OF[name].title} by layer and {'head' if where == 'heads' else 'position'}{subject}",
             x_label="layer",
             y_label="head" if where == "heads" else "position of the token",
-            columns=tuple(map(str, table)),
+            columns=tuple(map(str, layers)),
             rows=tuple(map(str, range(height))) if where == "heads" else tuple(_buckets(models)[:height]),
-            values=tuple(zip(*columns, strict=True)),
+            values=tuple(tuple(table.get((layer, row)) for layer in layers) for row in range(height)),
             scale=scale,
             caption=caption,
         )
 
 
-def _counted(table: _Rows) -> list[float]:
-    return [value for row in table.values() for value in row if value is not None]
-
-
-def _rows(model: DiagnosedModel, name: str, where: str) -> _Rows:
-    """By layer, the numbers of its heads or buckets; empty where nothing was measured."""
-    found = {layer["layer"]: model.metric(layer, name) for layer in model.layers}
-    return {layer: [] if metric is None else metric[where] for layer, metric in found.items()}
-
-
-def _less(table: _Rows, other: _Rows) -> _Rows:
-    """The first less the second, where both have a number; nothing for models of different layers or heads."""
-    if {layer: len(row) for layer, row in table.items()} != {layer: len(row) for layer, row in other.items()}:
-        return {}
-    pairs = {layer: zip(row, other[layer], strict=True) for layer, row in table.items()}
-    return {layer: [None if None in pair else pair[0] - pair[1] for pair in row] for layer, row in pairs.items()}  # type: ignore[operator]
+def _fields(model: DiagnosedModel, name: str, where: str) -> dict[tuple[int, int], float]:
+    """By layer and head or bucket, the numbers that were measured."""
+    return {
+        (layer["layer"], row): value
+        for layer in model.layers
+        if (found := model.metric(layer, name)) is not None
+        for row, value in enumerate(found[where])
+        if value is not None
+    }
