@@ -22,6 +22,8 @@ from exsel.version import __version__
 
 #: Longer sequences in a model that materialises its attention matrices are worth a note.
 _MANY_TOKENS = 4096
+#: Arguments that save memory, for models that take them.
+_MEMORY_SAVERS = {"use_cache": False, "logits_to_keep": 1}
 
 
 def diagnose(
@@ -69,7 +71,7 @@ def diagnose(
     measurer = _Measurer(pictured_tokens)
     notes: dict[str, None] = {}
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    options = _memory_savers(model)
+    options = {name: value for name, value in _MEMORY_SAVERS.items() if name in _signature(model).parameters}
     count = 0
     with torch.no_grad(), watch(model, measurer) as watched:
         for given in batches:
@@ -219,12 +221,6 @@ def _by_name(model: nn.Module, positional: tuple[Any, ...], named: Mapping[str, 
         return {**_signature(model).bind_partial(*positional, **named).arguments, **named}
     except TypeError:
         return dict(named)  # the model's own error will say what is wrong
-
-
-def _memory_savers(model: nn.Module) -> dict[str, Any]:
-    """Arguments that save memory, as far as the model takes them."""
-    options = {"use_cache": False, "logits_to_keep": 1}
-    return {name: value for name, value in options.items() if name in _signature(model).parameters}
 
 
 def _on(device: torch.device, value: Any) -> Any:

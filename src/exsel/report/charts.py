@@ -35,19 +35,14 @@ from exsel.intervals import Estimate
 class Curve:
     """A line or points of a chart.
 
-    Args:
-        label: in the legend; curves of the same label have the same colour, and one entry. Empty: no entry.
-        x: places.
-        y: values.
-        low, high: of the interval at each place, drawn as a band.
-        style: ``"line"`` with markers; ``"dashed"`` with open markers, or plainly across all categories; ``"points"``
-            without a line; ``"thin"``: a faint line behind others; ``"range"``: faint strokes from low to high alone.
+    A style is ``"line"`` with markers; ``"dashed"`` with open markers, or plainly across all categories; ``"points"``
+    without a line; ``"thin"``: a faint line behind others; ``"range"``: faint strokes from low to high alone.
     """
 
-    label: str
-    x: tuple[float, ...]
-    y: tuple[float, ...]
-    low: tuple[float, ...] | None = None
+    label: str  #: in the legend; curves of the same label have the same colour, and one entry. Empty: no entry
+    x: tuple[float, ...]  #: places
+    y: tuple[float, ...]  #: values
+    low: tuple[float, ...] | None = None  #: of the interval at each place, drawn as a band
     high: tuple[float, ...] | None = None
     style: Literal["line", "dashed", "points", "thin", "range"] = "line"
 
@@ -73,19 +68,12 @@ class Curve:
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """A line to compare curves with: across the chart at ``y``, dotted unless at 0.
+    """A line to compare curves with: across the chart at ``y``, dotted unless at 0."""
 
-    Args:
-        y: its height.
-        text: said above it.
-        x: the line runs from ``y`` down at this place instead of across.
-        label: whose colour the line has; empty: a muted one.
-    """
-
-    y: float
-    text: str = ""
-    x: float | None = None
-    label: str = ""
+    y: float  #: its height
+    text: str = ""  #: said above it
+    x: float | None = None  #: the line runs from ``y`` down at this place instead of across
+    label: str = ""  #: whose colour the line has; empty: a muted one
 
 
 @dataclass(frozen=True)
@@ -100,76 +88,50 @@ class Tick:
 class Chart:
     """Curves over one pair of axes.
 
-    Args:
-        name: unique beside the others; the file's name, and a prefix of ids in a page.
-        title: over it.
-        x_label, y_label: what the axes show, with units.
-        curves: what is drawn.
-        categories: names of the places 0, 1, 2 … on the x axis: dots with their intervals by category. Such a chart is
-            drawn with its x axis downwards, where long names have room.
-        references: lines to compare the curves with.
-        log_x, log_y: whether an axis is logarithmic (base 2 where all values are powers of it, else 10).
-        x_ticks: the places that are named on the x axis; empty: chosen by the renderer.
-        x_range, y_range: ends of an axis; ``None``: around what is drawn.
-        least_height: the y axis spans at least this, so that rounding looks like what it is.
-        y_unit: after each number on the y axis.
-        caption: what one sees, in a sentence.
+    With ``categories``, names of the places 0, 1, 2 … on the x axis, it shows dots with their intervals by category,
+    and is drawn with its x axis downwards, where long names have room.
     """
 
-    name: str
-    title: str
-    x_label: str
+    name: str  #: unique beside the others; the file's name, and a prefix of ids in a page
+    title: str  #: over it
+    x_label: str  #: what the axis shows, with units
     y_label: str
     curves: tuple[Curve, ...]
     categories: tuple[str, ...] = ()
     references: tuple[Reference, ...] = ()
-    log_x: bool = False
+    log_x: bool = False  #: whether the axis is logarithmic (base 2 where all values are powers of it, else 10)
     log_y: bool = False
-    x_ticks: tuple[Tick, ...] = ()
-    x_range: tuple[float, float] | None = None
+    x_ticks: tuple[Tick, ...] = ()  #: the places that are named on the x axis; empty: chosen by the renderer
+    x_range: tuple[float, float] | None = None  #: ends of the axis; ``None``: around what is drawn
     y_range: tuple[float, float] | None = None
-    least_height: float = 0.0
-    y_unit: str = ""
-    caption: str = ""
+    least_height: float = 0.0  #: the y axis spans at least this, so that rounding looks like what it is
+    y_unit: str = ""  #: after each number on the y axis
+    caption: str = ""  #: what one sees, in a sentence
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeatMap:
-    """A field for each row and column: the deeper its colour, the farther from 0; a second colour is below 0.
-
-    Args:
-        name, title, x_label, y_label, caption: as in :class:`Chart`.
-        columns: names along the x axis.
-        rows: names along the y axis, from below.
-        values: by row, then column; ``None``: not measured.
-        scale: the value of the deepest colour; ``None``: that of the largest value.
-        as_percent: whether values are shares of 1, shown in per cent.
-    """
+    """A field for each row and column: the deeper its colour, the farther from 0; a second colour is below 0."""
 
     name: str
     title: str
     x_label: str
     y_label: str
-    columns: tuple[str, ...]
-    rows: tuple[str, ...]
-    values: tuple[tuple[float | None, ...], ...]
-    scale: float | None = None
-    as_percent: bool = False
+    columns: tuple[str, ...]  #: names along the x axis
+    rows: tuple[str, ...]  #: names along the y axis, from below
+    values: tuple[tuple[float | None, ...], ...]  #: by row, then column; ``None``: not measured
+    scale: float | None = None  #: the value of the deepest colour; ``None``: that of the largest value
+    as_percent: bool = False  #: whether values are shares of 1, shown in per cent
     caption: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Panels:
-    """Charts in rows and columns: those of a row have the same y axis, those of a column the same x axis.
-
-    Args:
-        name, title, caption: as in :class:`Chart`, of all together.
-        charts: by row, then column; each panel shows the title of its chart.
-    """
+    """Charts in rows and columns: those of a row have the same y axis, those of a column the same x axis."""
 
     name: str
-    title: str
-    charts: tuple[tuple[Chart, ...], ...]
+    title: str  #: over all together; each panel shows the title of its chart
+    charts: tuple[tuple[Chart, ...], ...]  #: by row, then column
     caption: str = ""
 
 

@@ -131,19 +131,19 @@ def _lines(models: Sequence[DiagnosedModel], names: Sequence[str]) -> list[Line]
     looks = looks_of_models(models)
     by_number = [{layer["layer"]: layer for layer in model.layers} for model in models]
     numbers = sorted({number for layers in by_number for number in layers})
-    lines = []
+    is_pair, lines = len(models) == 2, []
     for number in (None, *numbers):
         means: list[list[float | None]] = []
         for model, layers in zip(models, by_number, strict=True):
-            layer = {"metrics": {}} if number is None else layers.get(number, {"metrics": {}})
+            layer = layers.get(number, {"metrics": {}, "strength": None})
             found = [model.metric(layer, name) for name in names]
-            row = [None if metric is None else float(metric["mean"]) for metric in found]
-            means.append([model.mean(name) for name in names] if number is None else row)
+            means.append([None if metric is None else metric["mean"] for metric in found])
+            if number is None:
+                means[-1] = [model.mean(name) for name in names]
             cells = [(shown(mean), _heads(metric)) for mean, metric in zip(means[-1], found, strict=True)]
             first = "" if len(means) == 2 else "all" if number is None else str(number)
-            is_pair = len(models) == 2
             lines.append(Line(first, model.name if is_pair else "", looks[model.name] if is_pair else None, cells))
-        if len(models) == 2:
+        if is_pair:
             gaps = [(difference(*pair), "") for pair in zip(*means, strict=True)]
             lines.append(Line("", "difference", None, gaps))
     return lines
