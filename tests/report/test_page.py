@@ -13,8 +13,8 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
 
 from exsel.report import headline, headline_note, render_report, write_report
-from exsel.report.answer_table import answer_rows
 from exsel.report.charts import Chart
+from exsel.report.comparison import answer_rows
 from exsel.report.comparison_charts import comparison_charts
 
 Make = Callable[..., dict[str, Any]]

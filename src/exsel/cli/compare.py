@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from exsel.cli.display import print_table
     from exsel.report import headline, headline_note, interval_sentence, summary_rows, sweep_ends, table_headings
-    from exsel.report.answer_table import answer_rows
+    from exsel.report.comparison import answer_rows
     from exsel.report.selection import selection_notes
     from exsel.training.compare import compare_runs
     from exsel.training.comparison_plan import plan_runs

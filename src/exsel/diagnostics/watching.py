@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from exsel.diagnostics.observing import Layer, Observer
-from exsel.diagnostics.watched_pass import ACROSS, WatchedPass
+from exsel.diagnostics.observing import ACROSS, Layer, Observer, WatchedPass
 from exsel.errors import ExselError
 from exsel.nn.exclusive import Exclusive
 from exsel.nn.layer_pass import LayerPass

@@ -1,10 +1,10 @@
 """What every report is made of, and the page that ``exsel compare`` writes.
 
-For all reports: ``charts`` (figures as data), ``looks`` (their colours and markers), ``formatting`` (values as
-strings) and ``facts`` (a set-up as lists) need nothing but Python. ``drawing``, ``picture`` and ``templates`` need the
-extra ``exsel[report]`` and are imported only when something is drawn.
+For all reports: ``charts`` (figures as data), ``looks`` (their colours and markers) and ``formatting`` (values as
+strings) need nothing but Python. ``drawing``, ``picture`` and ``templates`` need the extra ``exsel[report]`` and are
+imported only when something is drawn.
 
-For a comparison: ``comparison`` reads ``results.json`` and makes the table, ``headline`` says the outcome in a
+For a comparison: ``comparison`` reads ``results.json`` and makes the tables, ``headline`` says the outcome in a
 sentence, ``comparison_charts`` are its figures and ``comparison_page`` its page.
 """
 

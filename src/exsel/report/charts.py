@@ -53,17 +53,9 @@ class Curve:
     @classmethod
     def of(cls, label: str, places: Sequence[float], estimates: Sequence[Estimate], **style: Any) -> Self:
         """Estimates as a curve with its band, or as points with their intervals; without where one has none."""
-        lows = tuple(each.low for each in estimates if each.low is not None)
-        highs = tuple(each.high for each in estimates if each.high is not None)
-        has_band = len(lows) == len(estimates)
-        return cls(
-            label=label,
-            x=tuple(places),
-            y=tuple(each.mean for each in estimates),
-            low=lows if has_band else None,
-            high=highs if has_band else None,
-            **style,
-        )
+        if all(each.low is not None for each in estimates):
+            style |= {end: tuple(getattr(each, end) for each in estimates) for end in ("low", "high")}
+        return cls(label=label, x=tuple(places), y=tuple(each.mean for each in estimates), **style)
 
 
 @dataclass(frozen=True, kw_only=True)

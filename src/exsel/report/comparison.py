@@ -1,11 +1,11 @@
-"""A comparison as ``results.json`` holds it, where anything may be missing, and its table of strings.
+"""A comparison as ``results.json`` holds it, where anything may be missing, and its tables of strings.
 
-The table is the same on the page and on the terminal.
+The tables are the same on the page and on the terminal.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from exsel.intervals import Estimate
@@ -222,3 +222,52 @@ def _ratio_note(found: Estimate | None) -> str:
     if found is None:
         return ""
     return ", ".join(part for part in (formatting.ratio(found.mean), ratio_range(found)) if part)
+
+
+def answer_rows(results: Mapping[str, Any]) -> list[dict[str, Cell]]:
+    """A row for each measure and variant, those of a measure together, by the columns' headings.
+
+    Differences are between runs of a seed.
+    """
+    values: dict[tuple[str, str], dict[str, dict[Any, float]]] = {}
+    for variant, runs in runs_of_variants(results).items():
+        for run in runs:
+            key = run.get("seed"), run.get("learning_rate")
+            for answer in entries(run, "answers"):
+                what = formatting.plain(answer.get("task")), formatting.plain(answer.get("measure"))
+                if (value := number(answer.get("value"))) is not None:
+                    values.setdefault(what, {}).setdefault(variant, {})[key] = value
+    rows = []
+    for (task, measure), variants in values.items():
+        base = variants.get(BASELINE, {})
+        for variant, own in variants.items():
+            gaps = [value - base[key] for key, value in own.items() if key in base and variant != BASELINE]
+            rows.append(
+                {
+                    "Variant": Cell(variant),
+                    "Task": Cell(task),
+                    "Measure": Cell(measure),
+                    "Value": _answer_cell(own.values(), _value),
+                    "Difference to the baseline": _answer_cell(gaps, _difference),
+                }
+            )
+    return rows
+
+
+def _answer_cell(values: Collection[float], show: Callable[[float], str]) -> Cell:
+    """The mean of a value a seed, and its interval; of seeds that all say the same there is none."""
+    if not values:
+        return Cell(MISSING)
+    found = Estimate.of(*values)
+    margin = 0.0 if found.high is None else found.high - found.mean
+    note = "" if found.high is None else f"± {_value(margin)}" if margin else "in each seed"
+    return Cell(show(found.mean), note)
+
+
+def _value(value: float) -> str:
+    # The perplexity of a model that knows nothing yet is large: it has no room for decimals.
+    return formatting.fixed(value) if value < 1e5 else formatting.compact(value)
+
+
+def _difference(value: float) -> str:
+    return formatting.signed(value) if abs(value) < 1e5 else f"{'+' * (value > 0)}{formatting.compact(value)}"

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from exsel.report import comparison, comparison_charts, formatting, templates
-from exsel.report.answer_table import answer_rows
 from exsel.report.formatting import number
 from exsel.report.headline import Row, verdict
 from exsel.report.picture import page_svg
@@ -70,7 +69,7 @@ def _context(results: Mapping[str, Any]) -> dict[str, Any]:
             for moved in moved_temperatures(results)
         ],
         "selection_notes": selection_notes(results),
-        "answers": answer_rows(results),
+        "answers": comparison.answer_rows(results),
         "facts": templates.facts(results, _FACTS),
         "runs": [
             {heading: comparison.Cell(show(run.get(key))) for heading, (key, show) in _RUN_COLUMNS.items()}

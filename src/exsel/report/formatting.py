@@ -40,7 +40,7 @@ def count(amount: float) -> str:
 def compact(amount: float) -> str:
     """``1234567`` → ``1.23M``: three digits and a unit, for counts of tokens."""
     for limit, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if amount >= limit * 0.9995:
+        if abs(amount) >= limit * 0.9995:
             return f"{three_digits(amount / limit)}{unit}"
     return f"{amount:.0f}"
 

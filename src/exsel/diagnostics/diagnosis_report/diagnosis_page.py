@@ -50,12 +50,7 @@ class Line(NamedTuple):
 
 
 def render_diagnosis(models: Sequence[DiagnosedModel], sections: Mapping[str, Sequence[Drawable]]) -> str:
-    """The report as one HTML document that loads nothing.
-
-    Args:
-        models: one, or two.
-        sections: see :func:`exsel.diagnostics.diagnosis_report.diagnosis_charts.figures_by_section`.
-    """
+    """The report as one HTML document that loads nothing, with the figures of each section."""
     looks = looks_of_models(models)
     legends = {}
     for name, figures in sections.items():
@@ -96,7 +91,7 @@ def _render(template: str, models: Sequence[DiagnosedModel], **content: Any) -> 
             models=models,
             reader=texts,
             shades=range(SHADES + 1),
-            data=Markup(texts.data) if texts else "",
+            data=texts.data if texts else "",
             # The page's policy allows the script of this hash and no other.
             script=Markup(script),
             script_hash=f"sha256-{digest}" if script else "",

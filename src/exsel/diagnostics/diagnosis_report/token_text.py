@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+from jinja2.utils import htmlsafe_json_dumps
+from markupsafe import Markup
 
 from exsel.diagnostics.diagnosis_report.diagnosed_models import METRIC_OF, DiagnosedModel
 from exsel.diagnostics.metrics import PICTURED
@@ -57,7 +59,7 @@ class TokenTexts:
     heads: int  #: how many; 0 if the page holds only means over them
     texts: list[ShadedText]  #: one for each model
     has_difference: bool  #: whether the models read the same tokens, so that they can be compared token by token
-    data: str  #: the numbers for the page's script, as JSON that is safe in a page
+    data: Markup  #: the numbers for the page's script, as JSON that is safe in a page
     note: str  #: what was left out of the page
 
 
@@ -92,7 +94,7 @@ def token_texts(models: Sequence[DiagnosedModel]) -> TokenTexts | None:
         heads=0 if left_out else max(len(rows) for layer in layers for rows in layer["values"].values()),
         texts=texts,
         has_difference=len(tokens) == 2 and tokens[0] == tokens[1],
-        data=_script_json({"panels": panels, "titles": titles}),
+        data=htmlsafe_json_dumps({"panels": panels, "titles": titles}, separators=(",", ":"), allow_nan=False),
         note=note if left_out else "",
     )
 
@@ -208,9 +210,3 @@ def _shaded(
 
 def _shown(value: float | None) -> str:
     return MISSING if value is None else f"{value:.15g}".replace("-", "−")
-
-
-def _script_json(value: object) -> str:
-    """JSON in which nothing ends a script element or opens a comment."""
-    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
