@@ -11,8 +11,15 @@ import pytest
 from diagnostics.diagnoses import HOSTILE, build, models_of
 from exsel.diagnostics.diagnosis import Diagnosis
 from exsel.diagnostics.diagnosis_report import token_text
-from exsel.diagnostics.diagnosis_report.diagnosed_models import difference, last_parts, shortened, shown, spans
-from exsel.diagnostics.diagnosis_report.diagnosis_headline import diagnosis_headline, qualifications
+from exsel.diagnostics.diagnosis_report.diagnosed_models import (
+    diagnosis_headline,
+    difference,
+    last_parts,
+    qualifications,
+    shortened,
+    shown,
+    spans,
+)
 
 
 def of_similarity(mean: float, after: float | None = None) -> Diagnosis:

@@ -68,9 +68,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     from exsel.cli.checkpoint import read_context
     from exsel.cli.display import warn
-    from exsel.diagnostics.diagnosis_report.diagnosed_models import diagnosed_models
+    from exsel.diagnostics.diagnosis_report.diagnosed_models import diagnosed_models, diagnosis_headline, qualifications
     from exsel.diagnostics.diagnosis_report.diagnosis_folder import AGAINST, FIGURES, REPORT, RESULTS, TOKENS
-    from exsel.diagnostics.diagnosis_report.diagnosis_headline import diagnosis_headline, qualifications
     from exsel.lengths import check_context
     from exsel.machine import resolve_device
 

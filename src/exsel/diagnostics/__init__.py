@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from exsel.diagnostics.diagnosing import diagnose
     from exsel.diagnostics.diagnosis import Diagnosis
-    from exsel.diagnostics.similarity import similarity_bias
-    from exsel.diagnostics.temperature_record import temperature_moves
+    from exsel.diagnostics.trained_attention import similarity_bias, temperature_moves
 
 _HOMES = {
     "Diagnosis": "exsel.diagnostics.diagnosis",
     "diagnose": "exsel.diagnostics.diagnosing",
-    "similarity_bias": "exsel.diagnostics.similarity",
-    "temperature_moves": "exsel.diagnostics.temperature_record",
+    "similarity_bias": "exsel.diagnostics.trained_attention",
+    "temperature_moves": "exsel.diagnostics.trained_attention",
 }
 
 __all__ = ["Diagnosis", "diagnose", "similarity_bias", "temperature_moves"]

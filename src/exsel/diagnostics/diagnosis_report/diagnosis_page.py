@@ -13,13 +13,14 @@ from markupsafe import Markup
 from exsel.diagnostics.diagnosis_report.diagnosed_models import (
     METRIC_OF,
     DiagnosedModel,
+    diagnosis_headline,
     difference,
     measured,
+    qualifications,
     shown,
     size_of,
 )
 from exsel.diagnostics.diagnosis_report.diagnosis_charts import is_by_depth, looks_of_models
-from exsel.diagnostics.diagnosis_report.diagnosis_headline import diagnosis_headline, qualifications
 from exsel.diagnostics.diagnosis_report.token_text import SHADES, token_texts
 from exsel.diagnostics.metrics import METRICS
 from exsel.report import formatting, templates

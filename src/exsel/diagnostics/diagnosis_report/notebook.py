@@ -10,11 +10,12 @@ from exsel.diagnostics.diagnosis_report.diagnosed_models import (
     METRIC_OF,
     DiagnosedModel,
     diagnosed_models,
+    diagnosis_headline,
     measured,
+    qualifications,
     shown,
     size_of,
 )
-from exsel.diagnostics.diagnosis_report.diagnosis_headline import diagnosis_headline, qualifications
 from exsel.report.formatting import compact
 from exsel.report.notebook_table import notebook_table
 
