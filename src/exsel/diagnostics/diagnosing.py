@@ -73,7 +73,7 @@ def diagnose(
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     options = {name: value for name, value in _MEMORY_SAVERS.items() if name in _signature(model).parameters}
     count = 0
-    with torch.no_grad(), watch(model, measurer) as watched:
+    with torch.no_grad(), watch(model, measurer) as (layers, left_out):
         for given in batches:
             positional, named = _arguments(given, count)
             batch = _by_name(model, positional, named)
@@ -87,9 +87,9 @@ def diagnose(
                 on_batch(count, measurer.num_tokens)
     if count == 0:
         raise ExselError("batches holds no batch: give at least one, of at least one token")
-    reasons = [(target, target.exclusive) for target in watched.left_out]
-    reasons += [(layer.target, reason) for layer in watched.layers if (reason := measurer.reason(layer))]
-    measured = [measurer.layers[layer.index] for layer in watched.layers if not measurer.reason(layer)]
+    reasons = [(target, target.exclusive) for target in left_out]
+    reasons += [(layer.target, reason) for layer in layers if (reason := measurer.reason(layer))]
+    measured = [measurer.layers[layer.index] for layer in layers if not measurer.reason(layer)]
     if not measured:
         said = "; ".join(dict.fromkeys(f"{target.cls}: {reason}" for target, reason in reasons))
         raise ExselError(f"no self-attention of this {type(model).__name__} could be watched ({said})")

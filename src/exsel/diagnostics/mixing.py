@@ -40,37 +40,26 @@ class Mixing:
 def mixing_of(call: AttentionCall) -> Mixing:
     """What a call of an attention function mixes, as far as its arguments say."""
     function, module, query = call.function, call.module, call.query
-    bias, is_causal, softcap, sinks, window = None, False, None, None, None
     if module is None:
         given: dict[str, Any] = {**dict(zip(_AFTER_VALUE, call.args, strict=False)), **call.kwargs}
-        mask, scaling, is_causal = given.get("attn_mask"), given.get("scale"), bool(given.get("is_causal", False))
+        mask, scaling = given.get("attn_mask"), given.get("scale")
+        known: dict[str, Any] = {"is_causal": bool(given.get("is_causal", False))}
     else:
         signature = inspect.signature(function)
         given = signature.bind(module, query, call.key, call.value, *call.args, **call.kwargs).arguments
         given |= call.kwargs
         mask, scaling = given.get("attention_mask", given.get("attn_mask")), given.get("scaling")
-        bias, softcap = given.get("position_bias"), given.get("softcap")
         is_sdpa = getattr(function, "__module__", "") == "transformers.integrations.sdpa_attention"
-        sinks = None if is_sdpa else given.get("s_aux")
+        known = {"bias": _four_dimensional(given.get("position_bias")), "softcap": given.get("softcap")}
+        known["sinks"] = None if is_sdpa else given.get("s_aux")
         # Eager attention goes by its mask alone.
         if mask is None and getattr(function, "__name__", "") != "eager_attention_forward":
             by_default = "attention_mask" in given and getattr(module, "is_causal", True)
             said = given.get("is_causal")
-            is_causal = bool(by_default if said is None else said) and query.shape[2] > 1
-            window = None if is_sdpa else given.get("sliding_window")
-    return Mixing(
-        query,
-        call.key,
-        call.value,
-        float(query.shape[-1] ** -0.5 if scaling is None else scaling),
-        _four_dimensional(mask),
-        _four_dimensional(bias),
-        is_causal,
-        softcap,
-        sinks,
-        window,
-        call.own_column,
-    )
+            known["is_causal"] = bool(by_default if said is None else said) and query.shape[2] > 1
+            known["window"] = None if is_sdpa else given.get("sliding_window")
+    scale = float(query.shape[-1] ** -0.5 if scaling is None else scaling)
+    return Mixing(query, call.key, call.value, scale, _four_dimensional(mask), own=call.own_column, **known)
 
 
 def as_float32(given: Any) -> Any:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -30,38 +29,31 @@ from exsel.upgrading.upgraded_class import insert, remove
 _READABLE = ("sdpa", "eager")
 
 
-@dataclass(frozen=True)
-class Watched:
-    """The layers of a model that are watched, and the attention modules that are not, with their reasons."""
-
-    layers: tuple[Layer, ...]
-    left_out: tuple[Target, ...]
-
-
 @contextmanager
-def watch(model: nn.Module, observer: Observer) -> Iterator[Watched]:
+def watch(model: nn.Module, observer: Observer) -> Iterator[tuple[list[Layer], list[Target]]]:
     """Have ``observer`` see every self-attention layer of ``model``, in evaluation mode and uncompiled.
 
     At the end of the block, also after an exception, the model's modules, classes, modes and attention implementation
     are restored. In the block, an implementation whose arguments do not show all of its attention (flash, flex and
-    exsel's own) is replaced by ``sdpa``, or by ``eager`` in a model that does not support ``sdpa``.
+    exsel's own) is replaced by ``sdpa``, or by ``eager`` in a model that does not support ``sdpa``. The block is given
+    the layers that are watched, and the attention modules that are not, with their reasons.
 
     Raises:
         ExselError: a model without self-attention, or with none that could be watched.
     """
-    watched = _plan(model)
+    layers, left_out = _plan(model)
     with ExitStack() as stack:
         for module in model.modules():
             stack.callback(setattr, module, "training", module.training)
         model.eval()
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         _make_readable(model, stack)
-        for layer in watched.layers:
+        for layer in layers:
             _put_in(layer, observer, stack)
-        yield watched
+        yield layers, left_out
 
 
-def _plan(model: nn.Module) -> Watched:
+def _plan(model: nn.Module) -> tuple[list[Layer], list[Target]]:
     targets = attention_layers.targets(model)
     found = [target for target in targets if not target.left_alone]
     modules = {name: place for place, (name, _) in enumerate(model.named_modules())}
@@ -84,7 +76,7 @@ def _plan(model: nn.Module) -> Watched:
             f"{type(model).__name__} has no self-attention that could be watched"
             + (f" ({reasons})" if reasons else ": none of its modules is softmax attention among tokens")
         )
-    return Watched(tuple(layers), tuple(left_out))
+    return layers, left_out
 
 
 def _make_readable(model: nn.Module, stack: ExitStack) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from exsel.intervals import Estimate
 from exsel.report import formatting
-from exsel.report.charts import Chart, Curve, Reference, Tick
+from exsel.report.charts import Chart, Curve, Reference
 from exsel.report.comparison import (
     entries,
     evaluation_sets,
@@ -31,8 +31,6 @@ Points = list[tuple[float, float]]
 # What a row says of where the baseline's final loss was reached, by the x axis of its figure.
 _PLACES = {"tokens": "tokens", "seconds": "wall_clock_seconds"}
 _RATIOS = {"tokens": "tokens_ratio", "seconds": "wall_clock_ratio"}
-# So many learning rates have room below an axis.
-_MOST_NAMED = 6
 # Of fewer seeds an interval is more than ten times as wide as their spread: a band of it hides everything.
 _FEWEST_SEEDS = 3
 
@@ -182,7 +180,6 @@ def _sweep_chart(results: Results) -> Chart | None:
         curves += _through(name, ((number(row.get("learning_rate")), read_estimate(row, "loss")) for row in own))
     if not curves:
         return None
-    rates = sorted({rate for curve in curves for rate in curve.x})
     chosen = (
         f"{variant_name(row)} {formatting.learning_rate(row.get('learning_rate'))}" for row in rows if row.get("chosen")
     )
@@ -193,9 +190,6 @@ def _sweep_chart(results: Results) -> Chart | None:
         y_label="final validation loss",
         curves=tuple(curves),
         log_x=True,
-        x_ticks=tuple(Tick(rate, formatting.learning_rate(rate)) for rate in rates)
-        if len(rates) <= _MOST_NAMED
-        else (),
         caption=f"Of the seeds that choose alone. Best, and compared: {', '.join(chosen)}.",
     )
 

@@ -218,8 +218,7 @@ def _wrapped(chart: Chart) -> list[str]:
 
 
 def _scale(axes: Axes, chart: Chart, palette: Palette) -> None:
-    axes.set_xlabel(chart.x_label)
-    axes.set_ylabel(chart.y_label)
+    axes.set(xlabel=chart.x_label, ylabel=chart.y_label)
     if chart.x_range is not None:
         axes.set_xlim(chart.x_range)
     if chart.y_range is not None:
@@ -315,12 +314,9 @@ def _draw_heat_map(figure: Figure, heat_map: HeatMap, palette: Palette) -> None:
             if value is not None:
                 text = f"{value:.0%}" if heat_map.as_percent else fixed(value, decimals)
                 axes.text(x, y, text, ha="center", va="center", fontsize=size, color=palette.ink)
-    axes.set_xlim(-0.5, width - 0.5)
-    axes.set_ylim(-0.5, height - 0.5)
+    axes.set(xlim=(-0.5, width - 0.5), ylim=(-0.5, height - 0.5), xlabel=heat_map.x_label, ylabel=heat_map.y_label)
     _name_ticks(axes.xaxis, range(width), heat_map.columns)
     _name_ticks(axes.yaxis, range(height), heat_map.rows)
-    axes.set_xlabel(heat_map.x_label)
-    axes.set_ylabel(heat_map.y_label)
     _draw_colour_scale(bar, counted, scale, deepest, heat_map.as_percent, palette)
     for part in (axes, bar):
         part.grid(visible=False)
@@ -368,10 +364,8 @@ def _draw_colour_scale(
     highest = _LEVELS if max(values, default=0.0) > scale / (2 * _LEVELS) or not lowest else 0
     levels = range(lowest, highest + 1)
     _fill(axes, [(0, level, level / _LEVELS) for level in levels], 1.0, deepest, 0.0, palette)
-    axes.set_xlim(-0.5, 0.5)
-    axes.set_ylim(lowest - 0.5, highest + 0.5)
+    axes.set(xlim=(-0.5, 0.5), ylim=(lowest - 0.5, highest + 0.5), xticks=[])
     ends = sorted({lowest, 0, highest})
     shown = [scale * end / _LEVELS for end in ends]
     _name_ticks(axes.yaxis, ends, [f"{value:.0%}" if as_percent else three_digits(value) for value in shown])
     axes.yaxis.tick_right()
-    axes.set_xticks([])
