@@ -77,7 +77,20 @@ class Diagnosis:
         return cls(**{name: value for name, value in values.items() if name != "format"})
 
     def write(self, folder: str | PathLike[str], against: Diagnosis | None = None) -> Path:
-        """Write the report, ``diagnostics.json`` and the figures; see :mod:`exsel.diagnostics.diagnosis_report`."""
+        """Write the report, and return its path.
+
+        ``report.html`` and ``tokens.html`` (the text shaded token by token) are one file each and load nothing;
+        ``diagnostics.json`` holds the numbers (``diagnostics-against.json`` those of the other model), and ``figures``
+        each figure as SVG, PNG and PDF.
+
+        Args:
+            folder: made where it does not exist; what an earlier report left there is replaced.
+            against: of another model on the same text, shown side by side.
+
+        Raises:
+            ImportError: without the extra ``exsel[report]``.
+            OSError: the folder cannot be written.
+        """
         other = None if against is None else against.to_dict()
         return write_report(self.to_dict(), Path(folder), other)
 

@@ -179,11 +179,7 @@ class LayerMetrics:
 
 
 class TokenMeans:
-    """The sums of one metric in one layer.
-
-    Args:
-        num_heads: heads of the values that are added: all query heads, or all key/value heads.
-    """
+    """The sums of one metric in one layer, of all query heads or of all key/value heads."""
 
     def __init__(self, num_heads: int) -> None:
         self.sums = torch.zeros(NUM_BUCKETS, num_heads, dtype=torch.float64)

@@ -66,10 +66,7 @@ class Observer:
 class WatchedPass(PassObserver):
     """Collects what a layer projects and what it attends with, and shows both to an observer.
 
-    Args:
-        layer: the layer.
-        observer: is shown each call of the layer's attention.
-        tau: the inverse temperatures by kind, which are filled in as they are computed.
+    The inverse temperatures by kind, ``tau``, are filled in by others as they are computed.
     """
 
     def __init__(self, layer: Layer, observer: Observer, tau: Mapping[str, Tensor]) -> None:

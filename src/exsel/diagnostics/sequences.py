@@ -67,12 +67,7 @@ class Tokens:
 
 
 class Streams:
-    """The texts that a model reads in a batch: one, or its encoder's and its decoder's.
-
-    Args:
-        batch: the arguments of the model's forward, by name.
-        has_encoder: whether the model has an encoder, which then reads ``input_ids``.
-    """
+    """The texts that a model reads in a batch of arguments by name: one, or its encoder's and its decoder's."""
 
     def __init__(self, batch: Mapping[str, Any], *, has_encoder: bool = False) -> None:
         self.has_encoder = has_encoder

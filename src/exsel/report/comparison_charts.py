@@ -227,9 +227,8 @@ def _loss_chart(results: Results, key: str) -> Chart | None:
 
 def _reach_references(results: Results, key: str, scale: float) -> list[Reference]:
     """The baseline's final loss and, for each variant, a line down from where it got there."""
-    rows = entries(results, "variants")
     found = []
-    for row in rows:
+    for row in entries(results, "variants"):
         final, loss, place = mean(row, "loss"), reached(row, "loss"), reached(row, _PLACES[key])
         if variant_name(row) == BASELINE and final is not None:
             found.append(Reference(y=final, text="baseline's final loss"))

@@ -118,7 +118,6 @@ def _tiles(row: Row) -> list[tuple[str, str, str]]:
 def _subject(results: Mapping[str, Any]) -> list[str]:
     """What was compared on what, for the line over the headline; only what the results hold."""
     model, data, config = (comparison.section(results, key) for key in ("model", "data", "config"))
-    tokens = number(config.get("tokens"))
     parts = []
     if model.get("name"):
         size = number(model.get("parameters"))
@@ -129,9 +128,8 @@ def _subject(results: Mapping[str, Any]) -> list[str]:
         parts.append(name + (f", {formatting.compact(size)} parameters" if size is not None else ""))
     if data.get("name"):
         parts.append(formatting.plain(data["name"]))
-    if tokens is not None:
+    if (tokens := number(config.get("tokens"))) is not None:
         parts.append(f"{formatting.compact(tokens)} tokens a run")
-    seeds = comparison.seed_count(results)
-    if seeds:
+    if seeds := comparison.seed_count(results):
         parts.append("1 seed" if seeds == 1 else f"{seeds} seeds")
     return parts

@@ -32,11 +32,8 @@ def read_results(path: Path) -> dict[str, Any]:
     version = number(results.get("schema"))
     if version != SCHEMA:
         writer = plain(results.get("exsel_version"))
-        remedy = (
-            "upgrade exsel"
-            if version is not None and version > SCHEMA
-            else "the command that made it, with --resume, writes it anew"
-        )
+        is_newer = version is not None and version > SCHEMA
+        remedy = "upgrade exsel" if is_newer else "the command that made it, with --resume, writes it anew"
         raise ExselError(
             f"{path} has schema {plain(results.get('schema'))}, written by exsel {writer}, and this exsel reads schema "
             f"{SCHEMA}: {remedy}"

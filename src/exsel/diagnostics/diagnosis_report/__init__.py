@@ -21,24 +21,7 @@ __all__ = ["notebook_html", "write"]
 
 
 def write(record: Mapping[str, Any], folder: Path, against: Mapping[str, Any] | None = None) -> Path:
-    """Write the report of a diagnosis, or of two side by side.
-
-    ``report.html`` and ``tokens.html`` (the text shaded token by token) are one file each and load nothing;
-    ``diagnostics.json`` holds the numbers (``diagnostics-against.json`` those of the other model), and ``figures`` each
-    figure as SVG, PNG and PDF.
-
-    Args:
-        record: the content of ``diagnostics.json``.
-        folder: made where it does not exist; what an earlier report left there is replaced.
-        against: of another model on the same text.
-
-    Returns:
-        The report's path.
-
-    Raises:
-        ImportError: without the extra ``exsel[report]``.
-        OSError: the folder cannot be written.
-    """
+    """Write the report of one diagnosis or of two; see :meth:`exsel.diagnostics.Diagnosis.write`."""
     for module in ("jinja2", "matplotlib"):
         require(module, "report")
     from exsel.diagnostics.diagnosis_report import diagnosis_page
