@@ -150,7 +150,7 @@ class LargestFromSmall(TorchDispatchMode):
         self.calls += 1
         if func is torch.ops.exsel.exclude.default:
             with self:  # what it does inside, too
-                return exclude_operators._exclude._init_fn(*args, **(kwargs or {}))
+                return exclude_operators._exclude(*args, **(kwargs or {}))
         result = func(*args, **(kwargs or {}))
         given = [x for x in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         if given and all(self.stored(x) <= self.limit for x in given):

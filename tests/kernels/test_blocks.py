@@ -14,7 +14,7 @@ import exsel
 from budget import assert_within_budget
 from exsel import reference
 from exsel.dispatch import Backend
-from exsel.kernels import blocks, sdpa
+from exsel.kernels import blocks
 
 TOKENS = 77
 PACKED = (0, 3, 3, 4, 33, 62, 63, 64, 77)
@@ -110,9 +110,10 @@ def test_opcheck(window: int | None, is_packed: bool, is_exclusive: bool) -> Non
     q, k, v = (torch.randn(2, heads, 20, 8) for heads in (4, 2, 2))
     sequence = (torch.arange(20) // 7).expand(2, -1).contiguous() if is_packed else None
     inputs, options = (q, k, v, None, None, None, sequence), (True, window, 0.3, 1e-12, is_exclusive)
-    torch.library.opcheck(sdpa._attention, (*inputs, *options))
-    results = sdpa._attention(*inputs, *options)
-    torch.library.opcheck(sdpa._attention_backward, (torch.randn_like(q), *inputs, *results, *options))
+    forward, backward = torch.ops.exsel.sdpa_attention.default, torch.ops.exsel.sdpa_attention_backward.default
+    torch.library.opcheck(forward, (*inputs, *options))
+    results = forward(*inputs, *options)
+    torch.library.opcheck(backward, (torch.randn_like(q), *inputs, *results, *options))
 
 
 @pytest.mark.parametrize("exclusive", [True, False])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -56,8 +57,28 @@ def fixed(*tensors: Tensor | None) -> list[Tensor | None]:
 @pytest.mark.usefixtures("language")
 def test_exclude_passes_opcheck(kind: str) -> None:
     inputs = fixed(leaf(2, 4, 7, 8), leaf(2, 2, 7, 8), strengths(kind))
-    torch.library.opcheck(exclude_operators._exclude, (*inputs, 1e-12))
-    torch.library.opcheck(exclude_operators._exclude_backward, (torch.randn(2, 4, 7, 8), *inputs, 1e-12))
+    torch.library.opcheck(torch.ops.exsel.exclude.default, (*inputs, 1e-12))
+    torch.library.opcheck(torch.ops.exsel.exclude_backward.default, (torch.randn(2, 4, 7, 8), *inputs, 1e-12))
+
+
+def test_the_dispatcher_calls_the_kernel() -> None:
+    """Without any Python of PyTorch's in between, which takes longer than a small pass."""
+    y, v = torch.randn(2, 4, 7, 8), torch.randn(2, 2, 7, 8)
+    operator = torch.ops.exsel.exclude.default
+    operator(y, v, None, 1e-12)  # finds what is kept
+    entered: list[str] = []
+
+    def note(frame: Any, event: str, _: Any) -> None:
+        if event == "call":
+            entered.append(frame.f_code.co_qualname)
+
+    with torch.no_grad():
+        sys.setprofile(note)
+        try:
+            operator(y, v, None, 1e-12)
+        finally:
+            sys.setprofile(None)
+    assert entered[:2] == ["OpOverload.__call__", "_exclude"]
 
 
 @pytest.mark.parametrize("kind", ["none", "head"])
@@ -68,9 +89,11 @@ def test_stock_attention_passes_opcheck(kind: str, masked: bool, tokens: int) ->
     mask = torch.zeros(2, 4, tokens, tokens) if masked else None
     strength = None if kind == "none" else torch.rand(2, 4, tokens).requires_grad_()
     inputs, options = (*fixed(q, k, v, v, strength, mask), None), (not masked, None, 0.3, 1e-12, True)
-    torch.library.opcheck(sdpa._attention, (*inputs, *options))
-    results = sdpa._attention(*inputs, *options)
-    torch.library.opcheck(sdpa._attention_backward, (torch.randn_like(results[0]), *inputs, *results, *options))
+    torch.library.opcheck(torch.ops.exsel.sdpa_attention.default, (*inputs, *options))
+    results = torch.ops.exsel.sdpa_attention(*inputs, *options)
+    torch.library.opcheck(
+        torch.ops.exsel.sdpa_attention_backward.default, (torch.randn_like(results[0]), *inputs, *results, *options)
+    )
 
 
 def saved_bytes(run: Callable[[], Tensor]) -> int:
@@ -199,9 +222,11 @@ def test_traces_for_a_gpu_without_one(
         z = exsel.attention(q, k, v, is_causal=True, enable_gqa=True, exclusive=True)
         assert z.device.type == "cuda"
         assert z.shape == q.shape
-        z, logsumexp, along = sdpa._attention(q, k, v, v, None, None, None, True, None, 0.125, 1e-12, True)
+        z, logsumexp, along = torch.ops.exsel.sdpa_attention(
+            q, k, v, v, None, None, None, True, None, 0.125, 1e-12, True
+        )
         assert logsumexp.shape[:3] == along.shape == q.shape[:3]
-        gradients = sdpa._attention_backward(
+        gradients = torch.ops.exsel.sdpa_attention_backward(
             z, q, k, v, v, None, None, None, z, logsumexp, along, True, None, 0.125, 1e-12, True
         )
         for x, gradient in zip((q, k, v, v), gradients[:4], strict=True):

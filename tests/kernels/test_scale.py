@@ -9,7 +9,7 @@ from torch import Tensor
 from budget import assert_within_budget
 from exsel import reference
 from exsel.config import PositionForm
-from exsel.kernels import cpp, scale
+from exsel.kernels import cpp
 from exsel.kernels.operators import is_unseen
 from exsel.kernels.scale import scale_directly, scale_heads
 
@@ -61,8 +61,8 @@ def test_batch_dimensions(lead: tuple[int, ...]) -> None:
 @pytest.mark.skipif(not cpp.available(), reason=cpp.why_not())
 def test_passes_opcheck() -> None:
     x, tau = torch.randn(2, 3, 5, 4), torch.rand(2, 3, 5)
-    torch.library.opcheck(scale._scale, (x, tau))
-    torch.library.opcheck(scale._scale_backward, (torch.randn(2, 3, 5, 4), x, tau))
+    torch.library.opcheck(torch.ops.exsel.scale_heads.default, (x, tau))
+    torch.library.opcheck(torch.ops.exsel.scale_heads_backward.default, (torch.randn(2, 3, 5, 4), x, tau))
 
 
 @pytest.mark.skipif(not cpp.available(), reason=cpp.why_not())

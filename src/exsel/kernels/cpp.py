@@ -122,6 +122,8 @@ def project(
 ) -> None:
     """As :func:`exsel.kernels.passes.project`, on CPU tensors [B, H, T, D]; ``available()`` must be True."""
     has_scalars = strength is not None or along is not None
+    if not has_scalars and project_one(y, own_value, eps, out, False):
+        return
     tensors = (y, own_value, strength, along, out)
     strides, kv_heads = tuple(map(_strides, tensors)), own_value.shape[1]
     layout = _layout(y.dtype, y.shape, kv_heads, 3, torch.get_num_threads(), has_scalars, False, eps, strides)

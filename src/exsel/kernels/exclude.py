@@ -23,11 +23,13 @@ HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 def passes_for(x: Tensor) -> ModuleType:
     """The module with ``project`` and ``project_backward`` for tensors like x."""
+    if x.is_cpu:
+        return cpp if cpp.available() else passes
     if _runs_triton(x):
         from exsel.kernels import triton_passes
 
         return triton_passes
-    return cpp if x.device.type == "cpu" and cpp.available() else passes
+    return passes
 
 
 def passes_in_words(x: Tensor) -> str:
@@ -76,14 +78,12 @@ def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.save_for_backward(*tensors)
 
 
-@torch.library.custom_op("exsel::exclude", mutates_args=())
 def _exclude(y: Tensor, own_value: Tensor, strength: Tensor | None, eps: float) -> Tensor:
     z = torch.empty_like(y)
     passes_for(y).project(y, own_value, strength, eps, z)
     return z
 
 
-@torch.library.custom_op("exsel::exclude_backward", mutates_args=())
 def _exclude_backward(
     dz: Tensor, y: Tensor, own_value: Tensor, strength: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -101,10 +101,6 @@ def _empty_gradients(
     return torch.empty_like(y), torch.empty_like(own_value), y.new_empty(shape, dtype=accumulation_dtype(y.dtype))
 
 
-_exclude.register_fake(lambda y, own_value, strength, eps: torch.empty_like(y))
-_exclude_backward.register_fake(_empty_gradients)
-
-
 def _gradients(ctx: Any, dz: Tensor) -> tuple[Tensor | None, ...]:
     y, own_value, strength = ctx.saved_tensors
     if torch.is_grad_enabled():  # for a second derivative
@@ -113,5 +109,9 @@ def _gradients(ctx: Any, dz: Tensor) -> tuple[Tensor | None, ...]:
     return dy, dv, None if strength is None else dstrength, None
 
 
-_run_backward = without_gradient(_exclude_backward, "the formula of passes.py has one")
-_exclude_with_gradient = differentiable(_exclude, _gradients, _save_inputs)
+_run_backward = without_gradient(
+    "exclude_backward", _exclude_backward, _empty_gradients, "the formula of passes.py has one"
+)
+_exclude_with_gradient = differentiable(
+    "exclude", _exclude, lambda y, own_value, strength, eps: torch.empty_like(y), _gradients, _save_inputs
+)

@@ -5,14 +5,16 @@ An operator takes and returns tensors whose first dimension is the batch; the ke
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._functorch.utils import unwrap_dead_wrappers
-from torch._library.custom_ops import CustomOpDef
 from torch.autograd import forward_ad
+
+_library = torch.library.Library("exsel", "FRAGMENT")
 
 
 def is_watched() -> bool:
@@ -64,17 +66,35 @@ def fold_batch(x: Tensor, trailing: int) -> Tensor:
 
 
 def differentiable(
-    op: CustomOpDef,
+    name: str,
+    kernel: Callable[..., Any],
+    empty_results: Callable[..., Any],
     backward: Callable[..., Any],
     setup_context: Callable[[Any, tuple[Any, ...], Any], None],
+    *,
+    dispatch_key: str = "CompositeExplicitAutograd",
 ) -> Callable[..., Any]:
-    """Give ``op`` a gradient and a rule for vmap; return the function to call instead of ``op``.
+    """Make ``kernel`` the operator ``exsel::name``, with a gradient and a rule for vmap; return the function to call.
 
     One autograd function serves eager calls, ``torch.func`` and ``torch.compile``. Where nothing is watching, it calls
-    the kernel itself: an operator in Python takes longer than a small attention.
+    the kernel itself: an operator in Python takes longer than a small attention. The operator itself knows no
+    gradients, and the dispatcher calls the kernel: what ``torch.library.custom_op`` puts between the two takes as long
+    as a small pass.
+
+    Args:
+        name: the operator's.
+        kernel: returns new tensors, and changes none of its arguments.
+        empty_results: what the kernel returns, with any numbers in it.
+        backward: as of ``torch.autograd.Function``.
+        setup_context: as of ``torch.autograd.Function``.
+        dispatch_key: the devices whose tensors the kernel can read, as PyTorch's dispatcher calls them.
     """
-    _register_vmap(op)
-    operator, kernel = op._opoverload, op._init_fn
+    qualified = f"exsel::{name}"
+    _library.define(name + torch.library.infer_schema(kernel, mutates_args=()), tags=torch.Tag.pt2_compliant_tag)
+    _library.impl(name, kernel, dispatch_key)
+    torch.library.register_fake(qualified, empty_results, lib=_library)
+    operator = getattr(torch.ops.exsel, name).default
+    torch.library.register_vmap(qualified, functools.partial(_map, operator), lib=_library)
 
     def run(*args: Any) -> Any:
         is_direct = not is_watched() and all(is_plain(x) for x in args if isinstance(x, Tensor))
@@ -83,7 +103,7 @@ def differentiable(
     methods = {"forward": run, "setup_context": setup_context, "backward": backward}
     members: dict[str, Any] = {name: staticmethod(method) for name, method in methods.items()}
     function: type[torch.autograd.Function] = type(
-        op._qualname.replace("::", "_"), (torch.autograd.Function,), {"generate_vmap_rule": True, **members}
+        f"exsel_{name}", (torch.autograd.Function,), {"generate_vmap_rule": True, **members}
     )
     # Function.apply reads forward's signature at every call, which takes longer than a small kernel; without transforms
     # nothing needs it.
@@ -92,7 +112,7 @@ def differentiable(
     def apply(*args: Any) -> Any:
         is_compiling = torch.compiler.is_compiling()
         if not is_compiling and is_forward_mode() and any(map(_has_tangent, args)):
-            raise NotImplementedError(f"{op._qualname} has no forward-mode derivative: use backend='reference'")
+            raise NotImplementedError(f"{qualified} has no forward-mode derivative: use backend='reference'")
         if torch._C._are_functorch_transforms_active():
             return function.apply(*args) if torch.is_grad_enabled() else run(*args)
         if is_compiling:  # dynamo fails on a function of which nothing is differentiated (torch 2.13)
@@ -120,32 +140,38 @@ def _has_tangent(x: Any) -> bool:
     return isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None
 
 
-def without_gradient(op: CustomOpDef, remedy: str) -> Callable[..., Any]:
-    """The function to call for an operator that has no gradient, where gradients may be recorded."""
+def without_gradient(
+    name: str,
+    kernel: Callable[..., Any],
+    empty_results: Callable[..., Any],
+    remedy: str,
+    *,
+    dispatch_key: str = "CompositeExplicitAutograd",
+) -> Callable[..., Any]:
+    """:func:`differentiable` without a gradient, for calls in which gradients may be recorded."""
 
     def refuse(ctx: Any, *gradients: Any) -> Any:
-        raise RuntimeError(f"{op._qualname} has no derivative: {remedy}")
+        raise RuntimeError(f"exsel::{name} has no derivative: {remedy}")
 
-    return differentiable(op, refuse, lambda ctx, inputs, output: None)
+    return differentiable(
+        name, kernel, empty_results, refuse, lambda ctx, inputs, output: None, dispatch_key=dispatch_key
+    )
 
 
-def _register_vmap(op: CustomOpDef) -> None:
+def _map(operator: Callable[..., Any], info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
     """Under vmap the mapped dimension joins the batch."""
 
-    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
-        def fold(argument: Any, dim: int | None) -> Any:
-            if not isinstance(argument, Tensor):
-                return argument
-            mapped = argument.expand(info.batch_size, *argument.shape) if dim is None else argument.movedim(dim, 0)
-            return mapped.flatten(0, 1)
+    def fold(argument: Any, dim: int | None) -> Any:
+        if not isinstance(argument, Tensor):
+            return argument
+        mapped = argument.expand(info.batch_size, *argument.shape) if dim is None else argument.movedim(dim, 0)
+        return mapped.flatten(0, 1)
 
-        def unfold(result: Tensor) -> Tensor:
-            unfolded: Tensor = result.unflatten(0, (info.batch_size, -1))
-            return unfolded
+    def unfold(result: Tensor) -> Tensor:
+        unfolded: Tensor = result.unflatten(0, (info.batch_size, -1))
+        return unfolded
 
-        results = op(*(fold(argument, dim) for argument, dim in zip(args, in_dims, strict=True)))
-        if isinstance(results, Tensor):
-            return unfold(results), 0
-        return tuple(unfold(result) for result in results), (0,) * len(results)
-
-    op.register_vmap(rule)
+    results = operator(*(fold(argument, dim) for argument, dim in zip(args, in_dims, strict=True)))
+    if isinstance(results, Tensor):
+        return unfold(results), 0
+    return tuple(unfold(result) for result in results), (0,) * len(results)

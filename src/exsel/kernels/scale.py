@@ -50,23 +50,20 @@ def scale_directly(
     return cpp.scale_by_temperature(x, features, weight, position, position_logit, position_form)
 
 
-@torch.library.custom_op("exsel::scale_heads", mutates_args=(), device_types="cpu")
 def _scale(x: Tensor, tau: Tensor) -> Tensor:
     out = torch.empty_like(x)
     cpp.scale(x, tau, out)
     return out
 
 
-@torch.library.custom_op("exsel::scale_heads_backward", mutates_args=(), device_types="cpu")
 def _scale_backward(dout: Tensor, x: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
-    dx, dtau = torch.empty_like(x), torch.empty_like(tau)
+    dx, dtau = _empty_gradients(dout, x, tau)
     cpp.scale_backward(dout, x, tau, dx, dtau)
     return dx, dtau
 
 
-_scale.register_fake(lambda x, tau: torch.empty_like(x))
-_scale_backward.register_fake(lambda dout, x, tau: (torch.empty_like(x), torch.empty_like(tau)))
-_run_backward = without_gradient(_scale_backward, "the plain form has one")
+def _empty_gradients(dout: Tensor, x: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), torch.empty_like(tau)
 
 
 def _save(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -81,4 +78,9 @@ def _gradients(ctx: Any, dout: Tensor) -> tuple[Tensor, Tensor]:
     return dx, dtau
 
 
-_scale_with_gradient = differentiable(_scale, _gradients, _save)
+_run_backward = without_gradient(
+    "scale_heads_backward", _scale_backward, _empty_gradients, "the plain form has one", dispatch_key="CPU"
+)
+_scale_with_gradient = differentiable(
+    "scale_heads", _scale, lambda x, tau: torch.empty_like(x), _gradients, _save, dispatch_key="CPU"
+)

@@ -192,7 +192,6 @@ def owns_stock_kernel(call: Call) -> bool:
     return query.is_cuda and not is_masked and is_low and query.shape[-1] % 8 == 0 and query.shape[-1] <= 256
 
 
-@torch.library.custom_op("exsel::sdpa_attention", mutates_args=())
 def _attention(
     query: Tensor,
     key: Tensor,
@@ -221,7 +220,6 @@ def _empty_along(y: Tensor, is_exclusive: bool) -> Tensor:
     return y.new_empty(y.shape[:-1] if is_exclusive else (y.shape[0], 0), dtype=accumulation_dtype(y.dtype))
 
 
-@_attention.register_fake
 def _attention_shapes(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     query, key, value, _, _, attn_mask, sequence, is_causal, window, scale, _, is_exclusive = inputs
     if window is None and sequence is None:
@@ -231,7 +229,6 @@ def _attention_shapes(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     return y, logsumexp, _empty_along(y, is_exclusive)
 
 
-@torch.library.custom_op("exsel::sdpa_attention_backward", mutates_args=())
 def _attention_backward(
     dz: Tensor,
     query: Tensor,
@@ -277,7 +274,6 @@ def _attention_backward(
     return dq, dk, dv, down, dstrength
 
 
-@_attention_backward.register_fake
 def _gradient_shapes(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     dz, query, key, value, own_value, strength, attn_mask, sequence, z, logsumexp, along, is_causal, window, *_ = inputs
     if window is None and sequence is None:
@@ -302,7 +298,12 @@ def _restore(z: Tensor, own_value: Tensor, strength: Tensor, along: Tensor, eps:
     return y.flatten(1, 2).to(z.dtype)
 
 
-_run_backward = without_gradient(_attention_backward, "a second derivative needs backend='reference'")
+_run_backward = without_gradient(
+    "sdpa_attention_backward",
+    _attention_backward,
+    _gradient_shapes,
+    "a second derivative needs backend='reference'",
+)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -321,4 +322,4 @@ def _gradients(ctx: Any, dz: Tensor | None, *_: Any) -> tuple[Tensor | None, ...
     return dq, dk, dv, *own_and_strength, *(None,) * 7
 
 
-_attention_with_gradient = differentiable(_attention, _gradients, _save)
+_attention_with_gradient = differentiable("sdpa_attention", _attention, _attention_shapes, _gradients, _save)
