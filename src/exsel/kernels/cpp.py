@@ -62,7 +62,7 @@ _ABANDONED_SECONDS: Final = 3600
 DTYPES: Final = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 # A struct of passes.cpp: nine numbers, eps, and for each view a place for its pointer and four strides.
 _SIZES: Final = "@9qd"
-_FIVE_POINTERS, _SIX_POINTERS = struct.Struct("@5q"), struct.Struct("@6q")
+_POINTERS: Final = {number: struct.Struct(f"@{number}q") for number in (5, 6, 9)}
 # A second thread pays from 72 KiB moved on (2 cores of a Xeon, threads awake); waking one costs more.
 _BYTES_PER_THREAD: Final = 1 << 17
 
@@ -97,7 +97,7 @@ def without() -> Iterator[None]:
 
 def available() -> bool:
     """Whether the library is there and wanted; the first call compiles it, unless an earlier process has."""
-    return _loaded() is not None
+    return _wanted and (_found or _outcome()).library is not None
 
 
 def why_not() -> str:
@@ -121,9 +121,9 @@ def project(
     along: Tensor | None = None,
 ) -> None:
     """As :func:`exsel.kernels.passes.project`, on CPU tensors [B, H, T, D]; ``available()`` must be True."""
-    has_scalars = strength is not None or along is not None
-    if not has_scalars and project_one(y, own_value, eps, out, False):
+    if strength is None and along is None and project_one(y, own_value, eps, out, tokens_first=False):
         return
+    has_scalars = strength is not None or along is not None
     tensors = (y, own_value, strength, along, out)
     strides, kv_heads = tuple(map(_strides, tensors)), own_value.shape[1]
     layout = _layout(y.dtype, y.shape, kv_heads, 3, torch.get_num_threads(), has_scalars, False, eps, strides)
@@ -142,7 +142,7 @@ def project_one(y: Tensor, own_value: Tensor, eps: float, out: Tensor, tokens_fi
     layout = _projection_layout(*kinds, eps, tokens_first, torch.get_num_threads())
     if layout is None:
         return False
-    library.exsel_project(layout, _FIVE_POINTERS.pack(y.data_ptr(), own_value.data_ptr(), 0, 0, out.data_ptr()))
+    library.exsel_project(layout, _POINTERS[5].pack(y.data_ptr(), own_value.data_ptr(), 0, 0, out.data_ptr()))
     return True
 
 
@@ -242,7 +242,7 @@ def scale_by_temperature(
         return None
     library.exsel_scale_by_temperature(
         layout,
-        _SIX_POINTERS.pack(
+        _POINTERS[6].pack(
             x.data_ptr(), features.data_ptr(), weight.data_ptr(), logit_pointer, position_pointer, out.data_ptr()
         ),
     )
@@ -294,7 +294,7 @@ def _strides(x: Tensor | None) -> _Strides:
 
 
 def _pointers(*tensors: Tensor | None) -> bytes:
-    return struct.pack(f"@{len(tensors)}q", *[0 if x is None else x.data_ptr() for x in tensors])
+    return _POINTERS[len(tensors)].pack(*[0 if x is None else x.data_ptr() for x in tensors])
 
 
 @functools.lru_cache(maxsize=1024)
