@@ -23,6 +23,7 @@ from exsel.models.modeling import ExselAttention
 from exsel.nn import Temperature
 from exsel.nn.layer_pass import LayerPass
 from exsel.nn.mechanisms import Mechanisms
+from exsel.nn.projections import Projections
 from exsel.reference import accumulation_dtype
 from exsel.upgrading.attention_layers import Target, own_layers
 from exsel.upgrading.upgraded_class import insert
@@ -77,7 +78,7 @@ class _Addition(Mechanisms):
     passes: ClassVar[type[_Pass]]
 
     def __init__(self, target: Target) -> None:
-        super().__init__(target.geometry, None, None, projections={}, scales_projections=False, hidden_size=0)
+        super().__init__(target.geometry, None, None, Projections({}), hidden_size=0)
 
     def begin(self, *args: Any, **kwargs: Any) -> Any:
         """A pass, which needs to know nothing."""

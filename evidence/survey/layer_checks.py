@@ -104,7 +104,7 @@ class _Call:
     @property
     def has_projections(self) -> bool:
         """Whether it is known where its values come from."""
-        children = [getattr(self.module, name, None) for name in self.mechanisms.projections]
+        children = [getattr(self.module, name, None) for name in self.mechanisms.projections.packings]
         return self.mechanisms.geometry is not None and all(isinstance(child, nn.Module) for child in children)
 
     @contextlib.contextmanager
@@ -123,7 +123,7 @@ class _Call:
         geometry = self.mechanisms.geometry
         assert geometry is not None
         handles = []
-        for name, packing_name in self.mechanisms.projections.items():
+        for name, packing_name in self.mechanisms.projections.packings.items():
             packing = PACKINGS[packing_name]
 
             def hook(child: nn.Module, arguments: Any, output: Tensor, packing: Packing = packing) -> Tensor:

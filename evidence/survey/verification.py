@@ -168,7 +168,7 @@ def _check_gradients(model: nn.Module, inputs: Mapping[str, Any]) -> None:
 
 def _projection_gradient(layer: nn.Module, mechanisms: Mechanisms, kind: str) -> float | None:
     """The largest gradient of a weight of the projection that holds ``kind``; ``None``: not to be had."""
-    for name, packing_name in mechanisms.projections.items():
+    for name, packing_name in mechanisms.projections.packings.items():
         child = getattr(layer, name, None)
         weight = getattr(child, "weight", None)
         if not isinstance(weight, nn.Parameter) or weight.grad is None or mechanisms.geometry is None:

@@ -9,10 +9,11 @@ from torch.nn import functional as F
 from transformers.models.llama.modeling_llama import LlamaAttention
 
 import exsel
+from exsel.nn.projections import Projections
 from exsel.upgrading.rewriting import rewrite
 from exsel.upgrading.sources import RewritingError
 
-LAYOUT = {"q_proj": "query", "k_proj": "key", "v_proj": "value"}
+LAYOUT = Projections.read("q_proj k_proj v_proj")
 
 
 class Halves(nn.Module):
@@ -46,9 +47,9 @@ class WithSuper(Halves):
 
 
 def test_a_method_that_attends_is_rewritten_beside_the_original() -> None:
-    methods = rewrite(LlamaAttention, LAYOUT, None)
+    methods = rewrite(LlamaAttention, LAYOUT)
     assert set(methods) == {"forward", "exsel_read"}
-    methods = rewrite(Halves, LAYOUT, None)
+    methods = rewrite(Halves, LAYOUT)
     assert set(methods) == {"forward", "_exsel_attend", "exsel_read"}
     assert methods["forward"].__globals__ is Halves.forward.__globals__
     assert Halves.forward.__name__ == "forward"
@@ -86,4 +87,4 @@ def test_a_class_without_source_is_refused() -> None:
         namespace,
     )
     with pytest.raises(RewritingError, match="source"):
-        rewrite(namespace["Attention"], {}, None)
+        rewrite(namespace["Attention"], Projections({}))

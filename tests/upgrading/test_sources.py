@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from transformers.utils.deprecation import deprecate_kwarg
 
 import exsel
+from exsel.nn.projections import Projections
 from exsel.upgrading.rewriting import find_sites, rewrite
 from exsel.upgrading.sources import RewritingError
 
@@ -227,7 +228,7 @@ def test_the_source_that_runs_can_be_read() -> None:
     assert "_exsel.sdpa(F.scaled_dot_product_attention, *states)" in inspect.getsource(layer._exsel_mixed)
     assert inspect.signature(layer.forward).parameters.keys() == {"x", "limit", "text"}
     assert layer.forward.__code__.co_filename != __file__  # that of transformers' decorator
-    assert rewrite(Layer, {}, None)["_exsel_mixed"].__code__.co_filename == __file__
+    assert rewrite(Layer, Projections({}))["_exsel_mixed"].__code__.co_filename == __file__
 
 
 def test_an_unknown_wrapper_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,21 +15,14 @@ class Band:
     """Which keys the queries of a causal forward pass may attend to.
 
     A token sees those before it and itself, in its own sequence, and no further back than the window.
-
-    Args:
-        num_queries: T.
-        device: of the queries.
-        past: how many keys stand before the first query's own.
-        window: how many tokens a token sees, itself among them; ``None``: all.
-        sequence: ``[B, T]``, the number of each token's sequence, whose tokens stand side by side; ``None``: there is
-            one. With a past there is none.
-        is_padding: ``[B, T]``, which tokens are padding. They are sequences of their own in ``sequence``.
+    ``sequence`` ``[B, T]`` numbers the sequences, whose tokens stand side by side; ``None``: there is one, as
+    with a past. In it the tokens of ``is_padding`` ``[B, T]`` are sequences of their own.
     """
 
     num_queries: int
     device: torch.device
-    past: int = 0
-    window: int | None = None
+    past: int = 0  # how many keys stand before the first query's own
+    window: int | None = None  # how many tokens a token sees, itself among them; None: all
     sequence: Tensor | None = None
     is_padding: Tensor | None = None
     _kept: dict[int, Tensor] = field(default_factory=dict)

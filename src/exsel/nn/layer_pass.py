@@ -21,30 +21,21 @@ from exsel.nn.projections import Geometry
 class AttentionCall:
     """One call of a layer's attention function.
 
-    Args:
-        function: as it was called: ``function(module, query, key, value, *args, **kwargs)`` in transformers'
-            convention, ``function(query, key, value, *args, **kwargs)`` in PyTorch's.
-        module: the first argument in transformers' convention; ``None``: the function follows PyTorch's.
-        query: ``[B, H, T, D]``, with its temperature.
-        key, value: ``[B, Hkv, S, D]``, with their temperatures.
-        args, kwargs: the other arguments.
-        y: ``[B, H, T, D]``, the function's output.
-        own_value: ``[B, Hkv, T, D]``, the tokens' own values without a temperature.
-        cached_value: what the tokens' values became in the cache; ``None``: there is none.
-        first_token: how many tokens the layer attended with before, in the same pass.
+    ``function(module, query, key, value, *args, **kwargs)`` in transformers' convention; in PyTorch's ``module`` is
+    ``None``, and no argument. Query, key and value have their temperatures.
     """
 
     function: Callable[..., Any]
     module: nn.Module | None
-    query: Tensor
-    key: Tensor
+    query: Tensor  # [B, H, T, D]
+    key: Tensor  # [B, Hkv, S, D]
     value: Tensor
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
-    y: Tensor
-    own_value: Tensor
-    cached_value: Tensor | None
-    first_token: int
+    y: Tensor  # [B, H, T, D], the function's output
+    own_value: Tensor  # [B, Hkv, T, D], the tokens' own, without a temperature
+    cached_value: Tensor | None  # what these became in the cache, if there is one
+    first_token: int  # how many tokens the layer attended with before, in the same pass
 
     def again(self, convert: Callable[[Any], Any]) -> Tensor:
         """Call the function again with ``convert`` applied to each argument; return its output ``[B, H, T, D]``."""

@@ -11,7 +11,7 @@ from exsel.errors import UpgradeError
 from exsel.nn.exclusive import Exclusive
 from exsel.nn.mechanism_pass import ACROSS, MechanismPass
 from exsel.nn.positions import Positions
-from exsel.nn.projections import PACKINGS, Geometry
+from exsel.nn.projections import PACKINGS, Geometry, Projections
 from exsel.nn.temperature import Temperature, build_temperatures
 
 
@@ -22,13 +22,11 @@ class Mechanisms(nn.Module):
         geometry: the layer's heads; ``None``: not known, which is enough for a strength that is not learned.
         exclusive: strength of the projection; ``None``: without it.
         selective: which temperatures; ``None``: none.
-        projections: by the name of the layer's projection, how its output is packed: a name in :data:`PACKINGS`.
-        scales_projections: whether temperatures are applied right after the projections, for a layer that writes its
-            attention out; otherwise they are applied before the cache and before attention.
+        projections: the layer's. If it writes its attention out, temperatures are applied right after the projections;
+            otherwise before the cache and before attention.
         hidden_size: width of the layer's input, for ``token="mlp"`` and ``"linear"``.
         layer_index: the layer's index in a cache.
         has_window: whether tokens see only some of those before them.
-        reuses_projections: whether the layer later calls its projections on inputs other than its tokens.
 
     Raises:
         UpgradeError: ``token="frequency"``, whose feature no existing model hands to its layers.
@@ -39,13 +37,11 @@ class Mechanisms(nn.Module):
         geometry: Geometry | None,
         exclusive: ExclusiveConfig | None,
         selective: SelectiveConfig | None,
+        projections: Projections,
         *,
-        projections: dict[str, str],
-        scales_projections: bool,
         hidden_size: int,
         layer_index: int | None = None,
         has_window: bool = False,
-        reuses_projections: bool = False,
     ) -> None:
         super().__init__()
         if selective is not None and selective.token == "frequency":
@@ -53,22 +49,21 @@ class Mechanisms(nn.Module):
         self.exclusive_config, self.selective_config = exclusive, selective
         self.geometry = geometry
         self.projections = projections
-        self.scales_projections = scales_projections
+        self.writes_out = projections.output is not None
         self.hidden_size = hidden_size
         self.layer_index = layer_index
         self.has_window = has_window
-        self.reuses_projections = reuses_projections
         self.exclusive = None
         if exclusive is not None:
             self.exclusive = Exclusive(0 if geometry is None else geometry.num_heads, exclusive.strength)
         self.temperatures = build_temperatures(selective, geometry, hidden_size)
         #: What is read of the projections; and those of which something is: the others are only called.
         self.kinds = set(self.temperatures)
-        if scales_projections:
+        if self.writes_out:
             self.kinds.add("value")
         if any(isinstance(part, Temperature) and part.reads_input for part in self.temperatures.values()):
             self.kinds.add("query")  # for the layer's input
-        self.reads = {name: packing for name, packing in projections.items() if self._reads(packing)}
+        self.reads = {name: packing for name, packing in projections.packings.items() if self._reads(packing)}
         self.needs_position = any(
             isinstance(temperature, Temperature) and temperature.position_logit is not None
             for temperature in self.temperatures.values()
@@ -86,17 +81,12 @@ class Mechanisms(nn.Module):
         layer_index: int | None = None,
         attention_mask: Any = None,
     ) -> UpgradedPass:
-        """One forward pass.
+        """One forward pass. What tells positions is as :class:`Positions` takes it.
 
-        Args:
-            position_ids: ``[B, T]``, 0-based in each token's own sequence, or ``None``; see :class:`Positions`.
-            cache: the layer's cache in transformers' protocol, before this pass.
-            context: what a layer that attends across attends to.
-            layer_index: of the layer in the cache, where one module is several layers.
-            attention_mask: tells which tokens are padding where ``position_ids`` do not.
+        Where one module is several layers of a cache, ``layer_index`` is of the one that is called.
 
         Raises:
-            RuntimeError: a ``context`` is given: this call is not self-attention.
+            RuntimeError: there is a ``context``, other tokens to attend to: this call is not self-attention.
         """
         if context is not None:
             raise RuntimeError(ACROSS)
@@ -131,7 +121,7 @@ class UpgradedPass(MechanismPass):
         if packed_as is None:  # a layer whose projections vLLM has merged calls this of each
             return packed
         if name in self.projected:
-            if mechanisms.reuses_projections:
+            if mechanisms.projections.reused:
                 return packed
             raise RuntimeError(
                 f"an upgraded layer called its {name} twice: which of the two is its tokens' is not known"
@@ -141,9 +131,9 @@ class UpgradedPass(MechanismPass):
         packing = PACKINGS[packed_as]
         parts = packing.split(packed, geometry, mechanisms.kinds)
         self.features.update(parts)
-        if "query" in parts or mechanisms.scales_projections:
+        if "query" in parts or mechanisms.writes_out:
             self.hidden_states = hidden_states
-        if not mechanisms.scales_projections:
+        if not mechanisms.writes_out:
             return packed
         tau: dict[str, Tensor] = {}
         for kind, part in parts.items():

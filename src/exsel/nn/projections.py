@@ -25,16 +25,35 @@ class Geometry:
 
 
 @dataclass(frozen=True)
-class Packing:
-    """The order of heads in a projection's output.
+class Projections:
+    """The projections of an attention module.
 
     Args:
-        name: the name in the table of layouts.
-        slots: of (H, Hkv).
+        packings: by each projection's name, how its output is packed: a key of :data:`PACKINGS`.
+        output: for attention that is written out, the output projection's name, or ``""`` if the module returns the
+            weighted sum of values itself. ``None``: the module calls an attention function.
+        reused: whether the projections are also called on inputs other than the tokens.
     """
 
+    packings: Mapping[str, str]
+    output: str | None = None
+    reused: bool = False
+
+    @classmethod
+    def read(cls, text: str, output: str | None = None, reused: bool = False) -> Projections:
+        """Read ``"q_proj k_proj v_proj"`` (query, key and value, in this order), or ``"name:packing …"``."""
+        names = text.split()
+        if ":" not in text:
+            return cls(dict(zip(names, KINDS, strict=True)), output, reused)
+        return cls(dict(name.split(":") for name in names), output, reused)
+
+
+@dataclass(frozen=True)
+class Packing:
+    """The order of heads in a projection's output."""
+
     name: str
-    slots: Callable[[int, int], Slots]
+    slots: Callable[[int, int], Slots]  # of H and Hkv
 
     def split(self, packed: Tensor, geometry: Geometry, kinds: Container[str] = KINDS) -> dict[str, Tensor]:
         """``[…, T, slots·D]`` → by kind ``[…, T, heads, D]``, views where the heads of a kind lie evenly."""

@@ -44,7 +44,7 @@ Licence: Apache-2.0, as exsel.
 """
 '''
 #: The arguments of :class:`exsel.nn.mechanisms.Mechanisms` that the code of an upgraded model gives.
-_ARGUMENTS = ("geometry", "projections", "scales_projections", "hidden_size", "has_window", "reuses_projections")
+_ARGUMENTS = ("geometry", "projections", "hidden_size", "has_window")
 #: What is wrong with a layer comes first, and this after it.
 _REMEDY = "its code cannot stand alone in one file, so load this model where exsel is installed"
 _OWN: Mapping[str, Place] = {
@@ -137,7 +137,7 @@ def _upgraded_code(model: Any) -> str:
             mechanisms: Any = getattr(module, CHILD)
             arguments = {argument: getattr(mechanisms, argument) for argument in _ARGUMENTS}
             kinds.setdefault((type(module), repr(arguments)), {})[name] = mechanisms.layer_index
-    bundled = bundle([*_FOLDER_CLASSES, ("exsel.nn.projections", "Geometry")], _STAND_INS)
+    bundled = bundle(_FOLDER_CLASSES, _STAND_INS)
     taken = {node.name for node in ast.parse(bundled).body if isinstance(node, ast.ClassDef | ast.FunctionDef)}
     plain, config = type(model), type(model.config).plain_class
     imports = {cls.__name__: _import_of(cls.__name__, cls) for cls in (config, plain)}

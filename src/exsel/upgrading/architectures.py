@@ -10,35 +10,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
+from exsel.nn.projections import Projections
+
 _Value = TypeVar("_Value")
-
-
-@dataclass(frozen=True)
-class Projections:
-    """The projections of an attention module.
-
-    Args:
-        packings: by each projection's name, how its output is packed: a key of :data:`exsel.nn.projections.PACKINGS`.
-        output: for attention that is written out, the output projection's name, or ``""`` if the module returns the
-            weighted sum of values itself. ``None``: the module calls an attention function.
-        reused: whether the projections are also called on inputs other than the tokens.
-    """
-
-    packings: Mapping[str, str]
-    output: str | None = None
-    reused: bool = False
-
-    @classmethod
-    def read(cls, text: str, output: str | None = None, reused: bool = False) -> Projections:
-        """Read ``"q_proj k_proj v_proj"`` (query, key and value, in this order), or ``"name:packing …"``."""
-        names = text.split()
-        if ":" not in text:
-            return cls(dict(zip(names, ("query", "key", "value"), strict=True)), output, reused)
-        return cls(dict(name.split(":") for name in names), output, reused)
 
 
 #: For modules that call an attention function. The first entry applies of which the module has all names as children.

@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import nn
 
-from exsel.nn.projections import PACKINGS, Geometry
+from exsel.nn.projections import PACKINGS, Geometry, Projections
 from exsel.upgrading import architectures as known
 from exsel.upgrading import code_paths, diffusers_processors, multihead, packing_trial, upgraded_class
-from exsel.upgrading.architectures import NO_OWN_VALUES, Projections, look_up
+from exsel.upgrading.architectures import NO_OWN_VALUES, look_up
 from exsel.upgrading.rewriting import CallSites, find_sites
 from exsel.upgrading.sources import RewritingError, may_attend, replacement
 from exsel.upgrading.upgraded_class import original_class

@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from exsel.errors import UpgradeError
-from exsel.upgrading.architectures import Projections
+from exsel.nn.projections import Projections
 from exsel.upgrading.rewriting import CHILD, READ, CallSites, attribute_of, find_sites, rewrite_method
 from exsel.upgrading.sources import RewritingError, described, read, replacement
 from exsel.upgrading.wrapped_methods import wrap
@@ -129,7 +129,7 @@ def rewritten_call(processor: Any) -> Callable[..., Any]:
         sites = _find_sites(cls)
         is_across = _CONTEXT in sites.method.parameters and not _is_joint(cls)
         begin = [f"context={_CONTEXT}"] if is_across else []
-        _REWRITTEN[cls] = function, rewrite_method(sites, PROJECTIONS.packings, None, {}, begin=begin)
+        _REWRITTEN[cls] = function, rewrite_method(sites, PROJECTIONS, {}, begin=begin)
     return _REWRITTEN[cls][1]
 
 

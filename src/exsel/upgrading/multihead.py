@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from exsel.nn.layer_pass import LayerPass
-from exsel.upgrading.architectures import Projections
+from exsel.nn.projections import Projections
 from exsel.upgrading.rewriting import READ
 from exsel.upgrading.sources import replacement
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from exsel.nn.layer_pass import AttentionCall, LayerPass, PassObserver
-from exsel.nn.projections import PACKINGS, Geometry
+from exsel.nn.projections import PACKINGS, Geometry, Projections
 from exsel.upgrading.rewriting import BEGIN, rewrite
 
 _NUM_TOKENS = 4
@@ -52,7 +52,7 @@ def packing_of(
     if sample.is_meta or not sample.is_floating_point():
         return None
     recorder = _Recorder()
-    methods = {**rewrite(cls, {projection: ""}, None), BEGIN: lambda self, **call: LayerPass(observer=recorder)}
+    methods = {**rewrite(cls, Projections({projection: ""})), BEGIN: lambda self, **call: LayerPass(observer=recorder)}
     generator = torch.Generator().manual_seed(0)
     hidden_states = torch.randn(1, _NUM_TOKENS, hidden_size, generator=generator).to(sample.device, sample.dtype)
     devices = [] if sample.device.type == "cpu" else [sample.device]

@@ -9,7 +9,7 @@ from torch import nn
 from exsel.config import ExclusiveConfig, SelectiveConfig, resolve_layers
 from exsel.errors import UpgradeError
 from exsel.nn.mechanisms import Mechanisms
-from exsel.upgrading.architectures import Projections
+from exsel.nn.projections import Projections
 from exsel.upgrading.attention_layers import Target, counted_layers
 from exsel.upgrading.upgraded_class import insert, original_class, upgraded_class
 
@@ -82,14 +82,11 @@ def build_mechanisms(
     module: nn.Module, target: Target, exclusive: ExclusiveConfig | None, selective: SelectiveConfig | None
 ) -> Mechanisms:
     """New mechanisms for ``module``, on its device. An MLP's W' has its dtype (float32 if that is quantised)."""
-    projections = target.projections or Projections({})
     mechanisms = Mechanisms(
         target.geometry,
         exclusive,
         selective,
-        projections=dict(projections.packings),
-        scales_projections=projections.output is not None,
-        reuses_projections=projections.reused,
+        target.projections or Projections({}),
         hidden_size=target.hidden_size,
         layer_index=getattr(module, "layer_idx", getattr(module, "layer_id", None)),
         has_window=_has_window(module),

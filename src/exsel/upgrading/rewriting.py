@@ -18,6 +18,7 @@ from typing import Any
 
 import torch.nn.functional as F
 
+from exsel.nn.projections import Projections
 from exsel.upgrading.sources import Method, RewritingError, closure_cells, content, may_attend, read
 
 #: The local variable that holds the pass; the child module that holds the parameters; the method of an upgraded layer
@@ -163,30 +164,21 @@ def _is_method(cls: type, name: str) -> bool:
     return isinstance(inspect.getattr_static(cls, name, None), types.FunctionType)
 
 
-def rewrite(cls: type, projections: Mapping[str, str], output: str | None) -> dict[str, Any]:
+def rewrite(cls: type, projections: Projections) -> dict[str, Any]:
     """The methods that a subclass of the attention class ``cls`` needs to go through the mechanisms, by name.
-
-    ``projections`` and ``output`` are those of :class:`exsel.upgrading.architectures.Projections`.
 
     Raises:
         RewritingError: as :func:`exsel.upgrading.sources.read`.
     """
     sites = find_sites(cls)
-    inner = _with_calls(sites, {*projections, output})
-    methods = {
-        f"_exsel_{name}": rewrite_method(found, projections, output, inner, begin=None) for name, found in inner.items()
-    }
-    methods["forward"] = rewrite_method(sites, projections, output, inner, begin=_arguments_of_begin(sites))
+    inner = _with_calls(sites, {*projections.packings, projections.output})
+    methods = {f"_exsel_{name}": rewrite_method(found, projections, inner, begin=None) for name, found in inner.items()}
+    methods["forward"] = rewrite_method(sites, projections, inner, begin=_arguments_of_begin(sites))
     return {**methods, READ: {name: found.method.as_read for name, found in {"forward": sites, **inner}.items()}}
 
 
 def rewrite_method(
-    sites: CallSites,
-    projections: Mapping[str, str],
-    output: str | None,
-    methods: Mapping[str, CallSites],
-    *,
-    begin: Iterable[str] | None,
+    sites: CallSites, projections: Projections, methods: Mapping[str, CallSites], *, begin: Iterable[str] | None
 ) -> types.FunctionType:
     """The method of ``sites``, rewritten to call ``methods``, the other rewritten ones, and to go through a pass.
 
@@ -194,11 +186,11 @@ def rewrite_method(
     """
 
     def change(definition: ast.FunctionDef) -> None:
-        _rewrite_calls(definition, sites, projections, output, methods)
+        _rewrite_calls(definition, sites, projections, methods)
         if begin is None:
             (definition.args.posonlyargs or definition.args.args).insert(1, ast.arg(PASS))
         else:
-            _end(definition, output)
+            _end(definition, projections.output)
             _begin(definition, sites.layer, begin)
 
     return sites.method.rewritten(change)
@@ -223,15 +215,12 @@ def _nodes(root: ast.AST, depth: int = 0) -> Iterator[tuple[ast.AST, int]]:
 
 
 def _rewrite_calls(
-    definition: ast.FunctionDef,
-    sites: CallSites,
-    projections: Mapping[str, str],
-    output: str | None,
-    methods: Mapping[str, CallSites],
+    definition: ast.FunctionDef, sites: CallSites, projections: Projections, methods: Mapping[str, CallSites]
 ) -> None:
+    output = projections.output
     for call in [node for node, _ in _nodes(definition) if isinstance(node, ast.Call)]:
         kind, name = sites.kind(call)
-        if name and name in projections:
+        if name and name in projections.packings:
             if kind == "linear":
                 call.args += [keyword.value for keyword in call.keywords if keyword.arg == "input"]
                 call.keywords = [keyword for keyword in call.keywords if keyword.arg != "input"]

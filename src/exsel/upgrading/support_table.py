@@ -14,17 +14,10 @@ from exsel.upgrading.placing import layers_of
 
 @dataclass(frozen=True)
 class LayerSupport:
-    """One attention layer.
+    """One attention layer, and for each mechanism "yes", "no" (not in the layers asked for) or why it cannot be."""
 
-    Args:
-        index: its number in ``layers=…``; ``None`` if it is always left alone.
-        name: its name in the model, as ``named_modules`` has it.
-        cls: its class.
-        exclusive, selective: ``"yes"``, ``"no"`` (not among the layers asked for), or why it is impossible.
-    """
-
-    index: int | None
-    name: str
+    index: int | None  # its number in ``layers=…``; None: it is always left alone
+    name: str  # in the model, as ``named_modules`` has it
     cls: str
     exclusive: str
     selective: str
@@ -32,12 +25,7 @@ class LayerSupport:
 
 @dataclass(frozen=True)
 class Support:
-    """The attention layers of a model and what can be done to each; ``print`` shows a table.
-
-    Args:
-        model: the model's class.
-        layers: in the order of the model.
-    """
+    """The attention layers of a model of class ``model``, in its order, and what can be done to each, as a table."""
 
     model: str
     layers: tuple[LayerSupport, ...]

@@ -237,7 +237,8 @@ def _divide_with_heads(model: Any) -> None:
     for name, module in model.named_modules():
         if isinstance(module, Upgraded):
             mechanisms: Any = getattr(module, CHILD)
-            if are_heads_divided(model._tp_plan, [f"{name}.{projection}" for projection in mechanisms.projections]):
+            projections = [f"{name}.{projection}" for projection in mechanisms.projections.packings]
+            if are_heads_divided(model._tp_plan, projections):
                 model._tp_plan.update(heads_plan(mechanisms, f"{name}.{CHILD}"))
 
 

@@ -19,8 +19,9 @@ from torch import nn
 
 from exsel.errors import UpgradeError
 from exsel.nn.mechanisms import Mechanisms
+from exsel.nn.projections import Projections
 from exsel.upgrading import diffusers_processors, multihead
-from exsel.upgrading.architectures import Projections, switches
+from exsel.upgrading.architectures import switches
 from exsel.upgrading.rewriting import CHILD, rewrite
 from exsel.upgrading.sources import Read, content, described
 from exsel.upgrading.wrapped_methods import Guarded, remember
@@ -99,8 +100,7 @@ def upgraded_class(cls: Any, projections: Projections | None) -> Any:
         elif diffusers_processors.has_processor(cls):
             methods = diffusers_processors.processor_methods(cls)
         else:
-            packed = projections or Projections({})
-            methods = rewrite(cls, packed.packings, packed.output)
+            methods = rewrite(cls, projections or Projections({}))
         members = {
             "__module__": cls.__module__,
             "__doc__": cls.__doc__,
