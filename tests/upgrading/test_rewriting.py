@@ -42,7 +42,8 @@ class Halves(nn.Module):
 class WithSuper(Halves):
     def forward(self, x: Tensor, explode: bool = False) -> Tensor:
         y = self.attend(x)
-        assert super().__init__ is not None
+        if super().__init__ is None:
+            raise AssertionError
         return self.o_proj(y.transpose(1, 2).flatten(-2))
 
 

@@ -214,12 +214,9 @@ class ExselPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, folder: Any, *args: Any, **kwargs: Any) -> Any:
-        """As ``PreTrainedModel.from_pretrained``.
+        """As ``PreTrainedModel.from_pretrained``; a LoadError if weights are missing, too many, of other strengths.
 
         With a ``config`` of one's own, or ``exclusive`` or ``selective``, mechanisms that the folder lacks start anew.
-
-        Raises:
-            LoadError: weights that are missing or left over, or of another strength than the configuration's.
         """
         with_info = kwargs.pop("output_loading_info", False)
         config = kwargs.get("config")

@@ -86,11 +86,7 @@ class Exclusive(Scalars):
 
 
 def check_strengths(model: nn.Module, source: Any) -> None:
-    """Check that what was loaded from ``source`` has the strengths that the modules of ``model`` were built with.
-
-    Raises:
-        LoadError: it has another.
-    """
+    """Check that what was loaded from ``source`` has the strengths that the modules of ``model`` were built with."""
     for name, module in model.named_modules():
         if isinstance(module, Exclusive) and (reason := module.contradiction()):
             raise LoadError(f"{source}: {name} {reason}: its configuration and its weights do not belong together")

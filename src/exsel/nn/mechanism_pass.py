@@ -41,10 +41,6 @@ class MechanismPass(LayerPass):
         hidden_states: x ``[B, T, E]``, the layer's input.
         token_frequency: φ ``[B, T]``, for ``token="frequency"``.
         geometry: see :class:`LayerPass`.
-
-    Raises:
-        RuntimeError: from :meth:`before`, values of other tokens than the queries'; from :meth:`end`, a pass that
-            never attended.
     """
 
     has_scaled_query = False

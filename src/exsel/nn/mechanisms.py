@@ -99,12 +99,7 @@ class Mechanisms(nn.Module):
 
 
 class UpgradedPass(MechanismPass):
-    """One forward pass of an upgraded layer: what its temperatures read is taken from its packed projections.
-
-    Raises:
-        RuntimeError: from :meth:`read`, a projection is called twice, and which call is for the layer's tokens is not
-            known.
-    """
+    """One forward pass of an upgraded layer: what its temperatures read is taken from its packed projections."""
 
     def __init__(self, mechanisms: Mechanisms, positions: Positions | None = None) -> None:
         modules: dict[str, Any] = mechanisms._modules  # their attributes take longer to look up, at every token

@@ -22,15 +22,8 @@ class Rotary(nn.Module):
         super().__init__()
         if head_dim % 2:
             raise ValueError(f"rotary embedding needs an even head_dim, got {head_dim}")
-        self.head_dim, self.theta = head_dim, theta
-        self.register_buffer("inverse_wavelength", torch.empty(head_dim // 2), persistent=False)
-        self.reset_buffers()
-
-    def reset_buffers(self) -> None:
-        """Fill the table of wavelengths (it is never saved)."""
-        steps = torch.arange(0, self.head_dim, 2, dtype=torch.float32, device=self.inverse_wavelength.device)
-        with torch.no_grad():
-            self.inverse_wavelength.copy_(self.theta ** (-steps / self.head_dim))
+        inverse_wavelength = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+        self.register_buffer("inverse_wavelength", inverse_wavelength, persistent=False)
 
     def forward(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """position_ids ``[B, T]``, 0-based → cosines and sines ``[B, T, D]`` in ``dtype``."""

@@ -210,11 +210,7 @@ def _import_of(name: str, value: Any, module: str = "") -> str:
 
 @torch.no_grad()
 def _check(model: Any, code: str, values: Mapping[str, Any]) -> None:
-    """Check that the model of ``code`` and ``values`` computes the bits of ``model`` without its C++ passes.
-
-    Raises:
-        ExselError: it does not, or cannot be tried.
-    """
+    """Check that the model of ``code`` and ``values`` computes the bits of ``model`` without its C++ passes."""
     name = type(model).__name__
     with tempfile.TemporaryDirectory() as scratch, _imported(Path(scratch), code) as module:
         write_json(Path(scratch) / "config.json", values)

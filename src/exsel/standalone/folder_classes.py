@@ -59,11 +59,7 @@ class FolderModel:
 
     @classmethod
     def from_pretrained(cls, folder: Any, *args: Any, **kwargs: Any) -> Any:
-        """As ``PreTrainedModel.from_pretrained``, with all weights and none left over.
-
-        Raises:
-            LoadError: weights that are missing or left over, or of another strength than the configuration's.
-        """
+        """As ``PreTrainedModel.from_pretrained``; a LoadError if weights are missing, too many, of other strengths."""
         with_info = kwargs.pop("output_loading_info", False)
         model, info = super().from_pretrained(folder, *args, output_loading_info=True, **kwargs)  # type: ignore[misc]
         check_weights(folder, model, info, may_miss_head=False, may_have_other_head=False)

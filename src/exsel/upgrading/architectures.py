@@ -250,8 +250,7 @@ def look_up(table: Mapping[str, _Value], cls: type) -> _Value | None:
     return next((value for name, value in table.items() if "*" in name and fnmatchcase(key, name)), None)
 
 
-def switches(cls: type) -> dict[str, bool]:
-    """What an upgraded module sets, so that it calls an attention function where it might write attention out."""
+def switches(cls: type) -> set[str]:
+    """What is true of an upgraded module, so that it calls an attention function where it might write attention out."""
     is_timm = cls.__module__.startswith("timm.")
-    chooses = is_timm and any("fused_attn" in inspect.get_annotations(base) for base in cls.__mro__)
-    return {"fused_attn": True} if chooses else {}
+    return {"fused_attn"} & {name for base in cls.__mro__ if is_timm for name in inspect.get_annotations(base)}

@@ -8,7 +8,7 @@ the check at the end of each forward pass covers them.
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from exsel.upgrading.rewriting import CallSites
@@ -19,10 +19,10 @@ _ATTENTION, _SOFTMAX, _END = "attention", "softmax", "end"
 _EMPTY: frozenset[Path] = frozenset({frozenset()})
 
 
-def code_path_refusal(module: Any, cls: type, sites: CallSites, switches: Mapping[str, bool]) -> str:
+def code_path_refusal(module: Any, cls: type, sites: CallSites, switches: set[str]) -> str:
     """Why ``module``, of class ``cls``, cannot be upgraded at its attention function alone; empty if it can be.
 
-    ``sites`` are the calls in its forward pass, ``switches`` what the upgrade makes of some of its attributes.
+    ``sites`` are the calls in its forward pass, ``switches`` the attributes that the upgrade makes true.
     """
     finder = _PathFinder(module, cls, switches)
     found = finder.method(sites)
@@ -40,7 +40,7 @@ def _joined(first: frozenset[Path], second: frozenset[Path]) -> frozenset[Path]:
 
 
 class _PathFinder:
-    def __init__(self, module: Any, cls: type, switches: Mapping[str, bool]) -> None:
+    def __init__(self, module: Any, cls: type, switches: set[str]) -> None:
         self.module, self.cls, self.switches = module, cls, switches
         self.conditions: dict[str, bool] = {}
 
@@ -101,7 +101,7 @@ class _PathFinder:
         """The value of a condition, if the module's own attributes determine it; else ``None``."""
         match test:
             case ast.Attribute(value=ast.Name(id=sites.layer), attr=name):
-                value = self.switches.get(name, self.module.__dict__.get(name, getattr(self.cls, name, None)))
+                value = name in self.switches or self.module.__dict__.get(name, getattr(self.cls, name, None))
                 if not isinstance(value, bool):
                     return None
                 self.conditions[name] = value

@@ -42,11 +42,7 @@ class Description(TypedDict):
 
 
 def describe(model: nn.Module) -> Description | None:
-    """The mechanisms of ``model``; ``None`` if it has none.
-
-    Raises:
-        UpgradeError: mechanisms that cannot be saved with the model, such as an adapter's.
-    """
+    """The mechanisms of ``model``, or ``None``; an UpgradeError if they are an adapter's, which saves them."""
     check_whole(model)
     upgrades: dict[str, Upgrade] = {}
     for name, module in model.named_modules():
@@ -125,10 +121,8 @@ def _mechanisms(upgrade: Any) -> _Mechanisms:
 def restore(model: nn.Module, description: Description) -> None:
     """Put the mechanisms of ``description`` into ``model``, a plain one, with newly initialised parameters.
 
-    A class that builds only a part of the saved model, such as its encoder, gets that part's mechanisms.
-
-    Raises:
-        LoadError: the model's attention modules are not those that were upgraded. The model is then unchanged.
+    A class that builds only a part of the saved model, such as its encoder, gets that part's mechanisms. If the model's
+    attention modules are not those that were upgraded, a LoadError leaves it unchanged.
     """
     found = {_name_in_base(model, target.name): target for target in targets(model)}
     base = _base(model) or model

@@ -115,12 +115,7 @@ _REWRITTEN: dict[type, tuple[Callable[..., Any], Callable[..., Any]]] = {}
 
 
 def rewritten_call(processor: Any) -> Callable[..., Any]:
-    """``processor``'s ``__call__``, rewritten to use the mechanisms of the layer that it is given.
-
-    Raises:
-        RewritingError: the processor does not call an attention function exactly once, or its ``forward`` was
-            replaced on the instance.
-    """
+    """``processor``'s ``__call__``, rewritten to use the mechanisms of its layer; a RewritingError if it cannot be."""
     cls = type(processor)
     if isinstance(processor, nn.Module) and "forward" in vars(processor):
         raise RewritingError(f"{cls.__name__} has its forward replaced by {described(processor.forward)}")

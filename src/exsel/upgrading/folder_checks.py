@@ -31,11 +31,7 @@ def damage(what: str) -> Iterator[None]:
 
 
 def check_files(folder: str | PathLike[str], **kwargs: Any) -> None:
-    """Check that what :func:`exsel.from_pretrained` is given is read only from safetensors files, and brings no code.
-
-    Raises:
-        LoadError: it is not; the message says what is wrong.
-    """
+    """Check that what :func:`exsel.from_pretrained` is given is read from safetensors files, and brings no code."""
     here = Path(folder, kwargs.get("subfolder") or "")
     if here.is_dir():
         for path in sorted(here.iterdir()):

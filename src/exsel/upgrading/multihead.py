@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -151,15 +150,11 @@ def _project(module: Any, layer_pass: LayerPass, query: Tensor, value: Tensor) -
         biases = (None, None, None) if bias is None else bias.chunk(3)
         packed = tuple(map(F.linear, sources, weights, biases))
     return {
-        kind: layer_pass.project(kind, _returning(states), source)
+        kind: layer_pass.project(kind, lambda _, states=states: states, source)
         .unflatten(-1, (module.num_heads, module.head_dim))
         .transpose(1, 2)
         for kind, states, source in zip(PROJECTIONS.packings, packed, sources, strict=True)
     }
-
-
-def _returning(states: Tensor) -> Callable[[Tensor], Tensor]:
-    return lambda _: states
 
 
 def _attend(

@@ -131,11 +131,7 @@ def _is_cache_update(call: ast.Call) -> bool:
 
 
 def find_sites(cls: type, name: str = "forward", seen: frozenset[str] = frozenset(), *, place: int = 0) -> CallSites:
-    """The calls in method ``name`` of ``cls``, whose parameter at ``place`` is the layer, and in those that it calls.
-
-    Raises:
-        RewritingError: as :func:`exsel.upgrading.sources.read`.
-    """
+    """The calls in method ``name`` of ``cls``, whose parameter ``place`` is the layer, and in those that it calls."""
     method = read(cls, name)
     if len(method.parameters) <= place:
         raise RewritingError(f"has a {name} that does not take the layer first")
@@ -165,11 +161,7 @@ def _is_method(cls: type, name: str) -> bool:
 
 
 def rewrite(cls: type, projections: Projections) -> dict[str, Any]:
-    """The methods that a subclass of the attention class ``cls`` needs to go through the mechanisms, by name.
-
-    Raises:
-        RewritingError: as :func:`exsel.upgrading.sources.read`.
-    """
+    """The methods that a subclass of the attention class ``cls`` needs to go through the mechanisms, by name."""
     sites = find_sites(cls)
     inner = _with_calls(sites, {*projections.packings, projections.output})
     methods = {f"_exsel_{name}": rewrite_method(found, projections, inner, begin=None) for name, found in inner.items()}

@@ -119,11 +119,7 @@ class UpgradingLoader:
 
     @classmethod
     def from_pretrained(cls, folder: Any, *args: Any, config: Any = None, **kwargs: Any) -> Any:
-        """As ``PreTrainedModel.from_pretrained``; safetensors only, with all weights and none left over.
-
-        Raises:
-            LoadError: as :func:`exsel.from_pretrained`.
-        """
+        """As ``PreTrainedModel.from_pretrained``, with the checks and errors of :func:`exsel.from_pretrained`."""
         if kwargs.pop("use_safetensors", True) is False or kwargs.get("gguf_file") is not None:
             raise LoadError("upgraded models are read from safetensors files alone: leave use_safetensors out")
         with_info = kwargs.pop("output_loading_info", False)
@@ -298,11 +294,7 @@ def _without_fields(config: Any) -> Any:
 
 
 def _check_base(model: nn.Module, adapters: Mapping[str, Any], names: Iterable[str]) -> None:
-    """Before adapters are saved, check that the upgraded model that they belong to is saved.
-
-    Raises:
-        UpgradeError: it is in no folder.
-    """
+    """Before adapters are saved, check that the upgraded model that they belong to is in a folder."""
     children = (getattr(module, CHILD) for module in model.modules() if isinstance(module, Upgraded))
     if not any(isinstance(child, Mechanisms) for child in children):
         return

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 from torch import nn
@@ -47,11 +47,7 @@ class Upgraded(Guarded):
         return _new, (self.exsel_original, self.exsel_projections), *reduced[2:]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the module, and check that the call goes through the mechanisms.
-
-        Raises:
-            RuntimeError: it does not; the message names what replaced the forward pass.
-        """
+        """Call the module; a RuntimeError if the call does not go through the mechanisms names what replaced these."""
         own, cls = self.__dict__, type(self)
         if fault := _bypassed(cls, own):
             raise RuntimeError(f"{fault}. Take it back, or exsel.downgrade(model), put it there, and upgrade again")
@@ -87,11 +83,7 @@ _MADE: dict[tuple[Any, str], Any] = {}
 
 
 def upgraded_class(cls: Any, projections: Projections | None) -> Any:
-    """The subclass of ``cls`` that goes through the mechanisms.
-
-    Raises:
-        RewritingError: a method that cannot be rewritten.
-    """
+    """The subclass of ``cls`` that goes through the mechanisms; a RewritingError if a method cannot be rewritten."""
     key = cls, repr(projections)
     made = _MADE.get(key)
     if made is None or made.forward is not made.exsel_forward or _bypassed(made, {}):
@@ -107,15 +99,11 @@ def upgraded_class(cls: Any, projections: Projections | None) -> Any:
             "exsel_original": cls,
             "exsel_projections": projections,
             "exsel_forward": methods["forward"],
-            **{name: property(_returning(value)) for name, value in switches(cls).items()},
+            **{name: property(lambda self: True) for name in switches(cls)},
             **methods,
         }
         made = _MADE[key] = type(cls.__name__, (Upgraded, cls), members)
     return made
-
-
-def _returning(value: bool) -> Callable[[Any], bool]:
-    return lambda _: value
 
 
 def _new(cls: Any, projections: Projections | None) -> Any:
@@ -179,10 +167,8 @@ def _bypassed(cls: type[Upgraded], own: Mapping[str, Any]) -> str:
 def check_whole(model: nn.Module) -> None:
     """Check that every module of ``model`` that has mechanisms computes with them, as far as can be seen.
 
-    A wrapper of a forward pass is accepted if it refers to that, or if the last call reached the mechanisms through it.
-
-    Raises:
-        UpgradeError: the class or forward pass of a module was replaced since the upgrade.
+    It raises an UpgradeError if the class or forward pass of one was replaced since the upgrade. A wrapper is accepted
+    if it refers to the upgraded forward pass, or if the last call reached the mechanisms through it.
     """
     for name, module in model.named_modules():
         if isinstance(module, Upgraded):
