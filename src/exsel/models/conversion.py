@@ -20,13 +20,7 @@ CONVERTIBLE: Mapping[str, bool] = {"llama": False, "mistral": False, "qwen3": Tr
 
 
 def exsel_values(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A transformers configuration's dictionary as one of :class:`ExselConfig` that computes the same.
-
-    Weights carry over by name: a converted model's have those of the original. (How weights are initialised is
-    exsel's own, and no part of this.)
-
-    Args:
-        values: the content of a ``config.json``.
+    """The content of a ``config.json`` as values of :class:`ExselConfig` that compute the same, from the same weights.
 
     Raises:
         ExselError: another architecture, an option that the decoder does not have, or a field that it does not know.

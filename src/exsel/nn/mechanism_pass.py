@@ -34,8 +34,7 @@ class MechanismPass(LayerPass):
     own operator does, applies the rest itself.
 
     Args:
-        exclusive: the projection; ``None``: without it.
-        temperatures: by ``query``, ``key``, ``value``.
+        exclusive, temperatures: the mechanisms; the temperatures by ``query``, ``key``, ``value``.
         features: by kind ``[B, T, heads, D]``, the projections that the temperatures read: before norm and rotation.
         position: n ``[B, T]``, 1-based in each token's own sequence.
         hidden_states: x ``[B, T, E]``, the layer's input.
@@ -93,7 +92,7 @@ class MechanismPass(LayerPass):
         assert own_value is not None
         if own_value.shape[-2] != query.shape[-2]:
             raise RuntimeError(ACROSS)
-        if query.ndim > 4 and self._has_heads():
+        if query.ndim > 4 and (self.temperatures or (self.exclusive and self.exclusive.strength == "learned")):
             raise RuntimeError(
                 f"an upgraded layer attends with queries {tuple(query.shape)}: which dimension holds the heads is not "
                 "known, so it can have exclusive attention of a fixed strength only"
@@ -146,10 +145,6 @@ class MechanismPass(LayerPass):
                 "be lost: call it as it is called in the model's own forward pass"
             )
         return result
-
-    def _has_heads(self) -> bool:
-        is_learned = self.exclusive is not None and self.exclusive.strength == "learned"
-        return is_learned or len(self.temperatures) > 0
 
     def scaled(self, kind: str, states: Tensor) -> Tensor:
         """Query, key or value ``[B, heads, T, D]`` times its inverse temperature."""

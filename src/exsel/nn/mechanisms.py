@@ -20,8 +20,7 @@ class Mechanisms(nn.Module):
 
     Args:
         geometry: the layer's heads; ``None``: not known, which is enough for a strength that is not learned.
-        exclusive: strength of the projection; ``None``: without it.
-        selective: which temperatures; ``None``: none.
+        exclusive, selective: the mechanisms.
         projections: the layer's. If it writes its attention out, temperatures are applied right after the projections;
             otherwise before the cache and before attention.
         hidden_size: width of the layer's input, for ``token="mlp"`` and ``"linear"``.
@@ -63,15 +62,16 @@ class Mechanisms(nn.Module):
             self.kinds.add("value")
         if any(isinstance(part, Temperature) and part.reads_input for part in self.temperatures.values()):
             self.kinds.add("query")  # for the layer's input
-        self.reads = {name: packing for name, packing in projections.packings.items() if self._reads(packing)}
+        self.reads = {
+            name: packing
+            for name, packing in projections.packings.items()
+            if geometry
+            and not self.kinds.isdisjoint(PACKINGS[packing].slots(geometry.num_heads, geometry.num_kv_heads))
+        }
         self.needs_position = any(
             isinstance(temperature, Temperature) and temperature.position_logit is not None
             for temperature in self.temperatures.values()
         )
-
-    def _reads(self, packing: str) -> bool:
-        assert self.geometry is not None
-        return not self.kinds.isdisjoint(PACKINGS[packing].slots(self.geometry.num_heads, self.geometry.num_kv_heads))
 
     def begin(
         self,

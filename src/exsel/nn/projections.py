@@ -90,11 +90,11 @@ def _find_slots(
         parts = len(slots) // num_slots
         slots = slots_of(geometry.num_heads // parts, geometry.num_kv_heads // parts)
     assert num_slots == len(slots), f"{num_slots} heads in a projection that should have {len(slots)}"
-    where: dict[str, list[int]] = {}
-    for index, kind in enumerate(slots):
-        if kind:
-            where.setdefault(kind, []).append(index)
-    return {kind: _as_range(slots) for kind, slots in where.items()}
+    return {
+        kind: _as_range([index for index, found in enumerate(slots) if found == kind])
+        for kind in KINDS
+        if kind in slots
+    }
 
 
 _kept_slots = functools.cache(_find_slots)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -171,25 +172,20 @@ def build_temperatures(
     temperature: type[Temperature] = Temperature,
 ) -> nn.ModuleDict:
     """The temperatures that ``selective`` asks for, by what they scale: ``query``, ``key``, ``value``."""
-    built = nn.ModuleDict()
     if selective is None:
-        return built
+        return nn.ModuleDict()
     assert geometry is not None
-    for kind, num_heads, position in (
-        ("query", geometry.num_heads, selective.position),
-        ("key", geometry.num_kv_heads, selective.position),
-        ("value", geometry.num_kv_heads, selective.value_position),
-    ):
-        if getattr(selective, kind):
-            built[kind] = temperature(
-                num_heads,
-                geometry.head_dim,
-                token=selective.token,
-                position=position,
-                per_head=selective.per_head,
-                position_form=selective.position_form,
-                position_per_head=selective.position_per_head,
-                position_init=selective.position_init,
-                hidden_size=hidden_size,
-            )
-    return built
+    same = ("token", "per_head", "position_form", "position_per_head", "position_init")
+    options: dict[str, Any] = {"hidden_size": hidden_size, **{name: getattr(selective, name) for name in same}}
+    kinds = {
+        "query": (geometry.num_heads, selective.position),
+        "key": (geometry.num_kv_heads, selective.position),
+        "value": (geometry.num_kv_heads, selective.value_position),
+    }
+    return nn.ModuleDict(
+        {
+            kind: temperature(num_heads, geometry.head_dim, position=position, **options)
+            for kind, (num_heads, position) in kinds.items()
+            if getattr(selective, kind)
+        }
+    )

@@ -1,9 +1,7 @@
-"""Find by a trial run how a fused projection is packed.
+"""Find by a trial run how a fused projection is packed, which its name does not say.
 
-The name of a fused projection does not say in which order it holds queries, keys and values. So a copy of the module
-runs its original forward pass on a few random tokens, in evaluation mode and without hooks. The packing is the one by
-which the projection's values are those that reach the attention function. The random state is restored, and the
-module is not changed.
+A copy of the module runs its original forward pass on a few random tokens, in evaluation mode and without hooks. The
+packing is the one by which the projection's values are those that reach the attention function.
 """
 
 from __future__ import annotations

@@ -142,7 +142,7 @@ def find_sites(cls: type, name: str = "forward", seen: frozenset[str] = frozense
         kind, called = sites.kind(node)
         if kind in ("sdpa", "sdpa_tokens_first", "attend"):
             sites.attention += 1
-        elif kind == "of_layer" and place == 0 and _is_method(cls, called):
+        elif place == 0 and called and isinstance(inspect.getattr_static(cls, called, None), types.FunctionType):
             if called in seen | {name}:
                 continue
             try:
@@ -154,10 +154,6 @@ def find_sites(cls: type, name: str = "forward", seen: frozenset[str] = frozense
         elif called:
             sites.projections.add(called)
     return sites
-
-
-def _is_method(cls: type, name: str) -> bool:
-    return isinstance(inspect.getattr_static(cls, name, None), types.FunctionType)
 
 
 def rewrite(cls: type, projections: Projections) -> dict[str, Any]:

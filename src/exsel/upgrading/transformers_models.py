@@ -78,12 +78,13 @@ class UpgradedFields(Guarded):
 
     def write_card(self, folder: Path) -> None:
         """Write the model card of a saved model."""
-        mechanisms = {
-            f"{name} attention in {_in_short(upgrade['modules'])}": values
-            for upgrade in self.exsel["upgrades"]
-            for name, values in (("exclusive", upgrade["exclusive"]), ("selective", upgrade["selective"]))
-            if values is not None
-        }
+        mechanisms = {}
+        for upgrade in self.exsel["upgrades"]:
+            names = upgrade["modules"]
+            where = ", ".join(names) if len(names) < 4 else f"{names[0]} to {names[-1]} ({len(names)} modules)"
+            for name, values in (("exclusive", upgrade["exclusive"]), ("selective", upgrade["selective"])):
+                if values is not None:
+                    mechanisms[f"{name} attention in {where}"] = values
         config: Any = self
         model = _plain_names(config.architectures or [config.model_type])[0]
         write_card(folder, model, mechanisms, config._name_or_path.removesuffix(UNSAVED))
@@ -236,10 +237,6 @@ def _divide_with_heads(model: Any) -> None:
             projections = [f"{name}.{projection}" for projection in mechanisms.projections.packings]
             if are_heads_divided(model._tp_plan, projections):
                 model._tp_plan.update(heads_plan(mechanisms, f"{name}.{CHILD}"))
-
-
-def _in_short(names: list[str]) -> str:
-    return ", ".join(names) if len(names) < 4 else f"{names[0]} to {names[-1]} ({len(names)} modules)"
 
 
 def _plain_names(names: list[str]) -> list[str]:
