@@ -134,8 +134,9 @@ class LayerPass:
         query, key, value, options = self.before(query, key, value, takes_mechanisms)
         kwargs |= options
         result = function(module, query, key, value, *args, **kwargs)
-        if self.observer is not None:
-            self._tell(function, module, query, key, value, args, kwargs, _heads_first(result, query))
+        if self.observer is not None and self.own_value is not None:
+            y, own = _heads_first(result, query), (self.own_value, self.cached_value, self.first_token)
+            self.observer.attended(AttentionCall(function, module, query, key, value, args, kwargs, y, *own))
         self.first_token += query.shape[-2]
         self.is_done = True
         if takes_mechanisms:
@@ -161,8 +162,9 @@ class LayerPass:
             return self.sdpa(heads_apart, *states, *args, **kwargs).flatten(0, 1)
         query, key, value, _ = self.before(query, key, value)
         y = function(query, key, value, *args, **kwargs)
-        if self.observer is not None:
-            self._tell(function, None, query, key, value, args, kwargs, y)
+        if self.observer is not None and self.own_value is not None:
+            own = self.own_value, self.cached_value, self.first_token
+            self.observer.attended(AttentionCall(function, None, query, key, value, args, kwargs, y, *own))
         self.first_token += query.shape[-2]
         self.is_done = True
         return self.exclude(y)
@@ -220,24 +222,6 @@ class LayerPass:
     def exclude(self, y: Tensor) -> Tensor:
         """z of the attention function's output y ``[B, H, T, D]``."""
         return y
-
-    def _tell(
-        self,
-        function: Callable[..., Any],
-        module: nn.Module | None,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        y: Tensor,
-    ) -> None:
-        assert self.observer is not None
-        assert self.own_value is not None
-        first, own = self.first_token, self.own_value
-        self.observer.attended(
-            AttentionCall(function, module, query, key, value, args, kwargs, y, own, self.cached_value, first)
-        )
 
 
 def _heads_first(result: Any, query: Tensor) -> Tensor:

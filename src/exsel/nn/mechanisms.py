@@ -60,7 +60,8 @@ class Mechanisms(nn.Module):
         self.kinds = set(self.temperatures)
         if self.writes_out:
             self.kinds.add("value")
-        if any(isinstance(part, Temperature) and part.reads_input for part in self.temperatures.values()):
+        temperatures = [part for part in self.temperatures.values() if isinstance(part, Temperature)]
+        if any(temperature.reads_input for temperature in temperatures):
             self.kinds.add("query")  # for the layer's input
         self.reads = {
             name: packing
@@ -68,10 +69,7 @@ class Mechanisms(nn.Module):
             if geometry
             and not self.kinds.isdisjoint(PACKINGS[packing].slots(geometry.num_heads, geometry.num_kv_heads))
         }
-        self.needs_position = any(
-            isinstance(temperature, Temperature) and temperature.position_logit is not None
-            for temperature in self.temperatures.values()
-        )
+        self.needs_position = any(temperature.position_logit is not None for temperature in temperatures)
 
     def begin(
         self,
