@@ -1,4 +1,4 @@
-"""A self-attention layer with both mechanisms, for models of one's own."""
+"""A self-attention layer with both mechanisms, its rotary embedding and its cache, for models of one's own."""
 
 from __future__ import annotations
 
@@ -13,12 +13,59 @@ from exsel.dispatch import Backend
 from exsel.errors import ExselError
 from exsel.functional import attention
 from exsel.nn.exclusive import Exclusive
-from exsel.nn.kv_cache import KVCache
 from exsel.nn.mechanism_pass import MechanismPass
 from exsel.nn.projections import Geometry
-from exsel.nn.rotary import Rotary, rotate
 from exsel.nn.temperature import build_temperatures
 from exsel.reference import allowed
+
+
+class Rotary(nn.Module):
+    """Rotary position embedding of even head size D, its wavelengths powers of ``theta``.
+
+    Source: Su et al., "RoFormer", arXiv:2104.09864 (2021); halves rotated as in GPT-NeoX.
+    """
+
+    inverse_wavelength: Tensor
+
+    def __init__(self, head_dim: int, theta: float) -> None:
+        super().__init__()
+        if head_dim % 2:
+            raise ValueError(f"rotary embedding needs an even head_dim, got {head_dim}")
+        inverse_wavelength = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+        self.register_buffer("inverse_wavelength", inverse_wavelength, persistent=False)
+
+    def forward(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """position_ids ``[B, T]``, 0-based → cosines and sines ``[B, T, D]`` in ``dtype``."""
+        angles = position_ids.unsqueeze(-1).float() * self.inverse_wavelength.float()
+        angles = torch.cat((angles, angles), dim=-1)
+        return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Apply a rotary embedding: x ``[B, H, T, D]``, cos and sin ``[B, T, D]``."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos.unsqueeze(1) + torch.cat((-second, first), dim=-1) * sin.unsqueeze(1)
+
+
+class KVCache:
+    """Keys and values of the tokens that a :class:`SelfAttention` layer has seen; one a layer.
+
+    With a sliding window it keeps no more than the window needs.
+    """
+
+    def __init__(self) -> None:
+        self.seen = 0
+        self.key: Tensor | None = None
+        self.value: Tensor | None = None
+
+    def update(self, key: Tensor, value: Tensor, window: int | None) -> tuple[Tensor, Tensor]:
+        """Append ``[B, Hkv, T, D]``; return all that the new tokens may attend to."""
+        self.seen += key.shape[-2]
+        if self.key is not None and self.value is not None:
+            key, value = torch.cat((self.key, key), dim=-2), torch.cat((self.value, value), dim=-2)
+        first = 0 if window is None else max(0, key.shape[-2] - (window - 1))
+        self.key, self.value = key[..., first:, :], value[..., first:, :]
+        return key, value
 
 
 class SelfAttention(nn.Module):
