@@ -81,13 +81,9 @@ class LayerPass:
     The layer's rewritten code calls :meth:`project`, :meth:`update`, one of :meth:`attend`, :meth:`sdpa`,
     :meth:`sdpa_tokens_first` and :meth:`mixed`, and :meth:`end` or :meth:`end_mixed`. A layer that exsel wrote may keep
     its own calls and put :meth:`to_cache`, :meth:`before` and :meth:`after` around them. Subclasses replace
-    :meth:`read`, :meth:`to_cache`, :meth:`before` and :meth:`exclude`.
+    :meth:`read`, :meth:`to_cache`, :meth:`before` and :meth:`exclude`. ``geometry`` tells ``[B·H, T, D]`` apart.
 
     Shapes: B sequences, T tokens, S keys, H query heads, Hkv key/value heads, D numbers a head.
-
-    Args:
-        geometry: the layer's heads, which tell ``[B·H, T, D]`` apart; ``None``: not known.
-        observer: is shown the pass.
     """
 
     # What a pass begins with stands in the class: an eager token's layer takes longer to set it than to compute.

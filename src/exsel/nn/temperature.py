@@ -72,12 +72,10 @@ class Temperature(Scalars):
             raise ValueError(f"token={token!r} reads the layer's input: pass its width as hidden_size")
         widths = {"shared": head_dim, "mlp": max(1, head_dim // 2), "linear": hidden_size or 0, "none": 0}
         feature_dim = widths.get(token, 1)
-        self.register_parameter("weight", None)
-        self.register_parameter("position_logit", None)
-        if token != "none":
-            self.weight = self.empty(num_heads if per_head else 1, feature_dim)
-        if position:
-            self.position_logit = self.empty(num_heads if position_per_head else 1)
+        weight = None if token == "none" else self.empty(num_heads if per_head else 1, feature_dim)
+        self.register_parameter("weight", weight)
+        position_logit = self.empty(num_heads if position_per_head else 1) if position else None
+        self.register_parameter("position_logit", position_logit)
         self.feature_proj: nn.Linear | None = None
         if token == "mlp":
             assert hidden_size is not None

@@ -47,11 +47,10 @@ class FolderModel:
         for layer_class, indices, arguments in self.layers:
             for name, index in indices.items():
                 upgrade = upgrades[name.removeprefix(f"{model.base_model_prefix}.")]
-                exclusive, selective = upgrade["exclusive"], upgrade["selective"]
                 layer = model.get_submodule(name)
                 layer.exsel = Mechanisms(
-                    exclusive=None if exclusive is None else ExclusiveConfig.from_dict(exclusive),
-                    selective=None if selective is None else SelectiveConfig.from_dict(selective),
+                    exclusive=ExclusiveConfig.read(upgrade["exclusive"]),
+                    selective=SelectiveConfig.read(upgrade["selective"]),
                     layer_index=index,
                     **arguments,
                 )

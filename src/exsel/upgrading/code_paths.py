@@ -20,10 +20,7 @@ _EMPTY: frozenset[Path] = frozenset({frozenset()})
 
 
 def code_path_refusal(module: Any, cls: type, sites: CallSites, switches: set[str]) -> str:
-    """Why ``module``, of class ``cls``, cannot be upgraded at its attention function alone; empty if it can be.
-
-    ``sites`` are the calls in its forward pass, ``switches`` the attributes that the upgrade makes true.
-    """
+    """Why a module cannot be upgraded at its attention function alone; empty if it can be."""
     finder = _PathFinder(module, cls, switches)
     found = finder.method(sites)
     if not any(_ATTENTION in path for path in found):

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from typing import Any, TypedDict
 
-from torch import nn
-
 from exsel.config import ExclusiveConfig, SelectiveConfig
 from exsel.errors import LoadError, UpgradeError
 from exsel.nn.mechanisms import Mechanisms
@@ -41,7 +39,7 @@ class Description(TypedDict):
     upgrades: list[Upgrade]
 
 
-def describe(model: nn.Module) -> Description | None:
+def describe(model: Any) -> Description | None:
     """The mechanisms of ``model``, or ``None``; an UpgradeError if they are an adapter's, which saves them."""
     check_whole(model)
     upgrades: dict[str, Upgrade] = {}
@@ -118,14 +116,13 @@ def _mechanisms(upgrade: Any) -> _Mechanisms:
         raise LoadError(f"the configuration's 'exsel' entry is damaged: {error}") from error
 
 
-def restore(model: nn.Module, description: Description) -> None:
-    """Put the mechanisms of ``description`` into ``model``, a plain one, with newly initialised parameters.
+def restore(model: Any, description: Description) -> None:
+    """Put the mechanisms of ``description`` into ``model``, a plain one of transformers, with initial parameters.
 
     A class that builds only a part of the saved model, such as its encoder, gets that part's mechanisms. If the model's
     attention modules are not those that were upgraded, a LoadError leaves it unchanged.
     """
     found = {_name_in_base(model, target.name): target for target in targets(model)}
-    base = _base(model) or model
     steps: list[Step] = []
     missing = []
     for upgrade in description["upgrades"]:
@@ -137,7 +134,7 @@ def restore(model: nn.Module, description: Description) -> None:
                 if reason:
                     raise LoadError(f"{target.name} was saved upgraded and cannot be here: {reason}")
                 steps.append((target, exclusive, selective))
-            elif hasattr(base, name.split(".")[0]) or hasattr(model, name.split(".")[0]):
+            elif hasattr(model.base_model, name.split(".")[0]) or hasattr(model, name.split(".")[0]):
                 missing.append(name)
     if missing or not steps:
         names = missing or [name for upgrade in description["upgrades"] for name in upgrade["modules"]]
@@ -148,12 +145,6 @@ def restore(model: nn.Module, description: Description) -> None:
     insert_all(model, steps)
 
 
-def _base(model: nn.Module) -> nn.Module | None:
-    """The base model inside a model with a task's head, as transformers names it."""
-    prefix = getattr(model, "base_model_prefix", "")
-    base = getattr(model, prefix, None) if isinstance(prefix, str) and prefix else None
-    return base if isinstance(base, nn.Module) else None
-
-
-def _name_in_base(model: nn.Module, name: str) -> str:
-    return name if _base(model) is None else name.removeprefix(f"{model.base_model_prefix}.")
+def _name_in_base(model: Any, name: str) -> str:
+    """The name of a module in the base model, which may be inside ``model``, a model with a task's head."""
+    return name.removeprefix(f"{model.base_model_prefix}.")

@@ -72,14 +72,12 @@ def _read(folder: str | PathLike[str], name: str, kwargs: Mapping[str, Any]) -> 
     """Read a JSON object in a folder or on the hub; ``None`` if there is none."""
     from transformers.utils import cached_file
 
-    places = {key: kwargs[key] for key in PLACES if key in kwargs}
-    quietly = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors")}
     try:
-        path = cached_file(str(folder), name, **quietly, **places)
+        path = cached_file(str(folder), name, **{key: kwargs[key] for key in PLACES if key in kwargs})
     except OSError:
-        return None  # No such folder or name: the loader's own error says more.
+        return None  # No such file. Of no such folder or name the loader's own error says more.
     try:
-        return None if path is None else read_object(Path(path))
+        return read_object(Path(path))
     except ExselError as error:
         raise LoadError(str(error)) from error
 

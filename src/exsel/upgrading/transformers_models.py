@@ -1,10 +1,9 @@
 """Upgraded models of transformers: their configuration, saving and loading.
 
 A program without exsel must not load such a model silently without its mechanisms. So ``config.json`` wraps the base
-model's configuration. Its own model type makes ``AutoModel`` refuse it, and further entries stop classes that ignore
-the model type. Tokenizers read neither. With exsel, the configuration's class is a subclass of the base model's
-configuration class, under the same name. The Auto classes map it to a loader, which builds the base model and inserts
-the mechanisms.
+model's configuration under a model type of its own, with further entries for classes that ignore that. With exsel, the
+configuration's class is a subclass of the base model's configuration class, under the same name. The Auto classes map
+it to a loader, which builds the base model and inserts the mechanisms.
 """
 
 from __future__ import annotations
@@ -95,10 +94,9 @@ class UpgradedFields(Guarded):
 
 
 class UpgradingLoader:
-    """Builds the base model and inserts the mechanisms. The Auto classes find it for an upgraded configuration.
+    """Builds a model of the base model's class and inserts the mechanisms: Auto classes call it in that class's place.
 
-    It is a subclass of the base model's class, since ``from_pretrained`` reads that class's attributes. It builds
-    instances of the base model's class itself.
+    It is a subclass of that class, since ``from_pretrained`` reads that class's attributes.
     """
 
     model_class: ClassVar[type[Any]]
@@ -306,11 +304,7 @@ def _check_base(model: nn.Module, adapters: Mapping[str, Any], names: Iterable[s
 
 
 def guard() -> None:
-    """Make transformers and PEFT save upgraded models as such, and build no plain ones from upgraded configurations.
-
-    Methods of ``PreTrainedModel`` are wrapped, since any model may have an upgraded part. PEFT, once imported, saves
-    no adapter whose base was upgraded and is in no folder.
-    """
+    """Make transformers and PEFT, once imported, save upgraded models as such, and build no plain ones of them."""
     wrap(PreTrainedModel, __init__=_building, save_pretrained=_saving, _upload_modified_files=_uploading)
     peft_model = sys.modules.get("peft.peft_model")
     if peft_model is not None and hasattr(peft_model, "PeftModel"):

@@ -1,11 +1,9 @@
 """The class of an upgraded attention module, and how it detects that its forward pass was replaced.
 
-Before an upgrade an instance may have its own ``forward``, which a new class does not change. accelerate's hooks set
-one on every module of a model that is spread over devices. They keep the class's ``forward`` on the instance and call
-it, so it can be exchanged there. Any other is refused.
-
-After an upgrade another ``forward`` may bypass the mechanisms. :class:`Upgraded` checks at each call whether
-``forward`` was replaced, and whether the call reached the mechanisms all the same.
+Before an upgrade an instance may have its own ``forward``, which a new class does not change. accelerate's hooks keep
+the class's ``forward`` on the instance and call it, so it can be exchanged there; any other is refused. After an
+upgrade another ``forward`` may bypass the mechanisms. :class:`Upgraded` checks at each call whether it was replaced,
+and whether the call reached the mechanisms all the same.
 """
 
 from __future__ import annotations
