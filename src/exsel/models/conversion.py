@@ -20,11 +20,7 @@ CONVERTIBLE: Mapping[str, bool] = {"llama": False, "mistral": False, "qwen3": Tr
 
 
 def exsel_values(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of a ``config.json`` as values of :class:`ExselConfig` that compute the same, from the same weights.
-
-    Raises:
-        ExselError: another architecture, an option that the decoder does not have, or a field that it does not know.
-    """
+    """Values of :class:`ExselConfig` that compute what a ``config.json`` says, with its weights; or an ExselError."""
     kind = str(values.get("model_type"))
     if kind == ExselConfig.model_type:
         # transformers would keep a misspelt field without using it.
@@ -42,8 +38,6 @@ def exsel_values(values: Mapping[str, Any]) -> dict[str, Any]:
     try:
         # The architecture's own class fills in its defaults and reads the fields of older versions.
         config = CONFIG_MAPPING[kind].from_dict(deepcopy(dict(values)))
-    except ExselError:
-        raise
     except (ValueError, TypeError, StrictDataclassError) as error:
         raise ExselError(f"this is not a configuration of type {kind!r}: {' '.join(str(error).split())}") from error
     _refuse_what_differs(kind, config, values)

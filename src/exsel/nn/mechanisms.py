@@ -26,9 +26,6 @@ class Mechanisms(nn.Module):
         hidden_size: width of the layer's input, for ``token="mlp"`` and ``"linear"``.
         layer_index: the layer's index in a cache.
         has_window: whether tokens see only some of those before them.
-
-    Raises:
-        UpgradeError: ``token="frequency"``, whose feature no existing model hands to its layers.
     """
 
     def __init__(
@@ -81,10 +78,8 @@ class Mechanisms(nn.Module):
     ) -> UpgradedPass:
         """One forward pass. What tells positions is as :class:`Positions` takes it.
 
-        Where one module is several layers of a cache, ``layer_index`` is of the one that is called.
-
-        Raises:
-            RuntimeError: there is a ``context``, other tokens to attend to: this call is not self-attention.
+        Where one module is several layers of a cache, ``layer_index`` is of the one that is called. ``context``, other
+        tokens to attend to, is a RuntimeError: such a call is not self-attention.
         """
         if context is not None:
             raise RuntimeError(ACROSS)

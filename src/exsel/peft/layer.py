@@ -39,11 +39,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         return LayerPass()
 
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
-        """Make an adapter the active one. The names may include adapters of other methods.
-
-        Raises:
-            UpgradeError: more than one adapter of this layer.
-        """
+        """Make one adapter of this layer the active one. The names may include adapters of other methods."""
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
         own = [name for name in names if name in self.adapters]
         if len(own) > 1:

@@ -74,10 +74,9 @@ class MechanismsModel(BaseTuner):
         step = self._steps[current_key]
         if not isinstance(target, Upgraded):
             insert(target, step[0].projections, AdapterLayer())
-        mechanisms = build_mechanisms(target, *step)
-        layer = target.get_submodule(CHILD)
-        assert isinstance(layer, AdapterLayer)
-        layer.adapters[adapter_name] = mechanisms.requires_grad_(adapter_name in self.active_adapters)
+        mechanisms = build_mechanisms(target, *step).requires_grad_(adapter_name in self.active_adapters)
+        layer: Any = target.get_submodule(CHILD)
+        layer.adapters[adapter_name] = mechanisms
 
     def _inject_lora(self, model: nn.Module, adapter_name: str, low_cpu_mem_usage: bool) -> None:
         config: AdapterConfig = self.peft_config[adapter_name]

@@ -43,9 +43,6 @@ def bundle(roots: Sequence[Place], stand_ins: str) -> str:
 
     A module of exsel is read, never imported. Definitions keep their names, texts and comments, in the order of their
     modules. Those of the module ``stand_ins`` replace those of the same name anywhere else in exsel.
-
-    Raises:
-        ValueError: two of the definitions have the same name.
     """
     wanted = [_resolve(place, stand_ins) for place in roots]
     found: dict[Place, str] = {}

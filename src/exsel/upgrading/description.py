@@ -20,8 +20,6 @@ from exsel.version import __version__
 #: The version of :class:`Description`'s format. A reader refuses later formats.
 FORMAT = 1
 
-_Mechanisms = tuple[ExclusiveConfig | None, SelectiveConfig | None]
-
 
 class Upgrade(TypedDict):
     """Modules with equal mechanisms. The configurations lack ``layers``: ``modules`` stands for them."""
@@ -96,7 +94,7 @@ def check(description: Any) -> Description:
     return description  # type: ignore[return-value]
 
 
-def _mechanisms(upgrade: Any) -> _Mechanisms:
+def _mechanisms(upgrade: Any) -> tuple[ExclusiveConfig | None, SelectiveConfig | None]:
     """The configurations of an :class:`Upgrade`."""
     if not isinstance(upgrade, dict):
         raise _damaged(f"has {upgrade!r:.80} for an upgrade")

@@ -40,7 +40,7 @@ def has_processor(cls: type) -> bool:
         method = read(cls, "forward")
     except RewritingError:
         return False
-    return bool(_calls_of_processor(method.definition, method.receiver))
+    return bool(_calls_of_processor(method.definition, method.parameters[0]))
 
 
 def _calls_of_processor(definition: ast.FunctionDef, receiver: str) -> list[ast.Attribute]:
@@ -81,7 +81,7 @@ def processor_methods(cls: type) -> dict[str, Any]:
     method = read(cls, "forward")
 
     def change(definition: ast.FunctionDef) -> None:
-        for function in _calls_of_processor(definition, method.receiver):
+        for function in _calls_of_processor(definition, method.parameters[0]):
             function.attr = _PROCESS
 
     return {"forward": method.rewritten(change), _PROCESS: _process, READ: {"forward": method.as_read}}

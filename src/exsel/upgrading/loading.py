@@ -103,18 +103,17 @@ def load_checked(folder: str | PathLike[str], auto_class: Any = None, **kwargs: 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Hide transformers' progress bars and notices in the block; errors are still shown."""
-    import transformers
     from transformers.utils import logging as transformers_logging
 
-    bars, level = transformers_logging.is_progress_bar_enabled(), transformers.logging.get_verbosity()
+    bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
-    transformers.logging.set_verbosity(max(level, logging.ERROR))
+    transformers_logging.set_verbosity(max(level, logging.ERROR))
     try:
         yield
     finally:
         if bars:
             transformers_logging.enable_progress_bar()
-        transformers.logging.set_verbosity(level)
+        transformers_logging.set_verbosity(level)
 
 
 def load_config(folder: str | PathLike[str], **kwargs: Any) -> Any:

@@ -23,11 +23,7 @@ def layers_of(config: ExclusiveConfig | SelectiveConfig | None, count: int) -> f
 
 
 def choose_layers(model: nn.Module, exclusive: ExclusiveConfig | None, selective: SelectiveConfig | None) -> list[Step]:
-    """The layers that get at least one mechanism, each with its mechanisms.
-
-    Raises:
-        UpgradeError: no mechanism was asked for, no layer can be upgraded, or a selected layer cannot.
-    """
+    """The layers that get at least one mechanism, each with its mechanisms; an UpgradeError if one cannot be had."""
     if exclusive is None and selective is None:
         raise UpgradeError("upgrade needs exclusive or selective: True, or a configuration")
     found = counted_layers(model)

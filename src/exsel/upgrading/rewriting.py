@@ -1,9 +1,8 @@
 """Rewrite the forward pass of an attention class so that the calls that matter go through the mechanisms.
 
 The result is what one would write by hand in a copy of the modelling file: the calls of the layer's projections, its
-cache and its attention function go through a :class:`exsel.nn.layer_pass.LayerPass`. Everything else stays,
-line numbers too. So norms, gates, caches and any attention function keep their places, and a traceback shows the
-original's lines.
+cache and its attention function go through a :class:`exsel.nn.layer_pass.LayerPass`. Everything else stays, line
+numbers in a traceback too.
 """
 
 from __future__ import annotations
@@ -98,7 +97,7 @@ def _is_sdpa(call: ast.Call, method: Method) -> bool:
     if found is not None:
         return found is F.scaled_dot_product_attention
     path = ast.unparse(call.func)  # the function may import it itself
-    return path.endswith("scaled_dot_product_attention") and not path.startswith(f"{method.receiver}.")
+    return path.endswith("scaled_dot_product_attention") and not path.startswith(f"{method.parameters[0]}.")
 
 
 def _named_value(expression: ast.expr, function: types.FunctionType) -> Any:

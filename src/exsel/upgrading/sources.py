@@ -62,11 +62,6 @@ class Method:
         return [argument.arg for argument in (*arguments.posonlyargs, *arguments.args)]
 
     @property
-    def receiver(self) -> str:
-        """The name of the method's first parameter, usually ``self``."""
-        return self.parameters[0]
-
-    @property
     def as_read(self) -> Read:
         """What tells later whether the class still has this method."""
         return self.attribute, self.function, self.function.__code__

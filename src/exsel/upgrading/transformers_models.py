@@ -145,10 +145,8 @@ class UpgradingLoader:
 
 def read_upgraded_config(values: dict[str, Any], **kwargs: Any) -> Any:
     """As ``PreTrainedConfig.from_dict`` for the ``config.json`` of an upgraded model; LoadError if it is damaged."""
-    entry = values.get(ENTRY)
-    description = check(entry)
-    assert isinstance(entry, dict)
-    base = entry.get("base")
+    description = check(values.get(ENTRY))
+    base: Any = dict(description).get("base")
     if not isinstance(base, dict) or not isinstance(base.get("model_type"), str):
         raise LoadError("the configuration's 'exsel' entry has no base model: it is damaged")
     if ENTRY in base:
