@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -38,14 +39,12 @@ def is_offline(source: str) -> bool:
 
 def reason_nowhere(source: str) -> str | None:
     """Why a model is in no folder, not on the hub and not in its cache, in one line; ``None`` if it is."""
-    return _reason_offline(source) if is_offline(source) and not _is_cached(source) else None
-
-
-def _is_cached(name: str) -> bool:
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
-    try:
-        return isinstance(try_to_load_from_cache(name, "config.json"), str)
-    except HFValidationError:
-        return False
+    if not is_offline(source):
+        return None
+    with suppress(HFValidationError):
+        if isinstance(try_to_load_from_cache(source, "config.json"), str):
+            return None
+    return _reason_offline(source)

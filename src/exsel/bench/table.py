@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from exsel.report.formatting import MISSING, memory, number, three_digits
@@ -81,8 +81,7 @@ def gaps(rows: Iterable[Mapping[str, Any]]) -> list[str]:
             cases = reasons.setdefault((row["contender"], row["refused"]), [])
             if case_name(row) not in cases:
                 cases.append(case_name(row))
-    return [f"{contender}, not measured ({_some(cases)}): {reason}" for (contender, reason), cases in reasons.items()]
-
-
-def _some(cases: Sequence[str]) -> str:
-    return cases[0] if len(cases) == 1 else f"{cases[0]} and {len(cases) - 1} more"
+    return [
+        f"{contender}, not measured ({cases[0]}{f' and {len(cases) - 1} more' if cases[1:] else ''}): {reason}"
+        for (contender, reason), cases in reasons.items()
+    ]

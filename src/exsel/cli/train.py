@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Check, load, train, print the result."""
     require_all("train")
     begun_with = check_first(arguments)
-    variant = _one_variant(arguments, _kept(arguments, begun_with))
+    variant = _one_variant(arguments, begun_with)
     say_what_begins(arguments, [variant], [arguments.seed])
 
     from exsel.report import formatting
@@ -79,23 +79,19 @@ def run(arguments: argparse.Namespace) -> int:
     return run_session(arguments, [settings], work, prepare=prepare)
 
 
-def _one_variant(arguments: argparse.Namespace, default: str) -> Variant:
-    """The variant of --variant, with one learning rate at most."""
-    word: str = arguments.variant or default
+def _one_variant(arguments: argparse.Namespace, begun_with: Source | None) -> Variant:
+    """The variant of --variant, or what --from is, which keeps its mechanisms; with one learning rate at most."""
+    has = BASELINE if begun_with is None else begun_with.variant
+    if begun_with is not None and arguments.variant in (None, has):
+        for mechanism, present in VARIANTS[has].mechanisms.items():
+            if present and getattr(arguments, mechanism):
+                raise ExselError(
+                    f"--from {begun_with.path} is {has} already and stays as it is: leave out --{mechanism}"
+                )
+    word: str = arguments.variant or has
     chosen = choose_variants([word], **mechanism_flags(arguments))
     if len(chosen) > 1:
         raise ExselError(f"--variant {word} holds {len(chosen)} recipes: name one, as {word}:{chosen[0].name}")
     if len(chosen[0].learning_rates) > 1:
         raise ExselError(f"--variant {word} has several learning rates, which `exsel compare` tries: leave it one")
     return chosen[0]
-
-
-def _kept(arguments: argparse.Namespace, begun_with: Source | None) -> str:
-    """The variant of a run whose --variant is not said: what --from is, which keeps the mechanisms that it has."""
-    if begun_with is None:
-        return BASELINE
-    has = begun_with.variant
-    for mechanism, present in VARIANTS[has].mechanisms.items() if arguments.variant in (None, has) else ():
-        if present and getattr(arguments, mechanism):
-            raise ExselError(f"--from {begun_with.path} is {has} already and stays as it is: leave out --{mechanism}")
-    return has

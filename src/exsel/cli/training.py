@@ -127,7 +127,7 @@ def source_of(arguments: argparse.Namespace) -> Source | None:
     if Path(text).exists() and Path(path).resolve().is_relative_to(arguments.out.resolve()):
         raise ExselError(f"--from {text} lies in --out {arguments.out}, which this run writes: choose another --out")
 
-    from exsel.training.finetuning import read_source, source_variant
+    from exsel.training.saved_models import read_source, source_variant
 
     config = read_source(path)
     return Source(path=path, variant=source_variant(config), context=context_of(config))
@@ -154,6 +154,9 @@ def build_settings(
     device = resolve_device(arguments.device)
     check_loggers(arguments.report_to)
     launched = _launched_dtype(arguments.dtype)
+    evaluation_sets = dict(arguments.evaluation_sets)
+    if len(evaluation_sets) < len(arguments.evaluation_sets):
+        raise ExselError(f"--eval uses a name twice: {', '.join(name for name, _ in arguments.evaluation_sets)}")
     if arguments.compile and not can_compile():
         raise ExselError(
             "--compile needs a C++ compiler (g++ or clang++), and there is none: install one or leave it out"
@@ -171,7 +174,7 @@ def build_settings(
         "train": arguments.train,
         "tokenizer": source or arguments.tokenizer or "bytes",
         "device": device,
-        "evaluation_sets": _evaluation_sets(arguments.evaluation_sets),
+        "evaluation_sets": evaluation_sets,
     }
     values |= {name: rate for name in OWN_RATES if (rate := getattr(variant, name)) is not None}
     if learning_rate is not None:
@@ -187,13 +190,6 @@ def _named(text: str) -> tuple[str, str]:
     if not name or not value:
         raise argparse.ArgumentTypeError(f"expected NAME=PATH, got {text!r}")
     return name, value
-
-
-def _evaluation_sets(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
-    sets = dict(pairs)
-    if len(sets) < len(pairs):
-        raise ExselError(f"--eval uses a name twice: {', '.join(name for name, _ in pairs)}")
-    return sets
 
 
 def _launched_dtype(said: str) -> str | None:

@@ -6,7 +6,7 @@ import inspect
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -61,8 +61,7 @@ class PasskeyResult:
         return asdict(self) | {name: getattr(self, name) for name in ("accuracy", "by_length", "by_depth", "mean")}
 
 
-@dataclass(frozen=True)
-class _Question:
+class _Question(NamedTuple):
     """A document as tokens; ``cell`` is the place of its length and of its depth in the table."""
 
     cell: tuple[int, int]

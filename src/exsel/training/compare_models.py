@@ -84,18 +84,15 @@ class ComparisonResult:
 
     def _repr_html_(self) -> str:
         """The display in a notebook: nothing from elsewhere, no script."""
-        table = self.table
+        table, chart = self.table, self.figures[0]
         rows = ((first, (f"<td>{escape(cell)}</td>" for cell in cells)) for first, *cells in map(dict.values, table))
-        last = f"{self._picture()}<p><code>result.write(folder)</code> makes a report.</p>"
-        return notebook_table(self.headline, [headline_note(self.results)], list(table[0]), rows, last=last)
-
-    def _picture(self) -> str:
-        chart = self.figures[0]
         with tempfile.TemporaryDirectory() as place:
             path = Path(place, "figure.svg")
             write_picture(chart, path, comparison_looks(self.results))
             drawn = base64.b64encode(path.read_bytes()).decode()
-        return f'<img alt="{escape(chart.title)}" style="max-width:100%" src="data:image/svg+xml;base64,{drawn}">'
+        image = f'<img alt="{escape(chart.title)}" style="max-width:100%" src="data:image/svg+xml;base64,{drawn}">'
+        last = f"{image}<p><code>result.write(folder)</code> makes a report.</p>"
+        return notebook_table(self.headline, [headline_note(self.results)], list(table[0]), rows, last=last)
 
 
 def compare(
@@ -154,7 +151,7 @@ def compare(
     first = Settings(**with_defaults(said), variant=VARIANTS[BASELINE], seed=seeds[0] if seeds else 0)
     plan = plan_runs(
         first,
-        variants=_chosen(variants),
+        variants=[one for each in variants for one in (choose_variants([each]) if isinstance(each, str) else [each])],
         learning_rates=learning_rates or [first.learning_rate],
         seeds=seeds,
         choosing_seeds=choosing_seeds,
@@ -183,10 +180,6 @@ def compare(
         result = ComparisonResult(results=found, folder=place)
         weakref.finalize(result, temporary.pop_all().close)
     return result
-
-
-def _chosen(variants: Sequence[str | Variant]) -> list[Variant]:
-    return [one for each in variants for one in (choose_variants([each]) if isinstance(each, str) else [each])]
 
 
 def _model(build: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict
 from typing import Any
@@ -63,9 +63,18 @@ def measure_trained(
         dtype=dtype,
     )
     evaluated = {name: (evaluate(blocks), described) for name, (blocks, described) in data.evaluation_sets.items()}
+    longer, reason = None, None
+    try:
+        longer = _longer(model, settings, data, processes, evaluate, share)
+    except ExselError as error:
+        reason = str(error)
     return {
         "by_position": _by_position(validation or evaluate(data.validation)),
-        "longer": _longer(model, settings, data, processes, evaluate, share),
+        "longer": {
+            "length": None if longer is None else len(longer.count),
+            "by_position": [] if longer is None else _by_position(longer),
+            "reason": reason,
+        },
         "evaluation_sets": {
             name: {
                 "loss": evaluation.loss,
@@ -92,49 +101,33 @@ def _longer(
     processes: Processes,
     evaluate: Callable[[Any, int], Evaluation],
     share: int,
-) -> dict[str, Any]:
-    """The loss by position in blocks longer than the trained ones, or the reason why there is none."""
-    blocks, reason = _longer_blocks(model, settings, data)
-    evaluation = None
-    if reason is None:
-        length = len(blocks[0]["input_ids"])
-        try:
-            evaluation = evaluate(blocks, max(1, share * settings.seq_len // length))
-        except (RuntimeError, MemoryError) as error:
-            # Several processes would wait for the one that gave up.
-            if processes.count > 1 or not is_out_of_memory(error):
-                raise
-            reason = f"there is no memory for {length} tokens at a time"
-        else:
-            if not math.isfinite(evaluation.loss):
-                evaluation, reason = None, f"its loss on {length} tokens is no number"
-    return {
-        "length": None if evaluation is None else len(evaluation.count),
-        "by_position": [] if evaluation is None else _by_position(evaluation),
-        "reason": reason,
-    }
-
-
-def _longer_blocks(model: Any, settings: Settings, data: PackedData) -> tuple[Sequence[Any], str | None]:
-    """Blocks as long as the model can take, or why there are none."""
+) -> Evaluation:
+    """The evaluation on blocks as long as the model can take; an ExselError says why there is none."""
     if settings.pack == "isolate":
-        return [], "documents are kept apart, and each begins at position 1"
+        raise ExselError("documents are kept apart, and each begins at position 1")
     if not data.longer:
-        return [], "there is too little validation text"
+        raise ExselError("there is too little validation text")
     limit = longest_sequence(model)
     if limit is not None and limit <= settings.seq_len:
-        return [], f"the model has positions for {limit} tokens and no more"
+        raise ExselError(f"the model has positions for {limit} tokens and no more")
     blocks = [{name: ids[:limit] for name, ids in block.items()} for block in data.longer]
+    length = len(blocks[0]["input_ids"])
     if isinstance(model, OwnModel):
         ids = torch.from_numpy(blocks[0]["input_ids"]).long().unsqueeze(0)
-        try:
-            # On a GPU, an index beyond a table of positions would end the process.
-            with (
-                explained("it cannot be called with longer sequences"),
-                torch.no_grad(),
-                torch.compiler.set_stance("force_eager"),
-            ):
-                deepcopy(model).cpu().eval()(ids)
-        except ExselError as error:
-            return [], str(error)
-    return blocks, None
+        # On a GPU, an index beyond a table of positions would end the process.
+        with (
+            explained("it cannot be called with longer sequences"),
+            torch.no_grad(),
+            torch.compiler.set_stance("force_eager"),
+        ):
+            deepcopy(model).cpu().eval()(ids)
+    try:
+        evaluation = evaluate(blocks, max(1, share * settings.seq_len // length))
+    except (RuntimeError, MemoryError) as error:
+        # Several processes would wait for the one that gave up.
+        if processes.count > 1 or not is_out_of_memory(error):
+            raise
+        raise ExselError(f"there is no memory for {length} tokens at a time") from error
+    if not math.isfinite(evaluation.loss):
+        raise ExselError(f"its loss on {length} tokens is no number")
+    return evaluation

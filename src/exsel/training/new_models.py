@@ -16,7 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from exsel.errors import ExselError, explained
 from exsel.models import ExselConfig, ExselForCausalLM
 from exsel.training.own_model import OwnModel, call_factory
-from exsel.training.saved_models import read_config
+from exsel.training.saved_models import check_causal, read_config
 from exsel.training.settings import Settings
 from exsel.upgrading import upgrade
 from exsel.variants import BASELINE
@@ -34,7 +34,17 @@ def new_model(settings: Settings, vocab_size: int, tokenizer: PreTrainedTokenize
     """A run's model with new weights, in float32, on the default device; it names the tokenizer's special tokens."""
     set_seed(settings.seed)
     if settings.is_decoder:
-        return _decoder(settings, vocab_size, tokenizer)
+        own = settings.model_config(vocab_size, tokenizer and tokenizer.eos_token_id)
+        if tokenizer is not None:
+            own.pad_token_id, own.bos_token_id = tokenizer.pad_token_id, tokenizer.bos_token_id
+        with explained(f"--model {settings.model_name} cannot be built"):
+            decoder = ExselForCausalLM(own)
+        if settings.variant.kind != BASELINE:
+            # An MLP temperature draws random weights, which must not change those of the layers after it.
+            plain = type(own).from_dict({**own.to_dict(), "exclusive": None, "selective": None})
+            set_seed(settings.seed)
+            decoder.load_state_dict(ExselForCausalLM(plain).state_dict(), strict=False)
+        return decoder
     factory = settings.factory
     with explained(f"--model {settings.model_name} cannot be {settings.variant.name}"):
         if factory is None:
@@ -55,20 +65,6 @@ def _upgraded(model: nn.Module, settings: Settings) -> nn.Module:
     return model if settings.variant.kind == BASELINE else upgrade(model, **settings.variant.mechanisms)
 
 
-def _decoder(settings: Settings, vocab_size: int, tokenizer: PreTrainedTokenizerBase | None) -> ExselForCausalLM:
-    config = settings.model_config(vocab_size, tokenizer and tokenizer.eos_token_id)
-    if tokenizer is not None:
-        config.pad_token_id, config.bos_token_id = tokenizer.pad_token_id, tokenizer.bos_token_id
-    with explained(f"--model {settings.model_name} cannot be built"):
-        model = ExselForCausalLM(config)
-    if settings.variant.kind != BASELINE:
-        # An MLP temperature draws random weights, which must not change those of the layers after it.
-        plain = type(config).from_dict({**config.to_dict(), "exclusive": None, "selective": None})
-        set_seed(settings.seed)
-        model.load_state_dict(ExselForCausalLM(plain).state_dict(), strict=False)
-    return model
-
-
 def model_facts(settings: Settings, vocab_size: int) -> dict[str, Any]:
     """What a model's configuration says of it, as JSON types; of one's own function, nothing."""
     if settings.source is not None:
@@ -82,12 +78,6 @@ def model_facts(settings: Settings, vocab_size: int) -> dict[str, Any]:
     values = config.to_dict()
     kind = {} if config.model_type == ExselConfig.model_type else {"type": config.model_type}
     return kind | {name: values[name] for name in _MODEL_FIELDS if name in values}
-
-
-def check_causal(config: Any) -> None:
-    """Check that a transformers configuration is of a model that predicts the next token."""
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise ExselError(f"a {config.model_type} model is no causal language model, which is needed")
 
 
 def _transformers_config(settings: Settings, vocab_size: int, tokenizer: PreTrainedTokenizerBase | None) -> Any:

@@ -188,8 +188,15 @@ def _train(
         result = _result(settings, data, model, monitor, compile_seconds, processes)
         weights = gathered(model.state_dict(keep_vars=True), keep=processes.is_first)
         if processes.is_first:
-            _save_model(model, weights, data, folder)
-            _finish(result, folder)
+            with staged(folder, MODEL_STAGING, "the model") as staging:
+                model.save_pretrained(staging, state_dict=weights)
+                data.tokenizer.save_pretrained(staging)
+                shutil.rmtree(folder / MODEL, ignore_errors=True)
+                staging.rename(folder / MODEL)
+            write_json(folder / RESULT, result)
+            seal(folder, (folder / name for name in (SETTINGS, METRICS, RESULT, MODEL)))
+            for leftover in checkpoints(folder):
+                shutil.rmtree(leftover)
     processes.wait()
     if signal:
         # This run finished before it could stop. The runs after it must not begin.
@@ -369,18 +376,3 @@ def _result(
 
 def _curve(lines: list[dict[str, Any]], loss: str) -> list[dict[str, Any]]:
     return [{**{key: line[key] for key in ("step", "tokens", "seconds")}, "loss": line[loss]} for line in lines]
-
-
-def _save_model(model: Any, weights: dict[str, Any], data: PackedData, folder: Path) -> None:
-    with staged(folder, MODEL_STAGING, "the model") as staging:
-        model.save_pretrained(staging, state_dict=weights)
-        data.tokenizer.save_pretrained(staging)
-        shutil.rmtree(folder / MODEL, ignore_errors=True)
-        staging.rename(folder / MODEL)
-
-
-def _finish(result: dict[str, Any], folder: Path) -> None:
-    write_json(folder / RESULT, result)
-    seal(folder, (folder / name for name in (SETTINGS, METRICS, RESULT, MODEL)))
-    for leftover in checkpoints(folder):
-        shutil.rmtree(leftover)

@@ -10,13 +10,16 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 import exsel.models  # noqa: F401 (registers the model's type)
-from exsel.errors import LoadError, explained, require
+from exsel.errors import ExselError, LoadError, explained, require
 from exsel.hub_access import is_offline
 from exsel.model_folder import ADAPTER
 from exsel.upgrading.folder_checks import check_inside
 from exsel.upgrading.loading import load, load_config, quiet_transformers
+from exsel.upgrading.transformers_models import UpgradedFields
+from exsel.variants import kind_of
 
 
 def load_whole(source: str, *, called: str | None = None, causal: bool = True, dtype: torch.dtype | None = None) -> Any:
@@ -44,6 +47,28 @@ def read_config(source: str, called: str | None = None) -> Any:
     """A model's configuration; the arguments are those of :func:`load_whole`."""
     with _loading(source, called or source):
         return load_config(source, local_files_only=is_offline(source))
+
+
+def check_causal(config: Any) -> None:
+    """Check that a transformers configuration is of a model that predicts the next token."""
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ExselError(f"a {config.model_type} model is no causal language model, which is needed")
+
+
+def read_source(source: str) -> Any:
+    """The configuration of the model to fine-tune, in a folder or on the hub."""
+    config = read_config(source, f"--from {source}")
+    with explained(f"--from {source}"):
+        check_causal(config)
+    if getattr(config, "quantization_config", None) is not None:
+        raise ExselError(f"--from {source}: its weights are quantised: train the original, or an adapter of exsel.peft")
+    return config
+
+
+def source_variant(config: Any) -> str:
+    """The variant of a saved model, a name in :data:`exsel.variants.VARIANTS`."""
+    places = config.exsel["upgrades"] if isinstance(config, UpgradedFields) else [vars(config)]
+    return kind_of({name for name in ("exclusive", "selective") if any(place.get(name) for place in places)})
 
 
 def _loading(source: str, called: str) -> AbstractContextManager[None]:

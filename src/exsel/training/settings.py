@@ -206,7 +206,15 @@ class Settings:
     @property
     def is_decoder(self) -> bool:
         """Whether the model is exsel's own decoder, also as a configuration of another type that it reproduces."""
-        return self.factory is None and _is_decoder(self.config_values)
+        if self.factory is not None:
+            return False
+        if self.config_values.get("model_type", ExselConfig.model_type) == ExselConfig.model_type:
+            return True
+        try:
+            exsel_values(self.config_values)
+        except ExselError:  # another type, or an option that the decoder does not have
+            return False
+        return True
 
     @cached_property
     def config_values(self) -> Mapping[str, Any]:
@@ -267,16 +275,6 @@ def _read_config(model: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ExselError(f"--model {model}: not a transformers configuration, which is a JSON object")
     return values
-
-
-def _is_decoder(values: Mapping[str, Any]) -> bool:
-    if values.get("model_type", ExselConfig.model_type) == ExselConfig.model_type:
-        return True
-    try:
-        exsel_values(values)
-    except ExselError:  # another type, or an option that the decoder does not have
-        return False
-    return True
 
 
 def one_a_variant(runs: Iterable[Settings]) -> list[Settings]:

@@ -99,7 +99,10 @@ def fit_minutes(
 
     is_compiled = "compile" in fixed and runs[0].compile
     note("measuring batches of several sizes …")
-    sizes = [runs[0].batch_size] if "batch_size" in fixed else _halvings(runs[0])
+    sizes = [runs[0].batch_size]
+    if "batch_size" not in fixed:
+        while len(sizes) <= _MOST_HALVINGS and sizes[0] % (2 * runs[0].accumulation) == 0:
+            sizes.insert(0, sizes[0] // 2)
     timed_steps(replace(runs[0], batch_size=sizes[0], compile=False), data, 1)  # imports what a first step does
     for batch_size in sizes:
         runs = [replace(run, batch_size=batch_size) for run in runs]
@@ -141,14 +144,6 @@ def chosen_before(folder: Path) -> dict[str, Any] | None:
     if missing := [name for name in CHOSEN if name not in content]:
         raise ExselError(f"{path} lacks {missing[0]}: it is damaged; use another --out")
     return {name: content[name] for name in CHOSEN}
-
-
-def _halvings(settings: Settings) -> list[int]:
-    """The batch sizes that halving leads to, the smallest first; each can be accumulated as the settings say."""
-    sizes = [settings.batch_size]
-    while len(sizes) <= _MOST_HALVINGS and sizes[0] % (2 * settings.accumulation) == 0:
-        sizes.insert(0, sizes[0] // 2)
-    return sizes
 
 
 def _plan(

@@ -42,21 +42,16 @@ def step_costs(runs: Sequence[Settings], data: PackedData) -> dict[str, StepCost
             for run in (*variants[start:], *variants[:start]):
                 _, *timed = timed_steps(run, data, 1 + _TIMED_STEPS)
                 seconds[run.variant.name].append(statistics.median(timed))
-    if BASELINE not in seconds:
-        return {
-            name: StepCost(milliseconds=statistics.median(own) * 1e3, ratio=None, rounds=_ROUNDS)
-            for name, own in seconds.items()
-        }
-    ratios = {
-        name: Estimate.of_ratios(*(one / other for one, other in zip(own, seconds[BASELINE], strict=True)))
-        for name, own in seconds.items()
-    }
-    # In milliseconds too a variant is as far from the baseline as in the same rounds.
-    milliseconds = statistics.median(seconds[BASELINE]) * 1e3
-    return {
-        name: StepCost(milliseconds=milliseconds * ratio.mean, ratio=ratio, rounds=_ROUNDS)
-        for name, ratio in ratios.items()
-    }
+    floor = seconds.get(BASELINE)
+    costs = {}
+    for name, own in seconds.items():
+        milliseconds, ratio = statistics.median(own) * 1e3, None
+        if floor is not None:
+            ratio = Estimate.of_ratios(*(one / other for one, other in zip(own, floor, strict=True)))
+            # In milliseconds too a variant is as far from the baseline as in the same rounds.
+            milliseconds = statistics.median(floor) * 1e3 * ratio.mean
+        costs[name] = StepCost(milliseconds=milliseconds, ratio=ratio, rounds=_ROUNDS)
+    return costs
 
 
 def timed_steps(settings: Settings, data: PackedData, count: int) -> list[float]:

@@ -203,12 +203,9 @@ class BlockOrder(Sampler[int]):
         return self.length // self.processes.count
 
     def __iter__(self) -> Iterator[int]:
-        for place, block in enumerate(self._of_all()):
-            if place // self.consecutive % self.processes.count == self.processes.rank:
-                yield block
-
-    def _of_all(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed)
         for start in range(0, self.length, self.blocks):
             order = torch.randperm(self.blocks, generator=generator)
-            yield from order[: self.length - start].tolist()
+            for place, block in enumerate(order[: self.length - start].tolist(), start):
+                if place // self.consecutive % self.processes.count == self.processes.rank:
+                    yield block
