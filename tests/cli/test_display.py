@@ -163,6 +163,13 @@ def test_lines_show_the_baseline_beside(capsys: pytest.CaptureFixture[str]) -> N
     assert lines[2] == f"exclusive (2 of 3): step 2/4, loss 1.5000, {beside}, 10 tokens/s"
 
 
+@pytest.mark.parametrize("kind", [RunTable, RunLines])
+def test_a_run_that_was_finished_before_needs_no_plan(kind: type[RunTable | RunLines]) -> None:
+    progress = kind()
+    progress.kept("run", [{"step": 4, "loss": 2.0}])
+    progress.close()
+
+
 def test_a_long_table_keeps_to_the_screen(terminal: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(display, "console", Console(file=terminal, force_terminal=True, width=100, height=10))
     progress = RunTable()

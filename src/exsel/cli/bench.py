@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exsel.cli.flags import listed, whole
-from exsel.cli.outputs import check_out
+from exsel.cli.outputs import check_out, command_line
+from exsel.errors import ExselError, require_all
+from exsel.files import read_json, write_json
 
 if TYPE_CHECKING:
     from exsel.bench.session import Plan
@@ -53,22 +57,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Check, measure, show."""
-    from exsel.errors import require_all
-
     require_all("train")
     check_out(arguments, _holds_results, "`exsel bench`")
     plan = _plan(arguments)
-
-    import sys
-    from functools import partial
 
     from exsel.bench.pictures import clear_pictures, write_pictures
     from exsel.bench.session import jobs
     from exsel.bench.session import run as measure
     from exsel.bench.table import HEADINGS, gaps, table_rows
     from exsel.cli.display import activity, print_table
-    from exsel.cli.outputs import command_line
-    from exsel.files import write_json
 
     folder: Path = arguments.out
     planned = jobs(plan)
@@ -98,7 +95,6 @@ def _plan(arguments: argparse.Namespace) -> Plan:
     from exsel.bench.attention import DEFAULT_NAMES, NAMES
     from exsel.bench.cases import DTYPES, check_names, parse_shapes
     from exsel.bench.session import SUBJECTS, Plan
-    from exsel.errors import ExselError
     from exsel.machine import resolve_device
 
     subjects = tuple(dict.fromkeys(arguments.subjects)) or SUBJECTS[:1]
@@ -128,8 +124,6 @@ def _plan(arguments: argparse.Namespace) -> Plan:
 
 def _holds_results(folder: Path) -> bool:
     """Whether a folder holds results of this command, judged by the file's content, not by its name."""
-    from exsel.files import read_json
-
     path = folder / RESULTS
     if not path.is_file():
         return False

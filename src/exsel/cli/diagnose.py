@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from exsel.cli.checkpoint import check_ids, load_checkpoint, read_context
 from exsel.cli.flags import MODEL, add_data_arguments, add_device_argument, add_past_context_argument, whole
 from exsel.cli.model_line import say_model
-from exsel.errors import ExselError, explained
+from exsel.cli.outputs import check_out, command_line
+from exsel.errors import ExselError, explained, require_all
+from exsel.lengths import check_context
+from exsel.training.output_folder import is_comparison, is_run
 
 if TYPE_CHECKING:
     from exsel.diagnostics import Diagnosis
@@ -59,18 +64,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Check the flags, diagnose one model after the other, print, write."""
-    from exsel.errors import require_all
-
     require_all("train")
     _check(arguments)
     names = [arguments.model, *([] if arguments.against is None else [arguments.against])]
     folders = {name: say_model(name) for name in names}
 
-    from exsel.cli.checkpoint import read_context
     from exsel.cli.display import warn
     from exsel.diagnostics.diagnosis_report.diagnosed_models import diagnosed_models, diagnosis_headline, qualifications
     from exsel.diagnostics.diagnosis_report.diagnosis_folder import AGAINST, FIGURES, REPORT, RESULTS, TOKENS
-    from exsel.lengths import check_context
     from exsel.machine import resolve_device
 
     device = resolve_device(arguments.device)
@@ -94,9 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    from exsel.cli.outputs import check_out
     from exsel.diagnostics.diagnosis_report.diagnosis_folder import is_diagnosis
-    from exsel.training.output_folder import is_comparison, is_run
 
     if arguments.text and arguments.data:
         raise ExselError("--text gives the text itself and --data says where it is: give one of them")
@@ -111,13 +110,9 @@ def _check(arguments: argparse.Namespace) -> None:
 
 def _diagnose(arguments: argparse.Namespace, name: str, folder: str, context: int | None, device: str) -> Diagnosis:
     """Diagnose the model in a folder, and add what the command knows of it and of the text."""
-    from dataclasses import replace
-
     import torch
 
-    from exsel.cli.checkpoint import check_ids, load_checkpoint
     from exsel.cli.display import evaluation_progress
-    from exsel.cli.outputs import command_line
     from exsel.diagnostics import diagnose
     from exsel.machine import describe_machine
 

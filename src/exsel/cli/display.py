@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -53,52 +54,66 @@ def make_progress() -> RunTable | RunLines:
     return RunTable() if console.is_terminal else RunLines()
 
 
+@dataclass(kw_only=True)
+class _Shown:
+    """A run as it is shown: what was planned, and how far it is."""
+
+    run: PlannedRun
+    step: int = 0
+    loss: float | None = None
+    validations: dict[int, float] = field(default_factory=dict)
+    state: str = ""
+
+
 class _Runs(Progress):
-    """What both displays know: the plan, the losses, and how long all runs still take."""
+    """What both displays know: the runs, and how long all of them still take."""
 
     def __init__(self) -> None:
-        self._runs: dict[str, PlannedRun] = {}
-        self._validations: dict[str, dict[int, float]] = {}
+        self._runs: dict[str, _Shown] = {}
         self._forecast = Forecast()
         self._name = ""
 
     def plan(self, runs: Sequence[PlannedRun], steps_at_end: int = 0) -> None:
-        """Keep the plan."""
-        self._runs = {run.name: run for run in runs}
+        self._runs = {run.name: _Shown(run=run) for run in runs}
         self._forecast.plan({run.name: run.steps for run in runs}, steps_at_end)
 
     def kept(self, name: str, curve: Sequence[Mapping[str, Any]]) -> None:
-        """Take the losses of a run that was finished before."""
-        self._validations[name] = {point["step"]: point["loss"] for point in curve}
+        planned = PlannedRun(name=name, steps=curve[-1]["step"])
+        shown = self._runs.setdefault(name, _Shown(run=planned))
+        shown.validations = {point["step"]: point["loss"] for point in curve}
+        shown.step, shown.state = shown.run.steps, "done before"
         self._forecast.finish(name)
 
     def start(self, name: str, steps: int, done: int) -> None:
-        """Begin a run, planned or not."""
-        self._name = name
+        self._name, self._begun = name, time.monotonic()
         if name not in self._runs:
-            self._runs = {name: PlannedRun(name=name, steps=steps)}
-        self._validations[name] = {}
+            self._runs = {name: _Shown(run=PlannedRun(name=name, steps=steps))}
+        self._current.step, self._current.state = done, "starting …"
         self._forecast.start(name, steps, done)
 
+    @property
+    def _current(self) -> _Shown:
+        return self._runs[self._name]
+
     def advance(self, step: int, loss: float, validation_loss: float | None, tokens_per_second: float) -> None:
-        """Keep a validation loss that is new."""
-        own = self._validations[self._name]
-        if validation_loss is not None and [validation_loss] != list(own.values())[-1:]:
-            own[step] = validation_loss
+        shown = self._current
+        shown.step, shown.loss, shown.state = step, loss, f"{compact(tokens_per_second)} tokens/s"
+        if validation_loss is not None and [validation_loss] != list(shown.validations.values())[-1:]:
+            shown.validations[step] = validation_loss
         self._forecast.advance(step)
 
     def finish(self) -> None:
-        """The run is over."""
+        self._current.state = f"in {duration(time.monotonic() - self._begun)}"
         self._forecast.finish(self._name)
 
-    def _losses(self, name: str) -> tuple[float | None, float | None]:
+    def _losses(self, shown: _Shown) -> tuple[float | None, float | None]:
         """A run's last validation loss, and how far the baseline's at that step lies below it."""
-        own = self._validations.get(name, {})
-        if not own:
+        if not shown.validations:
             return None, None
-        step, loss = list(own.items())[-1]
-        baseline = self._validations.get(self._runs[name].baseline or "", {}).get(step)
-        return loss, None if baseline is None else loss - baseline
+        step, loss = list(shown.validations.items())[-1]
+        baseline = self._runs.get(shown.run.baseline or "")
+        beside = None if baseline is None else baseline.validations.get(step)
+        return loss, None if beside is None else loss - beside
 
 
 # The columns of the table of runs, each with the fewest characters of a screen that it is shown on.
@@ -108,32 +123,14 @@ _COLUMNS = {"Run": 0, "Progress": 100, "Step": 0, "Loss": 72, "Validation": 50, 
 class RunTable(_Runs):
     """One live table of all runs, with the time that they still take below it."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._live: Live | None = None
-        self._steps: dict[str, int] = {}
-        self._state: dict[str, str] = {}
-        self._loss: dict[str, float] = {}
-
-    def kept(self, name: str, curve: Sequence[Mapping[str, Any]]) -> None:
-        """Show the run as done."""
-        super().kept(name, curve)
-        self._steps[name], self._state[name] = self._runs[name].steps, "done before"
+    _live: Live | None = None
 
     def start(self, name: str, steps: int, done: int) -> None:
         """Begin a run; the table appears with the first one."""
         super().start(name, steps, done)
-        self._steps[name], self._state[name] = done, "starting …"
-        self._begun = time.monotonic()
         if self._live is None:
-            self._live = Live(console=console, get_renderable=self._shown, refresh_per_second=2)
+            self._live = Live(console=console, get_renderable=self._table, refresh_per_second=2)
             self._live.start()
-
-    def advance(self, step: int, loss: float, validation_loss: float | None, tokens_per_second: float) -> None:
-        """Keep what the row shows."""
-        super().advance(step, loss, validation_loss, tokens_per_second)
-        self._steps[self._name], self._loss[self._name] = step, loss
-        self._state[self._name] = f"{compact(tokens_per_second)} tokens/s"
 
     def note(self, text: str) -> None:
         """Print above the table."""
@@ -142,7 +139,6 @@ class RunTable(_Runs):
     def finish(self) -> None:
         """Say how long the run took; after the last one, leave the table as it is."""
         super().finish()
-        self._state[self._name] = f"in {duration(time.monotonic() - self._begun)}"
         if self._forecast.is_over:
             self.close()
 
@@ -152,7 +148,7 @@ class RunTable(_Runs):
             self._live.stop()
             self._live = None
 
-    def _shown(self) -> Group:
+    def _table(self) -> Group:
         names, room = list(self._runs), max(3, console.height - 4)
         # As many rows as the screen has, with the current one among them.
         first = max(0, min(names.index(self._name) - room // 2, len(names) - room)) if self._name else 0
@@ -162,20 +158,21 @@ class RunTable(_Runs):
             is_left = heading in ("Run", "Progress", "Speed")
             table.add_column(heading, justify="left" if is_left else "right", no_wrap=heading != "Run", overflow="fold")
         for name in names[first : first + room]:
-            run, step = self._runs[name], self._steps.get(name, 0)
-            loss, difference = self._losses(name)
+            shown = self._runs[name]
+            steps = shown.run.steps
+            loss, difference = self._losses(shown)
             cells: dict[str, RenderableType] = {
                 "Run": name,
-                "Progress": ProgressBar(total=run.steps, completed=step, width=20),
-                "Step": f"{step}/{run.steps}",
-                "Loss": fixed(self._loss.get(name)),
+                "Progress": ProgressBar(total=steps, completed=shown.step, width=20),
+                "Step": f"{shown.step}/{steps}",
+                "Loss": fixed(shown.loss),
                 "Validation": fixed(loss),
                 "To baseline": signed(difference),
-                "Speed": self._state.get(name, ""),
+                "Speed": shown.state,
             }
-            style = "bold" if name == self._name else "" if name in self._steps else "dim"
+            style = "bold" if name == self._name else "" if shown.state else "dim"
             table.add_row(*(cells[heading] for heading in columns), style=style)
-        done = sum(self._steps.get(name, 0) >= run.steps for name, run in self._runs.items())
+        done = sum(shown.step >= shown.run.steps for shown in self._runs.values())
         words = [f"{done} of {len(names)} runs done"] if len(names) > 1 else []
         return Group(table, Text(", ".join([*words, *filter(None, [self._forecast.words()])])))
 
@@ -191,7 +188,7 @@ class RunLines(_Runs):
     def start(self, name: str, steps: int, done: int) -> None:
         """Say which run begins."""
         super().start(name, steps, done)
-        self._steps, self._next = steps, done
+        self._next = done
         resumed = f", resumed after step {done}" if done else ""
         self.note(f"{name}: {steps} steps{resumed}")
 
@@ -199,21 +196,21 @@ class RunLines(_Runs):
         """Say how far it is, from time to time, and as soon as it is known how long all take."""
         was_known = bool(self._forecast.words())
         super().advance(step, loss, validation_loss, tokens_per_second)
-        left = self._forecast.words()
-        is_due = step >= self._next or step >= self._steps or time.monotonic() - self._printed_at >= 60
+        left, steps = self._forecast.words(), self._current.run.steps
+        is_due = step >= self._next or step >= steps or time.monotonic() - self._printed_at >= 60
         if not is_due and (was_known or not left):
             return
-        self._next = step + max(1, self._steps // 10)
-        validation, difference = self._losses(self._name)
+        self._next = step + max(1, steps // 10)
+        validation, difference = self._losses(self._current)
         parts = [f"loss {loss:.4f}"]
         if validation is not None:
             beside = "" if difference is None else f" ({signed(difference)} to the baseline)"
             parts.append(f"validation {validation:.4f}{beside}")
         parts.append(f"{tokens_per_second:,.0f} tokens/s")
         runs = f"all {len(self._runs)} runs: " if len(self._runs) > 1 else ""
-        if left and (step < self._steps or runs):
+        if left and (step < steps or runs):
             parts.append(f"{runs}{left}")
-        self.note(f"{self._name}: step {step}/{self._steps}, {', '.join(parts)}")
+        self.note(f"{self._name}: step {step}/{steps}, {', '.join(parts)}")
 
     def note(self, text: str) -> None:
         """Print a line."""

@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from exsel.cli.checkpoint import check_ids, load_checkpoint
 from exsel.cli.flags import (
     MODEL,
     add_data_arguments,
@@ -21,7 +24,9 @@ from exsel.cli.flags import (
 )
 from exsel.cli.model_line import say_model
 from exsel.cli.outputs import check_file, json_output
-from exsel.errors import ExselError, explained
+from exsel.errors import ExselError, explained, require, require_all
+from exsel.lengths import check_length, context_of
+from exsel.report.formatting import count
 
 _PICTURES = (".svg", ".png")
 # A key has five digits, and the first is not 0.
@@ -62,8 +67,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Check the flags and the tasks, load the model, evaluate, print."""
-    from exsel.errors import require, require_all
-
     require_all("train")
     if arguments.tasks is not None:
         require("lm_eval", "eval")
@@ -81,8 +84,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _evaluate(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
     """Run all evaluations asked for, print them, and return them as JSON types."""
-    from exsel.cli.checkpoint import load_checkpoint
-    from exsel.lengths import check_length, context_of
     from exsel.machine import describe_machine, resolve_device
 
     device = resolve_device(arguments.device)
@@ -107,13 +108,9 @@ def _evaluate(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
 
 
 def _loss(arguments: argparse.Namespace, model: Any, tokenizer: Any, seq_len: int) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    from exsel.cli.checkpoint import check_ids
     from exsel.cli.display import evaluation_progress
     from exsel.data import load_evaluation_data
     from exsel.evaluation import evaluate_loss
-    from exsel.report.formatting import count
 
     blocks, description = load_evaluation_data(
         arguments.data,
@@ -175,8 +172,6 @@ def _passkey(arguments: argparse.Namespace, model: Any, tokenizer: Any) -> dict[
 
 
 def _tasks(arguments: argparse.Namespace, model: Any, tokenizer: Any, tasks: Any) -> dict[str, Any]:
-    from importlib.metadata import version
-
     from exsel.cli.display import warn
     from exsel.evaluation.tasks import TASK_SETS, evaluate_tasks
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 
+from exsel.cli.checkpoint import find_checkpoint
+from exsel.errors import ExselError, require_all
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags."""
@@ -19,15 +22,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the code and say how the folder loads now."""
-    from exsel.errors import ExselError, require_all
-
     if arguments.gguf:
         raise ExselError(
             "a GGUF file cannot hold these models: llama.cpp has no graph with exclusive or selective attention, and "
             "would compute without it. Where exsel is not installed use --standalone and transformers"
         )
     require_all("models")
-    from exsel.cli.checkpoint import find_checkpoint
     from exsel.standalone import export_standalone
 
     folder = find_checkpoint(arguments.folder)

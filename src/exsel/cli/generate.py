@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import Any
 
+from exsel.cli.checkpoint import check_ids, find_model, load_checkpoint
 from exsel.cli.flags import MODEL, add_device_argument, add_past_context_argument, real, seed, whole
+from exsel.errors import ExselError, explained, first_line, require_all
+from exsel.lengths import check_length, context_of
 
 _MOST_TOKENS = 200
 # Outside these, logits divided by the temperature overflow, or all tokens become equally likely.
@@ -28,11 +32,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the prompt, load, and print its continuation as it comes."""
-    import sys
-
-    from exsel.cli.checkpoint import find_model
-    from exsel.errors import ExselError, first_line, require_all
-
     require_all("models")
     if not arguments.greedy and not (_COLDEST <= arguments.temperature <= _HOTTEST):
         raise ExselError(
@@ -64,9 +63,6 @@ def _continue(arguments: argparse.Namespace, folder: str, prompt: str) -> None:
     import torch
     from transformers import LogitsProcessorList, TextStreamer
 
-    from exsel.cli.checkpoint import check_ids, load_checkpoint
-    from exsel.errors import ExselError, explained
-    from exsel.lengths import check_length, context_of
     from exsel.machine import resolve_device
 
     known = 0

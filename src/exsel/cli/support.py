@@ -7,6 +7,7 @@ import argparse
 from exsel.cli.flags import MODEL, add_json_argument
 from exsel.cli.model_line import say_model
 from exsel.cli.outputs import json_output
+from exsel.errors import explained, require_all
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,8 +18,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the table of a model's layers, from its configuration alone."""
-    from exsel.errors import explained, require_all
-
     require_all("models")
     with json_output(arguments.json) as write:
         source = say_model(arguments.model)
