@@ -139,7 +139,7 @@ ONE = Own(259)
             lambda vocab_size: nn.EmbeddingBag(vocab_size, 8),
             "must give logits of [B, T, V] for ids of [1, 32]; got None",
         ),
-        (lambda width: Own(width), "wants 'width': it may take vocab_size and seq_len"),
+        (lambda width: Own(width), "missing a required argument: 'width': it may take vocab_size and seq_len"),
         (lambda: 3, "must return a torch.nn.Module, and returned int"),
         (lambda: 1 / 0, "cannot build its model: ZeroDivisionError"),
         (_unseeded, "has different weights at the same seed"),

@@ -16,7 +16,7 @@ from torch import Tensor
 from exsel.training.sharding import gathered
 
 OPTIMIZER_TENSORS, OPTIMIZER_VALUES = "optimizer.safetensors", "optimizer.json"
-RANDOM_TENSORS, RANDOM_VALUES = "random.safetensors", "random.json"
+RANDOM = "random.json"
 
 
 def save_optimizer(folder: Path, optimizer: dict[str, Any], scheduler: dict[str, Any], *, writes: bool = True) -> None:
@@ -50,34 +50,32 @@ def load_optimizer(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return {"state": state, "param_groups": content["param_groups"]}, content["scheduler"]
 
 
-def random_state() -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The states of Python's and NumPy's random generators, as JSON types, and of PyTorch's."""
+def random_state() -> dict[str, Any]:
+    """The states of Python's, NumPy's and PyTorch's random generators, as JSON types."""
     kind, keys, *position = np.random.get_state()
-    values = {"python": random.getstate(), "numpy": [kind, np.asarray(keys).tolist(), *position]}
-    tensors = {"cpu": torch.random.get_rng_state()}
-    if torch.cuda.is_available():
-        tensors["cuda"] = torch.cuda.get_rng_state()
-    return values, tensors
+    return {
+        "python": random.getstate(),
+        "numpy": [kind, np.asarray(keys).tolist(), *position],
+        "cpu": torch.random.get_rng_state().tolist(),
+        "cuda": torch.cuda.get_rng_state().tolist() if torch.cuda.is_available() else None,
+    }
 
 
-def save_random(folder: Path, states: Sequence[tuple[dict[str, Any], dict[str, Tensor]]]) -> None:
+def save_random(folder: Path, states: Sequence[dict[str, Any]]) -> None:
     """Save every process's :func:`random_state`."""
-    tensors = {f"{rank}.{name}": state for rank, (_, own) in enumerate(states) for name, state in own.items()}
-    save_file(tensors, folder / RANDOM_TENSORS)
-    (folder / RANDOM_VALUES).write_text(json.dumps([values for values, _ in states]), encoding="utf-8")
+    (folder / RANDOM).write_text(json.dumps(states), encoding="utf-8")
 
 
 def load_random(folder: Path, rank: int) -> None:
     """Set the random generators to what a process of this number saved; leave them as they are if there was none."""
-    processes = json.loads((folder / RANDOM_VALUES).read_text(encoding="utf-8"))
+    processes = json.loads((folder / RANDOM).read_text(encoding="utf-8"))
     if rank >= len(processes):
         return
-    values = processes[rank]
-    version, internal, gauss_next = values["python"]
+    state = processes[rank]
+    version, internal, gauss_next = state["python"]
     random.setstate((version, tuple(internal), gauss_next))
-    kind, keys, *position = values["numpy"]
+    kind, keys, *position = state["numpy"]
     np.random.set_state((kind, np.array(keys, dtype=np.uint32), *position))
-    tensors = load_file(folder / RANDOM_TENSORS)
-    torch.random.set_rng_state(tensors[f"{rank}.cpu"])
-    if f"{rank}.cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors[f"{rank}.cuda"])
+    torch.random.set_rng_state(torch.tensor(state["cpu"], dtype=torch.uint8))
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(torch.tensor(state["cuda"], dtype=torch.uint8))

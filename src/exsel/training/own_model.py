@@ -81,21 +81,17 @@ def source_sha256(factory: Factory) -> str | None:
 def call_factory(factory: Factory, *, vocab_size: int, seq_len: int) -> nn.Module:
     """A new module of the user's; an error of their function is explained."""
     offered = {"vocab_size": vocab_size, "seq_len": seq_len}
-    parameters = inspect.signature(factory).parameters
-    name = factory_name(factory)
-    wanted = [
-        key
-        for key, parameter in parameters.items()
-        if parameter.default is parameter.empty
-        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-    ]
-    if unknown := [key for key in wanted if key not in offered]:
+    signature, name = inspect.signature(factory), factory_name(factory)
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
+    given = {key: value for key, value in offered.items() if takes_all or key in signature.parameters}
+    try:
+        signature.bind(**given)
+    except TypeError as error:
         raise ExselError(
-            f"{name} wants {unknown[0]!r}: it may take vocab_size and seq_len, and needs defaults for others"
-        )
-    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+            f"{name}: {error}: it may take vocab_size and seq_len, and needs defaults for others"
+        ) from error
     with explained(f"{name} cannot build its model"):
-        module = factory(**{key: value for key, value in offered.items() if takes_all or key in parameters})
+        module = factory(**given)
     if not isinstance(module, nn.Module):
         raise ExselError(f"{name} must return a torch.nn.Module, and returned {type(module).__name__}")
     return module

@@ -109,11 +109,10 @@ def _losses(members: Sequence[Run], pairs: Sequence[tuple[Run, Run]]) -> dict[st
 
 def _loss(members: Sequence[Run], pairs: Sequence[tuple[Run, Run]], part: Callable[[Run], Run]) -> dict[str, Any]:
     """The loss in a part of each run."""
-    return {
-        "loss": _over_seeds(part(run)["loss"] for run in members),
-        "bits_per_byte": _over_seeds(part(run)["bits_per_byte"] for run in members),
-        "difference": _difference(pairs, part),
-    }
+    losses = [part(run)["loss"] for run in members]
+    differences = [part(run)["loss"] - part(base)["loss"] for run, base in pairs]
+    bits = _over_seeds(part(run)["bits_per_byte"] for run in members)
+    return {**_compared(losses, differences), "bits_per_byte": bits}
 
 
 def _by_position(
@@ -124,23 +123,16 @@ def _by_position(
     runs = [*members, *(base for _, base in pairs)]
     if any([(bucket["first"], bucket["last"]) for bucket in part(run)] != buckets for run in runs):
         return []
-
-    def bucket_of(place: int) -> Callable[[Run], Run]:
-        return lambda run: part(run)[place]
-
-    return [
-        {
-            "first": first,
-            "last": last,
-            "loss": _over_seeds(part(run)[place]["loss"] for run in members),
-            "difference": _difference(pairs, bucket_of(place)),
-        }
-        for place, (first, last) in enumerate(buckets)
-    ]
+    rows = []
+    for place, (first, last) in enumerate(buckets):
+        losses = [part(run)[place]["loss"] for run in members]
+        differences = [part(run)[place]["loss"] - part(base)[place]["loss"] for run, base in pairs]
+        rows.append({"first": first, "last": last, **_compared(losses, differences)})
+    return rows
 
 
-def _difference(pairs: Sequence[tuple[Run, Run]], part: Callable[[Run], Run]) -> dict[str, Any] | None:
-    return _over_seeds(part(run)["loss"] - part(base)["loss"] for run, base in pairs) if pairs else None
+def _compared(losses: Sequence[float], differences: Sequence[float]) -> dict[str, Any]:
+    return {"loss": _over_seeds(losses), "difference": _over_seeds(differences) if differences else None}
 
 
 def _over_seeds(values: Iterable[float]) -> dict[str, Any]:
