@@ -70,7 +70,7 @@ def test_processes_divide_a_stream(tmp_path: Path, write_rows: WriteRows, files:
     ("rows", "message"),
     [
         ([{"b": "x", "a": "y"}], "data has no field 'text': choose one of a, b with --text-field"),
-        ([{"text": 3}], "data: field 'text' holds a number, not text"),
+        ([{"text": 3}], "data: field 'text' holds 3, not text"),
         ([{"text": ""}], "data: split 'train' holds no text in field 'text'"),
     ],
 )

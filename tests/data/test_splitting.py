@@ -28,7 +28,7 @@ def texts(side: Corpus) -> list[str]:
         if row["ends"]:
             joined.append("")
     assert joined.pop() == "", "the last document does not end"
-    assert side.num_documents == len(joined)
+    assert len(side.sizes) == len(joined)
     assert side.num_bytes == sum(len(text.encode()) for text in joined)
     return joined
 

@@ -205,10 +205,6 @@ class TestPicture:
         assert means[0] > means[1] > means[2]
         assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
-    def test_another_suffix(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match=r"ends with \.svg or \.png"):
-            write_passkey_picture(RESULT, tmp_path / "a.pdf")
-
 
 def test_a_model_that_predicts_no_number() -> None:
     model = small_model()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from exsel.machine import can_compile
+from exsel.training.training_step import kept_for_backward
 
 #: Rounds where none are asked for: as many as fit into the seconds, between these bounds.
 FEWEST_ROUNDS, MOST_ROUNDS, SECONDS = 5, {"cpu": 20, "cuda": 50}, 60.0
@@ -49,11 +50,6 @@ class Work:
     inputs: tuple[Tensor, ...] = ()
     gradient: Tensor | None = None
     name: str = "forward"
-
-    @property
-    def passes(self) -> tuple[str, ...]:
-        """The names of what is timed."""
-        return (self.name,) if self.gradient is None else ("forward", "backward", "both")
 
     def backward(self, output: Tensor) -> tuple[Tensor, ...]:
         """The gradients by ``inputs``; none where there is no backward."""
@@ -172,16 +168,7 @@ def saved_bytes(work: Work) -> int | None:
     """Bytes of the distinct tensors that autograd keeps from forward to backward; ``None`` without a backward."""
     if work.gradient is None:
         return None
-    kept: dict[int, int] = {}
-    alive: list[Tensor] = []  # an address must not be used twice
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
-        alive.append(tensor)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with kept_for_backward() as kept:
         output = work.forward()
     work.backward(output)
     return sum(kept.values())

@@ -65,7 +65,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Check the flags, diagnose one model after the other, print, write."""
     require_all("train")
-    _check(arguments)
+    from exsel.diagnostics.diagnosis_report.diagnosis_folder import is_diagnosis
+
+    if arguments.text and arguments.data:
+        raise ExselError("--text gives the text itself and --data says where it is: give one of them")
+    if any(not text.strip() for text in arguments.text):
+        raise ExselError("--text is empty: give some text to read")
+
+    def is_ours(folder: Path) -> bool:
+        return is_diagnosis(folder) and not (is_run(folder) or is_comparison(folder))
+
+    check_out(arguments, is_ours, "`exsel diagnose`")
     names = [arguments.model, *([] if arguments.against is None else [arguments.against])]
     folders = {name: say_model(name) for name in names}
 
@@ -92,20 +102,6 @@ def run(arguments: argparse.Namespace) -> int:
         for note in each.notes:
             warn(f"{each.model['name']}: {note}")
     return 0
-
-
-def _check(arguments: argparse.Namespace) -> None:
-    from exsel.diagnostics.diagnosis_report.diagnosis_folder import is_diagnosis
-
-    if arguments.text and arguments.data:
-        raise ExselError("--text gives the text itself and --data says where it is: give one of them")
-    if any(not text.strip() for text in arguments.text):
-        raise ExselError("--text is empty: give some text to read")
-    check_out(
-        arguments,
-        lambda folder: is_diagnosis(folder) and not (is_run(folder) or is_comparison(folder)),
-        "`exsel diagnose`",
-    )
 
 
 def _diagnose(arguments: argparse.Namespace, name: str, folder: str, context: int | None, device: str) -> Diagnosis:

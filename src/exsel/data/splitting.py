@@ -57,11 +57,6 @@ class Corpus:
         return hashlib.sha256(self.digests.tobytes()).digest()
 
     @property
-    def num_documents(self) -> int:
-        """How many documents there are."""
-        return len(self.sizes)
-
-    @property
     def num_bytes(self) -> int:
         """Bytes of all documents as UTF-8."""
         return int(self.sizes.sum())

@@ -35,14 +35,6 @@ _READ_BYTES = 2**20
 _WRITE_ROWS, _PARQUET_ROWS = 100, 1024
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _CONTINUATION_BYTES = bytes(range(0x80, 0xC0))
-_JSON_TYPES = {
-    bool: "a boolean",
-    int: "a number",
-    float: "a number",
-    list: "a list",
-    dict: "an object",
-    str: "a string",
-}
 
 
 def is_local(spec: str) -> bool:
@@ -177,7 +169,7 @@ def _json_text(line: str, place: str, text_field: str) -> str | None:
             reason = f"{error.msg} at column {error.colno}"
         raise ExselError(f"{place} is not JSON: {reason}") from error
     if not isinstance(row, dict):
-        raise ExselError(f"{place} is not a JSON object but {_JSON_TYPES.get(type(row), 'null')}")
+        raise ExselError(f"{place} is not a JSON object but {line.strip():.40}")
     text = text_of(row, place, text_field)
     if text and "\\u" in line and any("\ud800" <= character <= "\udfff" for character in text):
         raise ExselError(f"{place}: field {text_field!r} holds half a surrogate pair, which is no text")
@@ -190,8 +182,7 @@ def text_of(row: dict[str, Any], place: str, text_field: str) -> str | None:
     value = row[text_field]
     if value is None or isinstance(value, str):
         return value
-    kind = _JSON_TYPES.get(type(value), f"a value of type {type(value).__name__}")
-    raise ExselError(f"{place}: field {text_field!r} holds {kind}, not text: choose a field with --text-field")
+    raise ExselError(f"{place}: field {text_field!r} holds {value!r:.40}, not text: choose a field with --text-field")
 
 
 def _check_field(fields: Iterable[str], place: str, text_field: str) -> None:

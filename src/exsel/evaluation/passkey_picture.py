@@ -4,19 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from exsel.errors import ExselError
 from exsel.evaluation.retrieval import PasskeyResult
 from exsel.report.charts import HeatMap
 from exsel.report.picture import write_picture
 
-#: The kinds of picture, by the suffix of the file.
-SUFFIXES = (".svg", ".png")
-
 
 def write_passkey_picture(result: PasskeyResult, path: Path) -> None:
     """Draw the accuracy by length and depth, as ``.svg`` for light and dark mode or ``.png`` on white."""
-    if path.suffix not in SUFFIXES:
-        raise ExselError(f"{path}: a picture's name ends with {' or '.join(SUFFIXES)}")
     drawn = HeatMap(
         name="passkey",
         title=f"Passkeys found, of {result.samples} in each field",

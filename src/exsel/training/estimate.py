@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import psutil
 import torch
-from torch import Tensor
 
 from exsel.report import formatting
 from exsel.training.mechanism_parameters import mechanism_parameters
 from exsel.training.run_model import sketch_model
 from exsel.training.settings import Settings, one_a_variant
+from exsel.training.training_step import kept_for_backward
 
 # Bytes of a float32 number.
 _FLOAT = 4
@@ -40,25 +40,16 @@ def run_size(settings: Settings, vocab_size: int, processes: int = 1) -> RunSize
     new = mechanism_parameters(model)
     counts = {name: parameter.numel() for name, parameter in model.named_parameters()}
     trained = sum(count for name, count in counts.items() if settings.train == "all" or name in new)
-    kept: dict[int, tuple[Tensor, int]] = {}  # the tensor is held so that its storage is not used twice
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage._cdata] = tensor, storage.nbytes()
-        return tensor
-
     own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
     ids = torch.zeros((settings.micro_batch_size // processes, settings.seq_len), dtype=torch.long, device="meta")
     try:
-        with (
-            torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
-            torch.autocast("cpu", torch.bfloat16, enabled=settings.dtype == "bfloat16"),
-        ):
+        is_low = settings.dtype == "bfloat16"
+        with kept_for_backward() as kept, torch.autocast("cpu", torch.bfloat16, enabled=is_low):
             model.train()(input_ids=ids, labels=ids)
     except (RuntimeError, NotImplementedError):  # an operator that needs values, not only shapes
         activations = None
     else:
-        activations = sum(size for storage, (_, size) in kept.items() if storage not in own)
+        activations = sum(size for storage, size in kept.items() if storage not in own)
     return RunSize(
         parameters=sum(counts.values()),
         new_parameters=sum(parameter.numel() for parameter in new.values()),

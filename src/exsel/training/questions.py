@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from exsel.data import PackedData
 from exsel.data.passkey import fit_documents
@@ -11,9 +11,6 @@ from exsel.evaluation import passkey
 from exsel.lengths import check_positions
 from exsel.training.run_model import sketch_model
 from exsel.training.settings import Settings
-
-if TYPE_CHECKING:
-    from exsel.evaluation.tasks import TaskScore
 
 
 def check_answers(settings: Settings, data: PackedData, processes: int = 1) -> None:
@@ -50,11 +47,9 @@ def ask_trained(settings: Settings, model: Any, data: PackedData) -> list[dict[s
 
         asked = load_tasks(settings.tasks)
         scores = evaluate_tasks(model, data.tokenizer, asked, batch_size=settings.micro_batch_size).scores
-        found += [{"task": each.task, "measure": _measure(each), "value": each.value} for each in scores]
+        for each in scores:
+            # What a score counts, and of how many questions, as in "perplexity, 1,000 questions, less is better".
+            measure = each.metric + ("" if each.documents is None else f", {each.documents:,} questions")
+            measure += ", less is better" if each.higher_is_better is False else ""
+            found.append({"task": each.task, "measure": measure, "value": each.value})
     return found
-
-
-def _measure(score: TaskScore) -> str:
-    """What a score counts, and of how many questions, as in ``perplexity, 1,000 questions, less is better``."""
-    questions = "" if score.documents is None else f", {score.documents:,} questions"
-    return score.metric + questions + ("" if score.higher_is_better is not False else ", less is better")

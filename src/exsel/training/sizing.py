@@ -86,7 +86,26 @@ def fit_minutes(
     begun = seconds_left()
 
     def plan(costs: Mapping[str, Cost]) -> _Plan:
-        return _plan(runs, costs, data, seconds_left(), fixed)
+        """What fits into the seconds if a step of each variant costs as much as measured."""
+        first, seconds = runs[0], seconds_left()
+        block = {name: cost.step * _FORWARD / first.batch_size for name, cost in costs.items()}
+        budget = _EVALUATING * seconds / sum(block[run.variant.name] for run in runs)  # in evaluated blocks of a run
+        blocks, evaluations = len(data.validation), first.evaluations
+        if "evaluation_blocks" not in fixed:
+            blocks = min(blocks, max(_FEWEST_BLOCKS, math.floor(budget / _FEWEST_EVALUATIONS)))
+        if "evaluations" not in fixed:
+            evaluations = min(evaluations, max(_FEWEST_EVALUATIONS, math.floor(budget / blocks)))
+        evaluated = evaluations * blocks + _BLOCKS_AT_END + sum(len(each) for each, _ in data.evaluation_sets.values())
+        names = [run.variant.name for run in runs]
+        around = sum(costs[name].start + evaluated * block[name] for name in names)
+        around += STEPS * sum(cost.step for cost in costs.values())
+        step = sum(costs[name].step for name in names)
+        return _Plan(
+            steps=max(0, math.floor((_SHARE * seconds - around) / step)),
+            evaluations=evaluations,
+            evaluation_blocks=blocks,
+            needed=(around + _FEWEST_STEPS * step) / _SHARE,
+        )
 
     def measure(is_compiled: bool) -> dict[str, Cost]:
         costs: dict[str, Cost] = {}
@@ -144,33 +163,6 @@ def chosen_before(folder: Path) -> dict[str, Any] | None:
     if missing := [name for name in CHOSEN if name not in content]:
         raise ExselError(f"{path} lacks {missing[0]}: it is damaged; use another --out")
     return {name: content[name] for name in CHOSEN}
-
-
-def _plan(
-    runs: Sequence[Settings], costs: Mapping[str, Cost], data: PackedData, seconds: float, fixed: Sequence[str]
-) -> _Plan:
-    """What fits into the seconds if a step of each variant costs as much as measured."""
-    first = runs[0]
-    block = {name: cost.step * _FORWARD / first.batch_size for name, cost in costs.items()}
-    budget = _EVALUATING * seconds / sum(block[run.variant.name] for run in runs)  # in evaluated blocks of a run
-    blocks = evaluations = 0
-    if "evaluation_blocks" not in fixed:
-        blocks = max(_FEWEST_BLOCKS, math.floor(budget / _FEWEST_EVALUATIONS))
-    blocks = min(blocks or len(data.validation), len(data.validation))
-    if "evaluations" not in fixed:
-        evaluations = max(_FEWEST_EVALUATIONS, math.floor(budget / blocks))
-    evaluations = min(evaluations or first.evaluations, first.evaluations)
-    evaluated = evaluations * blocks + _BLOCKS_AT_END + sum(len(each) for each, _ in data.evaluation_sets.values())
-    names = [run.variant.name for run in runs]
-    around = sum(costs[name].start + evaluated * block[name] for name in names)
-    around += STEPS * sum(cost.step for cost in costs.values())
-    step = sum(costs[name].step for name in names)
-    return _Plan(
-        steps=max(0, math.floor((_SHARE * seconds - around) / step)),
-        evaluations=evaluations,
-        evaluation_blocks=blocks,
-        needed=(around + _FEWEST_STEPS * step) / _SHARE,
-    )
 
 
 def _measure(settings: Settings, data: PackedData) -> Cost:
