@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -105,22 +106,19 @@ def exsel_mask(
     It does for causal attention in a sliding window, in packed sequences, and with padding before or after the tokens;
     on a cache that grows for a window without padding. Padding then attends to padding.
     """
-
-    def stock() -> Tensor | None:
-        mask: Tensor | None = sdpa_mask(
-            batch_size,
-            q_length,
-            kv_length,
-            q_offset,
-            kv_offset,
-            mask_function,
-            attention_mask=attention_mask,
-            device=device,
-            **kwargs,
-        )
-        return mask
-
     device = torch.device(device)
+    stock: Callable[[], Tensor | None] = partial(
+        sdpa_mask,
+        batch_size,
+        q_length,
+        kv_length,
+        q_offset,
+        kv_offset,
+        mask_function,
+        attention_mask=attention_mask,
+        device=device,
+        **kwargs,
+    )
     if is_watched() or device.type != "cpu" or isinstance(q_offset, Tensor):
         return stock()
     said = _said(mask_function)
@@ -163,13 +161,9 @@ def _said(function: Callable[..., Any]) -> dict[str, Any] | None:
         case "remap_positions_for_packed_sequence":  # within a sequence distances stay the same
             return _said(inside["mask_function"])
         case "and_masks":
-            parts = [_said(part) for part in inside["mask_functions"]]
-            if any(part is None for part in parts):
-                return None
             merged: dict[str, Any] = {}
-            for part in parts:
-                assert part is not None
-                if merged.keys() & part.keys():
+            for part in map(_said, inside["mask_functions"]):
+                if part is None or merged.keys() & part.keys():
                     return None
                 merged |= part
             return merged

@@ -373,8 +373,12 @@ def read_call(
         raise TypeError(f"sliding_window must be an integer, got {sliding_window!r}")
     if sliding_window is not None and sliding_window < 1:
         raise ValueError(f"sliding_window must be at least 1 (the token itself), got {sliding_window}")
+    sequence = None
     if cu_seqlens is not None:
         _check_cu_seqlens(cu_seqlens, query, key)
+        # The packed sequence of each token is the last that begins at or before it.
+        place = torch.arange(query.shape[-2], device=query.device)
+        sequence = torch.searchsorted(cu_seqlens.to(place.dtype), place, right=True).expand(*query.shape[:-3], -1)
     if not exclusive:
         for name, argument in (("own_value", own_value), ("strength", strength)):
             if argument is not None:
@@ -401,15 +405,8 @@ def read_call(
         is_causal=is_causal,
         scale=1 / math.sqrt(query.shape[-1]) if scale is None else float(scale),
         sliding_window=sliding_window,
-        sequence=None if cu_seqlens is None else _sequence(cu_seqlens, query),
+        sequence=sequence,
     )
-
-
-def _sequence(cu_seqlens: Tensor, query: Tensor) -> Tensor:
-    """Which packed sequence each token of the query belongs to, ``[..., T]``: the last that begins at or before it."""
-    place = torch.arange(query.shape[-2], device=query.device)
-    sequence = torch.searchsorted(cu_seqlens.to(place.dtype), place, right=True)
-    return sequence.expand(*query.shape[:-3], -1)
 
 
 def _check_cu_seqlens(cu_seqlens: Tensor, query: Tensor, key: Tensor) -> None:

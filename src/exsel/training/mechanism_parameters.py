@@ -16,11 +16,6 @@ def scalar_names(model: nn.Module) -> set[str]:
     }
 
 
-def position_names(model: nn.Module) -> set[str]:
-    """The names of those that log n is multiplied by a function of: a."""
-    return {name for name in scalar_names(model) if name.rpartition(".")[2] == "position_logit"}
-
-
 def mechanism_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """All of the mechanisms' parameters, by name."""
     return {f"{prefix}.{name}": value for prefix, module in _parts(model) for name, value in module.named_parameters()}

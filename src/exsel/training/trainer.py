@@ -21,7 +21,7 @@ from transformers import Trainer, TrainingArguments
 from exsel.errors import ExselError
 from exsel.files import seal
 from exsel.training import checkpoint_state
-from exsel.training.mechanism_parameters import position_names, scalar_names
+from exsel.training.mechanism_parameters import scalar_names
 from exsel.training.output_folder import CHECKPOINT, CHECKPOINT_STAGING, checkpoints, last_good, staged
 from exsel.training.own_model import OwnModel
 from exsel.training.processes import Processes
@@ -63,7 +63,8 @@ class ExselTrainer(Trainer):
         if self.optimizer is None:
             model = self.model if model is None else model
             kinds = dict.fromkeys(self.get_decay_parameter_names(model), "decayed")
-            kinds |= dict.fromkeys(scalar_names(model), "token") | dict.fromkeys(position_names(model), "position")
+            for name in scalar_names(model):
+                kinds[name] = "position" if name.endswith(".position_logit") else "token"
             groups: dict[str, dict[str, Any]] = {
                 "decayed": {"params": [], "weight_decay": self.args.weight_decay},
                 "plain": {"params": [], "weight_decay": 0.0},
