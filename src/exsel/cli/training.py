@@ -6,9 +6,9 @@ import argparse
 import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from exsel.cli.collecting import collect_as_usual
 from exsel.cli.flags import MODEL, add_data_arguments, add_device_argument, large_count, listed, real, whole
@@ -19,7 +19,7 @@ from exsel.errors import ExselError
 if TYPE_CHECKING:
     from exsel.data import PackedData
     from exsel.training.progress import Progress
-    from exsel.training.settings import Settings, SizeDefaults
+    from exsel.training.settings import Settings
     from exsel.variants import Variant
 
 
@@ -97,15 +97,8 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     output.add_argument("--overwrite", action="store_true", help="replace what exsel wrote into --out")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """The model of --from.
-
-    Args:
-        path: a folder, or a name on the hub.
-        variant: what it is already, a name in :data:`exsel.variants.VARIANTS`.
-        context: tokens that it was made for at most; ``None``: any number.
-    """
+class Source(NamedTuple):
+    """The model of --from: its folder or name on the hub, its variant, and for how many tokens it was made."""
 
     path: str
     variant: str
@@ -143,14 +136,10 @@ def build_settings(
 ) -> Settings:
     """The settings that the flags of :func:`add_training_arguments` give, for the model of :func:`source_of`."""
     from exsel.machine import can_compile, resolve_device
-    from exsel.training.settings import FINE_TUNING, Settings, check_loggers, with_defaults
+    from exsel.training.settings import Settings, check_loggers, with_defaults
     from exsel.variants import OWN_RATES
 
     source = None if begun_with is None else begun_with.path
-    defaults: SizeDefaults | None = None
-    if begun_with is not None:
-        defaults = replace(FINE_TUNING, seq_len=min(FINE_TUNING.seq_len, begun_with.context or FINE_TUNING.seq_len))
-
     device = resolve_device(arguments.device)
     check_loggers(arguments.report_to)
     launched = _launched_dtype(arguments.dtype)
@@ -181,7 +170,7 @@ def build_settings(
         values["learning_rate"] = learning_rate
     if launched is not None:
         values["dtype"] = launched
-    return Settings(**with_defaults(values, defaults))
+    return Settings(**with_defaults(values, begun_with and begun_with.context))
 
 
 def _named(text: str) -> tuple[str, str]:

@@ -14,7 +14,6 @@ from exsel.data.text_loading import (  # noqa: E402 - after the check that names
     PackedData,
     load_data,
     load_evaluation_data,
-    load_texts,
 )
 from exsel.data.tokenization import load_tokenizer  # noqa: E402
 
@@ -24,7 +23,6 @@ __all__ = [
     "collate",
     "load_data",
     "load_evaluation_data",
-    "load_texts",
     "load_tokenizer",
     "token_counts",
 ]

@@ -98,6 +98,7 @@ def load_data(
     text_field: str = "text",
     validation_blocks: int | None = None,
     part: tuple[int, int] = (0, 1),
+    texts: Sequence[str] = (),
 ) -> PackedData:
     """Load, split, tokenise and pack a corpus.
 
@@ -118,23 +119,12 @@ def load_data(
             stream, the first ones; by default a million tokens).
         part: of a stream, load the training documents of one process: its number from 0, and how many there are.
             All else is loaded whole.
+        texts: documents in memory, in place of ``data``.
 
     Raises:
         ExselError: the data or the tokenizer cannot be used as named, or there is less text than one block.
     """
-    return _load(data, tokenizer, seq_len, pack, text_field, validation_blocks, part, trains=True)
-
-
-def load_texts(
-    texts: Sequence[str],
-    *,
-    tokenizer: str = "bytes",
-    seq_len: int,
-    pack: str = "concat",
-    validation_blocks: int | None = None,
-) -> PackedData:
-    """As :func:`load_data`, of documents in memory."""
-    return _load((), tokenizer, seq_len, pack, "text", validation_blocks, trains=True, texts=texts)
+    return _load(data, tokenizer, seq_len, pack, text_field, validation_blocks, part, trains=True, texts=texts)
 
 
 def load_evaluation_data(
@@ -173,7 +163,7 @@ def _load(
     part: tuple[int, int] = (0, 1),
     *,
     trains: bool,
-    texts: Sequence[str] | None = None,
+    texts: Sequence[str] = (),
 ) -> PackedData:
     """Load a corpus. Without ``trains``, pack only its validation part, which for files is all documents."""
     if seq_len < 2:
@@ -204,10 +194,10 @@ def _load(
         train = pack_stream(train_documents.part(*part), tokenizer, seq_len=seq_len, pack=packing)
         corpus = _beginning(documents, tokenizer, seq_len, max_blocks)
     else:
-        if texts is None:
-            train_corpus, corpus = _read(specs, text_field, tokenizer, seq_len, trains=trains)
-        else:
+        if texts:
             train_corpus, corpus = split_by_content(Corpus.of(to_dataset(rows_of(texts))))
+        else:
+            train_corpus, corpus = _read(specs, text_field, tokenizer, seq_len, trains=trains)
         sha256 = corpus.digest.hex()
         if train_corpus is not None:
             sha256 = hashlib.sha256(train_corpus.digest + corpus.digest).hexdigest()
@@ -224,7 +214,7 @@ def _load(
         longer=longer,
         tokenizer=tokenizer,
         description=DataDescription(
-            name=" ".join(specs) or (corpus_name() if texts is None else f"{len(texts):,} texts"),
+            name=" ".join(specs) or (f"{len(texts):,} texts" if texts else corpus_name()),
             sha256=sha256,
             tokenizer=name,
             vocab_size=vocabulary_size(tokenizer),

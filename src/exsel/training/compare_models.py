@@ -13,7 +13,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exsel.data import PackedData, load_data, load_texts
+from exsel.data import PackedData, load_data
 from exsel.errors import ExselError, require_all
 from exsel.files import write_json
 from exsel.machine import resolve_device
@@ -159,13 +159,15 @@ def compare(
     for run in one_a_variant(plan.runs):
         sketch_model(run, vocab_size=256)
     if not isinstance(data, PackedData):
-        options: dict[str, Any] = {
-            "tokenizer": first.tokenizer,
-            "seq_len": first.seq_len,
-            "pack": first.pack,
-            "validation_blocks": first.evaluation_blocks,
-        }
-        data = load_texts(texts, **options) if texts else load_data(first.data, text_field=first.text_field, **options)
+        data = load_data(
+            first.data,
+            tokenizer=first.tokenizer,
+            seq_len=first.seq_len,
+            pack=first.pack,
+            text_field=first.text_field,
+            validation_blocks=first.evaluation_blocks,
+            texts=texts,
+        )
     data = with_evaluation_sets(data, first)
     with ExitStack() as temporary:
         if folder is None:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -31,7 +31,7 @@ class SizeDefaults:
     learning_rate: float
 
 
-#: The defaults of fine-tuning. A model with a shorter context has that as its default ``seq_len``.
+#: The defaults of fine-tuning.
 FINE_TUNING = SizeDefaults(tokens=150 * 4096, seq_len=512, batch_size=8, learning_rate=1e-4)
 
 #: The three large sizes have the paper's: 200,000 steps of 256 sequences of 2048 tokens, at its learning rates.
@@ -58,14 +58,17 @@ def schedule(steps: int) -> dict[str, Any]:
     }
 
 
-def with_defaults(said: Mapping[str, Any], defaults: SizeDefaults | None = None) -> dict[str, Any]:
+def with_defaults(said: Mapping[str, Any], context: int | None = None) -> dict[str, Any]:
     """Values of :class:`Settings`: what is said, with ``device``, and for the rest the defaults of the model's size.
 
-    ``defaults`` stand in place of those of the size; a model that is no name of :data:`DEFAULTS` has those of ``tiny``.
+    A model that is no name of :data:`DEFAULTS` has those of ``tiny``; one that exists has those of fine-tuning, in
+    sequences of the ``context`` that it was made for at most.
     """
     model = said.get("model")
     size = DEFAULTS.get(model if isinstance(model, str) else "tiny", DEFAULTS["tiny"])
-    values = {**asdict(defaults or size), "dtype": "bfloat16" if said["device"] == "cuda" else "float32", **said}
+    if said.get("source") is not None:
+        size = replace(FINE_TUNING, seq_len=min(FINE_TUNING.seq_len, context or FINE_TUNING.seq_len))
+    values = {**asdict(size), "dtype": "bfloat16" if said["device"] == "cuda" else "float32", **said}
     steps = values["tokens"] // max(1, values["batch_size"] * values["seq_len"])
     return {**schedule(steps), **values}
 
