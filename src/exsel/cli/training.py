@@ -282,10 +282,10 @@ def run_session(
     from exsel.files import locked
     from exsel.machine import can_compile
     from exsel.training.estimate import estimate
+    from exsel.training.final_measurements import check_answers
     from exsel.training.model_checks import check_new_models
     from exsel.training.output_folder import clear_output
     from exsel.training.processes import joined
-    from exsel.training.questions import check_answers
     from exsel.training.run import Interrupted, check_shared
     from exsel.training.run_model import check_disk, sketch_model, with_evaluation_sets
     from exsel.training.settings import COMPILED_STEPS, one_a_variant

@@ -6,7 +6,9 @@ Rows of bounded length let a text be larger than memory, and a tokenizer work on
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
+import datasets
 import pyarrow as pa
 from datasets import Dataset, Features, Value
 
@@ -36,3 +38,16 @@ def to_dataset(rows: Iterable[Row]) -> Dataset:
     held = list(rows)
     texts = pa.array([text for text, _ in held], pa.large_string())
     return Dataset(pa.table({"text": texts, "ends": pa.array([ends for _, ends in held], pa.bool_())}))
+
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Hide the progress bars of `datasets` in the block."""
+    were_disabled = datasets.are_progress_bars_disabled()
+    if not were_disabled:
+        datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not were_disabled:
+            datasets.enable_progress_bars()

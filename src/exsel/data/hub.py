@@ -11,7 +11,7 @@ import datasets
 from datasets import IterableDataset
 from datasets.distributed import split_dataset_by_node
 
-from exsel.data.progress_bars import no_progress_bars
+from exsel.data.documents import no_progress_bars
 from exsel.data.splitting import is_validation, key_of
 from exsel.data.text_files import text_of
 from exsel.errors import ExselError, first_line

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from exsel.data.documents import Row, rows_of
-from exsel.data.progress_bars import no_progress_bars
+from exsel.data.documents import Row, no_progress_bars, rows_of
 from exsel.data.splitting import Corpus
 from exsel.data.tokenization import encode
 

@@ -17,8 +17,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 from datasets.exceptions import DatasetGenerationError
 
-from exsel.data.documents import FEATURES, Row, rows_of, to_dataset
-from exsel.data.progress_bars import no_progress_bars
+from exsel.data.documents import FEATURES, Row, no_progress_bars, rows_of, to_dataset
 from exsel.errors import ExselError, first_line
 
 _SUFFIXES = frozenset(

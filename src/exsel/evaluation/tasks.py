@@ -21,7 +21,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import PreTrainedTokenizerBase
 
-from exsel.data.progress_bars import no_progress_bars
+from exsel.data.documents import no_progress_bars
 from exsel.errors import ExselError, first_line
 from exsel.hub_access import reason_unavailable
 

@@ -23,11 +23,11 @@ from exsel.report.notebook_table import notebook_table
 from exsel.report.picture import write_picture
 from exsel.training.compare import compare_runs
 from exsel.training.comparison_plan import plan_runs
+from exsel.training.final_measurements import check_answers
 from exsel.training.model_checks import check_new_models
 from exsel.training.output_folder import REPORT, RESULTS
 from exsel.training.own_model import Factory
 from exsel.training.progress import Progress
-from exsel.training.questions import check_answers
 from exsel.training.run_model import check_disk, sketch_model, with_evaluation_sets
 from exsel.training.settings import Settings, one_a_variant, with_defaults
 from exsel.variants import BASELINE, CHOOSING_SEED, VARIANTS, Variant, choose_variants

@@ -1,4 +1,4 @@
-"""What is measured on a trained model: its loss by position, beyond its length and on other texts, and samples."""
+"""What is measured on a trained model: its loss by position, beyond its length and on other texts, samples, answers."""
 
 from __future__ import annotations
 
@@ -11,19 +11,41 @@ from typing import Any
 import torch
 
 from exsel.data import PackedData
+from exsel.data.passkey import fit_documents
 from exsel.diagnostics import similarity_bias, temperature_moves
-from exsel.errors import ExselError, explained, is_out_of_memory
-from exsel.evaluation import Evaluation, evaluate_loss, sample_texts
-from exsel.lengths import longest_sequence
+from exsel.errors import ExselError, explained, is_out_of_memory, require
+from exsel.evaluation import Evaluation, evaluate_loss, passkey, sample_texts
+from exsel.lengths import check_positions, longest_sequence
 from exsel.models import ExselForCausalLM
 from exsel.training.own_model import OwnModel
 from exsel.training.processes import Processes
+from exsel.training.run_model import sketch_model
 from exsel.training.settings import Settings
 
 # The number of blocks over which the similarity bias and the temperatures are measured.
 _SIMILARITY_BLOCKS = 8
 # The number of prompts, and at most how many tokens they have and are gone on with.
 _SAMPLES, _PROMPT_TOKENS, _NEW_TOKENS = 3, 128, 96
+
+
+def check_answers(settings: Settings, data: PackedData, processes: int = 1) -> None:
+    """Check that a run's model can be asked what the settings say, and load the tasks' documents."""
+    if not settings.passkey and not settings.tasks:
+        return
+    if settings.factory:
+        raise ExselError("--passkey and --tasks ask transformers models alone, and --model is a function")
+    if processes > 1:
+        raise ExselError("--passkey and --tasks are asked by one process: use `exsel eval` on the trained models")
+    if settings.passkey:
+        with explained("--passkey"):
+            sketch = sketch_model(settings, data.description.vocab_size)
+            check_positions(sketch, max(settings.passkey))
+            fit_documents([("10000", 0.5)], data.tokenizer, min(settings.passkey))
+    if settings.tasks:
+        require("lm_eval", "eval")
+        from exsel.evaluation.tasks import load_tasks
+
+        load_tasks(settings.tasks)
 
 
 def measure_trained(
@@ -86,6 +108,7 @@ def measure_trained(
         "similarity": similarity,
         "temperatures": temperature_moves(model, blocks, batch_size=share, device=device, dtype=dtype),
         "samples": [asdict(sample) for sample in samples],
+        "answers": _answers(settings, model, data),
     }
 
 
@@ -131,3 +154,25 @@ def _longer(
     if not math.isfinite(evaluation.loss):
         raise ExselError(f"its loss on {length} tokens is no number")
     return evaluation
+
+
+def _answers(settings: Settings, model: Any, data: PackedData) -> list[dict[str, Any]]:
+    """Keys found in text, and scores of lm-evaluation-harness: the task, what is counted, and its value."""
+    found: list[dict[str, Any]] = []
+    if settings.passkey:
+        result = passkey(model, data.tokenizer, lengths=settings.passkey, batch_size=settings.micro_batch_size)
+        found += [
+            {"task": "passkey", "measure": f"found, {length:,} tokens", "value": share}
+            for length, share in zip(result.lengths, result.by_length, strict=True)
+        ]
+    if settings.tasks:
+        from exsel.evaluation.tasks import evaluate_tasks, load_tasks
+
+        asked = load_tasks(settings.tasks)
+        scores = evaluate_tasks(model, data.tokenizer, asked, batch_size=settings.micro_batch_size).scores
+        for each in scores:
+            # What a score counts, and of how many questions, as in "perplexity, 1,000 questions, less is better".
+            measure = each.metric + ("" if each.documents is None else f", {each.documents:,} questions")
+            measure += ", less is better" if each.higher_is_better is False else ""
+            found.append({"task": each.task, "measure": measure, "value": each.value})
+    return found

@@ -35,7 +35,6 @@ from exsel.training.output_folder import (
 from exsel.training.own_model import OwnModel
 from exsel.training.processes import Processes, joined
 from exsel.training.progress import Progress
-from exsel.training.questions import ask_trained
 from exsel.training.run_model import KEPT_CHECKPOINTS, build_model
 from exsel.training.settings import Settings
 from exsel.training.sharding import gathered, shard
@@ -370,7 +369,6 @@ def _result(
         "train_curve": _curve(lines[:: math.ceil(len(lines) / _CURVE_POINTS)], "loss"),
         "validation_curve": _curve(validated, "validation_loss"),
         **measure_trained(model, settings, data, processes, validation=monitor.evaluation),
-        "answers": ask_trained(settings, model, data),
     }
 
 
