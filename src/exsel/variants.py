@@ -131,8 +131,7 @@ def choose_variants(
     }
     chosen: list[Variant] = []
     for word in words:
-        if word in (*VARIANTS, CONTROL.name):
-            named = VARIANTS.get(word, CONTROL)
+        if (named := {**VARIANTS, CONTROL.name: CONTROL}.get(word)) is not None:
             has = [name for name, config in named.mechanisms.items() if config is not None]
             if off := next((name for name in has if configs[name] is None), None):
                 raise ExselError(f"--{off} false contradicts --variant {word}: leave out one of the two")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -171,14 +172,13 @@ def _batches(rows: Sequence[Sequence[int]], size: int, *, is_pair: bool) -> list
     """Sequences of one length together, in their order, so that none needs padding."""
     import torch
 
-    batches: list[list[Sequence[int]]] = []
-    for row in rows:
-        if batches and len(batches[-1]) < size and len(batches[-1][0]) == len(row):
-            batches[-1].append(row)
-        else:
-            batches.append([row])
     names = ["input_ids", "decoder_input_ids"] if is_pair else ["input_ids"]
-    return [dict.fromkeys(names, torch.tensor(batch)) for batch in batches]
+    equal = [list(group) for _, group in groupby(rows, key=len)]
+    return [
+        dict.fromkeys(names, torch.tensor(group[at : at + size]))
+        for group in equal
+        for at in range(0, len(group), size)
+    ]
 
 
 def _print(model: DiagnosedModel) -> None:

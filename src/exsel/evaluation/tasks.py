@@ -62,21 +62,20 @@ _REFUSED = {
 
 @dataclass(frozen=True, kw_only=True)
 class TaskScore:
-    """One number of one task, or of a group of tasks."""
+    """One number of one task, or of a group of tasks, which has neither documents nor examples (``fewshot``).
+
+    The metric is as the harness calls it, with the filter behind a slash where one was applied to the answers. The
+    standard error is that of a mean over documents, and to first order of a perplexity. The version is the task's.
+    """
 
     task: str
     metric: str
-    """As the harness calls it; with the filter behind a slash where one was applied to the answers."""
     value: float
     stderr: float | None
-    """The standard error of a mean over documents, and to first order of a perplexity; None for other metrics."""
     higher_is_better: bool | None
     documents: int | None
-    """None for a group of tasks."""
     fewshot: int | None
-    """Examples before each question; None for a group of tasks."""
     version: str | None
-    """Of the task's definition in the harness."""
 
 
 @dataclass(frozen=True, kw_only=True)
