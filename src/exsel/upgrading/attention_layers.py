@@ -125,12 +125,12 @@ def _target(
     # Only the name within the layer counts: layers.0.crossattention matches, cross_encoder.layers.0.self_attn does not.
     names = f"{re.split(r'[.][0-9]+[.]', name)[-1]} {cls.__name__} {type(parent).__name__}"
     reason = look_up(known.LEFT_ALONE, cls)
-    if _is_true(module, "is_cross_attention") or _CROSS.search(names) or _POOLING.search(names):
+    if getattr(module, "is_cross_attention", None) is True or _CROSS.search(names) or _POOLING.search(names):
         reason = NO_OWN_VALUES
     if reason:
         return replace(target.refused(reason, left_alone=True), by_name=False)
     for attribute, reason in known.REFUSED_ATTRIBUTES.items():
-        if _is_true(module, attribute) or isinstance(getattr(module, attribute, None), nn.Module):
+        if (found := getattr(module, attribute, None)) is True or isinstance(found, nn.Module):
             return target.refused(reason)
     if isinstance(sites, RewritingError):
         return target.refused(f"{cls.__name__} {sites}")
@@ -179,7 +179,7 @@ def _multihead_target(target: Target, module: nn.MultiheadAttention, parent: nn.
 
 
 def _processed_target(target: Target, module: nn.Module, cls: type[nn.Module]) -> Target:
-    if _is_true(module, "is_cross_attention") or _CROSS.search(target.name.rpartition(".")[2]):
+    if getattr(module, "is_cross_attention", None) is True or _CROSS.search(target.name.rpartition(".")[2]):
         return target.refused(NO_OWN_VALUES, left_alone=True)
     exclusive, selective = diffusers_processors.refusals(module)
     if _geometry(module, diffusers_processors.PROJECTIONS) is None:
@@ -187,10 +187,6 @@ def _processed_target(target: Target, module: nn.Module, cls: type[nn.Module]) -
     else:
         target = _with_projections(target, module, diffusers_processors.PROJECTIONS)
     return replace(target, exclusive=exclusive, selective=selective)
-
-
-def _is_true(module: nn.Module, attribute: str) -> bool:
-    return getattr(module, attribute, None) is True
 
 
 def _known_projections(module: nn.Module, cls: type) -> Projections | None:

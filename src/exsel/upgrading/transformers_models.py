@@ -67,8 +67,7 @@ class UpgradedFields(Guarded):
         """The content of ``config.json``: the plain configuration, wrapped."""
         base = json.loads(super().to_json_string(use_diff))  # type: ignore[misc]
         del base[ENTRY]
-        values = wrapped_config(base, self.exsel)
-        return json.dumps(values, indent=2, sort_keys=True) + "\n"
+        return json.dumps(wrapped_config(base, self.exsel), indent=2, sort_keys=True) + "\n"
 
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
         """As the plain class, and a model card beside it."""
