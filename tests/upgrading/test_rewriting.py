@@ -42,8 +42,7 @@ class Halves(nn.Module):
 class WithSuper(Halves):
     def forward(self, x: Tensor, explode: bool = False) -> Tensor:
         y = self.attend(x)
-        if super().__init__ is None:
-            raise AssertionError
+        assert super().__init__ is not None
         return self.o_proj(y.transpose(1, 2).flatten(-2))
 
 

@@ -192,14 +192,14 @@ class Layer(nn.Module):
     @deprecate_kwarg("states", new_name="x", version="99.0")
     @torch.no_grad()
     def forward(this, /, x: Tensor, limit: list[int] = LIMIT, *, text: str = "a\n    b") -> Tensor:  # noqa: N805
-        if text != "a\n    b" or super().forward is None:
-            raise AssertionError(text)  # an assert statement is other code where pytest has rewritten it
+        assert text == "a\n    b"
 
         def heads(states: Tensor) -> Heads:
             return states.unflatten(-1, (2, 4)).transpose(1, 2)
 
         limit.append(len(x))
         y = this.mixed(heads(this.q_proj(x)), heads(this.k_proj(x)), heads(this.v_proj(x)))
+        assert super().forward is not None
         return this.__out(y.transpose(1, 2).flatten(-2))
 
     def mixed(layer, /, *states: Tensor) -> Tensor:  # noqa: N805

@@ -14,6 +14,7 @@ import inspect
 import itertools
 import linecache
 import re
+import sys
 import types
 import warnings
 from collections.abc import Callable, Iterator
@@ -35,6 +36,8 @@ _ATTENTION = re.compile(
     r"(scaled_dot_product|memory_efficient|flex)_attention|flash_attn_\w*func|attention_interface|dispatch_attention_fn"
 )
 _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+#: The name of pytest's import in a module whose assertions it has rewritten.
+_PYTEST = "@pytest_ar"
 
 
 class RewritingError(ValueError):
@@ -186,13 +189,13 @@ def _find_source(function: types.FunctionType) -> tuple[ast.Module, ast.Function
         # The imports are kept: the compiler gives other bytecode for calls of an imported name's attributes.
         kept = [other for other in statements if other is statement or not isinstance(other, _DEFINITIONS)]
         module = ast.Module(kept, type_ignores=[])
-        own = {made.co_firstlineno for made in _codes(_compile(module, code)) if _without_places(made) == wanted}
+        own = {made.co_firstlineno for made in _made_by(module, function) if _without_places(made) == wanted}
         definitions = [node for node in ast.walk(statement) if isinstance(node, ast.FunctionDef)]
         found += [(module, node) for node in definitions if node.name == code.co_name and _first_line(node) in own]
     if not found:
         raise RewritingError(
             f"runs other code than its source says ({code.co_filename}): the file was edited after it was imported, or "
-            "something changed the code, as pytest does with assert. Start Python anew, or upgrade first"
+            "something changed the code on its way. Start Python anew, or upgrade first"
         )
     # Equal definitions may occur twice, as in both branches of a condition. The line number decides.
     return next((pair for pair in found if _first_line(pair[1]) == code.co_firstlineno), found[0])
@@ -224,6 +227,16 @@ def _defines(statement: ast.stmt, name: str) -> bool:
     if isinstance(statement, _DEFINITIONS):
         return statement.name == name
     return any(isinstance(node, _DEFINITIONS) and node.name == name for node in ast.walk(statement))
+
+
+def _made_by(module: ast.Module, function: types.FunctionType) -> Iterator[types.CodeType]:
+    yield from _codes(_compile(module, function.__code__))
+    if _PYTEST in function.__globals__ and "_pytest.assertion.rewrite" in sys.modules:
+        from _pytest.assertion.rewrite import rewrite_asserts
+
+        with_pytest = copy.deepcopy(module)
+        rewrite_asserts(with_pytest, b"")
+        yield from _codes(_compile(with_pytest, function.__code__))
 
 
 def _compile(module: ast.Module, like: types.CodeType) -> types.CodeType:
