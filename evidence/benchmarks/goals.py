@@ -264,6 +264,6 @@ def _by_hand(record: Record) -> list[str]:
                 verdict = "as good as exsel" if is_as_good else "slower than exsel"
                 parts.append(f"{verdict} {how} ({cost_ratio(by_hand)} and {cost_ratio(ours)} of a plain step)")
         if parts:
-            case = f"exclusive, {shape} model, {batch} × {tokens:,} tokens, {device_name(record)}"
-            sentences.append(f"In a training step two lines of PyTorch are {' and '.join(parts)}: {case}.")
+            case = f"Training the {shape} model ({batch} × {tokens:,} tokens a step, {device_name(record)})"
+            sentences.append(f"{case}, two lines of PyTorch for exclusive attention are {' and '.join(parts)}.")
     return sentences
