@@ -50,13 +50,15 @@ def machine(result: dict[str, Any]) -> str:
 
 def quality(result: dict[str, Any]) -> str:
     config, data = result["config"], result["data"]
+    headings = table_headings(result)
+    del headings["wall_clock"]  # other programs ran beside the trainings; a step's cost is measured apart
     return "\n\n".join(
         [
             "## Trained side by side",
             f"{result['model']['name']} model, {config['steps']} steps of {config['batch_size']} × {config['seq_len']} "
             f"tokens of {data['name']} as bytes (sha256 {data['sha256'][:12]}), seeds "
             f"{', '.join(map(str, config['seeds']))}; {machine(result)}. `{result['command']}`",
-            table(summary_rows(result), table_headings(result)),
+            table(summary_rows(result), headings),
             f"{interval_sentence(result)}. {headline(result)} {headline_note(result)}",
         ]
     )
