@@ -131,7 +131,7 @@ def test_more_memory_than_there_is(flags: list[str], tmp_path: Path, monkeypatch
         def fail(*_: Any, error: Exception = error, **__: Any) -> None:
             raise error
 
-        monkeypatch.setattr("exsel.data.load_data", fail)
+        monkeypatch.setattr("exsel.training.run_model.load_data", fail)
         outcome = run_main("train", *flags, "--out", tmp_path / "out")
         assert_refused(outcome, "this does not fit into the memory")
 
@@ -157,7 +157,7 @@ def test_a_broken_import_is_a_traceback(
     def fail(*_: Any, **__: Any) -> None:
         raise error
 
-    monkeypatch.setattr("exsel.data.load_data", fail)
+    monkeypatch.setattr("exsel.training.run_model.load_data", fail)
     with pytest.raises(ImportError, match=str(error)):
         run_main("train", *flags, "--out", tmp_path / "out")
 

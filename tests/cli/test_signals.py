@@ -133,7 +133,7 @@ def test_interrupted_while_loading_leaves_nothing(
     def load_data(*_arguments: Any, **_options: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("exsel.data.load_data", load_data)
+    monkeypatch.setattr("exsel.training.run_model.load_data", load_data)
     outcome = run_main("train", *flags, "--out", tmp_path / "out")
     assert (outcome.code, outcome.err) == (130, "exsel: interrupted\n")
     assert list(tmp_path.iterdir()) == []

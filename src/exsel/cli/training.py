@@ -278,7 +278,6 @@ def run_session(
     ``prepare`` may return the runs as they will be, where the settings depend on the data. Returns the exit code.
     """
     from exsel.cli.display import make_progress, warn
-    from exsel.data import load_data
     from exsel.files import locked
     from exsel.machine import can_compile
     from exsel.training.estimate import estimate
@@ -287,7 +286,7 @@ def run_session(
     from exsel.training.output_folder import clear_output
     from exsel.training.processes import joined
     from exsel.training.run import Interrupted, check_shared
-    from exsel.training.run_model import check_disk, sketch_model, with_evaluation_sets
+    from exsel.training.run_model import check_disk, load_run_data, sketch_model
     from exsel.training.settings import COMPILED_STEPS, one_a_variant
 
     out: Path = arguments.out
@@ -299,16 +298,7 @@ def run_session(
             sketch_model(run, vocab_size=256)  # raises if heads, layers or strengths do not fit
 
     def load() -> PackedData:
-        loaded = load_data(
-            settings.data,
-            tokenizer=settings.tokenizer,
-            seq_len=settings.seq_len,
-            pack=settings.pack,
-            text_field=settings.text_field,
-            validation_blocks=settings.evaluation_blocks,
-            part=(processes.rank, processes.count),
-        )
-        return with_evaluation_sets(loaded, settings)
+        return load_run_data(settings, part=(processes.rank, processes.count))
 
     def clear() -> None:
         out.mkdir(parents=True, exist_ok=True)

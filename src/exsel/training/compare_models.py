@@ -13,7 +13,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exsel.data import PackedData, load_data
+from exsel.data import PackedData
 from exsel.errors import ExselError, require_all
 from exsel.files import write_json
 from exsel.machine import resolve_device
@@ -28,7 +28,7 @@ from exsel.training.model_checks import check_new_models
 from exsel.training.output_folder import REPORT, RESULTS
 from exsel.training.own_model import Factory
 from exsel.training.progress import Progress
-from exsel.training.run_model import check_disk, sketch_model, with_evaluation_sets
+from exsel.training.run_model import check_disk, load_run_data, sketch_model, with_evaluation_sets
 from exsel.training.settings import Settings, one_a_variant, with_defaults
 from exsel.variants import BASELINE, CHOOSING_SEED, VARIANTS, Variant, choose_variants
 
@@ -158,17 +158,7 @@ def compare(
     )
     for run in one_a_variant(plan.runs):
         sketch_model(run, vocab_size=256)
-    if not isinstance(data, PackedData):
-        data = load_data(
-            first.data,
-            tokenizer=first.tokenizer,
-            seq_len=first.seq_len,
-            pack=first.pack,
-            text_field=first.text_field,
-            validation_blocks=first.evaluation_blocks,
-            texts=texts,
-        )
-    data = with_evaluation_sets(data, first)
+    data = with_evaluation_sets(data, first) if isinstance(data, PackedData) else load_run_data(first, texts=texts)
     with ExitStack() as temporary:
         if folder is None:
             folder = temporary.enter_context(tempfile.TemporaryDirectory(prefix="exsel-compare-"))

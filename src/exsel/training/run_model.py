@@ -18,7 +18,7 @@ from torch import nn
 from transformers import set_seed
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from exsel.data import PackedData, load_evaluation_data, token_counts
+from exsel.data import PackedData, load_data, load_evaluation_data, token_counts
 from exsel.errors import ExselError, explained
 from exsel.lengths import context_of
 from exsel.models import ExselConfig, ExselForCausalLM
@@ -114,6 +114,21 @@ def _own_config(config: ExselConfig, settings: Settings) -> ExselConfig:
     mechanisms = {name: value for name, value in settings.variant.to_dict().items() if value is not None}
     own: ExselConfig = ExselConfig.from_dict({**deepcopy(config).to_dict(), **mechanisms})
     return own
+
+
+def load_run_data(settings: Settings, *, texts: Sequence[str] = (), part: tuple[int, int] = (0, 1)) -> PackedData:
+    """The settings' data, or these documents in its place, with their evaluation sets; ``part`` as in `load_data`."""
+    data = load_data(
+        settings.data,
+        tokenizer=settings.tokenizer,
+        seq_len=settings.seq_len,
+        pack=settings.pack,
+        text_field=settings.text_field,
+        validation_blocks=settings.evaluation_blocks,
+        part=part,
+        texts=texts,
+    )
+    return with_evaluation_sets(data, settings)
 
 
 def with_evaluation_sets(data: PackedData, settings: Settings) -> PackedData:
