@@ -87,12 +87,12 @@ EXPERIMENTS: tuple[Experiment, ...] = (
         "Token-aware temperatures do better than a constant one, Scalable-Softmax and YaRN's.", "side_by_side"),
     Experiment("lemma-1", SSA, "Lemma 1", "What two spikinesses cost in norm",
         "Unit a, b with ‖Wᵀa‖ ≥ L_a and ‖Wᵀb‖ ≤ L_b need ‖W‖ ≥ (L_a − L_b)/‖a − b‖; with temperatures max(L_a, L_b) is "
-        "enough.", "spikiness_norm"),
+        "enough.", "theory"),
     Experiment("proposition-1", SSA, "Proposition 1", "What a map of two tokens costs in norm",
         "Approximating [[1−γ, γ], [0, 1]] to ε needs ‖W‖ that grows like log(1/ε) and with the similarity of the two "
-        "tokens.", "map_norm"),
+        "tokens.", "theory"),
     Experiment("proposition-2", SSA, "Proposition 2", "Why log n",
-        "The temperature that keeps a mixture as the context grows is const + p log n.", "growing_context"),
+        "The temperature that keeps a mixture as the context grows is const + p log n.", "theory"),
     Experiment("strength", READERS, "", "Fixed against learned strength",
         "Is a learned strength better than full strength, of each head or of each token and head?", "side_by_side"),
     Experiment("layers", READERS, "", "All layers against some",
