@@ -33,11 +33,7 @@ DIMENSIONS = (2, 4, 16)
 Ratios = Mapping[str, Tensor]
 Draw = Callable[[int, int, torch.Generator], Ratios]
 
-# Where figures look. Lemma 1: ‖a − b‖, and L_b beside L_a = 1. Proposition 1: ε, ρ and γ, and those shown alone.
-_DISTANCES, _LEVELS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0, 1.4), (0.0, 0.5)
-_ERRORS, _SIMILARITIES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-6, 1e-8), (-0.9, -0.5, 0.0, 0.5, 0.9, 0.99)
-_GAMMAS, (_ERROR, _SIMILARITY, _GAMMA) = (0.05, 0.2, 0.5, 0.8), (1e-4, 0.99, 0.8)
-# Proposition 2: n, p, and α, the share of a that is wanted.
+# Proposition 2's n, p, and α, the share of a that is wanted; p and α that are shown alone.
 _LENGTHS, _POWERS, _SHARES = tuple(4 * 2**power for power in range(15)), (0.25, 0.5, 1.0), (0.5, 0.6, 0.8, 0.95)
 _POWER, _SHARE = 0.5, 0.8
 
@@ -54,7 +50,7 @@ def outcome_of(
     job: Job, draw: Draw, conclusion: str, *more: Finding, size: str, charts: tuple[Chart, ...],
     tables: tuple[Table, ...] = (),
 ) -> Outcome:  # fmt: skip
-    """What the checks say, with more numbers; the conclusion is told the largest ratio of the first check."""
+    """What the checks say, with more numbers; the conclusion is told the first check's largest ratio."""
     found: dict[str, list[Tensor]] = defaultdict(list)
     for seed in job.seeds:
         generator = torch.Generator().manual_seed(seed)
@@ -69,7 +65,7 @@ def outcome_of(
     trials = [sum(map(len, ratios)) for ratios in zip(*found.values(), strict=True)]
     return Outcome(
         verdict="not reproduced" if broken else "exact",
-        conclusion=f"Above 1: {'; '.join(broken)}." if broken else conclusion.format(largest=first),
+        conclusion=f"Above 1: {'; '.join(broken)}." if broken else conclusion.format(largest=first, left=1 - first),
         size=f"unit vectors of {', '.join(map(str, DIMENSIONS))} dimensions; {size}; float64, no accelerator needed",
         findings=(
             of_seeds("violations, all checks", map(sum, zip(*counts, strict=True)), 0, "none", not broken),
@@ -192,14 +188,15 @@ def check_lemma_1(trials: int, dimension: int, generator: torch.Generator) -> Ra
     largest = wanted.amax(-1, keepdim=True)
     tau, scaled = wanted / largest, largest.unsqueeze(-1) * torch.eye(dimension, dtype=torch.float64)
     error = vector_norm(tau.unsqueeze(-1) * tokens @ scaled, dim=-1) - wanted
-    # Of a sum of D products, and of differences of numbers up to ‖W‖.
+    # Rounding of a sum of D products, and of differences of numbers up to ‖W‖.
     rounding = 8 * dimension * EPS / demand.rest.sqrt()
+    some = 1 + rounding
     return {
-        "bound / least ‖W‖ in closed form": spikiness_bound(demand.least, level, distance) / (least * (1 + rounding)),
+        "bound / least ‖W‖": spikiness_bound(demand.least, level, distance) / (least * some),
         "bound / ‖W‖, random W": spikiness_bound(spiky, flat, distance) / (norm * (1 + 4 * dimension * EPS / distance)),
-        "least ‖W‖ in closed form / ‖W‖, random W": own.length(own.products()) / (norm * (1 + rounding)),
-        "least ‖W‖ / what is certain of every W": least / (demand.certificate(tokens) * (1 + rounding)),
-        "‖W‖ / least ‖W‖, explicit W": matrix_norm(built, ord=2) / (least * (1 + rounding)),
+        "least ‖W‖ / ‖W‖, random W": own.length(own.products()) / (norm * some),
+        "least ‖W‖ / proven lower bound of every ‖W‖": least / (demand.certificate(tokens) * some),
+        "‖W‖ / least ‖W‖, explicit W": matrix_norm(built, ord=2) / (least * some),
         "L_a / ‖Wᵀa‖, explicit W": demand.least / (at_a + rounding * least),
         "‖Wᵀb‖ / L_b, explicit W": at_b / (level + rounding * least),
         "‖τW‖ / max(L_a, L_b), with temperatures": matrix_norm(scaled, ord=2) / (largest.squeeze(-1) * (1 + 4 * EPS)),
@@ -209,22 +206,23 @@ def check_lemma_1(trials: int, dimension: int, generator: torch.Generator) -> Ra
 
 def run_lemma_1(job: Job) -> Outcome:
     """The bound and the least norm against matrices, and what temperatures need."""
-    distance, shown = torch.tensor(_DISTANCES, dtype=torch.float64), {}
-    for level in _LEVELS:
+    distance = torch.tensor((0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0, 1.4), dtype=torch.float64)
+    shown = {"with temperatures": torch.ones_like(distance)}
+    for level in (0.0, 0.5):
         spiky, flat = torch.ones_like(distance), torch.full_like(distance, level)
         demand = Demand(-flat, flat, spiky, distance)
         shown[f"bound, L_b = {level:g}"] = spikiness_bound(spiky, flat, distance)
-        shown[f"least, closed form, L_b = {level:g}"] = demand.length(demand.products())
-    shown["with temperatures"] = spiky
+        shown[f"least, L_b = {level:g}"] = demand.length(demand.products())
     title = "What L_a = 1 beside L_b costs in norm"
     caption = "The nearer the two tokens, the larger the W that tells them apart; temperatures need no more than 1."
     return outcome_of(
         job,
         check_lemma_1,
-        "The bound held and is nearly reached ({largest:.6f} of the least norm) where ‖a − b‖ is small beside "
-        "L_a − L_b; elsewhere the least norm is larger. Temperatures made both spikinesses with ‖τW‖ = max(L_a, L_b).",
+        "The bound held and is nearly reached (but for {left:.0e} of the least norm) where ‖a − b‖ is small beside "
+        "L_a − L_b; elsewhere the least norm is larger. An explicit W has the least norm in closed form, and none has "
+        "less. Temperatures made both spikinesses with ‖τW‖ = max(L_a, L_b).",
         size="‖a − b‖ from 0.001 to 2, L_a and L_b of random W, and L_a = 1 with L_b from 0 to 1",
-        charts=(chart("norm", title, ("‖a − b‖", "‖W‖"), _DISTANCES, shown, caption, "xy"),),
+        charts=(chart("norm", title, ("‖a − b‖", "‖W‖"), distance.tolist(), shown, caption, "xy"),),
     )
 
 
@@ -291,14 +289,14 @@ def check_proposition_1(trials: int, dimension: int, generator: torch.Generator)
     target = torch.stack((gamma, torch.ones_like(gamma)), dim=-1)
     wrong = (shares_of_second(weights, tokens.expand(3, -1, -1, -1), taus) - target).abs().amax(-1)
     # What is computed of tokens so alike is divided by 1 − ρ². Scores are sums of numbers up to ‖W‖.
-    rounding, of_map = 16 * EPS / demand.rest, 8 * EPS * (1 + norms)
+    some, of_map = 1 + 16 * EPS / demand.rest, 8 * EPS * (1 + norms)
     return {
-        "bound / ‖W‖, random W": bound / (norm * (1 + rounding)),
-        "√2 times the bound / least ‖W‖ in closed form": math.sqrt(2) * bound / (least * (1 + rounding)),
-        "least ‖W‖ in closed form / ‖W‖, random W": least / (norm * (1 + rounding)),
-        "least ‖W‖ / what is certain of every W": least / (demand.certificate(tokens) / distance * (1 + rounding)),
-        "‖W‖ / least ‖W‖, explicit W": built / (least * (1 + rounding)),
-        "max τ ‖W‖ / least ‖W‖, with temperatures": tau.amax(-1) * scaled / (least * (1 + rounding)),
+        "bound / ‖W‖, random W": bound / (norm * some),
+        "√2 times the bound / least ‖W‖": math.sqrt(2) * bound / (least * some),
+        "least ‖W‖ / ‖W‖, random W": least / (norm * some),
+        "least ‖W‖ / proven lower bound of every ‖W‖": least * distance / (demand.certificate(tokens) * some),
+        "‖W‖ / least ‖W‖, explicit W": built / (least * some),
+        "max τ ‖W‖ / least ‖W‖, with temperatures": tau.amax(-1) * scaled / (least * some),
         "error of the map / ε, all W": (wrong / (error + of_map)).flatten(),
     }
 
@@ -311,34 +309,33 @@ def map_norms(error: Any, similarity: Any, gamma: Any) -> Mapping[str, Tensor]:
     demand = map_demand(error, gamma, distance)
     return {
         "bound": map_bound(error, gamma, distance),
-        "least, closed form": demand.length(demand.products()) / distance,
+        "least": demand.length(demand.products()) / distance,
         "with temperatures": demand.length(with_temperatures(demand)[0]) / distance,
     }
 
 
 def run_proposition_1(job: Job) -> Outcome:
     """The bound and the least norm against matrices, and what temperatures need."""
-    by_error: dict[str, Tensor] = {}
-    for rho in (0.0, _SIMILARITY):
-        by_error |= {f"{label}, ρ = {rho:g}": each for label, each in map_norms(_ERRORS, rho, _GAMMA).items()}
-    by_gamma = map_norms(_ERROR, _SIMILARITY, _GAMMAS)
-    saved = zip(_GAMMAS, by_gamma["least, closed form"] / by_gamma["with temperatures"], strict=True)
-    savings = ", ".join(f"{float(factor):.1f} (γ = {gamma:g})" for gamma, factor in saved)
-    title, norm = "Norm that a map of two tokens needs", "‖W‖, with temperatures max τ ‖W‖"
-    why = f"γ = {_GAMMA:g}. The norm grows with log(1/ε); temperatures take away the similarity's factor alone."
-    at, rho_label = f"γ = {_GAMMA:g}, ε = {_ERROR:g}.", "similarity ρ of the tokens"
-    by_similarity = map_norms(_ERROR, _SIMILARITIES, _GAMMA)
+    errors, rhos, gammas = (1e-1, 1e-2, 1e-3, 1e-4, 1e-6, 1e-8), (-0.9, -0.5, 0, 0.5, 0.9, 0.99), (0.05, 0.2, 0.5, 0.8)
+    error, rho, gamma = 1e-4, 0.99, 0.8
+    by_gamma = map_norms(error, rho, gammas)
+    factors = zip(by_gamma["least"] / by_gamma["with temperatures"], gammas, strict=True)
+    savings = ", ".join(f"{float(factor):.1f} (γ = {each:g})" for factor, each in factors)
+    title, norm, similarity = "Norm that a map of two tokens needs", "‖W‖, or max τ ‖W‖", "similarity ρ of the tokens"
+    near = f"ε = {error:g}, γ = {gamma:g}. As the tokens grow alike the norm grows, less with temperatures."
+    small = f"ρ = {rho:g}, γ = {gamma:g}. All grow with log(1/ε), the norm with temperatures least."
     return outcome_of(
         job,
         check_proposition_1,
-        "The bound held, and holds with √2 times its constant as well: the largest bound / ‖W‖ is {largest:.3f}. At "
-        f"ρ = {_SIMILARITY:g} and ε = {_ERROR:g} temperatures make the norm needed smaller by a factor of {savings}: "
-        "they help where both tokens prefer the second one, γ ≥ 1/2, as they change no sign.",
+        "The bound held, and holds with √2 times its constant as well: the largest bound / ‖W‖ is {largest:.3f}. An "
+        f"explicit W has the least norm in closed form, and none has less. At ρ = {rho:g} and ε = {error:g} "
+        f"temperatures make the norm needed smaller by a factor of {savings}: they help where both tokens prefer the "
+        "second one, γ ≥ 1/2, as they change no sign.",
         size="ε from 1e-10 to 0.3, ρ from −0.999 to 0.999, γ from 0.001 to 0.999; to ε: no entry of the map is further "
         "from P* than ε",
         charts=(
-            chart("by-error", title, ("error ε of the map", norm), _ERRORS, by_error, why),
-            chart("by-similarity", title, (rho_label, norm), _SIMILARITIES, by_similarity, at, "y"),
+            chart("by-error", title, ("error ε of the map", norm), errors, map_norms(errors, rho, gamma), small),
+            chart("by-similarity", title, (similarity, norm), rhos, map_norms(error, rhos, gamma), near, "y"),
         ),
     )
 
@@ -410,7 +407,7 @@ def run_proposition_2(job: Job) -> Outcome:
     rows = [(f"{p:g}", f"{share:g}", *(f"{losses[form, p, share]:.1e}" for form in FORMS)) for p, share in mixtures]
     loss, tokens = "mean squared error of a's share", "n (tokens)"
     title = f"Share given to a (α = {_SHARE:g}), temperatures fitted to all n"
-    straight = f"α = {_SHARE:g}. But for the whole counts of small n straight in log n, p steep."
+    straight = f"α = {_SHARE:g}. Straight in log n with slope p, but for small n, whose counts are whole as well."
     once = (
         f"κ_n ≈ n^{_POWER:g}: under a constant temperature a's share is right at one n only. What const + p log n "
         "loses comes of the whole counts, whose κ_n is not quite n^p."
