@@ -70,7 +70,7 @@ def outcome_of(
         findings=(
             of_seeds("violations, all checks", map(sum, zip(*counts, strict=True)), 0, "none", not broken),
             of_seeds("trials, all checks", trials, 0),
-            *(of_seeds(f"largest {name}", largest[name], 6, "at most 1", name not in broken) for name in found),
+            *(of_seeds(f"largest ratio: {name}", largest[name], 6, "at most 1", name not in broken) for name in found),
             *more,
         ),
         charts=charts,
@@ -193,10 +193,11 @@ def check_lemma_1(trials: int, dimension: int, generator: torch.Generator) -> Ra
     some = 1 + rounding
     return {
         "bound / least ‖W‖": spikiness_bound(demand.least, level, distance) / (least * some),
-        "bound / ‖W‖, random W": spikiness_bound(spiky, flat, distance) / (norm * (1 + 4 * dimension * EPS / distance)),
-        "least ‖W‖ / ‖W‖, random W": own.length(own.products()) / (norm * some),
+        "bound / ‖W‖ of random W": spikiness_bound(spiky, flat, distance)
+        / (norm * (1 + 4 * dimension * EPS / distance)),
+        "least ‖W‖ / ‖W‖ of random W": own.length(own.products()) / (norm * some),
         "least ‖W‖ / proven lower bound of every ‖W‖": least / (demand.certificate(tokens) * some),
-        "‖W‖ / least ‖W‖, explicit W": matrix_norm(built, ord=2) / (least * some),
+        "‖W‖ of the explicit W / least ‖W‖": matrix_norm(built, ord=2) / (least * some),
         "L_a / ‖Wᵀa‖, explicit W": demand.least / (at_a + rounding * least),
         "‖Wᵀb‖ / L_b, explicit W": at_b / (level + rounding * least),
         "‖τW‖ / max(L_a, L_b), with temperatures": matrix_norm(scaled, ord=2) / (largest.squeeze(-1) * (1 + 4 * EPS)),
@@ -291,13 +292,13 @@ def check_proposition_1(trials: int, dimension: int, generator: torch.Generator)
     # What is computed of tokens so alike is divided by 1 − ρ². Scores are sums of numbers up to ‖W‖.
     some, of_map = 1 + 16 * EPS / demand.rest, 8 * EPS * (1 + norms)
     return {
-        "bound / ‖W‖, random W": bound / (norm * some),
+        "bound / ‖W‖ of random W": bound / (norm * some),
         "√2 times the bound / least ‖W‖": math.sqrt(2) * bound / (least * some),
-        "least ‖W‖ / ‖W‖, random W": least / (norm * some),
+        "least ‖W‖ / ‖W‖ of random W": least / (norm * some),
         "least ‖W‖ / proven lower bound of every ‖W‖": least * distance / (demand.certificate(tokens) * some),
-        "‖W‖ / least ‖W‖, explicit W": built / (least * some),
+        "‖W‖ of the explicit W / least ‖W‖": built / (least * some),
         "max τ ‖W‖ / least ‖W‖, with temperatures": tau.amax(-1) * scaled / (least * some),
-        "error of the map / ε, all W": (wrong / (error + of_map)).flatten(),
+        "error of the map / ε, every W": (wrong / (error + of_map)).flatten(),
     }
 
 
@@ -318,9 +319,13 @@ def run_proposition_1(job: Job) -> Outcome:
     """The bound and the least norm against matrices, and what temperatures need."""
     errors, rhos, gammas = (1e-1, 1e-2, 1e-3, 1e-4, 1e-6, 1e-8), (-0.9, -0.5, 0, 0.5, 0.9, 0.99), (0.05, 0.2, 0.5, 0.8)
     error, rho, gamma = 1e-4, 0.99, 0.8
-    by_gamma = map_norms(error, rho, gammas)
-    factors = zip(by_gamma["least"] / by_gamma["with temperatures"], gammas, strict=True)
-    savings = ", ".join(f"{float(factor):.1f} (γ = {each:g})" for factor, each in factors)
+    saved = {}
+    for each in rhos:
+        norms = map_norms(error, each, gammas)
+        saved[each] = [f"{factor:.1f}" for factor in (norms["least"] / norms["with temperatures"]).tolist()]
+    savings = ", ".join(f"{factor} (γ = {each:g})" for factor, each in zip(saved[rho], gammas, strict=True))
+    headings = ("ρ", *(f"γ = {each:g}" for each in gammas))
+    rows = tuple((f"{each:g}", *factors) for each, factors in saved.items())
     title, norm, similarity = "Norm that a map of two tokens needs", "‖W‖, or max τ ‖W‖", "similarity ρ of the tokens"
     near = f"ε = {error:g}, γ = {gamma:g}. As the tokens grow alike the norm grows, less with temperatures."
     small = f"ρ = {rho:g}, γ = {gamma:g}. All grow with log(1/ε), the norm with temperatures least."
@@ -337,6 +342,7 @@ def run_proposition_1(job: Job) -> Outcome:
             chart("by-error", title, ("error ε of the map", norm), errors, map_norms(errors, rho, gamma), small),
             chart("by-similarity", title, (similarity, norm), rhos, map_norms(error, rhos, gamma), near, "y"),
         ),
+        tables=(Table(title=f"Norm without / with temperatures, ε = {error:g}", headings=headings, rows=rows),),
     )
 
 
@@ -407,7 +413,7 @@ def run_proposition_2(job: Job) -> Outcome:
     rows = [(f"{p:g}", f"{share:g}", *(f"{losses[form, p, share]:.1e}" for form in FORMS)) for p, share in mixtures]
     loss, tokens = "mean squared error of a's share", "n (tokens)"
     title = f"Share given to a (α = {_SHARE:g}), temperatures fitted to all n"
-    straight = f"α = {_SHARE:g}. Straight in log n with slope p, but for small n, whose counts are whole as well."
+    straight = f"α = {_SHARE:g}. Straight in log n, p steep, but at small n, where whole counts are further from n^p."
     once = (
         f"κ_n ≈ n^{_POWER:g}: under a constant temperature a's share is right at one n only. What const + p log n "
         "loses comes of the whole counts, whose κ_n is not quite n^p."

@@ -151,7 +151,7 @@ def test_a_doubled_bound_is_seen_to_fail(monkeypatch, tmp_path, bound, run):
     result = run(smoke_job(tmp_path))
     assert result.verdict == "not reproduced"
     failed = [finding.quantity for finding in result.findings if finding.holds is False]
-    assert "largest bound / ‖W‖, random W" in failed
+    assert "largest ratio: bound / ‖W‖ of random W" in failed
 
 
 @pytest.mark.parametrize("check", [check_lemma_1, check_proposition_1])
@@ -159,7 +159,7 @@ def test_a_doubled_bound_is_seen_to_fail(monkeypatch, tmp_path, bound, run):
     ("factor", "seen_by"),
     [
         (1.001, {"least ‖W‖ / proven lower bound of every ‖W‖"}),
-        (0.999, {"‖W‖ / least ‖W‖, explicit W"}),
+        (0.999, {"‖W‖ of the explicit W / least ‖W‖"}),
     ],
 )
 def test_a_least_norm_that_is_a_thousandth_off_is_seen(monkeypatch, check, factor, seen_by):
