@@ -30,6 +30,7 @@ from evidence.benchmarks.cpu_rows import keep_rows
 from exsel.bench.measuring import Contender, CpuClock, Work, check_compiler, measure
 from exsel.bench.model_contenders import SharedWeights
 from exsel.cli.display import activity
+from exsel.models.modeling import CACHE_NAME
 from exsel.training.training_step import training_step
 
 RESULTS = Path(__file__).parent / "results"
@@ -104,7 +105,7 @@ def generation(original: nn.Module, batch: int, ways: Sequence[str]) -> list[Con
         cache = StaticCache(config=model.config, max_cache_len=TOKENS + STEPS)
         prompt = torch.randint(3, 100, (batch, TOKENS))
         with torch.no_grad():
-            model(input_ids=prompt, past_key_values=cache)
+            model(input_ids=prompt, **{CACHE_NAME: cache})
         token = prompt[:, :1].contiguous()
         step: Callable[..., Any] = model
         if group == "compiled":
@@ -117,7 +118,7 @@ def generation(original: nn.Module, batch: int, ways: Sequence[str]) -> list[Con
             with torch.no_grad():
                 for place in range(TOKENS, TOKENS + STEPS):
                     position = torch.full((batch, 1), place)
-                    logits: Tensor = step(input_ids=token, past_key_values=cache, position_ids=position).logits
+                    logits: Tensor = step(input_ids=token, position_ids=position, **{CACHE_NAME: cache}).logits
             return logits
 
         return Work(forward=call, name="decode")

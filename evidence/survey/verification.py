@@ -26,6 +26,7 @@ from evidence.survey.layer_checks import (
     tensors,
 )
 from exsel.config import ExclusiveConfig, SelectiveConfig
+from exsel.models.modeling import CACHE_NAME
 from exsel.nn.exclusive import Exclusive
 from exsel.nn.mechanisms import Mechanisms
 from exsel.nn.projections import PACKINGS
@@ -258,8 +259,8 @@ def _cached_deviation(model: nn.Module, inputs: Mapping[str, Any]) -> float | No
             full = model(**{**rest, name: ids}).logits
             cache, pieces = None, []
             for start, stop in ((0, 3), *((at, at + 1) for at in range(3, ids.shape[1]))):
-                output = model(**{**rest, name: ids[:, start:stop], "past_key_values": cache, "use_cache": True})
-                cache = output.past_key_values
+                output = model(**{**rest, name: ids[:, start:stop], CACHE_NAME: cache, "use_cache": True})
+                cache = getattr(output, CACHE_NAME)
                 pieces.append(output.logits)
                 if cache is None:
                     return None

@@ -348,9 +348,7 @@ def read_call(
     )
     _check_strength(strength)
     device = query.device.type
-    # PyTorch 2.11's compiler cannot trace this question; what it compiles for has autocast.
-    has_autocast = torch.compiler.is_compiling() or torch.amp.is_autocast_available(device)
-    if has_autocast and torch.is_autocast_enabled(device):
+    if reference.has_autocast(device) and torch.is_autocast_enabled(device):
         # Autocast does the same for scaled_dot_product_attention.
         dtype = torch.get_autocast_dtype(device)
         own_value = own_value if own_value is None or own_value is value else own_value.to(dtype)

@@ -22,6 +22,12 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def has_autocast(device_type: str) -> bool:
+    """Whether autocast knows tensors of this kind of device; it does not know meta tensors."""
+    # PyTorch 2.11's compiler cannot trace the question; what it compiles for has autocast.
+    return torch.compiler.is_compiling() or torch.amp.is_autocast_available(device_type)
+
+
 def _per_group(x: Tensor, num_kv_heads: int) -> Tensor:
     """[..., H, T, D] as [..., Hkv, H / Hkv, T, D]: a view."""
     grouped: Tensor = x.unflatten(-3, (num_kv_heads, -1))
@@ -132,8 +138,8 @@ def token_term(features: Tensor, weight: Tensor) -> Tensor:
 def linear_token_term(features: Tensor, weight: Tensor) -> Tensor:
     """τ_tok = tanh(w · x): features x [..., T, D] for all heads, weight w [H, D] or [1, D]; [..., H or 1, T]."""
     dtype, device = accumulation_dtype(features.dtype), features.device.type
-    # Autocast would round the product to bfloat16; it does not know of meta tensors.
-    with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
+    # Autocast would round the product to bfloat16.
+    with torch.autocast(device, enabled=False) if has_autocast(device) else nullcontext():
         return torch.tanh(F.linear(features.to(dtype), weight.to(dtype)).transpose(-2, -1))
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, GenerationConfig
 
+from exsel.models.modeling import CACHE_NAME
 from models.small_models import VARIANTS, small_model
 from upgrading.upgraded_models import gpt2, llama
 
@@ -101,11 +102,11 @@ def test_onnx_runtime_generates_on_a_growing_cache(model: Any, tmp_path: Path) -
             input_ids=OTHER[:, begin:end],
             attention_mask=torch.ones(batch, end, dtype=torch.long),
             position_ids=torch.arange(begin, end).expand(batch, -1),
-            past_key_values=cache,
+            **{CACHE_NAME: cache},
         )
 
     found = [run("prefill", 0, 9, DynamicCache(config=model.config))]
     for index in range(9, length):
-        found.append(run("decode", index, index + 1, found[-1].past_key_values))
+        found.append(run("decode", index, index + 1, getattr(found[-1], CACHE_NAME)))
     logits = torch.cat([each.logits for each in found], dim=1)
     torch.testing.assert_close(logits, Logits(model)(OTHER), rtol=0, atol=1e-5)

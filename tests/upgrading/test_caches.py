@@ -14,6 +14,7 @@ from transformers import DynamicCache, LlamaForSequenceClassification, Quantized
 
 from budget import assert_greedy
 from exsel import ExclusiveConfig
+from exsel.models.modeling import CACHE_NAME
 from upgrading.architectures import IDS, TOKENS, VOCABULARY, assert_near, inputs, outputs, plain, upgrade, upgraded
 
 DECODERS = ("llama", "gpt2", "gemma2", "gemma3", "mistral", "qwen3", "gptj", "bloom")
@@ -29,8 +30,8 @@ def in_pieces(model: Any, ids: Tensor, sizes: Sequence[int], cache: Any = None, 
     """The logits from a cache that holds what came before each piece."""
     pieces = []
     for piece in ids.split(list(sizes), dim=1):
-        output = model(input_ids=piece, past_key_values=cache, use_cache=True, **options)
-        cache = output.past_key_values
+        output = model(input_ids=piece, use_cache=True, **{CACHE_NAME: cache}, **options)
+        cache = getattr(output, CACHE_NAME)
         pieces.append(output.logits)
     return torch.cat(pieces, dim=1)
 
@@ -81,8 +82,8 @@ def test_encoder_and_decoder(name: str) -> None:
     with torch.no_grad():
         encoded = model.get_encoder()(input_ids=IDS)
         for piece in ids.split(one_by_one(ids), dim=1):
-            output = model(encoder_outputs=encoded, decoder_input_ids=piece, past_key_values=cache, use_cache=True)
-            cache = output.past_key_values
+            output = model(encoder_outputs=encoded, decoder_input_ids=piece, use_cache=True, **{CACHE_NAME: cache})
+            cache = getattr(output, CACHE_NAME)
             pieces.append(output.logits)
     assert_near(torch.cat(pieces, dim=1), whole)
 
@@ -176,9 +177,9 @@ def test_left_padding_changes_nothing(name: str, implementation: str | None, are
         cache, pieces = None, []
         for start, stop in ((0, 5), *((at, at + 1) for at in range(5, TOKENS))):
             here: dict[str, Any] = {key: value[:, start:stop] for key, value in positions.items()}
-            here |= {"attention_mask": mask[:, :stop], "past_key_values": cache, "use_cache": True}
+            here |= {"attention_mask": mask[:, :stop], CACHE_NAME: cache, "use_cache": True}
             output = model(input_ids=IDS[:, start:stop], **here)
-            cache = output.past_key_values
+            cache = getattr(output, CACHE_NAME)
             pieces.append(output.logits)
     assert_near(torch.cat(pieces, dim=1)[0, PADDING:], alone)
 

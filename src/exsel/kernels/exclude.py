@@ -49,7 +49,8 @@ def is_written_out(y: Tensor) -> bool:
     So it is in exported programs, which do not know our operators, and for one token under a compiler: calling an
     operator takes longer than the loops that the formulas become.
     """
-    return torch.compiler.is_exporting() or (torch.compiler.is_compiling() and y.shape[-2] == 1)
+    # PyTorch 2.11's compiler takes is_exporting() for true wherever it traces; it reads the flag behind it as it is.
+    return torch.compiler._is_exporting_flag or (torch.compiler.is_compiling() and y.shape[-2] == 1)
 
 
 def exclude(y: Tensor, own_value: Tensor, strength: Tensor | None, eps: float) -> Tensor:

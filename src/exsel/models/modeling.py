@@ -41,6 +41,9 @@ from exsel.nn.projections import Geometry
 from exsel.nn.temperature import build_temperatures
 from exsel.tensor_parallel import heads_plan
 
+#: What transformers calls a model's cache: ``cache`` from 5.24 on, ``past_key_values`` before.
+CACHE_NAME = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
+
 
 def _norm(config: ExselConfig, size: int) -> nn.Module:
     if config.norm == "rmsnorm":
@@ -114,7 +117,7 @@ class ExselAttention(nn.Module):
         hidden_states: Tensor,
         position_embeddings: tuple[Tensor, Tensor],
         attention_mask: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        layer_past: Cache | None = None,
         sequence_position: Tensor | None = None,
         token_frequency: Tensor | None = None,
         **kwargs: Any,
@@ -137,9 +140,9 @@ class ExselAttention(nn.Module):
         value_states = value_states.transpose(1, 2)
         cos, sin = position_embeddings
         query_states, key_states = apply_rotary_pos_emb(query_states, key_states, cos, sin)
-        if past_key_values is not None:
+        if layer_past is not None:
             key_states, value_states = mechanisms.to_cache(key_states, value_states)
-            key_states, value_states = past_key_values.update(key_states, value_states, self.layer_idx)
+            key_states, value_states = layer_past.update(key_states, value_states, self.layer_idx)
         attention_interface: Callable[..., tuple[Tensor, Tensor | None]] = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
@@ -190,7 +193,7 @@ class ExselPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["ExselDecoderLayer"]  # noqa: RUF012 (transformers' own declaration)
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _skip_keys_device_placement = ["cache", "past_key_values"]  # noqa: RUF012
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -305,14 +308,17 @@ class ExselModel(ExselPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Hidden states ``[B, T, E]``.
 
+        ``cache`` and ``past_key_values`` are one: transformers 5.24 has renamed it.
         ``position_ids`` that restart (packed documents) restart the selective positions and, without an
         ``attention_mask``, keep the documents apart. A two-dimensional ``attention_mask`` alone gives positions
         that start after the padding.
         """
+        cache = past_key_values if cache is None else cache
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass exactly one of input_ids and inputs_embeds")
         token_frequency = None
@@ -326,26 +332,20 @@ class ExselModel(ExselPreTrainedModel):
         num_tokens = inputs_embeds.shape[1]
         masks = attention_mask
         if not isinstance(masks, dict):
-            mask_arguments = {
-                "config": self.config,
-                "inputs_embeds": inputs_embeds,
-                "attention_mask": attention_mask,
-                "past_key_values": past_key_values,
-                "position_ids": position_ids,
-            }
+            given = (self.config, inputs_embeds, attention_mask, cache, position_ids)
             assert self.config.layer_types is not None
             makers = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
-            masks = {kind: make(**mask_arguments) for kind, make in makers.items() if kind in self.config.layer_types}
+            masks = {kind: make(*given) for kind, make in makers.items() if kind in self.config.layer_types}
             if self.layers[0]._compiled_call_impl is not None:  # each layer's graph would make the mask anew
                 masks = {kind: mask.mask() if isinstance(mask, Band) else mask for kind, mask in masks.items()}
         # After the masks: given a cache, transformers takes positions that restart for positions that go on.
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
+        if use_cache and cache is None:
+            cache = DynamicCache(config=self.config)
         if position_ids is None:
             if isinstance(attention_mask, Tensor) and attention_mask.ndim == 2:
                 position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)[:, -num_tokens:]
             else:
-                past = past_key_values.get_seq_length() if past_key_values is not None else 0
+                past = cache.get_seq_length() if cache is not None else 0
                 position_ids = torch.arange(num_tokens, device=inputs_embeds.device).unsqueeze(0) + past
 
         hidden_states = self.embed_norm(inputs_embeds)
@@ -356,12 +356,12 @@ class ExselModel(ExselPreTrainedModel):
                 attention_mask=masks[self.config.layer_types[index]],  # type: ignore[index]
                 position_embeddings=position_embeddings,
                 position_ids=position_ids,
-                past_key_values=past_key_values,
+                layer_past=cache,
                 sequence_position=position_ids.clamp_min(0) + 1,
                 token_frequency=token_frequency,
                 **kwargs,
             )
-        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+        return BaseModelOutputWithPast(self.norm(hidden_states), cache)
 
 
 class ExselForCausalLM(ExselPreTrainedModel, GenerationMixin):
@@ -393,6 +393,7 @@ class ExselForCausalLM(ExselPreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: Tensor | int | None = None,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits ``[B, T, vocabulary]``, and with ``labels`` (not shifted; -100 is left out) the loss in nats.
@@ -406,7 +407,7 @@ class ExselForCausalLM(ExselPreTrainedModel, GenerationMixin):
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=past_key_values if cache is None else cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             **kwargs,
@@ -422,9 +423,9 @@ class ExselForCausalLM(ExselPreTrainedModel, GenerationMixin):
                 num_items_in_batch=num_items_in_batch,
             )
         return CausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
+            loss,
+            logits,
+            getattr(outputs, CACHE_NAME),
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )

@@ -43,7 +43,8 @@ class Positions:
             mask.ndim in (2, 4) if isinstance(mask, Tensor) else isinstance(mask, Band) or hasattr(mask, "mask_mod")
         )
         self.mask = mask if is_mask else None
-        self.cache = cache
+        # That of transformers' continuous batching holds many sequences, and no length: positions come beside it.
+        self.cache = cache = cache if hasattr(cache, "get_seq_length") else None
         #: Whether padding is read from the mask's diagonal alone: a padding token is hidden even from itself.
         self.by_diagonal = has_window or not isinstance(mask, Tensor)
         self.past: int | Tensor = 0

@@ -108,7 +108,7 @@ def read(cls: type, name: str) -> Method:
         others = [value for key, value in vars(function).items() if value is inner and key != "__wrapped__"]
         if not isinstance(inner, types.FunctionType) or not _is_harmless(function) or len(held) != 1 or others:
             raise RewritingError(
-                f"has a {name} wrapped by {described(function)}, of which nothing is known here: take the wrapper off, "
+                f"has a {name} wrapped by {_place(function)}, of which nothing is known here: take the wrapper off, "
                 "upgrade, and put it on again"
             )
         wrappers.append(function)
@@ -120,7 +120,14 @@ def read(cls: type, name: str) -> Method:
 
 
 def described(function: Any) -> str:
-    """Where ``function`` was defined, whatever name it has now: ``package.module.outer.<locals>.inner``."""
+    """Where ``function`` was defined, whatever name it has now and whichever harmless wrappers are around it."""
+    while (inner := getattr(function, "__wrapped__", None)) is not None and _is_harmless(function):
+        function = inner
+    return _place(function)
+
+
+def _place(function: Any) -> str:
+    """``package.module.outer.<locals>.inner``."""
     code = getattr(getattr(function, "__func__", function), "__code__", None)
     if not isinstance(code, types.CodeType):
         return f"{type(function).__module__}.{type(function).__qualname__}"
@@ -131,10 +138,8 @@ def described(function: Any) -> str:
 def replacement(cls: type, name: str) -> str:
     """Where method ``name`` of ``cls`` was defined, if not in the class that holds it; else empty."""
     owner = next(base for base in cls.__mro__ if name in vars(base))
-    function = vars(owner)[name]
-    while (inner := getattr(function, "__wrapped__", None)) is not None and _is_harmless(function):
-        function = inner
-    return "" if described(function) == f"{owner.__module__}.{owner.__qualname__}.{name}" else described(function)
+    place = described(vars(owner)[name])
+    return "" if place == f"{owner.__module__}.{owner.__qualname__}.{name}" else place
 
 
 def _is_harmless(wrapper: Any) -> bool:
