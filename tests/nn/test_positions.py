@@ -114,3 +114,23 @@ def test_a_mask_of_other_tokens_says_nothing() -> None:
     assert torch.equal(places(None, COUNTS[:, :3]), MADE_UP + 1)
     assert torch.equal(places(None, COUNTS.repeat(3, 1)), MADE_UP + 1)
     assert torch.equal(places(None, torch.ones(2, 1, 4, TOKENS)), MADE_UP + 1)
+
+
+@pytest.mark.parametrize("mask", [None, MASKS["boolean"]])
+@pytest.mark.parametrize("given", [None, REAL.clone()])
+def test_the_layers_of_a_pass_find_them_once(given: Tensor | None, mask: Tensor | None) -> None:
+    """Positions that were changed in place, and a later pass, are found anew."""
+    cache, device = DynamicCache(), torch.device("cpu")
+
+    def layer() -> Tensor:
+        return Positions(given, mask, cache, 0, False).of(TOKENS, 2, device)
+
+    first = layer()
+    assert layer() is first
+    if given is None:
+        cache.update(*torch.zeros(2, 2, 1, TOKENS, 1), 0)
+    else:
+        given += 3
+    anew = places(None if given is None else given.clone(), mask, cache)
+    assert torch.equal(layer().expand(2, -1), anew)
+    assert layer() is not first

@@ -17,7 +17,7 @@ HIDDEN = -9000.0
 #: The attribute of a cache that holds how many tokens of each row were padding. Later passes cannot see that.
 _PADDING = "_exsel_padding"
 #: What was asked last, and found.
-_last: tuple[tuple[int, ...], Callable[[], Any], Callable[[], Any], Tensor] | None = None
+_last: tuple[tuple[Any, ...], Callable[[], Any], Callable[[], Any], Tensor] | None = None
 
 
 class Positions:
@@ -60,7 +60,7 @@ class Positions:
     def of(self, num_tokens: int, batch: int, device: torch.device) -> Tensor:
         """n ``[B or 1, T]``, 1-based, for the pass's tokens; the layers of a model that get the same find it once."""
         global _last
-        asked = None if self.is_watched else self._asked(num_tokens, batch)
+        asked = None if self.is_watched else self._asked(num_tokens, batch, device)
         if asked is not None and _last is not None:
             before, given, mask, found = _last
             if before == asked and given() is self.given and mask() is self.mask:
@@ -70,26 +70,31 @@ class Positions:
             _last = asked, _reference(self.given), _reference(self.mask), found
         return found
 
-    def _asked(self, num_tokens: int, batch: int) -> tuple[int, ...] | None:
+    def _asked(self, num_tokens: int, batch: int, device: torch.device) -> tuple[Any, ...] | None:
         """What :meth:`of` depends on beside its tensors; ``None``: changes of these would not be seen."""
         given, mask = self.given, self.mask
-        if self.by_diagonal or not isinstance(mask, Tensor) or not isinstance(self.past, int):
+        if not isinstance(self.past, int) or (mask is not None and (self.by_diagonal or not isinstance(mask, Tensor))):
             return None
-        if mask.is_inference() or (given is not None and given.is_inference()):  # changes of them are not counted
-            return None
-        return num_tokens, batch, self.past, 0 if given is None else given._version, mask._version
+        versions = []
+        for x in (given, mask):
+            if isinstance(x, Tensor):
+                if x.is_inference():  # changes of it are not counted
+                    return None
+                versions.append(x._version)
+        return num_tokens, batch, self.past, device, *versions
 
     def _find(self, num_tokens: int, batch: int, device: torch.device) -> Tensor:
         given = self.given if self.given is not None and self.given.shape[1] == num_tokens else None
-        place = (torch.arange(num_tokens, device=device) + self.past).unsqueeze(0)
-        hidden = None if self.mask is None else self._hidden_before(place, batch)
-        if given is None:
-            given = place if hidden is None else place - hidden
-        elif hidden is not None:
-            ahead = given - place
-            first = ahead[:, :1]  # 1 in a model that numbers its tokens from 1: PaliGemma
-            is_made_up = (ahead == first).all(-1, keepdim=True) & ((first == 0) | (first == 1))
-            given = torch.where(is_made_up, given - hidden, given)
+        if given is None or self.mask is not None:
+            place = (torch.arange(num_tokens, device=device) + self.past).unsqueeze(0)
+            hidden = None if self.mask is None else self._hidden_before(place, batch)
+            if given is None:
+                given = place if hidden is None else place - hidden
+            elif hidden is not None:
+                ahead = given - place
+                first = ahead[:, :1]  # 1 in a model that numbers its tokens from 1: PaliGemma
+                is_made_up = (ahead == first).all(-1, keepdim=True) & ((first == 0) | (first == 1))
+                given = torch.where(is_made_up, given - hidden, given)
         return given.clamp_min(0) + 1
 
     def _is_first_pass(self) -> bool:
