@@ -49,6 +49,8 @@ INPUTS: dict[str, Inputs] = {
     "wav2vec2-bert": {"input_features": ("normal", 2, 40, 160)},
     "speech_to_text": {"input_features": ("frames",)},
     "gemma4_audio": {"input_features": ("normal", 2, 40, 128), "attention_mask": ("true", 2, 40)},
+    "omniasr_ctc": _MONO,
+    "wavtokenizer": _MONO,
     "audio-spectrogram-transformer": {"input_values": ("normal", 2, 40, 128)},
     "musicgen": {"input_ids": ("tokens", 2, 7), "decoder_input_ids": ("tokens", 8, 5)},
     "musicgen_melody": {"input_ids": ("tokens", 2, 7), "decoder_input_ids": ("tokens", 8, 5)},
@@ -70,6 +72,7 @@ INPUTS: dict[str, Inputs] = {
         "input_ids": ("around", 150, 10),
         "qformer_input_ids": ("tokens", 2, 5),
     },
+    "inkling2_loop": {"pixel_values": ("normal", 48, 16, 16, 3)},
     "kimi_k25": {"pixel_values": ("normal", 48, 3, 8, 8)},
     "kosmos-2": {"input_ids": ("tokens", 2, 12), "image_embeds_position_mask": ("span", 12, 5)},
     "kosmos-2.5": {

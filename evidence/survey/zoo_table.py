@@ -38,6 +38,12 @@ def _music(decoder: str) -> dict[str, Any]:
 # name goes into that sub-configuration. "__init__" is given to the default configuration already.
 OVERRIDES: dict[str, dict[str, Any]] = {
     # text
+    "apertus1p5": {
+        "vision_config": {"codebook_size": 16},
+        "audio_config": {"codebook_size": 16},
+        "image_token_offset": 110,
+        "audio_token_offset": 126,
+    },
     "audio-spectrogram-transformer": {"max_length": 40},
     # Windows that need no padding, whose tokens would be others than the layer's own.
     # As DeBERTa-v3 is: relative positions through the layers' own projections.
@@ -56,6 +62,14 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "codegen": {"rotary_dim": 8},
     "dbrx": {"attn_config": {"rope_theta": 10000.0, "clip_qkv": 8.0}},
     "deepseek_v2": {"num_experts_per_tok": 2},
+    # Two of its layers run twice.
+    "dory": {
+        "num_hidden_layers": 4,
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention", "full_attention"],
+        "n_input_layers": 1,
+        "n_recurrent_layers": 2,
+        "n_output_layers": 1,
+    },
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "first_k_dense_replace": 1},
     "dots3_note_text": _NO_GROUPS,
     "esm": {"vocab_size": 160, "pad_token_id": 1, "mask_token_id": 101},

@@ -5,8 +5,12 @@ import math
 import torch
 from torch import nn
 
-# Vectors of state-space layers have meanings (decay rates, step sizes): they keep their start values.
-_OWN_START = ("A_log", "dt_bias", "time_decay", "time_first", "inv_freq", "a_param", "recurrent_param")
+# Vectors of state-space layers have meanings (decay rates, step sizes), and those of normalised transformers are
+# multiplied by large constants: they keep their start values.
+_OWN_START = (
+    *("A_log", "dt_bias", "time_decay", "time_first", "inv_freq", "a_param", "recurrent_param"),
+    *("sqk", "s_gate"),
+)
 
 
 @torch.no_grad()

@@ -147,7 +147,9 @@ def _target(
     if projections is None:
         reason = f"in which order {cls.__name__} packs its fused projection could not be found by trying it"
         return replace(target, selective=reason)
-    target = replace(target, selective=look_up(known.REFUSED_SELECTIVE, cls) or "")
+    target = replace(
+        target, selective=look_up(known.REFUSED_SELECTIVE, cls) or _projection_refusal(module, projections)
+    )
     return _with_projections(target, module, projections)
 
 
@@ -226,6 +228,15 @@ def _features(module: Any, direction: str) -> int | None:
     module = getattr(module, "linear", module)
     names = {"out": ("out_features", "nf"), "in": ("in_features", "nx")}[direction]
     return next((size for name in names if isinstance(size := getattr(module, name, None), int)), None)
+
+
+def _projection_refusal(module: nn.Module, projections: Projections) -> str:
+    """Why a projection's output may not be packed as the linear layer in it packs its own; empty if it is."""
+    for name in projections.packings:
+        child = getattr(module, name)
+        if isinstance(getattr(child, "linear", None), nn.Module) and len(list(child.children())) > 1:
+            return f"its {name} is more than a linear layer, and may return its heads in another shape"
+    return ""
 
 
 def _width(module: nn.Module, projections: Projections) -> int:
