@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 from transformers.pytorch_utils import Conv1D
 
 from exsel.nn.mechanisms import Mechanisms
@@ -108,6 +109,22 @@ class _Call:
         return self.mechanisms.geometry is not None and all(isinstance(child, nn.Module) for child in children)
 
     @contextlib.contextmanager
+    def in_float64(self) -> Iterator[None]:
+        """Within, the module's weights and the call's tensors have float64."""
+        given = self.arguments, self.kwargs
+
+        def widen(item: Any) -> Any:
+            return item.double() if isinstance(item, Tensor) and item.is_floating_point() else item
+
+        self.arguments, self.kwargs = tree_map(widen, given)
+        self.module.double()
+        try:
+            yield
+        finally:
+            self.arguments, self.kwargs = given
+            self.module.float()
+
+    @contextlib.contextmanager
     def plain(self) -> Iterator[None]:
         """Within, the module is what it was before its upgrade."""
         upgraded = type(self.module)
@@ -185,27 +202,36 @@ def check_alike_tokens(
         if (convolves(call.module) and skips) or (only_convolutions and not convolves(call.module)):
             continue
 
-        def alike(seed: int) -> Callable[[Tensor], Tensor]:
-            return lambda item: torch.randn(item.shape[-1], generator=torch.Generator().manual_seed(seed)).expand(
-                item.shape
-            )
-
-        upgraded = call.output(alike(3))
-        with call.plain():
-            plain = call.output(alike(3))
-        if not call.has_projections:  # the layer's output is a constant
-            nothing = call.output(alike(4))
-            with call.plain():
-                scale = (plain - call.output(alike(4))).abs().max()
-        else:
-            with call.plain(), call.without_values():
-                nothing = call.output(alike(3))
-            scale = (plain - nothing).abs().max()
-        expect(bool(scale > 0), f"{call.name}: the plain layer has nothing to take away, so nothing was tested")
-        ratio = ((upgraded - nothing).abs().max() / scale).item()
+        ratio = _left(call)
+        if ratio >= TOLERANCE:  # a norm behind the projection makes rounding larger
+            with call.in_float64():
+                ratio = _left(call)
         expect(ratio < TOLERANCE, f"{call.name}: {ratio:.1e} of its own tokens' values is left in its output")
         worst = max(worst, ratio)
     return worst
+
+
+def _left(call: _Call) -> float:
+    """What is left of the values where all tokens are alike, relative to what there was to take away."""
+
+    def alike(seed: int) -> Callable[[Tensor], Tensor]:
+        return lambda item: (
+            torch.randn(item.shape[-1], generator=torch.Generator().manual_seed(seed)).to(item.dtype).expand(item.shape)
+        )
+
+    upgraded = call.output(alike(3))
+    with call.plain():
+        plain = call.output(alike(3))
+    if not call.has_projections:  # the layer's output is a constant
+        nothing = call.output(alike(4))
+        with call.plain():
+            scale = (plain - call.output(alike(4))).abs().max()
+    else:
+        with call.plain(), call.without_values():
+            nothing = call.output(alike(3))
+        scale = (plain - nothing).abs().max()
+    expect(bool(scale > 0), f"{call.name}: the plain layer has nothing to take away, so nothing was tested")
+    return ((upgraded - nothing).abs().max() / scale).item()
 
 
 def check_own_tokens(model: nn.Module, run: Callable[[], Any]) -> float:

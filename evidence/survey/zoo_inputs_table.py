@@ -85,6 +85,7 @@ INPUTS: dict[str, Inputs] = {
         "spatial_shapes": ("tensor", [[6, 6], [6, 6]]),
         "pixel_attention_mask": ("ones", 2, 36),
     },
+    "apertus1p5": {"image_sizes": _IMAGE_SIZES},
     "lighton_ocr": {"image_sizes": _IMAGE_SIZES},
     "llava_next": {"pixel_values": ("normal", 2, 2, 3, 48, 48), "image_sizes": _IMAGE_SIZES},
     "llava_next_video": {"pixel_values": ("normal", 2, 2, 3, 48, 48), "image_sizes": _IMAGE_SIZES},

@@ -208,7 +208,8 @@ LEFT_ALONE = _by_class(
         "it is no attention over tokens": (
             "slanet.SLANetAttentionGRUCell slanext.SLANeXtAttentionGRUCell patchtsmixer.PatchTSMixerGatedAttention "
             "inkling2.Inkling2BlockAttentionResidual inkling2_loop.Inkling2LoopBlockAttentionResidual "
-            "inkling2_loop.Inkling2LoopMessageAttentionResidual phi4_multimodal.Phi4MultimodalAudioRelativeAttentionBias "
+            "inkling2_loop.Inkling2LoopMessageAttentionResidual "
+            "phi4_multimodal.Phi4MultimodalAudioRelativeAttentionBias "
             "lxmert.LxmertAttentionOutput neomme.NeoMMEExclusiveSelfAttention cvt.CvtSelfAttentionConvProjection "
             "cvt.CvtSelfAttentionProjection cvt.CvtSelfAttentionLinearProjection "
             "florence2.Florence2VisionChannelAttention"
