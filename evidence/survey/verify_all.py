@@ -27,18 +27,20 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _survey(types: Sequence[str] | None, write: Callable[[Any], None]) -> int:
+    import time
     from collections import Counter
 
     import torch
     import transformers
     from rich.console import Console
-    from rich.progress import Progress
     from rich.table import Table
     from transformers.utils import logging as transformers_logging
 
     from evidence.survey.outcomes import OUTCOMES
     from evidence.survey.records import SurveyRecord, survey
     from evidence.survey.zoo import model_types
+    from exsel.cli.display import activity
+    from exsel.report.formatting import duration
 
     known = model_types()
     chosen = known if types is None else types
@@ -47,11 +49,12 @@ def _survey(types: Sequence[str] | None, write: Callable[[Any], None]) -> int:
             raise ExselError(f"transformers {transformers.__version__} has no model type {name!r}")
     transformers_logging.set_verbosity_error()
     records: list[SurveyRecord] = []
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("upgrading", total=len(chosen))
-        for record in survey(chosen):
+    start = time.perf_counter()
+    with activity() as say:
+        for number, record in enumerate(survey(chosen), start=1):
             records.append(record)
-            progress.update(task, advance=1, description=record.model_type)
+            left = duration((time.perf_counter() - start) / number * (len(chosen) - number))
+            say(f"  {record.model_type} ({number} of {len(chosen)}; about {left} left)")
     counts = Counter(record.outcome for record in records)
     versions = {"transformers": transformers.__version__, "torch": torch.__version__}
     write({**versions, "counts": counts, "records": [record.to_dict() for record in records]})

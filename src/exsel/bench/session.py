@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -22,8 +23,9 @@ from exsel.bench.cases import (
     check_memory,
     check_sizes,
 )
-from exsel.bench.measuring import Clock, Contender, Stop, make_clock, measure
+from exsel.bench.measuring import SECONDS, Clock, Contender, Stop, make_clock, measure
 from exsel.machine import describe_machine, git_revision
+from exsel.report.formatting import duration
 
 SUBJECTS = ("attention", "block", "decode")
 #: Of ``bench.json``.
@@ -134,8 +136,13 @@ def run(
         "rows": rows,
     }
     torch.manual_seed(0)
+    start = time.perf_counter()
     for number, job in enumerate(planned):
-        say(f"{job.subject} {job.case} (case {number + 1} of {len(planned)})")
+        if number:
+            left = f"; about {duration((time.perf_counter() - start) / number * (len(planned) - number))} left"
+        else:
+            left = "" if plan.rounds else f"; each has rounds for {SECONDS:g} s at most"
+        say(f"{job.subject} {job.case} (case {number + 1} of {len(planned)}{left})")
         torch.compiler.reset()  # what was compiled for the last case would count against the limit of this one
         gc.collect()
         is_interrupted = False
