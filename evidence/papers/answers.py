@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -32,11 +32,13 @@ class Difference:
 
     Args:
         finding: the number.
-        record: of the experiment that found it.
+        model: the size of the model, in words.
+        place: a link to what found it.
     """
 
     finding: Finding
-    record: ExperimentRecord
+    model: str
+    place: str
 
     @property
     def sureness(self) -> float:
@@ -47,11 +49,6 @@ class Difference:
         return 2 * abs(ours.mean) / (ours.high - ours.low)
 
     @property
-    def model(self) -> str:
-        """The size of the model, in words."""
-        return re.split(r"[,;]", self.record.outcome.size, maxsplit=1)[0]
-
-    @property
     def number(self) -> str:
         """With its interval."""
         return with_interval(self.finding.ours, self.finding.digits)
@@ -59,13 +56,21 @@ class Difference:
 
 def differences(records: Sequence[ExperimentRecord]) -> list[Difference]:
     """All that the experiments found, the surest first; what several share is told of the first of them."""
-    order = [experiment.name for experiment in experiments.EXPERIMENTS]
+    titles = {experiment.name: experiment.title for experiment in experiments.EXPERIMENTS}
+    order = list(titles)
     found: dict[tuple[float, ...], Difference] = {}
     for record in sorted(records, key=lambda record: order.index(record.experiment)):
+        model, title = re.split(r"[,;]", record.outcome.size, maxsplit=1)[0], titles[record.experiment]
         for finding in record.outcome.findings:
             if record.budget != "smoke" and _IS_DIFFERENCE.fullmatch(finding.quantity):
-                found.setdefault(finding.ours.values, Difference(finding=finding, record=record))
-    return sorted(found.values(), key=lambda each: each.sureness, reverse=True)
+                difference = Difference(finding=finding, model=model, place=f"[{title}]({PAGE}#{anchor_of(title)})")
+                found.setdefault(finding.ours.values, difference)
+    return surest_first(found.values())
+
+
+def surest_first(found: Iterable[Difference]) -> list[Difference]:
+    """By their sureness."""
+    return sorted(found, key=lambda each: each.sureness, reverse=True)
 
 
 def in_short(records: Sequence[ExperimentRecord], most: int | None = None) -> str:
@@ -86,10 +91,8 @@ def _lines(by_name: dict[str, ExperimentRecord]) -> Iterator[str]:
             )
 
 
-def answers(records: Sequence[ExperimentRecord]) -> str:
+def answers(found: Sequence[Difference]) -> str:
     """Every difference in a table, the surest first."""
-    titles = {experiment.name: experiment.title for experiment in experiments.EXPERIMENTS}
-    found = differences(records)
     told = sum(each.sureness > 1 for each in found)
     rows = [
         (
@@ -99,9 +102,9 @@ def answers(records: Sequence[ExperimentRecord]) -> str:
             f"{each.sureness:.1f}",
             str(len(each.finding.ours.values)),
             each.model,
-            f"[{titles[each.record.experiment]}]({PAGE}#{anchor_of(titles[each.record.experiment])})",
+            each.place,
         )
-        for each in found
+        for each in surest_first(found)
     ]
     headings = ("Gain of", "It", "Ours [95% interval]", "Sureness", "Seeds", "Model", "Experiment")
     return "\n\n".join(

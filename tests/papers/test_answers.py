@@ -28,7 +28,7 @@ def test_the_surest_comes_first_and_each_once():
     found = differences(records)
     assert [each.finding.quantity for each in found] == [SURE[0], WORSE[0], UNSURE[0]]
     assert found[0].sureness > found[1].sureness > 1 > found[2].sureness
-    page = answers(records)
+    page = answers(found)
     assert "Of 3 differences 2 are told" in page
     lines = [line for line in page.splitlines() if line.startswith("|")][2:]
     assert [line.split(" | ")[1] for line in lines] == ["helps", "hurts", "is not told"]
