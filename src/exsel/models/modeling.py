@@ -193,7 +193,7 @@ class ExselPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["ExselDecoderLayer"]  # noqa: RUF012 (transformers' own declaration)
-    _skip_keys_device_placement = ["cache", "past_key_values"]  # noqa: RUF012
+    _skip_keys_device_placement = ["cache", "layer_past", "past_key_values"]  # noqa: RUF012
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
