@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import sys
 import tomllib
 from collections.abc import Callable
@@ -52,7 +53,7 @@ def test_the_extras_are_those_of_the_package() -> None:
                 for inner in requirement.removeprefix("exsel[").rstrip("]").split(","):
                     found |= modules(inner)
             else:
-                found.add(requirement.split(">")[0].lower())
+                found.add(re.split("[<>]", requirement)[0].lower())
         return found
 
     for extra, names in EXTRAS.items():
