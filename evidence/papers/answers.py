@@ -18,8 +18,10 @@ _IN_SHORT = (
     ("Selective attention put into a pretrained model, beyond one learned constant a head", "fine-tuning-controls", 0),
     ("Exclusive attention put into a pretrained model, its strength learned from 0", "fine-tuning-exclusive", 0),
     ("Exclusive attention put into a pretrained model at strength 1, finding passkeys", "fine-tuning-exclusive", -1),
-    ("Exclusive attention, copying", "induction", 0),
-    ("Exclusive attention, looking a value up by its key", "recall", 0),
+    ("Exclusive attention, learning to copy", "induction", 1),
+    ("Exclusive attention, learning to look a value up by its key in 2 layers", "recall", 1),
+    ("The same with a learned strength", "recall", 3),
+    ("Exclusive attention, learning to look a value up by its key in 4 layers", "recall", 9),
 )
 _WORDS = {1: "helps", 0: "no difference is told", -1: "hurts"}
 # Findings of the other kinds (counts, times, shares) are no differences between two ways to do the same.
