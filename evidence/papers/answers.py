@@ -19,6 +19,7 @@ _IN_SHORT = (
     ("Exclusive attention put into a pretrained model, its strength learned from 0", "fine-tuning-exclusive", 0),
     ("Exclusive attention put into a pretrained model at strength 1, finding passkeys", "fine-tuning-exclusive", -1),
     ("Exclusive attention, learning to copy", "induction", 1),
+    ("Exclusive attention with a learned strength, learning to copy in 4 layers", "induction", 11),
     ("Exclusive attention, learning to look a value up by its key in 2 layers", "recall", 1),
     ("The same with a learned strength", "recall", 3),
     ("Exclusive attention, learning to look a value up by its key in 4 layers", "recall", 9),
