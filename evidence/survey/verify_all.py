@@ -40,7 +40,7 @@ def _survey(types: Sequence[str] | None, write: Callable[[Any], None]) -> int:
     from evidence.survey.records import SurveyRecord, survey
     from evidence.survey.zoo import model_types
     from exsel.cli.display import activity
-    from exsel.report.formatting import duration
+    from exsel.report.formatting import time_left
 
     known = model_types()
     chosen = known if types is None else types
@@ -53,8 +53,8 @@ def _survey(types: Sequence[str] | None, write: Callable[[Any], None]) -> int:
     with activity() as say:
         for number, record in enumerate(survey(chosen), start=1):
             records.append(record)
-            left = duration((time.perf_counter() - start) / number * (len(chosen) - number))
-            say(f"  {record.model_type} ({number} of {len(chosen)}; about {left} left)")
+            left = time_left((time.perf_counter() - start) / number * (len(chosen) - number))
+            say(f"  {record.model_type} ({number} of {len(chosen)}; {left})")
     counts = Counter(record.outcome for record in records)
     versions = {"transformers": transformers.__version__, "torch": torch.__version__}
     write({**versions, "counts": counts, "records": [record.to_dict() for record in records]})

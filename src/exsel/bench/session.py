@@ -25,7 +25,7 @@ from exsel.bench.cases import (
 )
 from exsel.bench.measuring import SECONDS, Clock, Contender, Stop, make_clock, measure
 from exsel.machine import describe_machine, git_revision
-from exsel.report.formatting import duration
+from exsel.report.formatting import time_left
 
 SUBJECTS = ("attention", "block", "decode")
 #: Of ``bench.json``.
@@ -139,7 +139,7 @@ def run(
     start = time.perf_counter()
     for number, job in enumerate(planned):
         if number:
-            left = f"; about {duration((time.perf_counter() - start) / number * (len(planned) - number))} left"
+            left = f"; {time_left((time.perf_counter() - start) / number * (len(planned) - number))}"
         else:
             left = "" if plan.rounds else f"; each has rounds for {SECONDS:g} s at most"
         say(f"{job.subject} {job.case} (case {number + 1} of {len(planned)}{left})")

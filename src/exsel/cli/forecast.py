@@ -6,6 +6,8 @@ import time
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 
+from exsel.report.formatting import time_left
+
 # Steps that are measured before anything is said.
 _FEWEST_STEPS = 3
 # Seconds from which on the day is said, too.
@@ -85,12 +87,4 @@ class Forecast:
             return ""
         end = datetime.now().astimezone() + timedelta(seconds=seconds)
         day = f" on {end:%d %B}" if seconds > _SAME_DAY else ""
-        return f"about {_rounded(seconds)} left, until {end:%H:%M}{day}"
-
-
-def _rounded(seconds: float) -> str:
-    """``25 s``, ``6 min``, ``2 h 05 min``: no more digits than an estimate has."""
-    if seconds < 57.5:
-        return f"{max(5, 5 * round(seconds / 5))} s"
-    minutes = max(1, round(seconds / 60))
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60:,} h {minutes % 60:02d} min"
+        return f"{time_left(seconds)}, until {end:%H:%M}{day}"

@@ -91,6 +91,14 @@ def duration(amount: float) -> str:
     return f"{minutes // 60:,} h {minutes % 60:02d} min"
 
 
+def time_left(seconds: float) -> str:
+    """``about 25 s left``, ``about 6 min left``, ``about 2 h 05 min left``: no more digits than an estimate has."""
+    if seconds < 57.5:
+        return f"about {max(5, 5 * round(seconds / 5))} s left"
+    minutes = max(1, round(seconds / 60))
+    return f"about {minutes} min left" if minutes < 60 else f"about {minutes // 60:,} h {minutes % 60:02d} min left"
+
+
 @_of_number
 def memory(amount: float) -> str:
     """Bytes as ``812 MiB`` or, from 10 GiB on, ``31.2 GiB``."""
