@@ -124,6 +124,8 @@ def test_equals_the_definitions(name: str) -> None:
     batch = {"input_ids": IDS} if name == "gpt_oss" else inputs(name)
     if name == "vit":
         batch = {"pixel_values": PIXELS.double()}
+    if name == "gemma2":
+        model.set_attn_implementation("eager")  # up to transformers 5.17 its default was PyTorch's, without the soft cap
     calls = observed(model, batch)
     diagnosis = exsel.diagnose(model, [batch])
     assert len(diagnosis.layers) == len(calls) == 2
@@ -134,6 +136,14 @@ def test_equals_the_definitions(name: str) -> None:
         assert layer["is_causal"] == (name not in ("bert", "vit"))
         assert sorted([*layer["metrics"], *layer["gaps"]]) == sorted(NAMES)
     json.dumps(diagnosis.to_dict(), allow_nan=False)
+
+
+@pytest.mark.skipif(not build("gemma2")._supports_sdpa, reason="this transformers refuses what 5.17 let be")
+def test_a_soft_cap_that_pytorchs_attention_leaves_out() -> None:
+    model = build("gemma2")
+    model.set_attn_implementation("sdpa")
+    diagnosis = exsel.diagnose(model, [inputs("gemma2")])
+    assert all("self_weight" in layer["metrics"] for layer in diagnosis.layers), diagnosis.layers[0]["gaps"]
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

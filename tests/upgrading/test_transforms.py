@@ -94,12 +94,13 @@ def test_compiled_before_the_upgrade(whole: bool) -> None:
 OUTPUT_PROJECTIONS = {"llama": "layers.0.self_attn.o_proj", "gpt2": "h.0.attn.c_proj", "gptj": "h.0.attn.out_proj"}
 
 
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")  # newer than 5.17
 @pytest.mark.parametrize("use_reentrant", [False, True])
 @pytest.mark.parametrize("name", OUTPUT_PROJECTIONS)
 def test_gradient_checkpointing(name: str, use_reentrant: bool) -> None:
     model = upgraded(name, exclusive=LEARNED).train()
     expected = step(model, name, use_cache=False)
-    model.activation_checkpointing_enable({"use_reentrant": use_reentrant})
+    model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
     calls = []
     model.base_model.get_submodule(OUTPUT_PROJECTIONS[name]).register_forward_hook(
         lambda module, arguments, output: calls.append(module)

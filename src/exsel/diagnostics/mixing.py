@@ -50,8 +50,9 @@ def mixing_of(call: AttentionCall) -> Mixing:
         given |= call.kwargs
         mask, scaling = given.get("attention_mask", given.get("attn_mask")), given.get("scaling")
         is_sdpa = getattr(function, "__module__", "") == "transformers.integrations.sdpa_attention"
-        known = {"bias": _four_dimensional(given.get("position_bias")), "softcap": given.get("softcap")}
-        known["sinks"] = None if is_sdpa else given.get("s_aux")
+        known = {"bias": _four_dimensional(given.get("position_bias"))}
+        if not is_sdpa:  # which has neither: it refuses them, or up to transformers 5.17 attends without them
+            known |= {"softcap": given.get("softcap"), "sinks": given.get("s_aux")}
         # Eager attention goes by its mask alone.
         if mask is None and getattr(function, "__name__", "") != "eager_attention_forward":
             by_default = "attention_mask" in given and getattr(module, "is_causal", True)
