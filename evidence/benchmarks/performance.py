@@ -27,6 +27,7 @@ def sections(records: Sequence[Record]) -> dict[str, str]:
         "goals": markdown(goal_lines(records)),
         "attention": subject(records, "attention", _attention),
         "block": subject(records, "block", _block),
+        "products": subject(records, "float32 products", _products, devices=("cpu",)),
         "upgraded": subject(records, "upgraded generation", _upgraded),
         "decode": subject(records, "decode", _decode),
         "long": subject(records, "window", _long),
@@ -48,10 +49,17 @@ def folded(title: str, text: str) -> str:
 _WITH = {"block": "step", "upgraded generation": "upgraded training", "window": "packed"}
 
 
-def subject(records: Sequence[Record], name: str, render: Callable[[Sequence[Row]], list[str]]) -> str:
-    """A part for each device that measured it; a kind of device that did not is said to be missing."""
+def subject(
+    records: Sequence[Record],
+    name: str,
+    render: Callable[[Sequence[Row]], list[str]],
+    *,
+    devices: Sequence[str] = tuple(DEVICES),
+) -> str:
+    """A part for each device that measured it; a kind among ``devices`` that did not is said to be missing."""
     parts = []
-    for kind, title in DEVICES.items():
+    for kind in devices:
+        title = DEVICES[kind]
         own = [record for record in records if record["device"] == kind and measured_rows(record["rows"], name)]
         if not own:
             parts.append(f"**{title}**: {NOT_MEASURED}.")
@@ -101,6 +109,13 @@ def _block(rows: Sequence[Row]) -> list[str]:
         if own:
             parts += [f"{title}:", _pivot(own, describe, ["Size", "Tokens", "How"], None)]
     return parts
+
+
+def _products(rows: Sequence[Row]) -> list[str]:
+    def describe(row: Row) -> list[str]:
+        return [row["shape"], f"{row['batch']} × {row['tokens']:,}"]
+
+    return [_pivot(rows, describe, ["Size", "Tokens"], None)]
 
 
 def _upgraded(rows: Sequence[Row]) -> list[str]:

@@ -28,6 +28,7 @@ from exsel.data import PackedData, collate, load_data
 from exsel.evaluation.loss import evaluate_loss
 from exsel.evaluation.retrieval import passkey
 from exsel.files import read_json, write_json
+from exsel.float32_products import fast_products
 from exsel.intervals import Estimate
 from exsel.report.charts import Chart, Curve
 from exsel.training.mechanism_parameters import mechanism_parameters
@@ -306,12 +307,13 @@ def run_fine_tuning_all(job: Job) -> Outcome:
 def _run(job: Job, question: Question) -> Outcome:
     setup = Setup.of(job, question)
     rates: dict[str, float] = {}
-    for way in question.ways:
-        rates[way.name] = best_rate(setup, way, rates)
     results: dict[str, list[Result]] = {way.name: [] for way in question.ways}
-    for seed in job.seeds:
+    with fast_products(job.device):
         for way in question.ways:
-            results[way.name].append(tune(setup, way, rates, seed=seed, steps=setup.plan.steps))
+            rates[way.name] = best_rate(setup, way, rates)
+        for seed in job.seeds:
+            for way in question.ways:
+                results[way.name].append(tune(setup, way, rates, seed=seed, steps=setup.plan.steps))
     return fine_tuning_outcome(question, results, rates, size=setup.size())
 
 

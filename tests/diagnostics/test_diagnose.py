@@ -125,7 +125,7 @@ def test_equals_the_definitions(name: str) -> None:
     if name == "vit":
         batch = {"pixel_values": PIXELS.double()}
     if name == "gemma2":
-        model.set_attn_implementation("eager")  # up to transformers 5.17 its default was PyTorch's, without the soft cap
+        model.set_attn_implementation("eager")  # the default up to transformers 5.17 left the soft cap out
     calls = observed(model, batch)
     diagnosis = exsel.diagnose(model, [batch])
     assert len(diagnosis.layers) == len(calls) == 2

@@ -84,6 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _evaluate(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
     """Run all evaluations asked for, print them, and return them as JSON types."""
+    from exsel.float32_products import fast_products
     from exsel.machine import describe_machine, resolve_device
 
     device = resolve_device(arguments.device)
@@ -98,12 +99,13 @@ def _evaluate(arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
     for length in (*([seq_len] if has_loss else []), *(arguments.passkey or [])):
         check_length(model, length, past_context=arguments.past_context)
     numbers: dict[str, Any] = {}
-    if has_loss:
-        numbers |= _loss(arguments, model, tokenizer, seq_len)
-    if arguments.passkey is not None:
-        numbers["passkey"] = _passkey(arguments, model, tokenizer)
-    if tasks is not None:
-        numbers["tasks"] = _tasks(arguments, model, tokenizer, tasks)
+    with fast_products(device):
+        if has_loss:
+            numbers |= _loss(arguments, model, tokenizer, seq_len)
+        if arguments.passkey is not None:
+            numbers["passkey"] = _passkey(arguments, model, tokenizer)
+        if tasks is not None:
+            numbers["tasks"] = _tasks(arguments, model, tokenizer, tasks)
     return {**numbers, "model": arguments.model, "machine": describe_machine(device)}
 
 

@@ -19,6 +19,7 @@ from transformers.trainer_callback import PrinterCallback
 from exsel.data import PackedData, collate
 from exsel.errors import ExselError, LoadError, explained
 from exsel.files import MANIFEST, check_sealed, locked, read_object, seal, write_json
+from exsel.float32_products import fast_products
 from exsel.training.final_measurements import measure_trained
 from exsel.training.mechanism_parameters import mechanism_parameters
 from exsel.training.monitor import Monitor
@@ -109,7 +110,8 @@ def train_run(
             raise ExselError("the processes have loaded different data: all machines must see the same --data")
         progress.start(name, settings.steps, step)
         try:
-            return _train(settings, data, folder, checkpoint, progress=progress, model=model, processes=processes)
+            with fast_products(settings.device):
+                return _train(settings, data, folder, checkpoint, progress=progress, model=model, processes=processes)
         finally:
             progress.finish()
 

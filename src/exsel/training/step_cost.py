@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 
 from exsel.data import PackedData
+from exsel.float32_products import fast_products
 from exsel.intervals import Estimate
 from exsel.training.run import first_batch, layers_to_compile
 from exsel.training.run_model import build_model
@@ -64,15 +65,16 @@ def timed_steps(settings: Settings, data: PackedData, count: int) -> list[float]
     optimizer = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad], lr=0.0, fused=True)
     batch = first_batch(data, settings.micro_batch_size, device)
     steps = []
-    for _ in range(count):
-        start = time.perf_counter()
-        for micro_batch in range(settings.accumulation):
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                loss = model(**batch).loss
-            if micro_batch < settings.accumulation - 1:
-                loss.backward()
-        training_step(loss, model, optimizer)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        steps.append(time.perf_counter() - start)
+    with fast_products(settings.device):  # as in the training
+        for _ in range(count):
+            start = time.perf_counter()
+            for micro_batch in range(settings.accumulation):
+                with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                    loss = model(**batch).loss
+                if micro_batch < settings.accumulation - 1:
+                    loss.backward()
+            training_step(loss, model, optimizer)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            steps.append(time.perf_counter() - start)
     return steps
