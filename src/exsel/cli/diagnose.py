@@ -111,6 +111,7 @@ def _diagnose(arguments: argparse.Namespace, name: str, folder: str, context: in
 
     from exsel.cli.display import evaluation_progress
     from exsel.diagnostics import diagnose
+    from exsel.float32_products import fast_products
     from exsel.machine import describe_machine
 
     dtype = None if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
@@ -118,7 +119,8 @@ def _diagnose(arguments: argparse.Namespace, name: str, folder: str, context: in
     rows, description, notes = _sequences(arguments, tokenizer, context)
     check_ids(model, rows)
     batches = _batches(rows, arguments.batch_size, is_pair=bool(model.config.is_encoder_decoder))
-    with evaluation_progress("diagnosing") as on_batch, explained(f"{name} cannot be diagnosed"):
+    what = f"{name} cannot be diagnosed"
+    with evaluation_progress("diagnosing") as on_batch, explained(what), fast_products(device):
         tell = None if on_batch is None else lambda done, _: on_batch(done, len(batches))
         found = diagnose(model, batches, tokenizer=tokenizer, on_batch=tell)
     return replace(
