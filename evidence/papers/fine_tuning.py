@@ -25,11 +25,13 @@ from evidence.papers.model_variants import ModelVariant
 from evidence.papers.outcome import Budget, Finding, Job, Outcome, Table
 from exsel.config import ExclusiveConfig, SelectiveConfig
 from exsel.data import PackedData, collate, load_data
+from exsel.diagnostics import temperature_moves
 from exsel.evaluation.loss import evaluate_loss
 from exsel.evaluation.retrieval import passkey
 from exsel.files import read_json, write_json
 from exsel.float32_products import fast_products
 from exsel.intervals import Estimate
+from exsel.nn import Exclusive
 from exsel.report.charts import Chart, Curve
 from exsel.training.mechanism_parameters import mechanism_parameters
 from exsel.upgrading.loading import quiet_transformers
@@ -339,7 +341,8 @@ def tune(setup: Setup, way: Tuning, rates: Mapping[str, float], *, seed: int, st
 
     Returns:
         ``loss`` in nats, ``by_position`` and ``validation_curve`` of it; how many ``parameters`` were trained, with
-        which ``training_losses``; and ``passkeys`` by length where the question asks for them.
+        which ``training_losses``; how far the mechanisms ``moved``; and ``passkeys`` by length where the question asks
+        for them.
     """
     job, plan = setup.job, setup.plan
     if way is UNTOUCHED:
@@ -362,6 +365,7 @@ def tune(setup: Setup, way: Tuning, rates: Mapping[str, float], *, seed: int, st
         "loss": evaluation.loss,
         "by_position": evaluation.by_position(),
         "validation_curve": [{"tokens": steps * plan.batch_size * plan.seq_len, "loss": evaluation.loss}],
+        "moved": _moves(setup, model),
     }
     if asks_for_keys:
         tokenizer = setup.validation.tokenizer
@@ -371,6 +375,17 @@ def tune(setup: Setup, way: Tuning, rates: Mapping[str, float], *, seed: int, st
         save_file({key: value.detach().cpu() for key, value in own.items()}, kept.with_suffix(".safetensors"))
     write_json(kept, result)
     return result
+
+
+@torch.no_grad()
+def _moves(setup: Setup, model: PreTrainedModel) -> dict[str, float]:
+    """The root mean squares of τ / τ_start − 1, on some text, and of learned strengths α, which start at 0."""
+    blocks = setup.validation.validation.select(range(2))
+    moves = temperature_moves(model, blocks, batch_size=2, device=torch.device(setup.job.device))
+    learned = [module for module in model.modules() if isinstance(module, Exclusive) and module.strength == "learned"]
+    found = {"τ": [move["moved"] for move in moves]}
+    found["α"] = [float(torch.as_tensor(module.alpha()).square().mean().sqrt()) for module in learned]
+    return {name: statistics.fmean(value**2 for value in values) ** 0.5 for name, values in found.items() if values}
 
 
 def _train(
@@ -545,9 +560,13 @@ def _table(question: Question, results: Mapping[str, Sequence[Result]], rates: M
                 f"{results[way.name][0]['parameters']:,}",
                 f"{rate:g}{at_an_end}" if rate else "",
                 interval(loss, 4),
+                ", ".join(
+                    f"{name} by {statistics.fmean(result['moved'][name] for result in results[way.name]):.3f}"
+                    for name in results[way.name][0]["moved"]
+                ),
                 *([interval(_keys_found(results[way.name]), 3)] if question.asks_for_keys else []),
             )
         )
     asked = ("passkeys found",) if question.asks_for_keys else ()
-    headings = ("trained", "parameters", "learning rate", "validation loss, nats", *asked)
+    headings = ("trained", "parameters", "learning rate", "validation loss, nats", "moved", *asked)
     return Table(title="All ways, with 95% intervals over the seeds", headings=headings, rows=tuple(rows))

@@ -8,6 +8,7 @@ from evidence.papers.fine_tuning import (
     CONTROLS,
     EXCLUSION,
     EXCLUSIVE_BESIDE_NORMS,
+    LEARNED,
     NEW_PARAMETERS,
     NORMS,
     RATES,
@@ -47,6 +48,7 @@ def result(loss):
         "loss": loss,
         "by_position": [[1, 2, loss], [2, 4, loss]],
         "validation_curve": [{"tokens": 8, "loss": loss}],
+        "moved": {"τ": loss / 10},
     }
 
 
@@ -70,6 +72,7 @@ def test_the_verdict_is_about_what_adds_to_the_control(beside, verdict, words):
     trained = {row[0]: row for row in outcome.tables[0].rows}
     assert "an end of what was tried" in trained[SELECTIVE.label][2]
     assert trained[UNTOUCHED.label][2] == ""
+    assert trained[SELECTIVE.label][4] == "τ by 0.310"  # the mean over the seeds
 
 
 def test_keys_are_compared_as_losses_are():
@@ -101,6 +104,9 @@ def test_smoke(tmp_path):
     # Two layers with two query heads and one key/value head of 8: w and a of the queries' and of the values'.
     assert parameters[SELECTIVE.label] == str(2 * (2 * 8 + 2 + 8 + 1))
     assert parameters[NORMS.label] == str(5 * 16)
+    moved = {row[0]: row[4] for row in first.tables[0].rows}
+    assert moved[UNTOUCHED.label] == moved[NORMS.label] == ""
+    assert float(moved[SELECTIVE.label].removeprefix("τ by ")) > 0
     kept = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
     assert all(sum(each["training_losses"]) > 0 for name, each in kept.items() if "untouched" not in name)
 
@@ -109,6 +115,9 @@ def test_what_is_not_to_be_trained_stays(tmp_path):
     run = job(tmp_path, seeds=(0,))
     outcome = run_fine_tuning_exclusive(run)
     assert [chart.name for chart in outcome.charts] == ["gain-by-position", "passkeys"]
+    moved = {row[0]: row[4] for row in outcome.tables[0].rows}
+    assert float(moved[LEARNED.label].removeprefix("α by ")) > 0
+    assert moved[EXCLUSIVE_BESIDE_NORMS.label] == ""
     setup = Setup.of(run, NEW_PARAMETERS)
     rates = {NORMS.name: 1e-2, EXCLUSIVE_BESIDE_NORMS.name: 0.0}
     exclusive = tune(setup, EXCLUSIVE_BESIDE_NORMS, rates, seed=3, steps=2)
