@@ -52,6 +52,10 @@ def test_what_was_chosen_stays(monkeypatch: pytest.MonkeyPatch) -> None:
         assert torch.get_float32_matmul_precision() == "high"
     assert torch.get_float32_matmul_precision() == "high"
     torch.set_float32_matmul_precision("highest")
+    with fast_products("cpu"):
+        torch.set_float32_matmul_precision("high")  # by a model's own code
+    assert torch.get_float32_matmul_precision() == "high"
+    torch.set_float32_matmul_precision("highest")
     monkeypatch.setattr(float32_products, "_is_exact", lambda: False)  # a processor that would round
     with fast_products("cpu"):
         assert torch.get_float32_matmul_precision() == "highest"

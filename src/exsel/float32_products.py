@@ -30,7 +30,8 @@ def fast_products(device: str) -> Iterator[None]:
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision("highest")
+        if _precision() == "medium":  # not what the block itself has chosen
+            torch.set_float32_matmul_precision("highest")
 
 
 def _precision() -> str:
