@@ -40,12 +40,11 @@ def scale_directly(
     ``None`` where the pass cannot read the tensors, and where they do not fit each other: x ``[B, H, T, D]``, features
     ``[B, T, H, F]``, weight ``[H or 1, F]``, position int64 ``[B or 1, T]``, position_logit ``[H or 1]``.
     """
-    given: tuple[Tensor, ...] = (x, features, weight)
-    if position_logit is not None:
-        if position is None:
+    # position_logit is a parameter of the module that has the weight, and is like it.
+    if position is None:
+        if position_logit is not None or not reads_cpu(x, features, weight):
             return None
-        given = (x, features, weight, position, position_logit)
-    if not reads_cpu(*given):
+    elif not reads_cpu(x, features, weight, position):
         return None
     return cpp.scale_by_temperature(x, features, weight, position, position_logit, position_form)
 

@@ -93,6 +93,8 @@ class LayerPass:
     is_done = False
     #: The projections that are read, and how each is packed.
     reads: Mapping[str, str] = {}
+    geometry: Geometry | None = None
+    observer: PassObserver | None = None
 
     def __init__(self, geometry: Geometry | None = None, observer: PassObserver | None = None) -> None:
         self.geometry = geometry

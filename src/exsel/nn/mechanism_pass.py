@@ -27,66 +27,27 @@ ACROSS = (
 )
 
 
-class MechanismPass(LayerPass):
-    """A pass in which queries, keys and values are scaled by their temperatures, and the output is projected.
-
-    Keys and values are scaled before they are cached. A function that takes the mechanisms as arguments, as exsel's
-    own operator does, applies the rest itself.
+class ExclusivePass(LayerPass):
+    """A pass whose output is projected off the tokens' own values; nothing else is changed.
 
     Args:
-        exclusive, temperatures: the mechanisms; the temperatures by ``query``, ``key``, ``value``.
-        features: by kind ``[B, T, heads, D]``, the projections that the temperatures read: before norm and rotation.
-        position: n ``[B, T]``, 1-based in each token's own sequence.
-        hidden_states: x ``[B, T, E]``, the layer's input.
-        token_frequency: φ ``[B, T]``, for ``token="frequency"``.
+        exclusive: the projection; ``None``: there is none.
         geometry: see :class:`LayerPass`.
     """
 
-    has_scaled_query = False
+    temperatures: Mapping[str, nn.Module | None] = {}
 
-    def __init__(
-        self,
-        exclusive: Exclusive | None,
-        temperatures: nn.ModuleDict,
-        features: Mapping[str, Tensor] | None = None,
-        position: Tensor | None = None,
-        *,
-        hidden_states: Tensor | None = None,
-        token_frequency: Tensor | None = None,
-        geometry: Geometry | None = None,
-    ) -> None:
-        super().__init__(geometry)
+    def __init__(self, exclusive: Exclusive | None, geometry: Geometry | None = None) -> None:
+        # Without LayerPass.__init__: this runs in every layer at every token.
         self.exclusive = exclusive
-        self.temperatures = temperatures._modules
-        self.features = {} if features is None else dict(features)
-        self.position = position
-        self.hidden_states = hidden_states
-        self.token_frequency = token_frequency
+        self.geometry = geometry
         self.is_unseen = is_unseen()
-
-    def scale_query(self, query: Tensor) -> Tensor:
-        """The query times its inverse temperature, for a layer that can do this before it rotates the query.
-
-        The two commute. In this order a compiler keeps what the projection gave and what attention gets, and no more;
-        :meth:`before`, which comes after the rotation, makes it keep the rotated query and GELU's results as well.
-        """
-        self.has_scaled_query = True
-        return self.scaled("query", query)
-
-    def to_cache(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Key and value, scaled; the unscaled values are the tokens' own."""
-        self.own_value = value
-        if self.temperatures:
-            key, value = self.scaled("key", key), self.scaled("value", value)
-        self.cached_value = value
-        return key, value
 
     def before(
         self, query: Tensor, key: Tensor, value: Tensor, takes_mechanisms: bool = False
     ) -> tuple[Tensor, Tensor, Tensor, dict[str, Any]]:
-        """Query, key and value with their temperatures; for a function that applies these itself, as its arguments."""
-        is_cached = self.cached_value is not None
-        if not is_cached:
+        """Query, key and value as they are; the projection as arguments of a function that applies it itself."""
+        if self.cached_value is None:
             self.own_value = value
         own_value = self.own_value
         assert own_value is not None
@@ -97,22 +58,9 @@ class MechanismPass(LayerPass):
                 f"an upgraded layer attends with queries {tuple(query.shape)}: which dimension holds the heads is not "
                 "known, so it can have exclusive attention of a fixed strength only"
             )
-        if not self.temperatures and not takes_mechanisms:
+        if not takes_mechanisms or self.exclusive is None:
             return query, key, value, {}
-        if not is_cached:
-            key = self.scaled("key", key)
-        if not takes_mechanisms:
-            value = value if is_cached else self.scaled("value", value)
-            query = query if self.has_scaled_query else self.scaled("query", query)
-            return query, key, value, {}
-        options: dict[str, Any] = {}
-        if not self.has_scaled_query:
-            options["query_scale"] = self.temperature("query", query)
-        if not is_cached:
-            options["value_scale"] = self.temperature("value", value)
-        if self.exclusive is not None:
-            options |= {"exclusive": True, "strength": self.exclusive.alpha(), "own_value": own_value}
-        return query, key, value, options
+        return query, key, value, {"exclusive": True, "strength": self.exclusive.alpha(), "own_value": own_value}
 
     def after(self, y: Tensor) -> Tensor:
         """z of y, in its shape."""
@@ -145,6 +93,79 @@ class MechanismPass(LayerPass):
                 "be lost: call it as it is called in the model's own forward pass"
             )
         return result
+
+
+class MechanismPass(ExclusivePass):
+    """A pass in which queries, keys and values are also scaled by their temperatures.
+
+    Keys and values are scaled before they are cached. A function that takes the mechanisms as arguments, as exsel's
+    own operator does, applies the rest itself.
+
+    Args:
+        exclusive, temperatures: the mechanisms; the temperatures by ``query``, ``key``, ``value``.
+        features: by kind ``[B, T, heads, D]``, the projections that the temperatures read: before norm and rotation.
+        position: n ``[B, T]``, 1-based in each token's own sequence.
+        hidden_states: x ``[B, T, E]``, the layer's input.
+        token_frequency: φ ``[B, T]``, for ``token="frequency"``.
+        geometry: see :class:`LayerPass`.
+    """
+
+    has_scaled_query = False
+
+    def __init__(
+        self,
+        exclusive: Exclusive | None,
+        temperatures: nn.ModuleDict,
+        features: Mapping[str, Tensor] | None = None,
+        position: Tensor | None = None,
+        *,
+        hidden_states: Tensor | None = None,
+        token_frequency: Tensor | None = None,
+        geometry: Geometry | None = None,
+    ) -> None:
+        super().__init__(exclusive, geometry)
+        self.temperatures = temperatures._modules
+        self.features = {} if features is None else dict(features)
+        self.position = position
+        self.hidden_states = hidden_states
+        self.token_frequency = token_frequency
+
+    def scale_query(self, query: Tensor) -> Tensor:
+        """The query times its inverse temperature, for a layer that can do this before it rotates the query.
+
+        The two commute. In this order a compiler keeps what the projection gave and what attention gets, and no more;
+        :meth:`before`, which comes after the rotation, makes it keep the rotated query and GELU's results as well.
+        """
+        self.has_scaled_query = True
+        return self.scaled("query", query)
+
+    def to_cache(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Key and value, scaled; the unscaled values are the tokens' own."""
+        self.own_value = value
+        if self.temperatures:
+            key, value = self.scaled("key", key), self.scaled("value", value)
+        self.cached_value = value
+        return key, value
+
+    def before(
+        self, query: Tensor, key: Tensor, value: Tensor, takes_mechanisms: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor, dict[str, Any]]:
+        """Query, key and value with their temperatures; for a function that applies these itself, as its arguments."""
+        is_cached = self.cached_value is not None
+        query, key, value, options = super().before(query, key, value, takes_mechanisms)
+        if not self.temperatures:
+            return query, key, value, options
+        if not is_cached:
+            key = self.scaled("key", key)
+        if not takes_mechanisms:
+            value = value if is_cached else self.scaled("value", value)
+            query = query if self.has_scaled_query else self.scaled("query", query)
+            return query, key, value, {}
+        if not self.has_scaled_query:
+            options["query_scale"] = self.temperature("query", query)
+        if not is_cached:
+            options["value_scale"] = self.temperature("value", value)
+        return query, key, value, options
 
     def scaled(self, kind: str, states: Tensor) -> Tensor:
         """Query, key or value ``[B, heads, T, D]`` times its inverse temperature."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from exsel.config import ExclusiveConfig, SelectiveConfig
 from exsel.errors import UpgradeError
 from exsel.nn.exclusive import Exclusive
-from exsel.nn.mechanism_pass import ACROSS, MechanismPass
+from exsel.nn.mechanism_pass import ACROSS, ExclusivePass, MechanismPass
 from exsel.nn.positions import Positions
 from exsel.nn.projections import PACKINGS, Geometry, Projections
 from exsel.nn.temperature import Temperature, build_temperatures
@@ -75,7 +75,7 @@ class Mechanisms(nn.Module):
         context: Tensor | None = None,
         layer_index: int | None = None,
         attention_mask: Any = None,
-    ) -> UpgradedPass:
+    ) -> ExclusivePass:
         """One forward pass. What tells positions is as :class:`Positions` takes it.
 
         Where one module is several layers of a cache, ``layer_index`` is of the one that is called. ``context``, other
@@ -83,6 +83,8 @@ class Mechanisms(nn.Module):
         """
         if context is not None:
             raise RuntimeError(ACROSS)
+        if not self.reads:
+            return ExclusivePass(self._modules.get("exclusive"), self.geometry)  # type: ignore[arg-type]
         if not self.needs_position:
             return UpgradedPass(self)
         index = 0
