@@ -31,6 +31,11 @@ _IN_SHORT = (
         "gain of exclusive beside the norms over the norms' weights, share of passkeys found",
     ),
     (
+        "Exclusive attention, trained on to find passkeys",
+        "passkey",
+        "gain of exclusive over the baseline, share of passkeys found",
+    ),
+    (
         "Exclusive attention, learning to copy",
         "induction",
         "exclusive less plain, 2 layers, accuracy over the course",
