@@ -58,7 +58,10 @@ def test_a_block_comes_with_a_training_step() -> None:
 
 
 @pytest.mark.parametrize(("size", "tokens", "batch"), [("tiny", 512, 8), ("25m", 1024, 4), ("0.7b", 2048, 2)])
-def test_a_step_has_as_many_tokens_in_sequences_of_the_sizes_context(size: str, tokens: int, batch: int) -> None:
+def test_a_step_has_as_many_tokens_in_sequences_of_the_sizes_context(
+    size: str, tokens: int, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("exsel.bench.session.check_bytes", lambda *_: None)  # nothing is run, on however small a machine
     plan = Plan(subjects=("block",), device="cpu", dtype="float32", shapes=(SHAPES["tiny"],), model=size)
     case = jobs(plan)[-1].case
     assert (case.tokens, case.batch) == (tokens, batch)
