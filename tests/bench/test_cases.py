@@ -61,7 +61,7 @@ def test_a_block_comes_with_a_training_step() -> None:
 def test_a_step_has_as_many_tokens_in_sequences_of_the_sizes_context(
     size: str, tokens: int, batch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("exsel.bench.session.check_bytes", lambda *_: None)  # nothing is run, on however small a machine
+    monkeypatch.setattr("exsel.bench.session.check_bytes", lambda *_: None)  # nothing is run here
     plan = Plan(subjects=("block",), device="cpu", dtype="float32", shapes=(SHAPES["tiny"],), model=size)
     case = jobs(plan)[-1].case
     assert (case.tokens, case.batch) == (tokens, batch)
