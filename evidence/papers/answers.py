@@ -26,6 +26,11 @@ _IN_SHORT = (
         "gain of exclusive, strength learned from 0 over the model as it is, nats",
     ),
     (
+        "Selective attention put into a pretrained model whose weights are all trained",
+        "fine-tuning-all",
+        "gain of selective beside all weights over all weights, nats",
+    ),
+    (
         "Exclusive attention put into a pretrained model at strength 1, finding passkeys",
         "fine-tuning-exclusive",
         "gain of exclusive beside the norms over the norms' weights, share of passkeys found",
