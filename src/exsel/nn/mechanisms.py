@@ -83,7 +83,7 @@ class Mechanisms(nn.Module):
         """
         if context is not None:
             raise RuntimeError(ACROSS)
-        if not self.reads:
+        if not self.kinds:
             return ExclusivePass(self._modules.get("exclusive"), self.geometry)  # type: ignore[arg-type]
         if not self.needs_position:
             return UpgradedPass(self)
