@@ -100,22 +100,16 @@ def _kept(rows: Sequence[Row]) -> str:
 
 
 def _block(rows: Sequence[Row]) -> list[str]:
-    def describe(row: Row) -> list[str]:
-        return [row["shape"], f"{row['batch']} × {row['tokens']:,}", row["group"]]
-
     parts = []
     for name, title in (("block", "One block, forward and backward"), ("step", "A whole training step")):
         own = [row for row in rows if row["subject"] == name]
         if own:
-            parts += [f"{title}:", _pivot(own, describe, ["Size", "Tokens", "How"], None)]
+            parts += [f"{title}:", _pivot(own, _size_tokens_group, ["Size", "Tokens", "How"], None)]
     return parts
 
 
 def _products(rows: Sequence[Row]) -> list[str]:
-    def describe(row: Row) -> list[str]:
-        return [row["shape"], f"{row['batch']} × {row['tokens']:,}"]
-
-    return [_pivot(rows, describe, ["Size", "Tokens"], None)]
+    return [_pivot(rows, _size_tokens_group, ["Size", "Tokens", "How"], None)]
 
 
 def _upgraded(rows: Sequence[Row]) -> list[str]:
@@ -138,15 +132,16 @@ def _decode(rows: Sequence[Row]) -> list[str]:
 
 
 def _long(rows: Sequence[Row]) -> list[str]:
-    def describe(row: Row) -> list[str]:
-        return [row["shape"], f"{row['batch']} × {row['tokens']:,}", row["group"]]
-
     parts = []
     for name, title in (("window", "A sliding window"), ("packed", "Packed sequences")):
         own = [row for row in rows if row["subject"] == name]
         if own:
-            parts += [f"{title}:", _pivot(own, describe, ["Case", "Tokens", "Mechanisms"], None)]
+            parts += [f"{title}:", _pivot(own, _size_tokens_group, ["Case", "Tokens", "Mechanisms"], None)]
     return parts
+
+
+def _size_tokens_group(row: Row) -> list[str]:
+    return [row["shape"], f"{row['batch']} × {row['tokens']:,}", row["group"]]
 
 
 def _pivot(

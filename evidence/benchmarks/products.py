@@ -12,6 +12,7 @@ import functools
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,11 @@ import torch
 from torch import Tensor
 
 from evidence.benchmarks.cpu_rows import keep_rows
+from exsel.bench.cases import SHAPES, Case
 from exsel.bench.measuring import Contender, CpuClock, Work, measure
-from exsel.bench.model_contenders import STEPS, VOCABULARY, build, context_length
+from exsel.bench.model_contenders import STEPS, context_length, step_contenders
 from exsel.cli.display import activity
 from exsel.float32_products import fast_products
-from exsel.training.training_step import training_step
 
 SUBJECT = "float32 products"
 _PATH = Path(__file__).parent / "results" / "products_cpu.json"
@@ -33,30 +34,23 @@ _WAYS: dict[str, Callable[[], AbstractContextManager[None]]] = {
 }
 
 
-def contenders(size: str) -> tuple[list[Contender], tuple[int, int]]:
-    """Steps of the model with both mechanisms, and their batch and tokens."""
-    tokens = context_length(size)
-    batch = STEPS["cpu"][1] // tokens
-    ids = torch.randint(3, VOCABULARY, (batch, tokens))
-    default = next(iter(_WAYS))
+def contenders(case: Case) -> list[Contender]:
+    """A step of the model with both mechanisms as :func:`step_contenders` makes it, in each way."""
+    (step,) = (each for each in step_contenders(case, ["compiled"]) if each.name == "exclusive+selective")
+    floor = (step.group, next(iter(_WAYS)))
 
     def work(name: str) -> Work:
-        model = build("exclusive+selective", size, torch.device("cpu"))
-        for layer in model.model.layers:
-            layer.compile(dynamic=False)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+        made = step.prepare()
 
-        def step() -> Tensor:
+        def call() -> Tensor:
             with _WAYS[name]():
-                return training_step(model(input_ids=ids, labels=ids).loss, model, optimizer)
+                return made.forward()
 
-        return Work(forward=step, name="step")
+        return replace(made, forward=call)
 
-    made = [
-        Contender(name=name, group="compiled", floor=("compiled", default), prepare=functools.partial(work, name))
-        for name in _WAYS
+    return [
+        Contender(name=name, group=step.group, floor=floor, prepare=functools.partial(work, name)) for name in _WAYS
     ]
-    return made, (batch, tokens)
 
 
 def main() -> int:
@@ -68,10 +62,11 @@ def main() -> int:
     with activity() as say:
         for size in arguments.sizes.split(","):
             say(f"a step of {size}")
-            made, (batch, tokens) = contenders(size)
+            tokens, device = context_length(size), torch.device("cpu")
+            batch = STEPS["cpu"][1] // tokens
+            case = Case(shape=SHAPES[size], tokens=tokens, batch=batch, device=device, dtype=torch.float32)
             described = {"subject": SUBJECT, "shape": size, "tokens": tokens, "batch": batch}
-            clock, device = CpuClock(), torch.device("cpu")
-            measured = measure(made, clock=clock, device=device, rounds=arguments.rounds, say=say)
+            measured = measure(contenders(case), clock=CpuClock(), device=device, rounds=arguments.rounds, say=say)
             rows += [{**described, **row} for row in measured]
     keep_rows(_PATH, "evidence.benchmarks.products", rows)
     return 0
