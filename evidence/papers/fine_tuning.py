@@ -341,8 +341,8 @@ def tune(setup: Setup, way: Tuning, rates: Mapping[str, float], *, seed: int, st
 
     Returns:
         ``loss`` in nats, ``by_position`` and ``validation_curve`` of it; how many ``parameters`` were trained, with
-        which ``training_losses``; how far the mechanisms ``moved``; and ``passkeys`` by length where the question asks
-        for them.
+        which ``training_losses``; how far the mechanisms ``moved``; and where the question asks for them ``passkeys``
+        by length and ``passkeys_by_depth``.
     """
     job, plan = setup.job, setup.plan
     if way is UNTOUCHED:
@@ -371,6 +371,7 @@ def tune(setup: Setup, way: Tuning, rates: Mapping[str, float], *, seed: int, st
         tokenizer = setup.validation.tokenizer
         keys = passkey(model, tokenizer, lengths=plan.passkey_lengths, samples=plan.passkey_samples, batch_size=4)
         result["passkeys"] = list(zip(keys.lengths, keys.by_length, strict=True))
+        result["passkeys_by_depth"] = list(zip(keys.depths, keys.by_depth, strict=True))
     if own := mechanism_parameters(model):
         save_file({key: value.detach().cpu() for key, value in own.items()}, kept.with_suffix(".safetensors"))
     write_json(kept, result)
@@ -483,7 +484,7 @@ def fine_tuning_outcome(
         findings += [_gain_of_keys(contrast, results) for contrast in question.contrasts]
         found = (f"{way.label} {_keys_found(results[way.name]).mean:.0%}" for way in question.ways)
         conclusion += f" Passkeys found: {', '.join(found)}."
-        charts.append(_passkey_chart(question, results))
+        charts += _passkey_charts(question, results)
     return Outcome(
         verdict=verdict_of([estimates[0].holds(1)]),
         conclusion=conclusion,
@@ -533,19 +534,34 @@ def _gain_chart(question: Question, results: Mapping[str, Sequence[Result]]) -> 
     )
 
 
-def _passkey_chart(question: Question, results: Mapping[str, Sequence[Result]]) -> Chart:
-    curves = []
-    for way in question.ways:
-        lengths, shares = zip(*(zip(*result["passkeys"], strict=True) for result in results[way.name]), strict=True)
-        curves.append(Curve.of(way.label, lengths[0], [Estimate.of(*at) for at in zip(*shares, strict=True)]))
-    return Chart(
-        name="passkeys",
-        title="Passkeys found by length",
-        x_label="tokens of the document",
-        y_label="share of keys found",
-        curves=tuple(curves),
-        log_x=True,
+def _passkey_charts(question: Question, results: Mapping[str, Sequence[Result]]) -> list[Chart]:
+    """By length over all depths, and by depth over all lengths."""
+
+    def curve(way: Tuning, name: str) -> Curve:
+        places, shares = zip(*(zip(*result[name], strict=True) for result in results[way.name]), strict=True)
+        return Curve.of(way.label, places[0], [Estimate.of(*at) for at in zip(*shares, strict=True)])
+
+    by_length, by_depth = (
+        tuple(curve(way, name) for way in question.ways) for name in ("passkeys", "passkeys_by_depth")
     )
+    share = "share of keys found"
+    return [
+        Chart(
+            name="passkeys",
+            title="Passkeys found by length",
+            x_label="tokens of the document",
+            y_label=share,
+            curves=by_length,
+            log_x=True,
+        ),
+        Chart(
+            name="passkeys-by-depth",
+            title="Passkeys found by depth",
+            x_label="depth of the key, from 0 (first) to 1 (right before the question)",
+            y_label=share,
+            curves=by_depth,
+        ),
+    ]
 
 
 def _table(question: Question, results: Mapping[str, Sequence[Result]], rates: Mapping[str, float]) -> Table:

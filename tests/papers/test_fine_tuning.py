@@ -81,7 +81,7 @@ def test_keys_are_compared_as_losses_are():
     shares[EXCLUSIVE_BESIDE_NORMS.name] = ((0.2, 0.0), (0.1, 0.1), (0.1, 0.0))
     results = {
         name: [
-            {**one, "passkeys": [*zip((256, 512), found, strict=True)]}
+            {**one, "passkeys": [*zip((256, 512), found, strict=True)], "passkeys_by_depth": [[0.5, found[1]]]}
             for one, found in zip(each, shares[name], strict=True)
         ]
         for name, each in losses.items()
@@ -93,6 +93,10 @@ def test_keys_are_compared_as_losses_are():
     assert (learned.ours.mean, learned.holds) == (0.0, None)
     assert "Passkeys found: the model as it is 70%" in outcome.conclusion
     assert outcome.tables[0].rows[0][-1] == "0.700 (0.700 to 0.700)"
+    _, by_length, by_depth = outcome.charts
+    found = {(chart.name, curve.label): curve.y for chart in (by_length, by_depth) for curve in chart.curves}
+    assert found["passkeys", EXCLUSIVE_BESIDE_NORMS.label] == pytest.approx([0.4 / 3, 0.1 / 3])
+    assert found["passkeys-by-depth", EXCLUSIVE_BESIDE_NORMS.label] == pytest.approx([0.1 / 3])
 
 
 def test_smoke(tmp_path):
@@ -114,7 +118,7 @@ def test_smoke(tmp_path):
 def test_what_is_not_to_be_trained_stays(tmp_path):
     run = job(tmp_path, seeds=(0,))
     outcome = run_fine_tuning_exclusive(run)
-    assert [chart.name for chart in outcome.charts] == ["gain-by-position", "passkeys"]
+    assert [chart.name for chart in outcome.charts] == ["gain-by-position", "passkeys", "passkeys-by-depth"]
     moved = {row[0]: row[4] for row in outcome.tables[0].rows}
     assert float(moved[LEARNED.label].removeprefix("α by ")) > 0
     assert moved[EXCLUSIVE_BESIDE_NORMS.label] == ""
