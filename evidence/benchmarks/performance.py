@@ -28,6 +28,7 @@ def sections(records: Sequence[Record]) -> dict[str, str]:
         "attention": subject(records, "attention", _attention),
         "block": subject(records, "block", _block),
         "products": subject(records, "float32 products", _products, devices=("cpu",)),
+        "fine-tuning steps": subject(records, "fine-tuning step", _fine_tuning_steps, devices=("cpu",)),
         "upgraded": subject(records, "upgraded generation", _upgraded),
         "decode": subject(records, "decode", _decode),
         "long": subject(records, "window", _long),
@@ -121,6 +122,19 @@ def _upgraded(rows: Sequence[Row]) -> list[str]:
         own = [row for row in rows if row["subject"] == f"upgraded {name}"]
         if own:
             parts += [f"{title} of {own[0]['tokens']}:", _pivot(own, describe, ["Model", "Batch", "How"], None)]
+    return parts
+
+
+def _fine_tuning_steps(rows: Sequence[Row]) -> list[str]:
+    parts = []
+    for group in dict.fromkeys(row["group"] for row in rows):
+        own = [row for row in rows if row["group"] == group]
+        lines = [["Trained", "Tokens a second", f"A step's time over that of {own[0]['floor']}"]]
+        for row in own:
+            step = row["passes"]["step"]
+            speed = row["batch"] * row["tokens"] / step["ms_median"] * 1e3
+            lines.append([row["contender"], f"{speed:,.0f}", ratio_with_quartiles(step)])
+        parts.append(markdown(lines))
     return parts
 
 

@@ -34,6 +34,7 @@ from exsel.intervals import Estimate
 from exsel.nn import Exclusive
 from exsel.report.charts import Chart, Curve
 from exsel.training.mechanism_parameters import mechanism_parameters
+from exsel.training.training_step import training_step
 from exsel.upgrading.loading import quiet_transformers
 from exsel.variants import CHOOSING_SEED
 
@@ -101,7 +102,7 @@ def _real_model(_: Path) -> Path:
     return exsel.pull("smollm2")
 
 
-_PLANS: Mapping[Budget, _Plan] = {
+PLANS: Mapping[Budget, _Plan] = {
     "smoke": _Plan(
         model=_small_model,
         steps=3,
@@ -258,7 +259,7 @@ class Setup:
     @classmethod
     def of(cls, job: Job, question: Question) -> Setup:
         """Fetch the model, and load the text."""
-        plan = _PLANS[job.budget]
+        plan = PLANS[job.budget]
         job.folder.mkdir(parents=True, exist_ok=True)
         folder = plan.model(job.folder)
         tokenizer = str(folder) if (folder / "tokenizer.json").exists() else "bytes"
@@ -356,7 +357,7 @@ def tune(setup: Setup, way: Tuning, rates: Mapping[str, float], *, seed: int, st
     job.progress.note(f"{way.label}, rate {rates[way.name]:g}, {steps} steps, seed {seed}")
     set_seed(seed)
     model = copy.deepcopy(setup.model)
-    groups = _prepare(model, way, rates)
+    groups = prepare(model, way, rates)
     losses = _train(setup, model, groups, seed=seed, steps=steps)
     evaluation = evaluate_loss(model, setup.validation.validation, batch_size=2, device=torch.device(job.device))
     result = {
@@ -396,7 +397,7 @@ def _train(
     if not groups or not steps:
         return []
     plan, blocks = setup.plan, setup.train.train
-    optimizer = torch.optim.Adam(list(groups), betas=(0.9, 0.95))
+    optimizer = make_optimizer(groups)
     warmup = max(1, round(_WARMUP_SHARE * steps))
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))
@@ -408,16 +409,17 @@ def _train(
         rows = [order[(step * plan.batch_size + index) % len(order)] for index in range(plan.batch_size)]
         batch = collate([blocks[row] for row in rows])
         loss = model(**{key: value.to(setup.job.device) for key, value in batch.items()}, use_cache=False).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_([value for group in groups for value in group["params"]], 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        losses.append(training_step(loss, model, optimizer).item())
         schedule.step()
-        losses.append(loss.item())
     return losses
 
 
-def _prepare(model: PreTrainedModel, way: Tuning, rates: Mapping[str, float]) -> list[dict[str, Any]]:
+def make_optimizer(groups: Sequence[dict[str, Any]]) -> torch.optim.Optimizer:
+    """What takes the steps of every way."""
+    return torch.optim.Adam(list(groups), betas=(0.9, 0.95))
+
+
+def prepare(model: PreTrainedModel, way: Tuning, rates: Mapping[str, float]) -> list[dict[str, Any]]:
     """Put in what a way needs, and say what is trained at which rate; everything else stays as it is."""
     groups: list[dict[str, Any]] = []
     old = dict(model.named_parameters())
