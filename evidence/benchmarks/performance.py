@@ -129,11 +129,12 @@ def _fine_tuning_steps(rows: Sequence[Row]) -> list[str]:
     parts = []
     for group in dict.fromkeys(row["group"] for row in rows):
         own = [row for row in rows if row["group"] == group]
-        lines = [["Trained", "Tokens a second", f"A step's time over that of {own[0]['floor']}"]]
+        (floor,) = (row for row in own if row["contender"] == row["floor"])
+        speed = floor["batch"] * floor["tokens"] / floor["passes"]["step"]["ms_median"] * 1e3
+        lines = [["Trained", f"A step's time over that of {floor['contender']}", "Tokens a second"]]
         for row in own:
             step = row["passes"]["step"]
-            speed = row["batch"] * row["tokens"] / step["ms_median"] * 1e3
-            lines.append([row["contender"], f"{speed:,.0f}", ratio_with_quartiles(step)])
+            lines.append([row["contender"], ratio_with_quartiles(step), f"{speed / step['ratio_median']:,.0f}"])
         parts.append(markdown(lines))
     return parts
 
