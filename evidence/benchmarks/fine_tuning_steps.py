@@ -3,7 +3,7 @@
     python -m evidence.benchmarks.fine_tuning_steps [--rounds N]
 
 SmolLM2-135M, eager, on as many tokens as the experiments of :mod:`evidence.papers.fine_tuning` take on a CPU: forward,
-backward, clipping and Adam. About ten minutes on two cores.
+backward, clipping and Adam. About six minutes on two cores.
 """
 
 from __future__ import annotations

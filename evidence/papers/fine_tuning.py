@@ -352,7 +352,7 @@ def tune(setup: Setup, way: Tuning, rates: Mapping[str, float], *, seed: int, st
     kept = job.folder / f"fine-tuning-{job.budget}-{name}.json"
     result: dict[str, Any] = read_json(kept) if kept.exists() else {}
     asks_for_keys = setup.question.asks_for_keys and seed != CHOOSING_SEED
-    if result and (not asks_for_keys or "passkeys" in result):
+    if result and (not asks_for_keys or "passkeys_by_depth" in result):
         return result
     job.progress.note(f"{way.label}, rate {rates[way.name]:g}, {steps} steps, seed {seed}")
     set_seed(seed)

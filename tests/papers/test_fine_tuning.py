@@ -119,6 +119,12 @@ def test_what_is_not_to_be_trained_stays(tmp_path):
     run = job(tmp_path, seeds=(0,))
     outcome = run_fine_tuning_exclusive(run)
     assert [chart.name for chart in outcome.charts] == ["gain-by-position", "passkeys", "passkeys-by-depth"]
+    # Kept before keys were counted by depth: they are asked for again.
+    (kept,) = tmp_path.glob("*untouched*.json")
+    kept.write_text(
+        json.dumps({name: value for name, value in json.loads(kept.read_text()).items() if name != "passkeys_by_depth"})
+    )
+    assert run_fine_tuning_exclusive(run) == outcome
     moved = {row[0]: row[4] for row in outcome.tables[0].rows}
     assert float(moved[LEARNED.label].removeprefix("α by ")) > 0
     assert moved[EXCLUSIVE_BESIDE_NORMS.label] == ""
