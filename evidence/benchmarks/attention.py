@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ def measure_and_keep(name: str, subjects: Sequence[str], flags: Sequence[str]) -
     """Run ``exsel bench`` and keep what it measured as ``NAME_DEVICE[_PART].json``; partial results are not kept."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--part", default="")
+    command = shlex.join(["python", "-m", f"evidence.benchmarks.{name}", *flags])
     known, flags = parser.parse_known_args(flags)
     is_ours = {"-h", "--help", "--out", "--overwrite"}.isdisjoint(flags)
     if not is_ours or not re.fullmatch(r"[a-z0-9-]*", known.part):
@@ -40,7 +42,7 @@ def measure_and_keep(name: str, subjects: Sequence[str], flags: Sequence[str]) -
     if code != 0:
         return code
     record = read_json(work / "bench.json")
-    record["command"] = " ".join([f"python -m evidence.benchmarks.{name}", *flags])
+    record["command"] = command
     device = re.sub(r"[^a-z0-9]+", "-", record["machine"]["device"].lower()).strip("-")
     path = RESULTS / f"{name}_{device}{part}.json"
     write_json(path, record)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 from types import ModuleType
@@ -102,11 +103,14 @@ def test_what_is_kept(tables: ModuleType, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(script, "exsel", exsel)
     monkeypatch.setattr(script, "RESULTS", tables.RESULTS)
     monkeypatch.chdir(tmp_path)
-    assert script.measure_and_keep("attention", ["attention"], ["--part", "long", "--seq-lens", "8192"]) == 0
-    assert given[0][:5] == ["bench", "attention", "--seq-lens", "8192", "--out"]
+    flags = ["--part", "long", "--seq-lens", "8192", "--contenders", "exsel sdpa"]
+    assert script.measure_and_keep("attention", ["attention"], flags) == 0
+    assert given[0][:7] == ["bench", "attention", *flags[2:], "--out"]
     (kept,) = tables.RESULTS.iterdir()
     assert kept.name == "attention_cpu_long.json"
-    assert json.loads(kept.read_text())["command"] == "python -m evidence.benchmarks.attention --seq-lens 8192"
+    assert json.loads(kept.read_text())["command"] == shlex.join(
+        ["python", "-m", "evidence.benchmarks.attention", *flags]
+    )
     kept.unlink()
     assert script.measure_and_keep("block", ["block"], ["--rounds", "1"]) == 130  # interrupted
     assert script.measure_and_keep("block", ["block"], ["--part", "../else"]) == 2
