@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import argparse
 import re
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from evidence.benchmarks.cpu_rows import command_of
 from exsel.cli import main as exsel
 from exsel.files import read_json, write_json
 
@@ -26,7 +26,7 @@ def measure_and_keep(name: str, subjects: Sequence[str], flags: Sequence[str]) -
     """Run ``exsel bench`` and keep what it measured as ``NAME_DEVICE[_PART].json``; partial results are not kept."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--part", default="")
-    command = shlex.join(["python", "-m", f"evidence.benchmarks.{name}", *flags])
+    command = command_of(f"evidence.benchmarks.{name}", flags)
     known, flags = parser.parse_known_args(flags)
     is_ours = {"-h", "--help", "--out", "--overwrite"}.isdisjoint(flags)
     if not is_ours or not re.fullmatch(r"[a-z0-9-]*", known.part):

@@ -1,8 +1,10 @@
-"""Rows that were measured on the CPU, as a file of results."""
+"""Rows that were measured on the CPU, as a file of results; and the command that measured."""
 
 from __future__ import annotations
 
+import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,16 @@ from exsel.files import write_json
 from exsel.machine import describe_machine, git_revision
 
 
+def command_of(module: str, flags: Sequence[str]) -> str:
+    """The command that a record names, as a shell takes it."""
+    return shlex.join(["python", "-m", module, *flags])
+
+
 def keep_rows(path: Path, module: str, rows: list[dict[str, Any]]) -> None:
     """Write what a module measured as ``exsel bench`` writes its record, with the command, and say where."""
     record = {
         "format": FORMAT,
-        "command": " ".join(["python -m", module, *sys.argv[1:]]),
+        "command": command_of(module, sys.argv[1:]),
         "device": "cpu",
         "dtype": "float32",
         "partial": False,

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import exsel
+from evidence.benchmarks.cpu_rows import command_of
 from evidence.papers.results_page import machine_in_words, markdown_table
 from exsel.cli.flags import whole
 from exsel.files import write_json
@@ -118,7 +119,7 @@ def main() -> int:
     from vllm import __version__ as vllm_version
 
     result = {
-        "command": " ".join(["python -m evidence.benchmarks.vllm_tokens", *sys.argv[1:]]),
+        "command": command_of("evidence.benchmarks.vllm_tokens", sys.argv[1:]),
         "machine": describe_machine("cpu"),
         "git_revision": git_revision(),
         "vllm": vllm_version,
